@@ -1,0 +1,50 @@
+"""Teach a vision-language model a sequence of tasks without forgetting, one exact delta per task."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mm_piece.delta import Delta
+    from mm_piece.errors import PieceError
+    from mm_piece.evaluation import evaluate
+    from mm_piece.importance import estimate
+    from mm_piece.loading import checkout, export, load
+    from mm_piece.mask import select
+    from mm_piece.sparse import sparse_tuning
+    from mm_piece.store import DeltaStore
+    from mm_piece.training import train
+
+# Imported on first use, so that `import mm_piece` and `mm-piece --help` do not wait for torch.
+_HOMES = {
+    "Delta": "delta",
+    "DeltaStore": "store",
+    "PieceError": "errors",
+    "checkout": "loading",
+    "estimate": "importance",
+    "evaluate": "evaluation",
+    "export": "loading",
+    "load": "loading",
+    "select": "mask",
+    "sparse_tuning": "sparse",
+    "train": "training",
+}
+
+__all__ = [
+    "Delta",
+    "DeltaStore",
+    "PieceError",
+    "checkout",
+    "estimate",
+    "evaluate",
+    "export",
+    "load",
+    "select",
+    "sparse_tuning",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"mm_piece.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'mm_piece' has no attribute {name!r}")

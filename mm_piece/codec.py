@@ -1,0 +1,151 @@
+"""Integers and bit patterns to compact bytes and back, exactly.
+
+    plane    one byte of every number     kind (1 byte: raw or deflate), then the bytes
+    values   width planes, lowest first   so that exponents meet exponents and mantissas mantissas
+    gaps     values of 1, 2, 4 or 8 bytes all ones = "the rest follows", at twice the width
+    indices  first width (1 byte), gaps   gap = how many entries lie between two neighbours
+
+Only numpy and zlib. A plane of mantissas is noise and stays raw; the others are Huffman coded.
+Decoders know how much must come out, never inflate further, and raise `DamageError` otherwise.
+"""
+
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mm_piece.errors import DamageError
+
+RAW, DEFLATE = 0, 1
+MEMORY_LEVEL = 9  # longer blocks, fewer Huffman tables
+WIDTHS = (1, 2, 4, 8)
+LARGEST_SIZE = 2**62  # below it no sum of a position and a gap leaves int64
+
+
+def encode_indices(indices: NDArray[np.int64]) -> bytes:
+    """Code sorted, unique, non-negative indices."""
+    gaps = indices.astype(np.int64)
+    gaps[1:] -= indices[:-1] + 1
+    if gaps.size and gaps.min() < 0:
+        raise ValueError("indices must be sorted, unique and not negative")
+    width = _first_width(gaps)
+    return bytes([width]) + _encode_gaps(gaps, width)
+
+
+def decode_indices(data: bytes | memoryview, count: int, size: int) -> NDArray[np.int64]:
+    """Decode `count` sorted, unique indices, all of them below `size`."""
+    width = data[0] if len(data) else 0
+    if width not in WIDTHS or size > LARGEST_SIZE:
+        raise DamageError(f"index width {width} (known: {WIDTHS}) or tensor size {size} is unsound")
+    indices, rest = _read_gaps(memoryview(data)[1:], count, width)
+    _require_end(rest)
+    indices += 1
+    np.cumsum(indices, out=indices)
+    indices -= 1
+    if count and indices.max() >= size:
+        raise DamageError(f"an index lies outside a tensor of {size} entries")
+    return indices
+
+
+def encode_values(values: NDArray[np.unsignedinteger]) -> bytes:
+    """Code unsigned integers of 1, 2, 4 or 8 bytes, plane by plane."""
+    planes = np.ascontiguousarray(values).view(np.uint8).reshape(values.size, values.itemsize)
+    return b"".join(_encode_plane(np.ascontiguousarray(plane)) for plane in planes.T)
+
+
+def decode_values(data: bytes | memoryview, count: int, width: int) -> NDArray[np.unsignedinteger]:
+    """Decode `count` unsigned integers of `width` bytes."""
+    values, rest = _read_values(memoryview(data), count, width)
+    _require_end(rest)
+    return values
+
+
+def _first_width(gaps: NDArray[np.int64]) -> int:
+    """Return the narrowest width that holds at least half of the gaps.
+
+    A common escape is one cheap symbol, but Huffman codes cannot spend less than a bit on it.
+    """
+    fits = (2 * np.count_nonzero(gaps < _escape(width)) >= gaps.size for width in WIDTHS)
+    return next(width for width, most in zip(WIDTHS, fits, strict=True) if most)
+
+
+def _escape(width: int) -> int:
+    """Return the symbol of `width` bytes that says: the rest follows, at twice the width."""
+    return 2 ** (8 * width) - 1 if width < WIDTHS[-1] else LARGEST_SIZE
+
+
+def _encode_gaps(gaps: NDArray[np.int64], width: int) -> bytes:
+    symbols = np.minimum(gaps, _escape(width))
+    escaped = gaps[symbols == _escape(width)] - _escape(width)
+    coded = encode_values(symbols.astype(f"<u{width}"))
+    return coded + _encode_gaps(escaped, 2 * width) if escaped.size else coded
+
+
+def _read_gaps(data: memoryview, count: int, width: int) -> tuple[NDArray[np.int64], memoryview]:
+    symbols, data = _read_values(data, count, width)
+    escaped = symbols >= _escape(width)
+    gaps = symbols.astype(np.int64)
+    more = np.count_nonzero(escaped)
+    if more and width == WIDTHS[-1]:
+        raise DamageError("a gap between two indices is wider than any tensor")
+    if more:
+        rest, data = _read_gaps(data, more, 2 * width)
+        gaps[escaped] += rest
+    return gaps, data
+
+
+def _read_values(
+    data: memoryview, count: int, width: int
+) -> tuple[NDArray[np.unsignedinteger], memoryview]:
+    planes = []
+    for _ in range(width):
+        plane, data = _read_plane(data, count)
+        planes.append(plane)
+    values = np.empty((count, width), np.uint8)  # only now: `count` may be a lie until here
+    for position, plane in enumerate(planes):
+        values[:, position] = np.frombuffer(plane, np.uint8)
+    return values.view(f"<u{width}").reshape(count), data
+
+
+def _encode_plane(plane: NDArray[np.uint8]) -> bytes:
+    coded = _deflate(plane, zlib.Z_HUFFMAN_ONLY)
+    if 4 * len(coded) < plane.size:  # near Huffman's floor of one bit a symbol: runs go below it
+        coded = min(coded, _deflate(plane, zlib.Z_RLE), key=len)
+    if len(coded) < plane.size:
+        return bytes([DEFLATE]) + coded
+    return bytes([RAW]) + plane.tobytes()
+
+
+def _deflate(plane: NDArray[np.uint8], strategy: int) -> bytes:
+    coder = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, MEMORY_LEVEL, strategy)
+    return coder.compress(plane.data) + coder.flush()
+
+
+def _read_plane(data: memoryview, count: int) -> tuple[bytes | memoryview, memoryview]:
+    kind, body = data[:1].tobytes(), data[1:]
+    if kind == bytes([RAW]):
+        plane, rest = body[:count], body[count:]
+    elif kind == bytes([DEFLATE]):
+        plane, rest = _inflate(body, count)
+    else:
+        raise DamageError("coded numbers end early or name an unknown kind of plane")
+    if len(plane) != count:
+        raise DamageError(f"{count} coded numbers were promised, {len(plane)} or more are there")
+    return plane, rest
+
+
+def _inflate(body: memoryview, count: int) -> tuple[bytes, memoryview]:
+    """Inflate a stream of `count` bytes; one byte more is enough to know that it lies."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        plane = inflater.decompress(body, count + 1)
+    except zlib.error as error:
+        raise DamageError(f"coded numbers do not inflate ({error})") from error
+    if not inflater.eof:
+        raise DamageError(f"coded numbers do not end after the {count} that were promised")
+    return plane, memoryview(inflater.unused_data)
+
+
+def _require_end(rest: memoryview) -> None:
+    if len(rest):
+        raise DamageError(f"{len(rest)} bytes follow the coded numbers")

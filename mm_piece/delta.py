@@ -1,0 +1,247 @@
+"""`Delta`: what one task changed in a base, as sorted indices and new values.
+
+    entries    take, put, difference      copy, write and compare bit patterns, never numbers
+    identity   digest, fingerprint        of a tensor, of a base
+    Delta      from_change, check, apply  sound once it exists; checked before the first write
+               save, load                 one sealed file, see module `deltafile`
+    many       compose                    the later one wins, exactly
+
+NaN payloads and negative zeros survive: values only ever move as same-size integers.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mm_piece import deltafile
+from mm_piece.deltafile import NAMES, Entries, bits, index_dtype
+from mm_piece.errors import DamageError, DeltaError, FormatError, MismatchError
+
+SAMPLES = 64  # entries of each tensor that enter a fingerprint; small tensors give up to twice that
+
+
+def take(tensor: Tensor, indices: Tensor) -> Tensor:
+    """Copy the entries at flat `indices`, in the tensor's dtype."""
+    return bits(tensor).index_select(0, indices.to(tensor.device)).view(tensor.dtype)
+
+
+def put(tensor: Tensor, indices: Tensor, values: Tensor) -> None:
+    """Write `values` at flat `indices` in place, bit for bit."""
+    where = indices.to(tensor.device, torch.int64)
+    bits(tensor).index_copy_(0, where, bits(values).to(tensor.device))
+
+
+def difference(before: Tensor, after: Tensor) -> Tensor:
+    """Return the sorted flat indices of the entries whose bits differ."""
+    if _kind(before) != _kind(after):
+        raise MismatchError(f"{_kind(before)} cannot be compared with {_kind(after)}")
+    changed = bits(before.contiguous()) != bits(after.contiguous())
+    return torch.nonzero(changed).view(-1).to(index_dtype(before.numel()))
+
+
+def digest(tensor: Tensor) -> str:
+    """Return the SHA-256 of a tensor's bit patterns, in hex."""
+    return hashlib.sha256(bits(tensor.detach().cpu().contiguous()).numpy()).hexdigest()
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Return a base's identity at a glance: names, shapes, dtypes, a sample of each tensor.
+
+    The stride is odd, so that it walks through the columns of a matrix, not down one of them.
+    """
+    return _identity(tensors, lambda size: size // SAMPLES | 1)
+
+
+def full_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return a base's identity down to the last bit; reads everything."""
+    return _identity(tensors, lambda size: 1)
+
+
+def _identity(tensors: Mapping[str, Tensor], stride: Callable[[int], int]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach()
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        sha.update(json.dumps([name, list(tensor.shape), dtype]).encode())
+        sha.update(bytes.fromhex(digest(tensor.reshape(-1)[:: stride(tensor.numel())])))
+    return sha.hexdigest()
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+@dataclass(frozen=True, eq=False)
+class Delta:
+    """One task's changed entries, on the CPU."""
+
+    indices: dict[str, Tensor]
+    values: dict[str, Tensor]
+    shapes: dict[str, tuple[int, ...]]
+    before: dict[str, str]
+    task: str
+    base: str
+    parent: str
+    info: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        names = self.shapes.keys()
+        if not names == self.indices.keys() == self.values.keys() == self.before.keys():
+            raise DamageError("indices, values, shapes and digests name different tensors")
+        for name, shape in self.shapes.items():
+            _require_sound(name, self.indices[name], self.values[name], math.prod(shape))
+
+    @classmethod
+    def from_change(
+        cls,
+        indices: Mapping[str, Tensor],
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        shapes: Mapping[str, Sequence[int]],
+        *,
+        task: str,
+        base: str,
+        info: Mapping[str, Any],
+        parent: str = "",
+    ) -> "Delta":
+        """Keep the selected entries whose bits changed; `info` counts selected and unchanged."""
+        rows = {name: _changed(name, indices[name], before[name], after[name]) for name in indices}
+        rows = {name: row for name, row in rows.items() if len(row[0])}
+        sizes = {name: math.prod(shapes[name]) for name in rows}
+        selected = sum(len(index) for index in indices.values())
+        entries = sum(len(index) for index, _, _ in rows.values())
+        return cls(
+            indices={name: row[0].to(index_dtype(sizes[name])) for name, row in rows.items()},
+            values={name: row[2] for name, row in rows.items()},
+            shapes={name: tuple(shapes[name]) for name in rows},
+            before={name: digest(row[1]) for name, row in rows.items()},
+            task=task,
+            base=base,
+            parent=parent,
+            info={**info, "selected": selected, "unchanged": selected - entries},
+        )
+
+    @property
+    def entries(self) -> int:
+        """Return how many entries the delta changes."""
+        return sum(len(index) for index in self.indices.values())
+
+    def check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise unless every tensor stands where this delta starts; write nothing."""
+        for name, shape in self.shapes.items():
+            if name not in tensors:
+                raise MismatchError(f"task {self.task!r} changes {name}, which is not there")
+            tensor = tensors[name]
+            self._require(name, "shape", list(shape), list(tensor.shape))
+            self._require(name, "dtype", self.values[name].dtype, tensor.dtype)
+            self._require(name, "contiguous", True, tensor.is_contiguous())
+            found = digest(take(tensor, self.indices[name]))
+            self._require(name, "SHA-256 before", self.before[name], found)
+
+    def _require(self, name: str, what: str, expected: object, found: object) -> None:
+        if expected != found:
+            place = f"task {self.task!r}: {name}: {what}"
+            raise MismatchError(f"{place}: expected {expected}, found {found}")
+
+    def apply(self, tensors: Mapping[str, Tensor]) -> None:
+        """Check everything, then write the new values in place."""
+        self.check(tensors)
+        for name, index in self.indices.items():
+            put(tensors[name], index, self.values[name])
+
+    def to_bytes(self, codec: str = "gap") -> bytes:
+        """Return the file's content; the same delta gives the same bytes."""
+        records = {name: self._record(name) for name in self.indices}
+        header = {key: vars(self)[key] for key in ("task", "base", "parent", "info")}
+        entries = {name: (index, self.values[name]) for name, index in self.indices.items()}
+        return deltafile.pack({**header, "tensors": records}, entries, codec)
+
+    def _record(self, name: str) -> dict[str, Any]:
+        return {
+            "shape": list(self.shapes[name]),
+            "dtype": NAMES[self.values[name].dtype],
+            "entries": len(self.indices[name]),
+            "before": self.before[name],
+        }
+
+    @classmethod
+    def from_bytes(cls, data: bytes, origin: str = "delta") -> "Delta":
+        """Validate and decode a file's content; `origin` names it in errors."""
+        try:
+            header, entries = deltafile.unpack(data)
+            records = header["tensors"]
+            return cls(
+                indices={name: indices for name, (indices, _) in entries.items()},
+                values={name: values for name, (_, values) in entries.items()},
+                shapes={name: tuple(record["shape"]) for name, record in records.items()},
+                before={name: record["before"] for name, record in records.items()},
+                **{key: header[key] for key in ("task", "base", "parent", "info")},
+            )
+        except DeltaError as error:
+            raise type(error)(f"{origin}: {error}") from error
+
+    def save(self, path: str | Path, codec: str = "gap") -> str:
+        """Write the file, whole or not at all; return its SHA-256, the next delta's parent."""
+        data = self.to_bytes(codec)
+        try:
+            deltafile.write(Path(path), data)
+        except OSError as error:
+            raise DeltaError(f"{path}: cannot be written: {error.strerror}") from error
+        return hashlib.sha256(data).hexdigest()
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Delta":
+        """Read and validate a file."""
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+        return cls.from_bytes(data, origin=str(path))
+
+
+def compose(deltas: Iterable[Delta]) -> Entries:
+    """Merge deltas, in order, into one set of entries; where they meet, the later one wins."""
+    deltas = list(deltas)
+    if len(bases := {delta.base for delta in deltas}) > 1:
+        raise MismatchError(f"deltas of different bases do not compose: {sorted(bases)}")
+    names = dict.fromkeys(name for delta in deltas for name in delta.indices)
+    return {name: _merge(name, [d for d in deltas if name in d.indices]) for name in names}
+
+
+def _merge(name: str, deltas: Sequence[Delta]) -> tuple[Tensor, Tensor]:
+    kinds = {(delta.shapes[name], delta.values[name].dtype) for delta in deltas}
+    if len(kinds) > 1:
+        raise MismatchError(f"{name} is not of one shape and dtype in all deltas: {kinds}")
+    indices = torch.cat([delta.indices[name] for delta in deltas])
+    values = torch.cat([bits(delta.values[name]) for delta in deltas])
+    indices, order = torch.sort(indices, stable=True)
+    last = torch.ones_like(indices, dtype=torch.bool)
+    last[:-1] = indices[1:] != indices[:-1]
+    return indices[last], values[order[last]].view(deltas[0].values[name].dtype)
+
+
+def _changed(name: str, indices: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, ...]:
+    """Return indices, values before and values after of the entries that changed, on the CPU."""
+    rows = [row.detach().cpu().contiguous() for row in (indices, before, after)]
+    if rows[0].shape != rows[1].shape:
+        raise MismatchError(f"{name}: {_kind(indices)} indices for {_kind(before)} values")
+    changed = difference(rows[1], rows[2])
+    return tuple(take(row, changed) for row in rows)
+
+
+def _require_sound(name: str, indices: Tensor, values: Tensor, size: int) -> None:
+    """Raise unless indices and values can be written to a tensor of `size` entries."""
+    if indices.ndim != 1 or indices.dtype != index_dtype(size):
+        raise DamageError(f"{name}: {_kind(indices)} is no row of {index_dtype(size)} indices")
+    if values.shape != indices.shape or values.dtype not in NAMES:
+        raise DamageError(f"{name}: {_kind(values)} are no values for {len(indices)} indices")
+    inside = not len(indices) or (indices[0] >= 0 and indices[-1] < size)
+    if not inside or (indices[1:] <= indices[:-1]).any():
+        raise DamageError(f"{name}: indices must be sorted, unique and below {size}")

@@ -1,0 +1,66 @@
+"""Every error that a user can cause.
+
+    PieceError
+    ├── RecipeError          an unknown key, a value out of range, a recipe that contradicts itself
+    ├── DataError            a row, an image or a conversation that cannot be used
+    ├── ModelError           a base that cannot be loaded or is not of a known family
+    ├── SelectionError       a density, a method or a budget that selects nothing sensible
+    ├── DeltaError           a delta file that must not be applied
+    │   ├── FormatError      not a delta, or of a version or codec this library does not know
+    │   ├── DamageError      truncated, altered or hostile content
+    │   └── MismatchError    a sound delta for another base, another parent or another position
+    └── StoreError           a store that cannot be opened, read or written
+        ├── PositionError    a position outside 0…T
+        └── LockedError      another writer holds the store
+
+Each message is one line that names the thing and what would have been allowed. The command line prints it
+and exits with status 2.
+"""
+
+
+class PieceError(Exception):
+    """Base class of every error that a user can cause."""
+
+
+class RecipeError(PieceError):
+    """The recipe is not one this library can run."""
+
+
+class DataError(PieceError):
+    """A task's data cannot be used as it is."""
+
+
+class ModelError(PieceError):
+    """The base cannot be loaded, or its parameters are not what was expected."""
+
+
+class SelectionError(PieceError):
+    """The selection asked for is impossible or empty."""
+
+
+class DeltaError(PieceError):
+    """The delta must not be applied."""
+
+
+class FormatError(DeltaError):
+    """The file is no delta, or its version or codec is unknown."""
+
+
+class DamageError(DeltaError):
+    """The file is truncated, altered or hostile."""
+
+
+class MismatchError(DeltaError):
+    """The delta is sound but belongs to another base, parent or position."""
+
+
+class StoreError(PieceError):
+    """The delta store cannot be opened, read or written."""
+
+
+class PositionError(StoreError):
+    """The position lies outside 0…T."""
+
+
+class LockedError(StoreError):
+    """Another writer holds the store."""

@@ -1,0 +1,123 @@
+"""From scores to a mask: an exact global top-k over a stream of scores, in bounded memory.
+
+Ties go to the earliest tensor, then to the lowest index, so that the same scores always give the same mask,
+however they are cut into pieces.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
+from math import floor
+
+import torch
+from torch import Tensor
+
+from mm_piece.errors import SelectionError
+from mm_piece.names import group_of
+
+Piece = tuple[str, int, Tensor]  # tensor name, offset of the piece in the flat tensor, flat scores
+Mask = dict[str, Tensor]  # name -> sorted flat indices
+
+_CHUNK = 2**20  # scores looked at in one go: bounds the scratch memory
+
+
+def select(scores: Mapping[str, Tensor], density: float | Mapping[str, float] = 0.001) -> Mask:
+    """The `floor(density * N)` highest of N scores, as sorted flat indices per tensor.
+
+    `scores` maps names to tensors of any shape. A mapping of densities gives each group (vision, projector,
+    language, embedding, head) its own budget; groups it leaves out get nothing.
+    Raises SelectionError for a density out of (0, 1], NaN scores, or a selection of nothing.
+    """
+    sizes = {name: tensor.numel() for name, tensor in scores.items()}
+    pieces = ((name, 0, tensor.reshape(-1)) for name, tensor in scores.items())
+    return select_stream(pieces, sizes, density)
+
+
+def select_stream(
+    pieces: Iterable[Piece], sizes: Mapping[str, int], density: float | Mapping[str, float]
+) -> Mask:
+    """`select` for scores that arrive in pieces, in the order of `sizes`, and are never held as a whole."""
+    group: Callable[[str], str] = group_of if isinstance(density, Mapping) else lambda name: "all"
+    densities = dict(density) if isinstance(density, Mapping) else {"all": density}
+    members = {g: [name for name in sizes if group(name) == g] for g in densities}
+    tops = {g: TopK(count(d, sum(sizes[n] for n in members[g]), g)) for g, d in densities.items()}
+    starts = {g: _starts(sizes, names) for g, names in members.items()}
+    for name, offset, flat in pieces:
+        if (g := group(name)) in tops:
+            tops[g].add(flat, starts[g][name] + offset)
+    chosen: Mask = {}
+    for g, top in tops.items():
+        chosen |= _split(top.indices(), members[g], sizes)
+    return {name: chosen[name] for name in sizes if name in chosen}
+
+
+def count(density: float, total: int, what: str = "all") -> int:
+    """`floor(density * total)`, exact for the decimal number as it is written; SelectionError if it is 0."""
+    if not 0 < density <= 1:
+        raise SelectionError(f"density {density} is out of (0, 1]")
+    k = floor(Decimal(repr(float(density))) * total)
+    if k == 0:
+        raise SelectionError(f"density {density} of {total} patchable entries ({what}) selects none")
+    return k
+
+
+class TopK:
+    """The k highest of a stream of scores; holds about 2 k candidates and one chunk."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.threshold = -float("inf")
+        self._scores: list[Tensor] = []
+        self._indices: list[Tensor] = []
+        self._held = 0
+
+    def add(self, scores: Tensor, start: int) -> None:
+        """Offer flat fp32 scores whose global positions begin at `start`; positions must ascend."""
+        for offset in range(0, scores.numel(), _CHUNK):
+            self._offer(scores[offset : offset + _CHUNK].float().cpu(), start + offset)
+
+    def indices(self) -> Tensor:
+        """The chosen global positions, sorted, int64."""
+        self._compact()
+        if self._held < self.k:
+            raise SelectionError(f"{self._held} scores were given, {self.k} are to be selected")
+        return torch.cat(self._indices)
+
+    def _offer(self, scores: Tensor, start: int) -> None:
+        if torch.isnan(scores).any():
+            raise SelectionError("the scores hold NaN; the model or its data gives no finite gradient")
+        # A later entry that equals the threshold loses the tie, but only once k candidates stand before it.
+        full = self._held >= self.k and self.threshold > -float("inf")
+        keep = (scores > self.threshold).nonzero().view(-1) if full else torch.arange(len(scores))
+        self._scores.append(scores[keep])
+        self._indices.append(keep + start)
+        self._held += len(keep)
+        if self._held >= 2 * self.k:
+            self._compact()
+
+    def _compact(self) -> None:
+        if self._held <= self.k:
+            return
+        scores, indices = torch.cat(self._scores), torch.cat(self._indices)
+        self.threshold = scores.kthvalue(self._held - self.k + 1).values.item()
+        above = scores > self.threshold
+        ties = (scores == self.threshold).nonzero().view(-1)[: self.k - int(above.sum())]
+        above[ties] = True
+        self._scores, self._indices, self._held = [scores[above]], [indices[above]], self.k
+
+
+def _starts(sizes: Mapping[str, int], names: list[str]) -> dict[str, int]:
+    starts, total = {}, 0
+    for name in names:
+        starts[name], total = total, total + sizes[name]
+    return starts
+
+
+def _split(chosen: Tensor, names: list[str], sizes: Mapping[str, int]) -> Mask:
+    return {name: index for name, index in _local(chosen, names, sizes) if len(index)}
+
+
+def _local(chosen: Tensor, names: list[str], sizes: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
+    for name, start in _starts(sizes, names).items():
+        low, high = torch.searchsorted(chosen, torch.tensor([start, start + sizes[name]])).tolist()
+        narrow = torch.int32 if sizes[name] < 2**31 else torch.int64
+        yield name, (chosen[low:high] - start).to(narrow)

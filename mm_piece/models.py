@@ -1,0 +1,97 @@
+"""Bases: a transformers model and its processor, from a hub id or a folder, cast to the dtype trained in."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
+from transformers.utils import logging
+
+from mm_piece.delta import fingerprint
+from mm_piece.errors import ModelError
+from mm_piece.names import rules_of, weights
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_base(base: str | Path, revision: str | None = None, **options: Any) -> tuple[nn.Module, Any]:
+    """The base and its processor (a tokenizer for a text model), in evaluation mode.
+
+    `options` go to `from_pretrained` as they stand (dtype as a name or a torch.dtype, default float32).
+    Raises ModelError in one line when the base is missing, of an unknown family, or lacks weights.
+    """
+    logging.disable_progress_bar()
+    source = str(base)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        rules_of(config.model_type)
+        visual = "vision_config" in config
+        loader = AutoModelForImageTextToText if visual else AutoModelForCausalLM
+        options["dtype"] = as_dtype(options.get("dtype", "float32"))
+        model, loaded = loader.from_pretrained(
+            source, revision=revision, output_loading_info=True, **options
+        )
+        processor = (AutoProcessor if visual else AutoTokenizer).from_pretrained(source, revision=revision)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"cannot load base {source}: {' '.join(str(error).split())[:300]}") from error
+    if missing := loaded["missing_keys"]:
+        raise ModelError(f"base {source} lacks {len(missing)} weights, {sorted(missing)[0]!r} among them")
+    return model.eval(), processor
+
+
+def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A torch dtype from its name; ModelError names the allowed ones."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The live weights under published names, detached: writing to them writes to the model."""
+    return {name: parameter.detach() for name, parameter in weights(model).items()}
+
+
+def describe(model: nn.Module, base: str | Path, revision: str | None, store: Path) -> dict[str, Any]:
+    """What a store records of its base: where it lies, its family, dtype, size and fingerprint.
+
+    A folder is recorded relative to the store, so that both can move together; a hub id with its revision.
+    """
+    named = tensors(model)
+    first = next(iter(named.values()))
+    return {
+        **locate(base, revision, store),
+        "family": model.config.model_type,
+        "dtype": str(first.dtype).removeprefix("torch."),
+        "parameters": sum(tensor.numel() for tensor in named.values()),
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in named.values()),
+        "fingerprint": fingerprint(named),
+    }
+
+
+def locate(base: str | Path, revision: str | None, store: Path) -> dict[str, Any]:
+    """`{"folder": path relative to the store}` for a local base, `{"hub": id, "revision": …}` otherwise."""
+    if Path(base).is_dir():
+        return {"folder": _relative(Path(base).resolve(), store.resolve())}
+    return {"hub": str(base), "revision": revision}
+
+
+def where(base: dict[str, Any], store: Path) -> tuple[str, str | None]:
+    """What `load_base` takes for a base that a store recorded: source and revision."""
+    if "folder" in base:
+        return str((store / base["folder"]).resolve()), None
+    return base["hub"], base["revision"]
+
+
+def _relative(folder: Path, start: Path) -> str:
+    import os.path  # Path.relative_to climbs only from Python 3.12 on
+
+    return Path(os.path.relpath(folder, start)).as_posix()

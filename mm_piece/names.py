@@ -1,0 +1,94 @@
+"""Published hub names of a model's weights, and the group each of them belongs to.
+
+The same weight has had three live names over the generations of transformers (as published, 4.52 to 5.5,
+from 5.6 on). Scores, masks and deltas speak the published name only, so the rules below turn any live name
+into it. Pure strings, but for `weights`, which walks a module.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, get_args
+
+from mm_piece.errors import ModelError
+
+if TYPE_CHECKING:  # only the annotations need torch, and recipes are read without it
+    from torch import nn
+
+Rules = tuple[tuple[str, str], ...]
+Group = Literal["vision", "projector", "language", "embedding", "head"]
+
+GROUPS: tuple[str, ...] = get_args(Group)
+
+# First match wins, so the specific patterns stand before the general ones.
+_GROUP_PATTERNS: Rules = (
+    (r"(^|\.)lm_head\.", "head"),
+    (r"(^|\.)embed_tokens\.", "embedding"),
+    (r"(^|\.)multi_modal_projector\.|(^|\.)merger\.|deepstack_merger_list|image_newline", "projector"),
+    (r"(^|\.)(vision_tower|vision_model|visual)\.", "vision"),
+    (r"", "language"),
+)
+
+
+def group_of(name: str) -> str:
+    """The group (one of `GROUPS`) of a published weight name."""
+    return next(group for pattern, group in _GROUP_PATTERNS if re.search(pattern, name))
+
+
+def place_of(name: str) -> tuple[str, int | None, str]:
+    """Group, layer number (None outside the stacked layers) and module name of a published weight name."""
+    stem = name.rsplit(".", 1)[0] if name.endswith((".weight", ".bias")) else name
+    layer = re.search(r"\.(?:layers|blocks|h)\.(\d+)\.", name)
+    return group_of(name), int(layer[1]) if layer else None, stem.rsplit(".", 1)[-1]
+
+
+def hub_name(live: str, model_type: str) -> str:
+    """The published name of a live parameter, for any generation of transformers.
+
+    Raises ModelError for a family this library does not know.
+    """
+    for pattern, replacement in rules_of(model_type):
+        live = re.sub(pattern, replacement, live)
+    return live
+
+
+def rules_of(model_type: str) -> Rules:
+    """The renaming rules of a family; ModelError names the known ones."""
+    if model_type not in FAMILIES:
+        raise ModelError(f"unknown model family {model_type!r}; known: {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[model_type]
+
+
+def translator(model: nn.Module) -> Callable[[str], str]:
+    """The function from live to published names for this model; plain torch modules keep their names."""
+    config = getattr(model, "config", None)  # the one thing that tells a transformers model from a plain one
+    if config is None:
+        return lambda live: live
+    return lambda live: hub_name(live, config.model_type)
+
+
+def weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's parameters under their published names, in model order; a tied weight appears once."""
+    translate = translator(model)
+    named = {translate(live): parameter for live, parameter in model.named_parameters()}
+    if len(named) != sum(1 for _ in model.named_parameters()):
+        raise ModelError("two parameters share one published name; the family's rules need mending")
+    return named
+
+
+# Live name (any generation) to published name, applied in order. A text model keeps its names.
+_LLAVA: Rules = (
+    (r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.)", ""),
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^language_model\.(?!model\.|lm_head\.)", "language_model.model."),
+    (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
+)
+
+FAMILIES: dict[str, Rules] = {
+    "llava": _LLAVA,
+    "llama": (),
+    "qwen2": (),
+    "qwen3": (),
+    "gemma2": (),
+}

@@ -1,0 +1,182 @@
+"""What one YAML recipe may say: strict, frozen, with defaults that are printed back into the store."""
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mm_piece.errors import RecipeError
+from mm_piece.names import Group
+
+METHODS = ("piece-f", "piece-s", "magnitude", "random")
+METRICS = ("exact", "vqa")
+_UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GeneralTask(_Strict):
+    """Something measured at every position and never trained on."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
+    test: str
+    images: str | None = None
+    metric: Literal["exact", "vqa"] = "exact"
+    max_new_tokens: int = Field(default=32, ge=1)
+
+
+class Task(GeneralTask):
+    """A named train set and test set, one step of the sequence."""
+
+    train: str
+
+
+class Select(_Strict):
+    """Which entries a task may change."""
+
+    method: str = "piece-f"
+    density: float | dict[Group, float] = 0.001
+    samples: int = Field(default=1000, ge=1)
+    memory: str | int = "8GiB"
+    exclude: tuple[Group, ...] = (
+        "embedding",
+        "head",
+    )
+    xi: float = Field(default=1e-3, gt=0)
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        if method in METHODS or "." in method:
+            return method
+        raise ValueError(f"unknown method {method!r}; allowed: {', '.join(METHODS)}, or a dotted path")
+
+    @field_validator("density")
+    @classmethod
+    def _density_in_range(cls, density: float | dict[str, float]) -> float | dict[str, float]:
+        for value in density.values() if isinstance(density, dict) else [density]:
+            if not 0 < value <= 1:
+                raise ValueError(f"density {value} is out of (0, 1]")
+        return density
+
+    @field_validator("memory")
+    @classmethod
+    def _memory_readable(cls, memory: str | int) -> str | int:
+        parse_bytes(memory)
+        return memory
+
+
+class Recipe(_Strict):
+    """One run: a base, an ordered list of tasks, how to select and how to train."""
+
+    base: str
+    revision: str | None = None
+    model: dict[str, Any] = {}
+    store: str
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    general: tuple[GeneralTask, ...] = ()
+    select: Select = Select()
+    train: dict[str, Any] = {}
+    seed: int = Field(default=42, ge=0)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Recipe":
+        names = [task.name for task in (*self.tasks, *self.general)]
+        if doubled := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"task name {sorted(doubled)[0]!r} is used twice")
+        return self
+
+    def text(self) -> str:
+        """The resolved recipe as YAML, every default spelled out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def parse_bytes(memory: str | int) -> int:
+    """Bytes of `8GiB`, `512MiB` or a plain number; ValueError names the allowed units."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(memory))
+    if not match or match[2] not in _UNITS or float(match[1]) <= 0:
+        raise ValueError(f"memory {memory!r} is not a size such as 8GiB (units: {', '.join(_UNITS)[2:]})")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which `1e-5` is a number, as everyone who writes it means."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d+(?:[eE][-+]?\d+)?)$"),
+    list("-+0123456789."),
+)
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file, with `key=value` overrides (dotted keys, list positions by number).
+
+    Raises RecipeError in one line: file missing, YAML broken, key unknown (with the nearest known one), value
+    out of range.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read recipe {path}: {_reason(error)}") from error
+    return parse_recipe(text, str(path), overrides)
+
+
+def parse_recipe(text: str, source: str = "recipe", overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe from YAML text; `source` names it in errors."""
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{source} must be a mapping of keys such as base, store, tasks")
+    for override in overrides:
+        _override(content, override)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {_first_problem(error)}") from error
+
+
+def _override(content: Any, assignment: str) -> None:
+    key, separator, value = assignment.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"--set {assignment!r} is not of the form key=value")
+    *path, last = key.split(".")
+    try:
+        for step in path:
+            content = content[int(step)] if isinstance(content, list) else content.setdefault(step, {})
+        content[int(last) if isinstance(content, list) else last] = yaml.load(value, Loader=_Loader)
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        raise RecipeError(f"--set {assignment!r}: there is no {key!r} in the recipe") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {assignment!r}: the value is not YAML") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {where!r}; {_nearest(str(problem['loc'][-1]), problem['loc'])}"
+    if problem["type"] == "missing":
+        return f"missing key {where!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _nearest(key: str, location: tuple[int | str, ...]) -> str:
+    section = {"tasks": Task, "general": GeneralTask, "select": Select}.get(str(location[0]), Recipe)
+    known = list((Recipe if len(location) == 1 else section).model_fields)
+    close = get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(known)}"
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"

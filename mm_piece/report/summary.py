@@ -1,0 +1,195 @@
+"""What the page says, as plain data: everything is read and counted here, nothing is formatted."""
+
+import base64
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mm_piece import metrics
+from mm_piece.report.weights import Indices, Overlap, Shapes, WeightMap, overlap, union, weight_map
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from mm_piece.store import DeltaStore
+
+Examples = Mapping[str, Iterable[tuple[int, "Image"]]]  # task → (row of its test set, image)
+
+# A store whose deltas were never measured still has sizes and maps to show.
+_UNMEASURED = {"matrix": [], "base_ability": [], "base_ability_name": "base", "base_kinds": {}}
+_NUM_ROWS = 3  # rows shown of each task when the caller chose none
+_IMAGE_SIDE = 320  # pixels; larger images are shrunk before they are embedded
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One score over the positions; `learned_at` is the position that trained on it, if any."""
+
+    title: str
+    values: list[float]
+    learned_at: int | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One function of the accuracy matrix, and in one line what it means."""
+
+    name: str
+    value: float | None
+    convention: str
+
+
+@dataclass(frozen=True)
+class DeltaRow:
+    """One delta of the store: what it is, what it cost."""
+
+    position: int
+    task: str
+    file: str
+    sha256: str
+    entries: int
+    bytes: int
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What the model answered at one position, and the score of that answer."""
+
+    position: int
+    prediction: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """One test row: its image (a data URI), question, expected answer and the answers given."""
+
+    row: int
+    image: str | None
+    prompt: str
+    expected: str
+    attempts: list[Attempt]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The content of one page."""
+
+    base: dict[str, Any]
+    tasks: list[str]
+    matrix: list[list[float]]
+    num_examples: dict[str, int]
+    ability: Curve | None
+    curves: list[Curve]
+    kinds: list[Curve]
+    metrics: list[Metric]
+    deltas: list[DeltaRow]
+    maps: list[WeightMap]
+    overlaps: list[list[Overlap]]
+    examples: dict[str, list[Example]]
+    recipe: str
+
+    @property
+    def positions(self) -> list[str]:
+        """A name for each position: the base, then the task that led there."""
+        return ["base", *self.tasks]
+
+    @property
+    def info_keys(self) -> list[str]:
+        """What the deltas say about how they were made, in the order they say it."""
+        return list(dict.fromkeys(key for delta in self.deltas for key in delta.info))
+
+
+def summarise(store: "DeltaStore", examples: Examples | None = None) -> Report:
+    """Read a delta store once and count what the page shows."""
+    masks, shapes, deltas = _read_deltas(store)
+    results = {**_UNMEASURED, "tasks": [delta.task for delta in deltas], **store.results()}
+    matrix, tasks, name = results["matrix"], results["tasks"], results["base_ability_name"]
+    answers = [store.answers(position) for position in range(len(matrix))]
+    return Report(
+        base=store.base,
+        tasks=tasks,
+        matrix=matrix,
+        num_examples={task: len(rows) for at in answers for task, rows in at.items()},
+        ability=Curve(name, results["base_ability"]) if results["base_ability"] else None,
+        curves=[Curve(t, [row[j] for row in matrix], j + 1) for j, t in enumerate(tasks)],
+        kinds=[Curve(kind, values) for kind, values in results["base_kinds"].items()],
+        metrics=[Metric(n, v, metrics.CONVENTIONS[n]) for n, v in metrics.summary(matrix).items()],
+        deltas=deltas,
+        maps=_maps(masks, shapes, deltas),
+        overlaps=_overlaps(masks, deltas, store.base["parameters"]),
+        examples=_examples(answers, tasks, examples) if answers else {},
+        recipe=store.recipe,
+    )
+
+
+def _read_deltas(store: "DeltaStore") -> tuple[list[Indices], Shapes, list[DeltaRow]]:
+    masks, shapes, rows = [], {}, []
+    for entry in store.entries:
+        delta = store.delta(entry.position)
+        masks.append({name: np.asarray(index) for name, index in delta.indices.items()})
+        shapes |= delta.shapes
+        rows.append(
+            DeltaRow(
+                position=entry.position,
+                task=entry.task,
+                file=entry.file,
+                sha256=entry.sha256,
+                entries=entry.entries,
+                bytes=entry.bytes,
+                info=delta.info,
+            )
+        )
+    return masks, shapes, rows
+
+
+def _maps(masks: list[Indices], shapes: Shapes, deltas: list[DeltaRow]) -> list[WeightMap]:
+    """The map of all tasks together, then one per task."""
+    if not masks:
+        return []
+    alone = [
+        weight_map(f"{delta.position} {delta.task}", mask, shapes)
+        for delta, mask in zip(deltas, masks, strict=True)
+    ]
+    return [weight_map("all tasks", union(masks), shapes), *alone]
+
+
+def _overlaps(masks: list[Indices], deltas: list[DeltaRow], parameters: int) -> list[list[Overlap]]:
+    """Every task's entries against every other's; chance is that of the patchable entries."""
+    patchable = max((delta.info.get("patchable", parameters) for delta in deltas), default=0)
+    return [[overlap(first, second, patchable) for second in masks] for first in masks]
+
+
+def _examples(
+    answers: list[dict[str, list[dict]]], tasks: list[str], images: Examples | None
+) -> dict[str, list[Example]]:
+    """The rows the caller chose, or the first few of each task, with the answers they got."""
+    by_row = [{t: {a["row"]: a for a in rows} for t, rows in at.items()} for at in answers]
+    chosen = images or {
+        task: [(row, None) for row in list(by_row[0].get(task, ()))[:_NUM_ROWS]] for task in tasks
+    }
+    return {
+        task: [_example(row, image, [at[task][row] for at in by_row]) for row, image in rows]
+        for task, rows in chosen.items()
+    }
+
+
+def _example(row: int, image: "Image | None", answers: list[dict]) -> Example:
+    attempts = [Attempt(at, a["prediction"], a["score"]) for at, a in enumerate(answers)]
+    asked = answers[0]
+    return Example(
+        row, data_uri(image) if image else None, asked["prompt"], asked["answer"], attempts
+    )
+
+
+def data_uri(image: "Image") -> str:
+    """The image, shrunk to fit the page, as text that an HTML page can hold."""
+    small = image.convert("RGB")
+    small.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, format="WEBP", quality=88)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,232 @@
+"""Training of the selected entries only: compact fp32 values, their gradients, and the way back into the model.
+
+A patched weight stays where it is and what it is. Beside it stands a vector of fp32 values, the only thing that
+an optimizer sees; after each step the values are written into the weight. Every other weight is frozen: it gets
+no gradient, so no optimizer, weight decay or sharding can move it.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from mm_piece.delta import Delta, fingerprint
+from mm_piece.errors import SelectionError
+from mm_piece.names import weights
+
+_VALUES = "weight_values"  # the trainable parameter that a patched Linear carries
+
+
+class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
+    """Context in which only the entries of `mask` train; on leaving, the model keeps what was learned.
+
+    `mask` maps published names to sorted flat indices. Raises SelectionError for an unknown name, indices that
+    are out of range or not sorted and unique, or an empty mask.
+    """
+
+    def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
+        self.model = model
+        self.mask = {name: index.cpu() for name, index in mask.items() if len(index)}
+        _check(self.mask, weights(model))
+
+    def __enter__(self) -> "sparse_tuning":
+        named = weights(self.model)
+        self._base = fingerprint({name: weight.detach() for name, weight in named.items()})
+        self._flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        self.model.requires_grad_(False)
+        owners = _owners(self.model)
+        self.patches = {
+            name: Patch(named[name], index, owners[id(named[name])]) for name, index in self.mask.items()
+        }
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.write_back()
+        for patch in self.patches.values():
+            patch.remove()
+        for parameter, flag in self._flags:
+            parameter.requires_grad_(flag)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The compact fp32 values, one vector per patched weight: what an optimizer gets."""
+        return [patch.values for patch in self.patches.values()]
+
+    def values(self) -> dict[str, Tensor]:
+        """The compact fp32 values under published names, detached (not copied)."""
+        return {name: patch.values.detach() for name, patch in self.patches.items()}
+
+    @torch.no_grad()
+    def restore(self, values: Mapping[str, Tensor]) -> None:
+        """Take up values saved earlier and write them into the model."""
+        for name, patch in self.patches.items():
+            patch.values.copy_(values[name])
+        self.write_back()
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Write the values into the weights, rounded to the weight's dtype; call it after each step."""
+        for patch in self.patches.values():
+            patch.write_back()
+
+    def delta(self, task: str, base: str | None = None, parent: str = "", **info: Any) -> Delta:
+        """What was learned, as a delta against the model as it stood on entering.
+
+        `base` is the fingerprint of position 0; without it, of the model as it stood on entering.
+        """
+        return Delta.from_change(
+            self.mask,
+            {name: patch.before for name, patch in self.patches.items()},
+            {name: patch.entries() for name, patch in self.patches.items()},
+            {name: tuple(patch.weight.shape) for name, patch in self.patches.items()},
+            task=task,
+            base=self._base if base is None else base,
+            parent=parent,
+            info=info,
+        )
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A module that holds a weight, under this attribute."""
+
+    module: nn.Module
+    attribute: str
+
+
+class Patch:
+    """One patched weight: its selected flat entries and their trainable values."""
+
+    def __init__(self, weight: nn.Parameter, index: Tensor, owners: list[Owner]) -> None:
+        self.weight = weight
+        self.index = index.to(weight.device, torch.int64)
+        self.before = self.entries()
+        self.values = nn.Parameter(self.before.float())
+        sampled = all(type(owner.module) is nn.Linear and owner.attribute == "weight" for owner in owners)
+        patch = _patch_linear if sampled else _patch_any
+        self._undo = [patch(owner, self) for owner in owners]
+
+    def entries(self) -> Tensor:
+        """A copy of the selected entries in the weight's dtype."""
+        return self.weight.detach().reshape(-1)[self.index].clone()
+
+    def write_back(self) -> None:
+        flat = self.weight.detach().view(-1)
+        flat.index_copy_(0, self.index, self.values.detach().to(flat.dtype))
+
+    def remove(self) -> None:
+        for undo in self._undo:
+            undo()
+
+
+class _SampledLinear(torch.autograd.Function):
+    """A linear map whose weight gradient is computed at the selected entries alone."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor, pattern: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.pattern = pattern
+        ctx.has_bias = bias is not None
+        return nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        to_x = gradient @ weight if ctx.needs_input_grad[0] else None
+        to_bias = flat.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
+        # The product of the two factors, sampled at the pattern: entry (o, i) is the sum over tokens of g_o x_i.
+        factors = flat.float().t(), x.reshape(-1, x.shape[-1]).float()
+        sampled = torch.sparse.sampled_addmm(ctx.pattern, *factors, beta=0.0)
+        return to_x, None, to_bias, sampled.values(), None
+
+
+class _Gather(torch.autograd.Function):
+    """The weight itself; its gradient is gathered at the selected entries."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, values: Tensor, index: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(index)
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (index,) = ctx.saved_tensors
+        return None, gradient.reshape(-1)[index].float(), None
+
+
+class _Gathered(nn.Module):
+    """The parametrization that puts `_Gather` in front of a weight, whatever its module does with it."""
+
+    def __init__(self, patch: Patch) -> None:
+        super().__init__()
+        self.values = patch.values
+        self.index = patch.index  # a plain attribute: as a buffer, DDP would broadcast it
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return _Gather.apply(weight, self.values, self.index)  # type: ignore[return-value]
+
+
+def _patch_linear(owner: Owner, patch: Patch) -> Callable[[], None]:
+    linear, pattern = owner.module, _pattern(patch.index, patch.weight)
+    linear.register_parameter(_VALUES, patch.values)
+
+    def forward(x: Tensor) -> Tensor:
+        return _SampledLinear.apply(x, linear.weight, linear.bias, patch.values, pattern)  # type: ignore
+
+    linear.forward = forward
+
+    def undo() -> None:
+        del linear.forward
+        delattr(linear, _VALUES)
+
+    return undo
+
+
+def _patch_any(owner: Owner, patch: Patch) -> Callable[[], None]:
+    """Universal fallback: the dense gradient, gathered."""
+    module, attribute = owner.module, owner.attribute
+    parametrize.register_parametrization(module, attribute, _Gathered(patch), unsafe=True)
+
+    def undo() -> None:
+        parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
+
+    return undo
+
+
+def _pattern(index: Tensor, weight: Tensor) -> Tensor:
+    """The selected entries as a CSR pattern; sorted flat indices are already in CSR order."""
+    rows, columns = weight.shape
+    ends = torch.arange(rows + 1, device=index.device) * columns
+    crow = torch.searchsorted(index, ends)
+    ones = torch.ones(len(index), device=index.device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        shape = (rows, columns)
+        return torch.sparse_csr_tensor(crow, index % columns, ones, size=shape, check_invariants=True)
+
+
+def _owners(model: nn.Module) -> dict[int, list[Owner]]:
+    """Every module that holds a given weight: more than one where weights are tied."""
+    owners: dict[int, list[Owner]] = {}
+    for module in model.modules():
+        for attribute, weight in module.named_parameters(recurse=False):
+            owners.setdefault(id(weight), []).append(Owner(module, attribute))
+    return owners
+
+
+def _check(mask: Mapping[str, Tensor], named: Mapping[str, nn.Parameter]) -> None:
+    if not mask:
+        raise SelectionError("the mask selects no entry")
+    for name, index in mask.items():
+        if name not in named:
+            raise SelectionError(f"the mask names {name!r}, which the model does not have")
+        size = named[name].numel()
+        ascending = bool((index[1:] > index[:-1]).all())
+        if not ascending or int(index[0]) < 0 or int(index[-1]) >= size:
+            raise SelectionError(f"mask of {name!r}: indices must ascend within 0…{size - 1}")

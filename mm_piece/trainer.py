@@ -1,0 +1,119 @@
+"""`SparseTrainer`: transformers' Trainer over the compact values of a sparse tuning."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import (
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from mm_piece.errors import RecipeError
+from mm_piece.sparse import sparse_tuning
+from mm_piece.tasks import collate
+
+_VALUES = "values.safetensors"
+
+
+class SparseTrainer(Trainer):
+    """A Trainer whose only trainable parameters are a tuning's values.
+
+    Checkpoints hold the values, the optimizer and the random state; the model's weights are never copied.
+    """
+
+    def __init__(
+        self, tuning: sparse_tuning, args: TrainingArguments, examples: Sequence[dict[str, Tensor]], pad: int
+    ) -> None:
+        self.tuning = tuning
+        super().__init__(
+            model=tuning.model,  # type: ignore[arg-type]
+            args=args,
+            train_dataset=examples,  # type: ignore[arg-type]
+            data_collator=lambda batch: collate(batch, pad),
+            callbacks=[_WriteBack(tuning)],
+        )
+        self.remove_callback(ProgressCallback)
+        if not args.disable_tqdm:
+            self.add_callback(_Progress())
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.tuning.values(), folder / _VALUES)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.tuning.restore(load_file(Path(resume_from_checkpoint) / _VALUES))
+
+
+class _WriteBack(TrainerCallback):
+    """Writes the values into the model after each optimizer step."""
+
+    def __init__(self, tuning: sparse_tuning) -> None:
+        self.tuning = tuning
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.tuning.write_back()
+
+
+class _Progress(TrainerCallback):
+    """One progress bar with rate, ETA and the last loss."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.bar.close()
+
+
+def arguments(settings: dict[str, Any], folder: Path, seed: int) -> TrainingArguments:
+    """TrainingArguments from a recipe's `train:` section as it stands; RecipeError for what they refuse."""
+    ours = {"output_dir": str(folder), "seed": seed, "remove_unused_columns": False}
+    defaults = {"report_to": ["tensorboard"], "save_total_limit": 2, "logging_steps": 10}
+    try:
+        return TrainingArguments(**{**defaults, **settings, **ours})
+    except (TypeError, ValueError, ImportError) as error:
+        raise RecipeError(f"train: {str(error).removeprefix('TrainingArguments.__init__() ')}") from error
+
+
+def fit(
+    tuning: sparse_tuning, examples: Sequence[dict[str, Tensor]], pad: int, args: TrainingArguments
+) -> dict[str, float]:
+    """Train the values on encoded examples, from the last checkpoint if there is one; Trainer's metrics."""
+    folder = Path(str(args.output_dir))
+    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    trainer = SparseTrainer(tuning, args, examples, pad)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    torch.manual_seed(args.seed)
+    return result.metrics

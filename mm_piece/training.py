@@ -1,0 +1,257 @@
+"""`train`: the loop over a recipe's tasks, resumable at any instant."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from mm_piece import importance
+from mm_piece.delta import Delta
+from mm_piece.errors import RecipeError, StoreError
+from mm_piece.evaluation import Answer, by_kind, evaluate, mean_score, pad_of
+from mm_piece.loading import as_store, load
+from mm_piece.mask import Mask, select_stream
+from mm_piece.models import describe, load_base, locate
+from mm_piece.names import group_of, weights
+from mm_piece.recipe import GeneralTask, Recipe, Task, load_recipe, parse_bytes, parse_recipe
+from mm_piece.sparse import sparse_tuning
+from mm_piece.store import DeltaStore
+from mm_piece.tasks import Example, encode, read, tokenizer_of
+from mm_piece.trainer import arguments, fit
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same over the whole sequence."""
+
+    recipe: Recipe
+    store: DeltaStore
+    train: dict[str, list[Example]]
+    test: dict[str, list[Example]]
+    general: dict[str, list[Example]]
+
+
+def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
+    """Train a recipe's tasks one after another and return the store; run it again and it goes on where it stopped.
+
+    Everything that can be wrong with the recipe, its data or its base is found before anything is written.
+    Raises RecipeError, DataError, ModelError, SelectionError, StoreError.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
+    data = _read_all(recipe)
+    arguments(recipe.train, Path(recipe.store) / "work", recipe.seed)
+    importance.resolve(recipe.select.method)
+    store = _open_or_create(recipe)
+    with store.writing():
+        run = Run(recipe, store, *data)
+        if len(store) == len(recipe.tasks) and _measured(store) == len(recipe.tasks) + 1:
+            return store
+        model, processor = load(recipe.base, store, at=len(store), **_load_options(recipe))
+        if _measured(store) <= len(store):
+            measure(run, model, processor, len(store))
+        for task in recipe.tasks[len(store) :]:
+            learn(run, model, processor, task)
+            measure(run, model, processor, len(store))
+    return store
+
+
+def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
+    """One task: scores, mask, sparse training, delta appended to the store. The model is left at its position."""
+    started = time.monotonic()
+    work = run.store.work / f"{len(run.store) + 1:04d}"
+    examples = run.train[task.name]
+    encoded = [encode(example, processor) for example in tqdm(examples, f"{task.name}: encode", leave=False)]
+    mask, facts = _mask_of(run, model, encoded, work, task.name)
+    scored = time.monotonic()
+    args = arguments(run.recipe.train, work, run.recipe.seed + len(run.store))
+    with sparse_tuning(model, mask) as tuning:
+        metrics = fit(tuning, encoded, pad_of(tokenizer_of(processor)), args)
+        delta = tuning.delta(
+            task.name,
+            base=run.store.base["fingerprint"],
+            parent=run.store.entries[-1].sha256 if len(run.store) else "",
+            **facts,
+            data=_digest(encoded),
+            seconds={"select": scored - started, "train": time.monotonic() - scored},
+            loss=metrics["train_loss"],
+            groups=_changes(tuning),
+        )
+    run.store.append(delta)
+    rmtree(work, ignore_errors=True)
+    return delta
+
+
+def measure(run: Run, model: nn.Module, processor: Any, position: int) -> None:
+    """Evaluate every task and the base ability; write row `position` of the matrix and the answers."""
+    row, answers = {}, {}
+    general = {task.name: task for task in run.recipe.general}
+    for task in (*run.recipe.tasks, *run.recipe.general):
+        examples = run.general[task.name] if task.name in general else run.test[task.name]
+        answers[task.name] = _evaluate(model, processor, examples, task, f"position {position}: {task.name}")
+        row[task.name] = mean_score(answers[task.name])
+    run.store.write_answers(position, answers)
+    run.store.write_results(_results(run, position, row, answers))
+    tqdm.write(_line(position, row))
+
+
+def measure_at(
+    store: str | Path, at: int | None = None, base: str | None = None, names: Sequence[str] = ()
+) -> dict[str, float]:
+    """Scores of the model at a position on the tasks of the store's recipe (or on those named)."""
+    opened = as_store(store)
+    recipe = parse_recipe(opened.recipe, f"{store}/recipe.yaml")
+    tasks = {task.name: task for task in (*recipe.tasks, *recipe.general)}
+    if unknown := set(names) - set(tasks):
+        raise RecipeError(f"unknown task {sorted(unknown)[0]!r}; the store has {', '.join(tasks)}")
+    model, processor = load(base, opened, at)
+    chosen = [tasks[name] for name in names or tasks]
+    return {
+        task.name: mean_score(
+            _evaluate(model, processor, read(task.test, task.images), task, task.name)
+        )
+        for task in chosen
+    }
+
+
+def _evaluate(
+    model: nn.Module, processor: Any, examples: Sequence[Example], task: GeneralTask, title: str
+) -> list[Answer]:
+    options = {"max_new_tokens": task.max_new_tokens, "title": title}
+    return evaluate(model, processor, examples, task.metric, **options)
+
+
+def _mask_of(
+    run: Run, model: nn.Module, encoded: list[dict[str, Tensor]], work: Path, title: str
+) -> tuple[Mask, dict[str, Any]]:
+    """The task's mask, kept in the work folder so that a resumed run trains the same entries."""
+    select, file = run.recipe.select, work / "mask.safetensors"
+    sample = _sample(encoded, select.samples, run.recipe.seed)
+    names = importance.patchable(model, sample, select.exclude)
+    sizes = {name: weights(model)[name].numel() for name in names}
+    if file.is_file():
+        mask: Mask = load_file(file)
+    else:
+        pieces = importance.stream(
+            model,
+            sample,
+            select.method,
+            names=names,
+            memory=parse_bytes(select.memory),
+            xi=select.xi,
+            seed=run.recipe.seed + len(run.store),
+            progress=lambda items, what: tqdm(items, f"{title}: {what}", unit="example", leave=False),
+        )
+        mask = select_stream(pieces, sizes, select.density)
+        work.mkdir(parents=True, exist_ok=True)
+        save_file(mask, file.with_suffix(".tmp"))
+        file.with_suffix(".tmp").replace(file)
+    return mask, _facts(run, mask, sizes, len(sample))
+
+
+def _facts(run: Run, mask: Mask, sizes: dict[str, int], samples: int) -> dict[str, Any]:
+    select = run.recipe.select
+    return {
+        "method": select.method,
+        "density": select.density,
+        "patchable": sum(sizes.values()),
+        "k": sum(len(index) for index in mask.values()),
+        "samples": samples,
+        "seed": run.recipe.seed,
+    }
+
+
+def _changes(tuning: sparse_tuning) -> dict[str, dict[str, float]]:
+    """Per group: entries selected, entries whose bits changed, and the norm of the change."""
+    report: dict[str, dict[str, float]] = {}
+    for name, patch in tuning.patches.items():
+        entry = report.setdefault(group_of(name), {"selected": 0, "changed": 0, "norm": 0.0})
+        change = patch.entries().double() - patch.before.double()
+        entry["selected"] += len(change)
+        entry["changed"] += int((change != 0).sum())
+        entry["norm"] = (entry["norm"] ** 2 + float(change.square().sum())) ** 0.5
+    return report
+
+
+def _sample(encoded: list[dict[str, Tensor]], samples: int, seed: int) -> list[dict[str, Tensor]]:
+    order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(seed))
+    return [encoded[position] for position in order[:samples].tolist()]
+
+
+def _digest(encoded: list[dict[str, Tensor]]) -> str:
+    """SHA-256 of everything that the task's training examples feed to the model."""
+    sha = hashlib.sha256()
+    for example in encoded:
+        for key in sorted(example):
+            sha.update(example[key].numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _read_all(recipe: Recipe) -> tuple[dict[str, list[Example]], ...]:
+    return (
+        {task.name: read(task.train, task.images) for task in recipe.tasks},
+        {task.name: read(task.test, task.images) for task in recipe.tasks},
+        {task.name: read(task.test, task.images) for task in recipe.general},
+    )
+
+
+def _load_options(recipe: Recipe) -> dict[str, Any]:
+    options = {key: value for key, value in recipe.model.items() if key != "dtype"}
+    return {**options, "revision": recipe.revision}
+
+
+def _open_or_create(recipe: Recipe) -> DeltaStore:
+    path = Path(recipe.store)
+    if (path / "store.json").exists():
+        store = DeltaStore.open(path)
+        _same_run(store, recipe)
+        return store
+    model, processor = load_base(recipe.base, recipe.revision, **recipe.model)
+    for task in recipe.tasks:  # images and image tokens must agree before anything is written
+        for example in read(task.train, task.images)[:1]:
+            encode(example, processor)
+    return DeltaStore.create(path, describe(model, recipe.base, recipe.revision, path), recipe.text())
+
+
+def _same_run(store: DeltaStore, recipe: Recipe) -> None:
+    """A store belongs to one recipe: only further tasks may come."""
+    if {**store.base, **locate(recipe.base, recipe.revision, store.path)} != store.base:
+        raise StoreError(f"store {store.path} was made on another base than {recipe.base}")
+    before = parse_recipe(store.recipe, f"{store.path}/recipe.yaml").model_dump()
+    for key, value in recipe.model_dump().items():
+        if key != "store" and value != before[key]:
+            raise StoreError(f"store {store.path} was made by a recipe with another {key!r}; use a new store")
+
+
+def _measured(store: DeltaStore) -> int:
+    return len(store.results().get("matrix", []))
+
+
+def _results(
+    run: Run, position: int, row: dict[str, float], answers: dict[str, list[Answer]]
+) -> dict[str, Any]:
+    tasks = [task.name for task in run.recipe.tasks]
+    general = [task.name for task in run.recipe.general]
+    before = run.store.results()
+    results: dict[str, Any] = {"tasks": tasks, "general": general}
+    results["matrix"] = [*before.get("matrix", [])[:position], [row[name] for name in tasks]]
+    if general:
+        ability = sum(row[name] for name in general) / len(general)
+        results["base_ability"] = [*before.get("base_ability", [])[:position], ability]
+        results["base_ability_name"] = ", ".join(general)
+        kinds = by_kind([answer for name in general for answer in answers[name]])
+        old = before.get("base_kinds", {})
+        results["base_kinds"] = {k: [*old.get(k, [])[:position], v] for k, v in kinds.items()}
+    return results
+
+
+def _line(position: int, row: dict[str, float]) -> str:
+    return f"position {position}  " + "  ".join(f"{name} {score:.1%}" for name, score in row.items())
