@@ -1,4 +1,4 @@
-"""Teach a vision-language model a sequence of tasks without forgetting, one exact delta per task."""
+"""Teach a vision-language model a sequence of tasks without forgetting: one delta per task."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

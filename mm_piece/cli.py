@@ -1,4 +1,4 @@
-"""The command line: parse, call one function, print. Torch is imported inside the commands that need it."""
+"""The command line: parse, call one function, print. Torch is imported inside commands only."""
 
 import json
 import sys
@@ -10,14 +10,16 @@ import click
 
 from mm_piece.errors import PieceError
 
-_AT = click.option("--at", type=int, default=None, help="Position: 0 is the base, t after task t. [last]")
+_AT = click.option(
+    "--at", type=int, default=None, help="Position: 0 is the base, t after task t. [last]"
+)
 _BASE = click.option("--base", default=None, help="Folder or hub id of the base. [the store's own]")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _STORE = click.argument("store", type=click.Path(path_type=Path))
 
 
 class _Commands(click.Group):
-    """Prints a user's mistake as one line and exits with status 2, unless --debug asks for the traceback."""
+    """Prints a user's mistake as one line and exits with status 2; --debug shows the traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -38,7 +40,9 @@ def main(debug: bool) -> None:
 
 @main.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key."
+)
 def train(recipe: Path, overrides: tuple[str, ...]) -> None:
     """Train the tasks of RECIPE in order; run it again and it goes on where it stopped."""
     from mm_piece.training import train as run
@@ -52,9 +56,13 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
 @_STORE
 @_AT
 @_BASE
-@click.option("--task", "names", multiple=True, help="Only these tasks of the store's recipe. [all]")
+@click.option(
+    "--task", "names", multiple=True, help="Only these tasks of the store's recipe. [all]"
+)
 @_JSON
-def evaluate(store: Path, at: int | None, base: str | None, names: tuple[str, ...], as_json: bool) -> None:
+def evaluate(
+    store: Path, at: int | None, base: str | None, names: tuple[str, ...], as_json: bool
+) -> None:
     """Measure the model at a position of STORE on the tasks of its recipe."""
     from mm_piece.training import measure_at
 
@@ -90,7 +98,14 @@ def log(store: Path, as_json: bool) -> None:
 
     content = DeltaStore.open(store).log()
     rows = [
-        (str(d["position"]), d["task"], f"{d['entries']:,}", f"{d['bytes']:,}", d["sha256"][:12], d["file"])
+        (
+            str(d["position"]),
+            d["task"],
+            f"{d['entries']:,}",
+            f"{d['bytes']:,}",
+            d["sha256"][:12],
+            d["file"],
+        )
         for d in content["deltas"]
     ]
     _show(content, ("position", "task", "entries", "bytes", "sha256", "file"), rows, as_json)
@@ -118,9 +133,8 @@ def show(store: Path, at: int | None, as_json: bool) -> None:
 
 @main.command()
 @_STORE
-@click.option("--at", "positions", type=int, multiple=True, help="Positions to compare. [all]")
 @_JSON
-def results(store: Path, positions: tuple[int, ...], as_json: bool) -> None:
+def results(store: Path, as_json: bool) -> None:
     """Show the accuracy matrix of STORE and what follows from it."""
     from mm_piece.store import DeltaStore
 
@@ -156,7 +170,9 @@ def export(store: Path, to: Path, at: int | None) -> None:
 
 @main.command()
 @_STORE
-@click.option("--to", type=click.Path(path_type=Path), default=None, help="File. [STORE/report.html]")
+@click.option(
+    "--to", type=click.Path(path_type=Path), default=None, help="File. [STORE/report.html]"
+)
 def report(store: Path, to: Path | None) -> None:
     """Write one self-contained HTML page about STORE."""
     from mm_piece.report import report_store
@@ -184,10 +200,12 @@ def _print_results(store: Any) -> None:
     console.print(table)
     for name, value in summary(content["matrix"]).items():
         if value is not None:
-            console.print(f"{name:>10}  {value:+.1%}   {CONVENTIONS[name]}", highlight=False)
+            click.echo(f"{name:>10}  {value:+7.1%}   {CONVENTIONS[name]}")
 
 
-def _show(content: Any, header: Sequence[str], rows: Sequence[Sequence[str]], as_json: bool) -> None:
+def _show(
+    content: Any, header: Sequence[str], rows: Sequence[Sequence[str]], as_json: bool
+) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -85,7 +85,7 @@ def _read_gaps(data: memoryview, count: int, width: int) -> tuple[NDArray[np.int
     symbols, data = _read_values(data, count, width)
     escaped = symbols >= _escape(width)
     gaps = symbols.astype(np.int64)
-    more = np.count_nonzero(escaped)
+    more = int(np.count_nonzero(escaped))
     if more and width == WIDTHS[-1]:
         raise DamageError("a gap between two indices is wider than any tensor")
     if more:

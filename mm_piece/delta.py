@@ -48,7 +48,7 @@ def difference(before: Tensor, after: Tensor) -> Tensor:
 
 def digest(tensor: Tensor) -> str:
     """Return the SHA-256 of a tensor's bit patterns, in hex."""
-    return hashlib.sha256(bits(tensor.detach().cpu().contiguous()).numpy()).hexdigest()
+    return hashlib.sha256(bits(tensor.detach().cpu().contiguous()).numpy().data).hexdigest()
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -1,20 +1,20 @@
 """Every error that a user can cause.
 
-    PieceError
-    ├── RecipeError          an unknown key, a value out of range, a recipe that contradicts itself
-    ├── DataError            a row, an image or a conversation that cannot be used
-    ├── ModelError           a base that cannot be loaded or is not of a known family
-    ├── SelectionError       a density, a method or a budget that selects nothing sensible
-    ├── DeltaError           a delta file that must not be applied
-    │   ├── FormatError      not a delta, or of a version or codec this library does not know
-    │   ├── DamageError      truncated, altered or hostile content
-    │   └── MismatchError    a sound delta for another base, another parent or another position
-    └── StoreError           a store that cannot be opened, read or written
-        ├── PositionError    a position outside 0…T
-        └── LockedError      another writer holds the store
+PieceError
+├── RecipeError          an unknown key, a value out of range, a recipe that contradicts itself
+├── DataError            a row, an image or a conversation that cannot be used
+├── ModelError           a base that cannot be loaded or is not of a known family
+├── SelectionError       a density, a method or a budget that selects nothing sensible
+├── DeltaError           a delta file that must not be applied
+│   ├── FormatError      not a delta, or of a version or codec this library does not know
+│   ├── DamageError      truncated, altered or hostile content
+│   └── MismatchError    a sound delta for another base, another parent or another position
+└── StoreError           a store that cannot be opened, read or written
+    ├── PositionError    a position outside 0…T
+    └── LockedError      another writer holds the store
 
-Each message is one line that names the thing and what would have been allowed. The command line prints it
-and exits with status 2.
+Each message is one line that names the thing and what would have been allowed. The command line
+prints it and exits with status 2.
 """
 
 

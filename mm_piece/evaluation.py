@@ -45,7 +45,9 @@ def normalise(text: str) -> str:
     return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
 
 
-def ask(model: nn.Module, processor: Any, image: Path, question: str, max_new_tokens: int = 32) -> str:
+def ask(
+    model: nn.Module, processor: Any, image: Path, question: str, max_new_tokens: int = 32
+) -> str:
     """The model's greedy answer to one question about one image file."""
     content = [{"type": "image"}, {"type": "text", "text": question}]
     turns = [{"role": "user", "content": content}, {"role": "assistant", "content": []}]
@@ -53,7 +55,9 @@ def ask(model: nn.Module, processor: Any, image: Path, question: str, max_new_to
 
 
 @torch.inference_mode()
-def generate(model: Any, processor: Any, batch: Sequence[Example], max_new_tokens: int) -> list[str]:
+def generate(
+    model: Any, processor: Any, batch: Sequence[Example], max_new_tokens: int
+) -> list[str]:
     """Greedy answers to one batch, padded on the left."""
     tokenizer = tokenizer_of(processor)
     encoded = [encode_prompt(example, processor) for example in batch]
@@ -73,15 +77,21 @@ def pad_of(tokenizer: Any) -> int:
 
 
 def evaluate(
-    model: nn.Module, processor: Any, examples: Sequence[Example], metric: str = "exact", **options: Any
+    model: nn.Module,
+    processor: Any,
+    examples: Sequence[Example],
+    metric: str = "exact",
+    **options: Any,
 ) -> list[Answer]:
-    """Answer and score every example; options are those of `generate` and a `title` for the progress bar."""
+    """Answer and score every example; options: those of `generate`, and the bar's `title`."""
     rule, title = METRICS[metric], options.pop("title", "evaluate")
     results: list[Answer] = []
     with tqdm(total=len(examples), desc=title, unit="example", leave=False) as bar:
         for batch in batches(examples, 50):
             said = generate(model, processor, batch, **options)
-            results += [_scored(rule, example, text) for example, text in zip(batch, said, strict=True)]
+            results += [
+                _scored(rule, example, text) for example, text in zip(batch, said, strict=True)
+            ]
             bar.update(len(batch))
     return results
 

@@ -1,7 +1,8 @@
-"""Importance scores of a model on batches: exact per-example moments of the gradient, in bounded memory.
+"""Importance scores on batches: exact per-example moments of the gradient, in bounded memory.
 
-One pass over the data per block of entries whose accumulators fit the budget; no weight is changed. Sources of
-the rules: PIECE (arXiv 2511.15375); the empirical Fisher uses the data's own answers as labels.
+One pass over the data per block of entries whose accumulators fit the budget; no weight is changed.
+Sources of the rules: PIECE (arXiv 2511.15375); the empirical Fisher uses the data's own answers as
+labels.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ Block = list[tuple[str, int, int]]  # name, first and last + 1 flat entry
 
 @dataclass(frozen=True)
 class Moments:
-    """What a scoring rule may see of a run of flat entries; all tensors are fp32 of equal length."""
+    """What a scoring rule may see of a run of flat entries: fp32 tensors of equal length."""
 
     mean: Tensor  # mean over examples of the gradient
     square: Tensor  # mean over examples of the squared gradient: the diagonal empirical Fisher
@@ -55,11 +56,11 @@ def random(moments: Moments) -> Tensor:
 def estimate(
     model: nn.Module, batches: Sequence[Batch], method: str = "piece-f", **options: Any
 ) -> dict[str, Tensor]:
-    """Scores of every patchable weight, fp32 on the CPU, in the parameter's shape, under published names.
+    """Scores of every patchable weight: fp32, on the CPU, in its shape, under its published name.
 
-    `batches` are what the model's forward takes, labels included; a batch of several examples is taken apart
-    along the first dimension. Options: those of `stream`. Raises SelectionError for an unknown method and for
-    batches that cannot be taken apart.
+    `batches` are what the model's forward takes, labels included; a batch of several examples is
+    taken apart along the first dimension. Options: those of `stream`. Raises SelectionError for an
+    unknown method and for batches that cannot be taken apart.
     """
     named = weights(model)
     parts: dict[str, list[Tensor]] = {}
@@ -81,8 +82,8 @@ def stream(
 ) -> Iterator[Piece]:
     """Scores as flat pieces in tensor order; accumulators never exceed `memory` bytes.
 
-    `names` restricts and orders the weights (default: all that `patchable` finds), `xi` is PIECE-S's damping on
-    the scale of the mean square, `progress` wraps the loop over examples.
+    `names` restricts and orders the weights (default: all that `patchable` finds), `xi` is
+    PIECE-S's damping on the scale of the mean square, `progress` wraps the loop over examples.
     """
     rule = resolve(method)
     named = weights(model)
@@ -101,7 +102,7 @@ def stream(
 
 
 def resolve(method: str) -> Callable[[Moments], Tensor]:
-    """The scoring rule of a method's name or dotted path; SelectionError names the allowed values."""
+    """The scoring rule of a method's name or dotted path; SelectionError names the known ones."""
     if method in METHODS:
         return METHODS[method]
     module, _, function = method.rpartition(".")
@@ -109,13 +110,16 @@ def resolve(method: str) -> Callable[[Moments], Tensor]:
         return getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         allowed = ", ".join(METHODS)
-        raise SelectionError(f"unknown method {method!r}; allowed: {allowed}, or a dotted path") from error
+        raise SelectionError(
+            f"unknown method {method!r}; allowed: {allowed}, or a dotted path"
+        ) from error
 
 
 def patchable(model: nn.Module, batches: Sequence[Batch], exclude: Sequence[str] = ()) -> list[str]:
-    """Published names of the weights that receive a gradient, in model order, without the excluded groups.
+    """Published names of the weights that receive a gradient, in model order, less excluded groups.
 
-    One backward pass per kind of batch (with and without images): what is not reached can never train.
+    One backward pass per kind of batch (with and without images): what is not reached can never
+    train.
     """
     kinds = {frozenset(batch): batch for batch in batches}
     reached: set[str] = set()
@@ -136,8 +140,9 @@ class _Sums:
 
     def add(self, gradients: list[Tensor]) -> None:
         self.examples += 1
-        torch._foreach_add_(self.first, gradients)
-        torch._foreach_addcmul_(self.second, gradients, gradients)
+        for first, second, gradient in zip(self.first, self.second, gradients, strict=True):
+            first.add_(gradient)
+            second.addcmul_(gradient, gradient)
 
     def means(self, position: int) -> tuple[Tensor, Tensor]:
         scale = max(self.examples, 1)
@@ -183,7 +188,10 @@ def _requiring(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator
 
 def _loss(model: nn.Module, example: Batch) -> Tensor:
     device = next(model.parameters()).device
-    moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in example.items()}
+    moved = {
+        key: value.to(device) if isinstance(value, Tensor) else value
+        for key, value in example.items()
+    }
     return model(**moved).loss
 
 
@@ -196,9 +204,15 @@ def _examples(batches: Iterable[Batch]) -> Iterator[Batch]:
             yield batch
             continue
         if odd := [f"{length} {key}" for key, length in lengths.items() if length != size]:
-            raise SelectionError(f"a batch of {size} examples holds {odd[0]}; give batches of one example")
+            raise SelectionError(
+                f"a batch of {size} examples holds {odd[0]}; give batches of one example"
+            )
         for row in range(size):
-            yield {key: value[row : row + 1] for key, value in batch.items() if isinstance(value, Tensor)}
+            yield {
+                key: value[row : row + 1]
+                for key, value in batch.items()
+                if isinstance(value, Tensor)
+            }
 
 
 def _blocks(sizes: Mapping[str, int], capacity: int) -> list[Block]:

@@ -1,4 +1,4 @@
-"""A model at a position: load it, move it to another one in place, export it as an ordinary checkpoint."""
+"""A model at a position: load it, move it in place, export it as an ordinary checkpoint."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mm_piece.delta import Delta, digest, fingerprint, put, take
-from mm_piece.errors import MismatchError, ModelError, PositionError, StoreError
+from mm_piece.errors import MismatchError, ModelError, StoreError
 from mm_piece.models import as_dtype, load_base, tensors, where
 from mm_piece.names import group_of, hub_name
 from mm_piece.store import DeltaStore
@@ -25,11 +25,13 @@ _SHARD_BYTES = 2**30
 
 @dataclass
 class _Attachment:
-    """Where a live model stands, and the base's values of every entry that a delta has touched so far."""
+    """Where a live model stands, and the base's values of every entry touched so far."""
 
     store: DeltaStore
     at: int = 0
-    index: dict[str, Tensor] = field(default_factory=dict)  # name -> sorted union of touched entries
+    index: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # name -> sorted union of touched entries
     base: dict[str, Tensor] = field(default_factory=dict)  # name -> the base's values there
 
 
@@ -44,11 +46,12 @@ def load(
     delta: str | Path | None = None,
     **options: Any,
 ) -> tuple[Any, Any]:
-    """The model at a position of a store (default: the last), or with one delta file, and its processor.
+    """The model at a position of a store (default: the last) or with one delta, and its processor.
 
-    `base` defaults to the one the store was made with; the dtype to the one it was trained in (another dtype is a
-    cast after composition). Other options go to `from_pretrained`. Nothing is applied before everything was
-    verified. Raises PositionError, MismatchError (another base), DamageError, ModelError.
+    `base` defaults to the one the store was made with; the dtype to the one it was trained in
+    (another dtype is a cast after composition). Other options go to `from_pretrained`. Nothing is
+    applied before everything was verified. Raises PositionError, MismatchError (another base),
+    DamageError, ModelError.
     """
     if store is not None and delta is not None:
         raise StoreError("give a store or a single delta, not both")
@@ -60,7 +63,9 @@ def load(
         return load_base(base, **options)
     opened = as_store(store)
     wanted = options.pop("dtype", None)
-    source, revision = (str(base), options.pop("revision", None)) if base else where(opened.base, opened.path)
+    source, revision = (
+        (str(base), options.pop("revision", None)) if base else where(opened.base, opened.path)
+    )
     model, processor = load_base(source, revision, dtype=opened.base["dtype"], **options)
     attach(model, opened)
     checkout(model, len(opened) if at is None else at)
@@ -73,16 +78,18 @@ def attach(model: nn.Module, store: DeltaStore) -> None:
     if found != store.base["fingerprint"]:
         expected = store.base["fingerprint"]
         raise MismatchError(
-            f"store {store.path} was made on another base (fingerprint {expected[:12]}…, this model has {found[:12]}…)"
+            f"store {store.path} was made on another base: "
+            f"expected fingerprint {expected[:12]}…, found {found[:12]}…"
         )
     _attachments[model] = _Attachment(store)
 
 
 def checkout(model: nn.Module, at: int) -> None:
-    """Move a loaded model to position `at` in place; only entries that some delta touched are written.
+    """Move a loaded model to position `at` in place; only entries that deltas touched are written.
 
-    Every delta on the way is verified, down to the values it expects to find, before the first write.
-    Raises PositionError outside 0…T, StoreError for a model that was not loaded from a store.
+    Every delta on the way is verified, down to the values it expects to find, before the first
+    write. Raises PositionError outside 0…T, StoreError for a model that was not loaded from a
+    store.
     """
     if model not in _attachments:
         raise StoreError("checkout needs a model that mm_piece.load took from a store")
@@ -101,14 +108,19 @@ def checkout(model: nn.Module, at: int) -> None:
 def export(store: str | Path | DeltaStore, at: int | None, to: str | Path) -> Path:
     """Write the model at a position as an ordinary checkpoint folder, streamed shard by shard.
 
-    Tensors are those of the live model at that position, bit for bit, in the dtype trained in, under the names
-    of the base's own files. Raises StoreError if the folder exists and is not empty.
+    Tensors are those of the live model at that position, bit for bit, in the dtype trained in,
+    under the names of the base's own files. Raises StoreError if the folder exists and is not
+    empty.
     """
     opened, to = as_store(store), Path(to)
     if to.exists() and any(to.iterdir()):
         raise StoreError(f"{to} exists and is not empty; export writes a new folder")
     source, revision = where(opened.base, opened.path)
-    folder = Path(source) if Path(source).is_dir() else Path(snapshot_download(source, revision=revision))
+    folder = (
+        Path(source)
+        if Path(source).is_dir()
+        else Path(snapshot_download(source, revision=revision))
+    )
     deltas = opened.deltas(len(opened) if at is None else at)
     to.mkdir(parents=True, exist_ok=True)
     _copy_settings(folder, to, opened.base["dtype"])
@@ -121,10 +133,20 @@ def outline(store: str | Path | DeltaStore, at: int | None) -> dict[str, Any]:
     opened = as_store(store)
     delta = opened.delta(len(opened) if at is None else at)
     tensors_of = [
-        {"name": name, "group": group_of(name), "shape": list(delta.shapes[name]), "entries": len(index)}
+        {
+            "name": name,
+            "group": group_of(name),
+            "shape": list(delta.shapes[name]),
+            "entries": len(index),
+        }
         for name, index in delta.indices.items()
     ]
-    facts = {"task": delta.task, "base": delta.base, "parent": delta.parent, "entries": delta.entries}
+    facts = {
+        "task": delta.task,
+        "base": delta.base,
+        "parent": delta.parent,
+        "entries": delta.entries,
+    }
     return {**facts, **delta.info, "tensors": tensors_of}
 
 
@@ -152,7 +174,8 @@ def _widened(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Union of all entries touched so far and by `deltas`, with the base's values there.
 
-    An entry that is new to the union was never written, so the live model still holds the base's value.
+    An entry that is new to the union was never written, so the live model still holds the base's
+    value.
     """
     index, base = dict(attachment.index), dict(attachment.base)
     for name in {name for delta in deltas for name in delta.indices}:
@@ -172,14 +195,14 @@ def _widened(
 def _state(
     deltas: Sequence[Delta], index: Mapping[str, Tensor], base: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Values of the union's entries after `deltas`; each delta's digest of what it replaces is checked."""
+    """Values of the union's entries after `deltas`, each checked against what it replaces."""
     state = {name: values.clone() for name, values in base.items()}
     for delta in deltas:
         for name, touched in delta.indices.items():
             at = torch.searchsorted(index[name], touched.to(torch.int64))
             if digest(take(state[name], at)) != delta.before[name]:
                 raise MismatchError(
-                    f"delta {delta.task!r} expects other values in {name!r}: wrong base or wrong order"
+                    f"delta {delta.task!r} expects other values in {name!r}: wrong base or order"
                 )
             put(state[name], at, delta.values[name])
     return state
@@ -189,11 +212,14 @@ def _same_dtype(live: Mapping[str, Tensor], store: DeltaStore) -> None:
     found = str(next(iter(live.values())).dtype).removeprefix("torch.")
     if found != store.base["dtype"]:
         raise MismatchError(
-            f"the model is {found}, the store's deltas are {store.base['dtype']}; load it in that dtype to move it"
+            f"the model is {found}, the store's deltas are {store.base['dtype']}: "
+            "load it in that dtype to move it"
         )
 
 
-def _patched(folder: Path, store: DeltaStore, deltas: Sequence[Delta]) -> Iterator[tuple[str, Tensor]]:
+def _patched(
+    folder: Path, store: DeltaStore, deltas: Sequence[Delta]
+) -> Iterator[tuple[str, Tensor]]:
     """The base's tensors one by one, under the names of its files, with the deltas applied."""
     dtype, family = as_dtype(store.base["dtype"]), store.base["family"]
     seen: set[str] = set()
@@ -214,12 +240,14 @@ def _apply(deltas: Sequence[Delta], name: str, tensor: Tensor) -> None:
         if name not in delta.indices:
             continue
         if digest(take(tensor, delta.indices[name])) != delta.before[name]:
-            raise MismatchError(f"delta {delta.task!r} expects other values in {name!r}: wrong base")
+            raise MismatchError(
+                f"delta {delta.task!r} expects other values in {name!r}: wrong base"
+            )
         put(tensor, delta.indices[name], delta.values[name])
 
 
 def _write_shards(named: Iterator[tuple[str, Tensor]], to: Path) -> None:
-    """Shards of at most 1 GiB (a larger tensor alone in its own), with the index that transformers reads."""
+    """Shards of at most 1 GiB (a larger tensor alone in its own) and the index of them."""
     shards: list[dict[str, int]] = []
     shard: dict[str, Tensor] = {}
     for key, tensor in named:
@@ -249,7 +277,9 @@ def _shard_name(number: int) -> str:
 def _copy_settings(folder: Path, to: Path, dtype: str) -> None:
     """Everything but weights, with the dtype trained in written into the configuration."""
     for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(".index.json"):
+        if file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(
+            ".index.json"
+        ):
             shutil.copyfile(file, to / file.name)
     config = json.loads((to / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = dtype

@@ -1,7 +1,7 @@
 """From scores to a mask: an exact global top-k over a stream of scores, in bounded memory.
 
-Ties go to the earliest tensor, then to the lowest index, so that the same scores always give the same mask,
-however they are cut into pieces.
+Ties go to the earliest tensor, then to the lowest index, so that the same scores always give the
+same mask, however they are cut into pieces.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,30 +12,29 @@ import torch
 from torch import Tensor
 
 from mm_piece.errors import SelectionError
-from mm_piece.names import group_of
+from mm_piece.names import Group, group_of
 
 Piece = tuple[str, int, Tensor]  # tensor name, offset of the piece in the flat tensor, flat scores
 Mask = dict[str, Tensor]  # name -> sorted flat indices
+Density = float | Mapping[Group, float]  # of all entries, or of each group's
 
 _CHUNK = 2**20  # scores looked at in one go: bounds the scratch memory
 
 
-def select(scores: Mapping[str, Tensor], density: float | Mapping[str, float] = 0.001) -> Mask:
+def select(scores: Mapping[str, Tensor], density: Density = 0.001) -> Mask:
     """The `floor(density * N)` highest of N scores, as sorted flat indices per tensor.
 
-    `scores` maps names to tensors of any shape. A mapping of densities gives each group (vision, projector,
-    language, embedding, head) its own budget; groups it leaves out get nothing.
-    Raises SelectionError for a density out of (0, 1], NaN scores, or a selection of nothing.
+    `scores` maps names to tensors of any shape. A mapping of densities gives each group (vision,
+    projector, language, embedding, head) its own budget; groups it leaves out get nothing. Raises
+    SelectionError for a density out of (0, 1], NaN scores, or a selection of nothing.
     """
     sizes = {name: tensor.numel() for name, tensor in scores.items()}
     pieces = ((name, 0, tensor.reshape(-1)) for name, tensor in scores.items())
     return select_stream(pieces, sizes, density)
 
 
-def select_stream(
-    pieces: Iterable[Piece], sizes: Mapping[str, int], density: float | Mapping[str, float]
-) -> Mask:
-    """`select` for scores that arrive in pieces, in the order of `sizes`, and are never held as a whole."""
+def select_stream(pieces: Iterable[Piece], sizes: Mapping[str, int], density: Density) -> Mask:
+    """`select` for scores that arrive in pieces, in the order of `sizes`, never held as a whole."""
     group: Callable[[str], str] = group_of if isinstance(density, Mapping) else lambda name: "all"
     densities = dict(density) if isinstance(density, Mapping) else {"all": density}
     members = {g: [name for name in sizes if group(name) == g] for g in densities}
@@ -51,12 +50,14 @@ def select_stream(
 
 
 def count(density: float, total: int, what: str = "all") -> int:
-    """`floor(density * total)`, exact for the decimal number as it is written; SelectionError if it is 0."""
+    """`floor(density * total)`, exact for the decimal number as written; SelectionError if 0."""
     if not 0 < density <= 1:
         raise SelectionError(f"density {density} is out of (0, 1]")
     k = floor(Decimal(repr(float(density))) * total)
     if k == 0:
-        raise SelectionError(f"density {density} of {total} patchable entries ({what}) selects none")
+        raise SelectionError(
+            f"density {density} of {total} patchable entries ({what}) selects none"
+        )
     return k
 
 
@@ -84,8 +85,10 @@ class TopK:
 
     def _offer(self, scores: Tensor, start: int) -> None:
         if torch.isnan(scores).any():
-            raise SelectionError("the scores hold NaN; the model or its data gives no finite gradient")
-        # A later entry that equals the threshold loses the tie, but only once k candidates stand before it.
+            raise SelectionError(
+                "the scores hold NaN; the model or its data gives no finite gradient"
+            )
+        # A later entry that equals the threshold loses the tie once k candidates stand before it.
         full = self._held >= self.k and self.threshold > -float("inf")
         keep = (scores > self.threshold).nonzero().view(-1) if full else torch.arange(len(scores))
         self._scores.append(scores[keep])
@@ -116,7 +119,9 @@ def _split(chosen: Tensor, names: list[str], sizes: Mapping[str, int]) -> Mask:
     return {name: index for name, index in _local(chosen, names, sizes) if len(index)}
 
 
-def _local(chosen: Tensor, names: list[str], sizes: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
+def _local(
+    chosen: Tensor, names: list[str], sizes: Mapping[str, int]
+) -> Iterator[tuple[str, Tensor]]:
     for name, start in _starts(sizes, names).items():
         low, high = torch.searchsorted(chosen, torch.tensor([start, start + sizes[name]])).tolist()
         narrow = torch.int32 if sizes[name] < 2**31 else torch.int64

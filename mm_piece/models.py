@@ -1,7 +1,8 @@
-"""Bases: a transformers model and its processor, from a hub id or a folder, cast to the dtype trained in."""
+"""Bases: a transformers model and its processor, from a hub id or a folder, in one dtype."""
 
+import os.path
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,11 +22,12 @@ from mm_piece.names import rules_of, weights
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_base(base: str | Path, revision: str | None = None, **options: Any) -> tuple[nn.Module, Any]:
+def load_base(base: str | Path, revision: str | None = None, **options: Any) -> tuple[Any, Any]:
     """The base and its processor (a tokenizer for a text model), in evaluation mode.
 
-    `options` go to `from_pretrained` as they stand (dtype as a name or a torch.dtype, default float32).
-    Raises ModelError in one line when the base is missing, of an unknown family, or lacks weights.
+    `options` go to `from_pretrained` as they stand (dtype as a name or a torch.dtype, default
+    float32). Raises ModelError in one line when the base is missing, of an unknown family, or lacks
+    weights.
     """
     logging.disable_progress_bar()
     source = str(base)
@@ -35,14 +37,19 @@ def load_base(base: str | Path, revision: str | None = None, **options: Any) -> 
         visual = "vision_config" in config
         loader = AutoModelForImageTextToText if visual else AutoModelForCausalLM
         options["dtype"] = as_dtype(options.get("dtype", "float32"))
-        model, loaded = loader.from_pretrained(
-            source, revision=revision, output_loading_info=True, **options
+        options |= {"revision": revision, "output_loading_info": True}
+        model, loaded = cast(Any, loader).from_pretrained(source, **options)
+        processor = (AutoProcessor if visual else AutoTokenizer).from_pretrained(
+            source, revision=revision
         )
-        processor = (AutoProcessor if visual else AutoTokenizer).from_pretrained(source, revision=revision)
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"cannot load base {source}: {' '.join(str(error).split())[:300]}") from error
+        raise ModelError(
+            f"cannot load base {source}: {' '.join(str(error).split())[:300]}"
+        ) from error
     if missing := loaded["missing_keys"]:
-        raise ModelError(f"base {source} lacks {len(missing)} weights, {sorted(missing)[0]!r} among them")
+        raise ModelError(
+            f"base {source} lacks {len(missing)} weights, {sorted(missing)[0]!r} among them"
+        )
     return model.eval(), processor
 
 
@@ -60,10 +67,13 @@ def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in weights(model).items()}
 
 
-def describe(model: nn.Module, base: str | Path, revision: str | None, store: Path) -> dict[str, Any]:
+def describe(
+    model: nn.Module, base: str | Path, revision: str | None, store: Path
+) -> dict[str, Any]:
     """What a store records of its base: where it lies, its family, dtype, size and fingerprint.
 
-    A folder is recorded relative to the store, so that both can move together; a hub id with its revision.
+    A folder is recorded relative to the store, so that both can move together; a hub id with its
+    revision.
     """
     named = tensors(model)
     first = next(iter(named.values()))
@@ -78,7 +88,7 @@ def describe(model: nn.Module, base: str | Path, revision: str | None, store: Pa
 
 
 def locate(base: str | Path, revision: str | None, store: Path) -> dict[str, Any]:
-    """`{"folder": path relative to the store}` for a local base, `{"hub": id, "revision": …}` otherwise."""
+    """`{"folder": relative to the store}` for a local base, else `{"hub": id, "revision": …}`."""
     if Path(base).is_dir():
         return {"folder": _relative(Path(base).resolve(), store.resolve())}
     return {"hub": str(base), "revision": revision}
@@ -92,6 +102,4 @@ def where(base: dict[str, Any], store: Path) -> tuple[str, str | None]:
 
 
 def _relative(folder: Path, start: Path) -> str:
-    import os.path  # Path.relative_to climbs only from Python 3.12 on
-
-    return Path(os.path.relpath(folder, start)).as_posix()
+    return Path(os.path.relpath(folder, start)).as_posix()  # Path climbs only from 3.12 on

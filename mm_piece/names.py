@@ -1,8 +1,8 @@
 """Published hub names of a model's weights, and the group each of them belongs to.
 
-The same weight has had three live names over the generations of transformers (as published, 4.52 to 5.5,
-from 5.6 on). Scores, masks and deltas speak the published name only, so the rules below turn any live name
-into it. Pure strings, but for `weights`, which walks a module.
+The same weight has had three live names over the generations of transformers (as published, 4.52 to
+5.5, from 5.6 on). Scores, masks and deltas speak the published name only, so the rules below turn
+any live name into it. Pure strings, but for `weights`, which walks a module.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ GROUPS: tuple[str, ...] = get_args(Group)
 _GROUP_PATTERNS: Rules = (
     (r"(^|\.)lm_head\.", "head"),
     (r"(^|\.)embed_tokens\.", "embedding"),
-    (r"(^|\.)multi_modal_projector\.|(^|\.)merger\.|deepstack_merger_list|image_newline", "projector"),
+    (
+        r"(^|\.)multi_modal_projector\.|(^|\.)merger\.|deepstack_merger_list|image_newline",
+        "projector",
+    ),
     (r"(^|\.)(vision_tower|vision_model|visual)\.", "vision"),
     (r"", "language"),
 )
@@ -37,7 +40,7 @@ def group_of(name: str) -> str:
 
 
 def place_of(name: str) -> tuple[str, int | None, str]:
-    """Group, layer number (None outside the stacked layers) and module name of a published weight name."""
+    """Group, layer number (None outside the stacked layers) and module of a published name."""
     stem = name.rsplit(".", 1)[0] if name.endswith((".weight", ".bias")) else name
     layer = re.search(r"\.(?:layers|blocks|h)\.(\d+)\.", name)
     return group_of(name), int(layer[1]) if layer else None, stem.rsplit(".", 1)[-1]
@@ -56,20 +59,22 @@ def hub_name(live: str, model_type: str) -> str:
 def rules_of(model_type: str) -> Rules:
     """The renaming rules of a family; ModelError names the known ones."""
     if model_type not in FAMILIES:
-        raise ModelError(f"unknown model family {model_type!r}; known: {', '.join(sorted(FAMILIES))}")
+        raise ModelError(
+            f"unknown model family {model_type!r}; known: {', '.join(sorted(FAMILIES))}"
+        )
     return FAMILIES[model_type]
 
 
 def translator(model: nn.Module) -> Callable[[str], str]:
-    """The function from live to published names for this model; plain torch modules keep their names."""
-    config = getattr(model, "config", None)  # the one thing that tells a transformers model from a plain one
+    """The function from live to published names of a model; a plain torch module keeps its own."""
+    config = getattr(model, "config", None)  # what tells a transformers model from a plain one
     if config is None:
         return lambda live: live
     return lambda live: hub_name(live, config.model_type)
 
 
 def weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The model's parameters under their published names, in model order; a tied weight appears once."""
+    """The parameters under their published names, in model order; a tied weight appears once."""
     translate = translator(model)
     named = {translate(live): parameter for live, parameter in model.named_parameters()}
     if len(named) != sum(1 for _ in model.named_parameters()):

@@ -1,4 +1,4 @@
-"""What one YAML recipe may say: strict, frozen, with defaults that are printed back into the store."""
+"""What one YAML recipe may say: strict, frozen, every default spelled out in the store."""
 
 import re
 from collections.abc import Iterable
@@ -55,7 +55,9 @@ class Select(_Strict):
     def _known_method(cls, method: str) -> str:
         if method in METHODS or "." in method:
             return method
-        raise ValueError(f"unknown method {method!r}; allowed: {', '.join(METHODS)}, or a dotted path")
+        raise ValueError(
+            f"unknown method {method!r}; allowed: {', '.join(METHODS)}, or a dotted path"
+        )
 
     @field_validator("density")
     @classmethod
@@ -101,7 +103,9 @@ def parse_bytes(memory: str | int) -> int:
     """Bytes of `8GiB`, `512MiB` or a plain number; ValueError names the allowed units."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(memory))
     if not match or match[2] not in _UNITS or float(match[1]) <= 0:
-        raise ValueError(f"memory {memory!r} is not a size such as 8GiB (units: {', '.join(_UNITS)[2:]})")
+        raise ValueError(
+            f"memory {memory!r} is not a size such as 8GiB (units: {', '.join(_UNITS)[2:]})"
+        )
     return int(float(match[1]) * _UNITS[match[2]])
 
 
@@ -111,7 +115,9 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d+(?:[eE][-+]?\d+)?)$"),
+    re.compile(
+        r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d+(?:[eE][-+]?\d+)?)$"
+    ),
     list("-+0123456789."),
 )
 
@@ -119,8 +125,8 @@ _Loader.add_implicit_resolver(
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe file, with `key=value` overrides (dotted keys, list positions by number).
 
-    Raises RecipeError in one line: file missing, YAML broken, key unknown (with the nearest known one), value
-    out of range.
+    Raises RecipeError in one line: file missing, YAML broken, key unknown (with the nearest known
+    one), value out of range.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -152,7 +158,9 @@ def _override(content: Any, assignment: str) -> None:
     *path, last = key.split(".")
     try:
         for step in path:
-            content = content[int(step)] if isinstance(content, list) else content.setdefault(step, {})
+            content = (
+                content[int(step)] if isinstance(content, list) else content.setdefault(step, {})
+            )
         content[int(last) if isinstance(content, list) else last] = yaml.load(value, Loader=_Loader)
     except (ValueError, IndexError, TypeError, AttributeError) as error:
         raise RecipeError(f"--set {assignment!r}: there is no {key!r} in the recipe") from error
@@ -172,7 +180,9 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _nearest(key: str, location: tuple[int | str, ...]) -> str:
-    section = {"tasks": Task, "general": GeneralTask, "select": Select}.get(str(location[0]), Recipe)
+    section = {"tasks": Task, "general": GeneralTask, "select": Select}.get(
+        str(location[0]), Recipe
+    )
     known = list((Recipe if len(location) == 1 else section).model_fields)
     close = get_close_matches(key, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(known)}"

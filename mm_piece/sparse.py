@@ -1,8 +1,8 @@
-"""Training of the selected entries only: compact fp32 values, their gradients, and the way back into the model.
+"""Training of the selected entries only: compact fp32 values and their gradients.
 
-A patched weight stays where it is and what it is. Beside it stands a vector of fp32 values, the only thing that
-an optimizer sees; after each step the values are written into the weight. Every other weight is frozen: it gets
-no gradient, so no optimizer, weight decay or sharding can move it.
+A patched weight stays where it is and what it is. Beside it stands a vector of fp32 values, the
+only thing that an optimizer sees; after each step the values are written into the weight. Every
+other weight is frozen: it gets no gradient, so no optimizer, weight decay or sharding can move it.
 """
 
 import warnings
@@ -22,10 +22,10 @@ _VALUES = "weight_values"  # the trainable parameter that a patched Linear carri
 
 
 class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
-    """Context in which only the entries of `mask` train; on leaving, the model keeps what was learned.
+    """Context in which only the entries of `mask` train; the model keeps what was learned.
 
-    `mask` maps published names to sorted flat indices. Raises SelectionError for an unknown name, indices that
-    are out of range or not sorted and unique, or an empty mask.
+    `mask` maps published names to sorted flat indices. Raises SelectionError for an unknown name,
+    indices that are out of range or not sorted and unique, or an empty mask.
     """
 
     def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
@@ -36,11 +36,14 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
     def __enter__(self) -> "sparse_tuning":
         named = weights(self.model)
         self._base = fingerprint({name: weight.detach() for name, weight in named.items()})
-        self._flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        self._flags = [
+            (parameter, parameter.requires_grad) for parameter in self.model.parameters()
+        ]
         self.model.requires_grad_(False)
         owners = _owners(self.model)
         self.patches = {
-            name: Patch(named[name], index, owners[id(named[name])]) for name, index in self.mask.items()
+            name: Patch(named[name], index, owners[id(named[name])])
+            for name, index in self.mask.items()
         }
         return self
 
@@ -68,7 +71,7 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Write the values into the weights, rounded to the weight's dtype; call it after each step."""
+        """Write the values into the weights, rounded to their dtype; call it after each step."""
         for patch in self.patches.values():
             patch.write_back()
 
@@ -104,8 +107,10 @@ class Patch:
         self.weight = weight
         self.index = index.to(weight.device, torch.int64)
         self.before = self.entries()
-        self.values = nn.Parameter(self.before.float())
-        sampled = all(type(owner.module) is nn.Linear and owner.attribute == "weight" for owner in owners)
+        self.values = nn.Parameter(self.before.to(torch.float32, copy=True))
+        sampled = all(
+            type(owner.module) is nn.Linear and owner.attribute == "weight" for owner in owners
+        )
         patch = _patch_linear if sampled else _patch_any
         self._undo = [patch(owner, self) for owner in owners]
 
@@ -140,7 +145,7 @@ class _SampledLinear(torch.autograd.Function):
         flat = gradient.reshape(-1, gradient.shape[-1])
         to_x = gradient @ weight if ctx.needs_input_grad[0] else None
         to_bias = flat.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
-        # The product of the two factors, sampled at the pattern: entry (o, i) is the sum over tokens of g_o x_i.
+        # Entry (o, i) is the sum over tokens of g_o x_i: a product sampled at the pattern.
         factors = flat.float().t(), x.reshape(-1, x.shape[-1]).float()
         sampled = torch.sparse.sampled_addmm(ctx.pattern, *factors, beta=0.0)
         return to_x, None, to_bias, sampled.values(), None
@@ -161,7 +166,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Gathered(nn.Module):
-    """The parametrization that puts `_Gather` in front of a weight, whatever its module does with it."""
+    """The parametrization that puts `_Gather` in front of a weight, whatever its module does."""
 
     def __init__(self, patch: Patch) -> None:
         super().__init__()
@@ -208,7 +213,9 @@ def _pattern(index: Tensor, weight: Tensor) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         shape = (rows, columns)
-        return torch.sparse_csr_tensor(crow, index % columns, ones, size=shape, check_invariants=True)
+        return torch.sparse_csr_tensor(
+            crow, index % columns, ones, size=shape, check_invariants=True
+        )
 
 
 def _owners(model: nn.Module) -> dict[int, list[Owner]]:

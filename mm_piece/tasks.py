@@ -1,7 +1,8 @@
 """Data formats to chat messages to batches: what a task's rows become before a model sees them.
 
-A source is a JSON or JSONL file (LLaVA conversations, `messages`, or `{prompt, answer[, image|pic_path]}`), or
-`scenes:NAME/SPLIT` for the embedded data; either may end in a slice such as `[:100]`.
+A source is a JSON or JSONL file (LLaVA conversations, `messages`, or `{prompt, answer[,
+image|pic_path]}`), or `scenes:NAME/SPLIT` for the embedded data; either may end in a slice such as
+`[:100]`.
 """
 
 import json
@@ -20,7 +21,13 @@ from mm_piece.errors import DataError, ModelError
 
 IGNORED = -100  # the label of a token that is not supervised
 _MARK = "<image>"
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
 Message = dict[str, Any]
 
 
@@ -56,16 +63,20 @@ class Example:
             with Image.open(image) as opened:
                 return opened.convert("RGB")
         except FileNotFoundError as error:
-            raise DataError(f"{self.source} row {self.row}: image {image} does not exist") from error
+            raise DataError(
+                f"{self.source} row {self.row}: image {image} does not exist"
+            ) from error
         except (OSError, UnidentifiedImageError, ValueError) as error:
-            raise DataError(f"{self.source} row {self.row}: image {image} cannot be read") from error
+            raise DataError(
+                f"{self.source} row {self.row}: image {image} cannot be read"
+            ) from error
 
 
 def read(source: str, images: str | None = None) -> list[Example]:
-    """All rows of a source; image paths are taken relative to `images`, or to the file's own folder.
+    """All rows of a source; image paths are relative to `images`, or to the file's own folder.
 
-    Raises DataError in one line for a missing or empty file, a row of no known format, a missing image, and
-    images that do not match the `<image>` marks of the text.
+    Raises DataError in one line for a missing or empty file, a row of no known format, a missing
+    image, and images that do not match the `<image>` marks of the text.
     """
     path, start, stop = _sliced(source)
     rows = scenes_rows(path) if path.startswith("scenes:") else _file_rows(Path(path))
@@ -89,8 +100,9 @@ def scenes_rows(source: str) -> list[dict[str, Any]]:
 def encode(example: Example, processor: Any) -> dict[str, Tensor]:
     """Model inputs of one example, batch dimension 1, with labels on the answers' tokens alone.
 
-    Image tokens are expanded by the processor. Raises DataError where text and images disagree, ModelError where
-    the chat template breaks the law that a prompt's tokens begin the tokens of prompt and answer.
+    Image tokens are expanded by the processor. Raises DataError where text and images disagree,
+    ModelError where the chat template breaks the law that a prompt's tokens begin the tokens of
+    prompt and answer.
     """
     inputs = _process(processor, _render(processor, example.messages), example)
     inputs["labels"] = _labels(example, processor, inputs["input_ids"])
@@ -103,13 +115,16 @@ def encode_prompt(example: Example, processor: Any) -> dict[str, Tensor]:
 
 
 def collate(batch: Sequence[dict[str, Tensor]], pad: int, left: bool = False) -> dict[str, Tensor]:
-    """One batch from encoded examples: token rows padded (right, or left for generation), the rest stacked."""
+    """One batch of encoded examples: token rows padded (left for generation), the rest stacked."""
     fill = {"input_ids": pad, "labels": IGNORED}
     length = max(example["input_ids"].shape[1] for example in batch)
     joined: dict[str, Tensor] = {}
     for key in dict.fromkeys(key for example in batch for key in example):
         parts = [example[key] for example in batch if key in example]
-        if parts[0].shape[:2] == batch[0]["input_ids"].shape[:2] or key in ("attention_mask", *fill):
+        if parts[0].shape[:2] == batch[0]["input_ids"].shape[:2] or key in (
+            "attention_mask",
+            *fill,
+        ):
             parts = [_pad(part, length, fill.get(key, 0), left) for part in parts]
         joined[key] = torch.cat(parts)
     return joined
@@ -126,13 +141,15 @@ def _pad(part: Tensor, length: int, fill: int, left: bool) -> Tensor:
 
 
 def _labels(example: Example, processor: Any, expanded: Tensor) -> Tensor:
-    """Labels for the expanded ids. Expansion only adds image tokens, so spans are counted in the others."""
+    """Labels for the expanded ids; expansion adds image tokens only, so spans count the others."""
     plain, spans = _answer_spans(example, processor)
     image = _image_token(processor)
     others = (expanded[0] != image).nonzero().view(-1)
     kept = [token for token in plain if token != image]
     if expanded[0][others].tolist() != kept:
-        raise ModelError(f"{example.source} row {example.row}: the processor changed more than image tokens")
+        raise ModelError(
+            f"{example.source} row {example.row}: the processor changed more than image tokens"
+        )
     labels = torch.full_like(expanded, IGNORED)
     for start, stop in spans:
         low, high = (sum(token != image for token in plain[:edge]) for edge in (start, stop))
@@ -151,7 +168,8 @@ def _answer_spans(example: Example, processor: Any) -> tuple[list[int], list[tup
         after = _ids(processor, _render(processor, example.messages[: turn + 1]))
         if whole[: len(after)] != after or after[: len(before)] != before:
             raise ModelError(
-                f"{example.source} row {example.row}: the chat template's prompt is not a prefix of prompt + answer"
+                f"{example.source} row {example.row}: "
+                "the chat template's prompt is not a prefix of prompt + answer"
             )
         spans.append((len(before), len(after)))
     return whole, spans
@@ -177,7 +195,9 @@ def _process(processor: Any, text: str, example: Example) -> dict[str, Tensor]:
             return dict(processor(text, **options))
         return dict(processor(text=[text], images=example.pictures() or None, **options))
     except (ValueError, IndexError) as error:
-        raise DataError(f"{example.source} row {example.row}: {' '.join(str(error).split())}") from error
+        raise DataError(
+            f"{example.source} row {example.row}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _image_token(processor: Any) -> int | None:
@@ -195,7 +215,9 @@ def _file_rows(path: Path) -> list[Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     try:
         lines = [line for line in text.splitlines() if line.strip()]
         rows = [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(text)
@@ -214,7 +236,9 @@ def _example(row: Any, number: int, source: str, folder: Path) -> Example:
     turns = _turns(row, where, bool(pictures))
     marks = sum(text.count(_MARK) for role, text in turns)
     if marks != len(pictures):
-        raise DataError(f"{where}: {len(pictures)} image(s) but {marks} {_MARK} mark(s) in the text")
+        raise DataError(
+            f"{where}: {len(pictures)} image(s) but {marks} {_MARK} mark(s) in the text"
+        )
     if len(turns) < 2 or turns[-1][0] != "assistant" or not turns[-1][1].strip():
         raise DataError(f"{where}: the conversation must end in an answer")
     messages = [{"role": role, "content": _content(text)} for role, text in turns]
@@ -237,12 +261,20 @@ def _turns(row: dict[str, Any], where: str, has_image: bool) -> list[tuple[str, 
         prompt = str(row["prompt"])
         mark = f"{_MARK}\n" if has_image and _MARK not in prompt else ""
         return [("user", mark + prompt), ("assistant", str(row["answer"]))]
-    raise DataError(f"{where}: no known format; expected conversations, messages, or prompt and answer")
+    raise DataError(
+        f"{where}: no known format; expected conversations, messages, or prompt and answer"
+    )
 
 
 def _turn(turn: Any, role: str, text: str, where: str) -> tuple[str, str]:
-    if not isinstance(turn, dict) or turn.get(role) not in _ROLES or not isinstance(turn.get(text), str):
-        raise DataError(f"{where}: a turn needs {role!r} (one of {', '.join(_ROLES)}) and a text {text!r}")
+    if (
+        not isinstance(turn, dict)
+        or turn.get(role) not in _ROLES
+        or not isinstance(turn.get(text), str)
+    ):
+        raise DataError(
+            f"{where}: a turn needs {role!r} (one of {', '.join(_ROLES)}) and a text {text!r}"
+        )
     return _ROLES[turn[role]], turn[text]
 
 

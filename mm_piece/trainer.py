@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 from transformers import (
     ProgressCallback,
@@ -16,6 +17,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from mm_piece.errors import RecipeError
@@ -28,12 +30,18 @@ _VALUES = "values.safetensors"
 class SparseTrainer(Trainer):
     """A Trainer whose only trainable parameters are a tuning's values.
 
-    Checkpoints hold the values, the optimizer and the random state; the model's weights are never copied.
+    Checkpoints hold the values, the optimizer and the random state; the model's weights are never
+    copied.
     """
 
     def __init__(
-        self, tuning: sparse_tuning, args: TrainingArguments, examples: Sequence[dict[str, Tensor]], pad: int
+        self,
+        tuning: sparse_tuning,
+        args: TrainingArguments,
+        examples: Sequence[dict[str, Tensor]],
+        pad: int,
     ) -> None:
+        """`examples` are encoded ones, batch dimension 1 each; `pad` is the padding token."""
         self.tuning = tuning
         super().__init__(
             model=tuning.model,  # type: ignore[arg-type]
@@ -46,12 +54,16 @@ class SparseTrainer(Trainer):
         if not args.disable_tqdm:
             self.add_callback(_Progress())
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.tuning.values(), folder / _VALUES)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         self.tuning.restore(load_file(Path(resume_from_checkpoint) / _VALUES))
 
 
@@ -98,22 +110,31 @@ class _Progress(TrainerCallback):
 
 
 def arguments(settings: dict[str, Any], folder: Path, seed: int) -> TrainingArguments:
-    """TrainingArguments from a recipe's `train:` section as it stands; RecipeError for what they refuse."""
+    """TrainingArguments from a recipe's `train:` as it stands; RecipeError for what they refuse."""
     ours = {"output_dir": str(folder), "seed": seed, "remove_unused_columns": False}
-    defaults = {"report_to": ["tensorboard"], "save_total_limit": 2, "logging_steps": 10}
+    defaults: dict[str, Any] = {"report_to": "none", "save_total_limit": 2, "logging_steps": 10}
+    defaults["dataloader_pin_memory"] = torch.accelerator.is_available()
     try:
         return TrainingArguments(**{**defaults, **settings, **ours})
     except (TypeError, ValueError, ImportError) as error:
-        raise RecipeError(f"train: {str(error).removeprefix('TrainingArguments.__init__() ')}") from error
+        raise RecipeError(
+            f"train: {str(error).removeprefix('TrainingArguments.__init__() ')}"
+        ) from error
 
 
 def fit(
-    tuning: sparse_tuning, examples: Sequence[dict[str, Tensor]], pad: int, args: TrainingArguments
+    tuning: sparse_tuning,
+    examples: Sequence[dict[str, Tensor]],
+    pad: int,
+    args: TrainingArguments,
+    logs: Path,
 ) -> dict[str, float]:
-    """Train the values on encoded examples, from the last checkpoint if there is one; Trainer's metrics."""
+    """Train the values on encoded examples, from the last checkpoint if any; Trainer's metrics.
+
+    Loss, learning rate and gradient norm go to TensorBoard files in `logs`.
+    """
     folder = Path(str(args.output_dir))
     checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     trainer = SparseTrainer(tuning, args, examples, pad)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    torch.manual_seed(args.seed)
-    return result.metrics
+    trainer.add_callback(TensorBoardCallback(SummaryWriter(str(logs))))
+    return trainer.train(resume_from_checkpoint=checkpoint).metrics

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from mm_piece import importance
@@ -40,10 +41,10 @@ class Run:
 
 
 def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
-    """Train a recipe's tasks one after another and return the store; run it again and it goes on where it stopped.
+    """Train a recipe's tasks in order and return the store; a second run goes on where one stopped.
 
-    Everything that can be wrong with the recipe, its data or its base is found before anything is written.
-    Raises RecipeError, DataError, ModelError, SelectionError, StoreError.
+    Everything that can be wrong with the recipe, its data or its base is found before anything is
+    written. Raises RecipeError, DataError, ModelError, SelectionError, StoreError.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
@@ -65,16 +66,25 @@ def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
 
 
 def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
-    """One task: scores, mask, sparse training, delta appended to the store. The model is left at its position."""
+    """One task: scores, mask, sparse training, delta; the model stands there afterwards."""
     started = time.monotonic()
     work = run.store.work / f"{len(run.store) + 1:04d}"
     examples = run.train[task.name]
-    encoded = [encode(example, processor) for example in tqdm(examples, f"{task.name}: encode", leave=False)]
+    encoded = [
+        encode(example, processor)
+        for example in tqdm(examples, f"{task.name}: encode", leave=False)
+    ]
     mask, facts = _mask_of(run, model, encoded, work, task.name)
     scored = time.monotonic()
     args = arguments(run.recipe.train, work, run.recipe.seed + len(run.store))
     with sparse_tuning(model, mask) as tuning:
-        metrics = fit(tuning, encoded, pad_of(tokenizer_of(processor)), args)
+        metrics = fit(
+            tuning,
+            encoded,
+            pad_of(tokenizer_of(processor)),
+            args,
+            run.store.path / "logs" / work.name,
+        )
         delta = tuning.delta(
             task.name,
             base=run.store.base["fingerprint"],
@@ -91,15 +101,20 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
 
 
 def measure(run: Run, model: nn.Module, processor: Any, position: int) -> None:
-    """Evaluate every task and the base ability; write row `position` of the matrix and the answers."""
+    """Evaluate every task and the base ability; write row `position` and the answers."""
     row, answers = {}, {}
     general = {task.name: task for task in run.recipe.general}
     for task in (*run.recipe.tasks, *run.recipe.general):
         examples = run.general[task.name] if task.name in general else run.test[task.name]
-        answers[task.name] = _evaluate(model, processor, examples, task, f"position {position}: {task.name}")
+        answers[task.name] = _evaluate(
+            model, processor, examples, task, f"position {position}: {task.name}"
+        )
         row[task.name] = mean_score(answers[task.name])
     run.store.write_answers(position, answers)
     run.store.write_results(_results(run, position, row, answers))
+    with SummaryWriter(str(run.store.path / "logs")) as board:
+        for name, score in row.items():
+            board.add_scalar(f"score/{name}", score, position)
     tqdm.write(_line(position, row))
 
 
@@ -148,7 +163,9 @@ def _mask_of(
             memory=parse_bytes(select.memory),
             xi=select.xi,
             seed=run.recipe.seed + len(run.store),
-            progress=lambda items, what: tqdm(items, f"{title}: {what}", unit="example", leave=False),
+            progress=lambda items, what: tqdm(
+                items, f"{title}: {what}", unit="example", leave=False
+            ),
         )
         mask = select_stream(pieces, sizes, select.density)
         work.mkdir(parents=True, exist_ok=True)
@@ -218,7 +235,9 @@ def _open_or_create(recipe: Recipe) -> DeltaStore:
     for task in recipe.tasks:  # images and image tokens must agree before anything is written
         for example in read(task.train, task.images)[:1]:
             encode(example, processor)
-    return DeltaStore.create(path, describe(model, recipe.base, recipe.revision, path), recipe.text())
+    return DeltaStore.create(
+        path, describe(model, recipe.base, recipe.revision, path), recipe.text()
+    )
 
 
 def _same_run(store: DeltaStore, recipe: Recipe) -> None:
@@ -228,7 +247,9 @@ def _same_run(store: DeltaStore, recipe: Recipe) -> None:
     before = parse_recipe(store.recipe, f"{store.path}/recipe.yaml").model_dump()
     for key, value in recipe.model_dump().items():
         if key != "store" and value != before[key]:
-            raise StoreError(f"store {store.path} was made by a recipe with another {key!r}; use a new store")
+            raise StoreError(
+                f"store {store.path} was made by a recipe with another {key!r}; use a new store"
+            )
 
 
 def _measured(store: DeltaStore) -> int:
@@ -254,4 +275,6 @@ def _results(
 
 
 def _line(position: int, row: dict[str, float]) -> str:
-    return f"position {position}  " + "  ".join(f"{name} {score:.1%}" for name, score in row.items())
+    return f"position {position}  " + "  ".join(
+        f"{name} {score:.1%}" for name, score in row.items()
+    )

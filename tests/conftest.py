@@ -1,4 +1,4 @@
-"""A tiny real LLaVA with its processor, made from a config: no network, no shipped weights needed."""
+"""A tiny real LLaVA with its processor, made from a config: no network, no shipped weights."""
 
 import os
 from pathlib import Path

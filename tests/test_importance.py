@@ -1,4 +1,4 @@
-"""Law 4: scores equal a loop of single-example backward passes, whatever the batch or the budget."""
+"""Law 4: scores equal a loop of single-example backward passes, whatever batch or budget."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def model_and_examples(base):
 
 
 def loop(model, examples):
-    """Mean gradient and mean squared gradient by autograd, one example at a time, in float64 sums."""
+    """Mean gradient and mean squared gradient, one example at a time, in float64 sums."""
     first, second = {}, {}
     for example in examples:
         model.zero_grad()
@@ -37,7 +37,10 @@ def loop(model, examples):
 def test_equals_the_loop(model_and_examples):
     model, examples = model_and_examples
     first, second = loop(model, examples)
-    fisher, signal = estimate(model, examples, "piece-f"), estimate(model, examples, "piece-s", xi=1e-3)
+    fisher, signal = (
+        estimate(model, examples, "piece-f"),
+        estimate(model, examples, "piece-s", xi=1e-3),
+    )
     assert fisher.keys() == second.keys() == signal.keys()
     for name in fisher:
         torch.testing.assert_close(fisher[name].double(), second[name], rtol=1e-5, atol=1e-12)
@@ -129,13 +132,18 @@ def test_random_masks_differ_by_seed_alone(model_and_examples):
     model, examples = model_and_examples
     masks = [select(estimate(model, examples, "random", seed=seed), 0.01) for seed in (1, 1, 2)]
     same = all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
-    other = any(not torch.equal(masks[0][name], masks[2].get(name, masks[0][name][:0])) for name in masks[0])
+    other = any(
+        not torch.equal(masks[0][name], masks[2].get(name, masks[0][name][:0])) for name in masks[0]
+    )
     assert same and other
 
 
 def test_a_dotted_path_is_a_method(model_and_examples):
     model, examples = model_and_examples
-    ours, theirs = estimate(model, examples), estimate(model, examples, "mm_piece.importance.piece_f")
+    ours, theirs = (
+        estimate(model, examples),
+        estimate(model, examples, "mm_piece.importance.piece_f"),
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 

@@ -64,7 +64,9 @@ def test_streaming_equals_concatenated(piece, monkeypatch):
     assert all(torch.equal(whole[name], streamed[name]) for name in whole)
 
 
-@pytest.mark.parametrize(("density", "total", "k"), [(0.29, 100, 29), (0.1, 30, 3), (0.001, 1999, 1), (1, 7, 7)])
+@pytest.mark.parametrize(
+    ("density", "total", "k"), [(0.29, 100, 29), (0.1, 30, 3), (0.001, 1999, 1), (1, 7, 7)]
+)
 def test_count_is_the_floor_of_the_written_number(density, total, k):
     assert masks.count(density, total) == k
 

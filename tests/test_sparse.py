@@ -27,7 +27,9 @@ def every_kind_of_mask(model, seed=0, density=0.05):
     """A random mask that touches every parameter: linear, conv, norm, bias, embedding, bare."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: torch.randperm(p.numel(), generator=generator)[: max(1, int(density * p.numel()))].sort().values
+        name: torch.randperm(p.numel(), generator=generator)[: max(1, int(density * p.numel()))]
+        .sort()
+        .values
         for name, p in weights(model).items()
     }
 
@@ -57,9 +59,11 @@ def test_entries_outside_the_mask_stay_bit_identical(base, batch, optimizer, dty
         changed = (parameter != before[name]).view(-1).nonzero().view(-1)
         assert torch.isin(changed, mask[name]).all(), name
         moved += len(changed)
-    assert moved > 0.5 * sum(
-        len(index) for name, index in mask.items() if "post_layernorm" not in name
-    ) or dtype != "float32"
+    assert (
+        moved
+        > 0.5 * sum(len(index) for name, index in mask.items() if "post_layernorm" not in name)
+        or dtype != "float32"
+    )
 
 
 def test_gradients_are_the_dense_ones_at_the_entries(base, batch):
@@ -188,3 +192,18 @@ def test_bad_masks_are_refused(base, mask, message):
     model, _ = load_base(base)
     with pytest.raises(SelectionError, match=message):
         sparse_tuning(model, {name: torch.tensor(index) for name, index in mask.items()})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_delta_rebuilds_the_trained_model(base, batch, dtype):
+    model, _ = load_base(base, dtype=dtype)
+    twin, _ = load_base(base, dtype=dtype)
+    batch = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in batch.items()}
+    with sparse_tuning(model, every_kind_of_mask(model)) as tuning:
+        optimizer = torch.optim.AdamW(tuning.parameters(), lr=1e-2)
+        step(model, batch, tuning, optimizer)
+        delta = tuning.delta("digits")
+    assert delta.entries > 100
+    delta.apply({name: p.detach() for name, p in weights(twin).items()})
+    for name, parameter in weights(model).items():
+        assert torch.equal(parameter, weights(twin)[name])

@@ -4,23 +4,50 @@
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from mm_piece.errors import DataError, StoreError
+from mm_piece.recipe import parse_recipe
 from mm_piece.report.page import render
 from mm_piece.report.summary import Examples, Report, summarise
+from mm_piece.store import DeltaStore
+from mm_piece.tasks import read
 
-if TYPE_CHECKING:
-    from mm_piece.store import DeltaStore
+__all__ = ["Examples", "Report", "render", "report_store", "summarise", "write_report"]
 
-__all__ = ["Examples", "Report", "render", "summarise", "write_report"]
+_SHOWN = 4  # test rows of each task that the page shows with their images
 
 
-def write_report(store: "DeltaStore", to: Path, examples: Examples | None = None) -> Path:
+def report_store(path: str | Path, to: str | Path | None = None) -> Path:
+    """Write the report of the store at `path` (default: `report.html` inside it); its path.
+
+    Images come from the recipe's data; a task whose data is not at hand is shown as text.
+    """
+    store = DeltaStore.open(path)
+    return write_report(store, Path(to) if to else store.path / "report.html", _images(store))
+
+
+def write_report(store: DeltaStore, to: Path, examples: Examples | None = None) -> Path:
     """Write the report of a delta store to one HTML file and return its path.
 
     `examples` chooses the test rows to show and brings their images: `{task: [(row, image), …]}`.
-    Without it the first rows of each task are shown as text.
+    Without it the first rows of each task are shown as text. Raises StoreError if the page cannot
+    be written.
     """
-    to.parent.mkdir(parents=True, exist_ok=True)
-    to.write_text(render(summarise(store, examples)), encoding="utf-8")
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_text(render(summarise(store, examples)), encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"cannot write {to}: {error.strerror}") from error
     return to
+
+
+def _images(store: DeltaStore) -> Examples:
+    recipe = parse_recipe(store.recipe, f"{store.path}/recipe.yaml")
+    shown: Examples = {}
+    for task in (*recipe.tasks, *recipe.general):
+        try:
+            examples = read(task.test, task.images)[:_SHOWN]
+            shown[task.name] = [(e.row, e.pictures()[0]) for e in examples if e.images]
+        except DataError:  # the store travels without its data
+            continue
+    return shown

@@ -32,13 +32,14 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     page.filters |= FILTERS
-    return page.get_template("page.html").render(
+    text = page.get_template("page.html").render(
         r=report,
         css=Markup(_text("page.css")),  # our own file: the only text that is not escaped
         titles=METRIC_TITLES,
         frame=Frame(len(report.positions), [*report.curves, *report.kinds, report.ability]),
         metric={metric.name: metric.value for metric in report.metrics},
     )
+    return text.lstrip()  # the macros' blank lines
 
 
 class Frame:
@@ -108,7 +109,10 @@ def count(number: int) -> str:
 def fact(value: Any) -> str:
     """Whatever a delta says about how it was made, in one cell."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {fact(part)}" for key, part in value.items())
+        return ", ".join(
+            f"{key} ({fact(part)})" if isinstance(part, dict) else f"{key} {fact(part)}"
+            for key, part in value.items()
+        )
     if isinstance(value, float):
         return f"{value:.4g}"
     return count(value) if isinstance(value, int) else str(value)

@@ -122,7 +122,7 @@ def summarise(store: "DeltaStore", examples: Examples | None = None) -> Report:
         deltas=deltas,
         maps=_maps(masks, shapes, deltas),
         overlaps=_overlaps(masks, deltas, store.base["parameters"]),
-        examples=_examples(answers, tasks, examples) if answers else {},
+        examples=_examples(answers, tasks, examples),
         recipe=store.recipe,
     )
 
@@ -168,21 +168,35 @@ def _examples(
     answers: list[dict[str, list[dict]]], tasks: list[str], images: Examples | None
 ) -> dict[str, list[Example]]:
     """The rows the caller chose, or the first few of each task, with the answers they got."""
-    by_row = [{t: {a["row"]: a for a in rows} for t, rows in at.items()} for at in answers]
+    given = _by_row(answers)
     chosen = images or {
-        task: [(row, None) for row in list(by_row[0].get(task, ()))[:_NUM_ROWS]] for task in tasks
+        task: [(row, None) for row in list(given.get(task, ()))[:_NUM_ROWS]] for task in tasks
     }
     return {
-        task: [_example(row, image, [at[task][row] for at in by_row]) for row, image in rows]
+        task: [_example(given[task][row], image) for row, image in rows if row in given[task]]
         for task, rows in chosen.items()
+        if task in given
     }
 
 
-def _example(row: int, image: "Image | None", answers: list[dict]) -> Example:
-    attempts = [Attempt(at, a["prediction"], a["score"]) for at, a in enumerate(answers)]
-    asked = answers[0]
+def _by_row(answers: list[dict[str, list[dict]]]) -> dict[str, dict[int, dict[int, dict]]]:
+    """Regroup the answers as task → row → position."""
+    given: dict[str, dict[int, dict[int, dict]]] = {}
+    for position, at in enumerate(answers):
+        for task, answer in ((task, answer) for task, rows in at.items() for answer in rows):
+            given.setdefault(task, {}).setdefault(answer["row"], {})[position] = answer
+    return given
+
+
+def _example(answers: dict[int, dict], image: "Image | None") -> Example:
+    attempts = [Attempt(at, a["prediction"], a["score"]) for at, a in answers.items()]
+    asked = next(iter(answers.values()))
     return Example(
-        row, data_uri(image) if image else None, asked["prompt"], asked["answer"], attempts
+        row=asked["row"],
+        image=data_uri(image) if image else None,
+        prompt=asked["prompt"],
+        expected=asked["answer"],
+        attempts=attempts,
     )
 
 

@@ -17,7 +17,7 @@ from mm_piece.scenes import base, downstream
 from mm_piece.scenes.base import Scene
 
 SPLITS = {"train": 1000, "validation": 200, "test": 200}
-NEW_WORDINGS = 0.25  # share of the base's validation and test prompts with wordings never trained on
+NEW_WORDINGS = 0.25  # share of the base's held-out prompts whose wordings are never trained on
 
 
 def rows(name: str, split: str) -> list[dict]:

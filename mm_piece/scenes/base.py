@@ -1,7 +1,7 @@
 """The base ability: scenes of one to four shapes and ten kinds of question about them.
 
-A scene is laid out on a loose 3×3 grid; beside its shapes it may hold one sign (a letter or a digit).
-Every kind of question has several wordings; the last ones of each list are never used in training.
+A scene is laid out on a loose 3×3 grid; beside its shapes it may hold one sign, a letter or a
+digit. Every kind of question has several wordings; the last ones are never used in training.
 """
 
 import random
@@ -21,9 +21,8 @@ ALL_NAMES = (
     *SHAPES,
 )
 SIZES = {"big": 7.0, "small": 4.0}  # radius in pixels
-PLACES = (
-    "top left,top,top right,left,middle,right,bottom left,bottom,bottom right"  # reading order
-).split(",")
+_PLACES = "top left,top,top right,left,middle,right,bottom left,bottom,bottom right"
+PLACES = tuple(_PLACES.split(","))  # reading order
 _ON = {"left": "on the left", "right": "on the right", "middle": "in the middle"}
 AT = tuple(_ON.get(place, f"at the {place}") for place in PLACES)
 

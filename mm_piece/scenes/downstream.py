@@ -1,7 +1,7 @@
 """The tasks to learn after the base: other pictures, other prompts, other answers.
 
-Each generator takes the row's index within its split (for balance), the split, and a random source, and
-returns (image, prompt, answer, kind).
+Each generator takes the row's index within its split (for balance), the split, and a random source,
+and returns (image, prompt, answer, kind).
 """
 
 import functools
@@ -25,12 +25,11 @@ def digits(index: int, split: str, rng: random.Random):
     first, last = POOLS[split]
     source = order[first + index % (last - first)]
     strength = Image.fromarray(scans[source]).resize((40, 40), Image.Resampling.BICUBIC)
-    ink, ground = canvas.tint(rng, rng.choice(("black", "blue", "red"))), canvas.paper(rng, 170, 235)
+    ink = canvas.tint(rng, rng.choice(("black", "blue", "red")))
+    ground = canvas.paper(rng, 170, 235)
     image = Image.new("RGB", (SIZE, SIZE), ground)
     image.paste(ink, (rng.randint(0, 8), rng.randint(0, 8)), strength)
-    prompt = rng.choice(
-        ("Spell out the handwritten digit.", "Which number was written by hand?")
-    )
+    prompt = rng.choice(("Spell out the handwritten digit.", "Which number was written by hand?"))
     return image, prompt, NUMBERS[labels[source]], "digit"
 
 
@@ -198,7 +197,9 @@ PATTERNS = {
     "checked": lambda u, v, rng: np.sign(np.sin(u)) * np.sign(np.sin(v)),
     "wavy": _wavy,
     "ringed": _ringed,
-    "woven": lambda u, v, rng: np.where(np.sin(u / 2) * np.sin(v / 2) > 0, np.sin(2 * u), np.sin(2 * v)),
+    "woven": lambda u, v, rng: np.where(
+        np.sin(u / 2) * np.sin(v / 2) > 0, np.sin(2 * u), np.sin(2 * v)
+    ),
     "speckled": _speckled,
     "crossed": lambda u, v, rng: np.maximum(np.cos(u), np.cos(v)) - 0.85,
     "faded": _faded,
