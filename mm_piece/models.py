@@ -68,7 +68,7 @@ def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def describe(
-    model: nn.Module, base: str | Path, revision: str | None, store: Path
+    model: Any, base: str | Path, revision: str | None, store: Path
 ) -> dict[str, Any]:
     """What a store records of its base: where it lies, its family, dtype, size and fingerprint.
 

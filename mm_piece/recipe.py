@@ -14,6 +14,7 @@ from mm_piece.names import Group
 
 METHODS = ("piece-f", "piece-s", "magnitude", "random")
 METRICS = ("exact", "vqa")
+_UNION_BRANCH = re.compile(r"float$|dict\[|\[key\]")  # pydantic's own steps into a union
 _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -169,8 +170,9 @@ def _override(content: Any, assignment: str) -> None:
 
 
 def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
+    # A misspelt key also leaves one missing; of a union's branches the deepest error tells most.
+    problem = max(error.errors(), key=lambda p: (p["type"] == "extra_forbidden", len(p["loc"])))
+    where = ".".join(str(part) for part in problem["loc"] if not _UNION_BRANCH.match(str(part)))
     if problem["type"] == "extra_forbidden":
         return f"unknown key {where!r}; {_nearest(str(problem['loc'][-1]), problem['loc'])}"
     if problem["type"] == "missing":

@@ -28,7 +28,7 @@ from mm_piece.errors import DamageError, LockedError, MismatchError, PositionErr
 
 FORMAT = 1
 MANIFEST = "store.json"
-FILE_NAME = re.compile(r"(\d{4,})-[a-z0-9-]+\.safetensors")
+FILE_NAME = re.compile(r"([0-9]{4,})-[a-z0-9-]+\.safetensors")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 

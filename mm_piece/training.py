@@ -91,11 +91,12 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
             parent=run.store.entries[-1].sha256 if len(run.store) else "",
             **facts,
             data=_digest(encoded),
-            seconds={"select": scored - started, "train": time.monotonic() - scored},
-            loss=metrics["train_loss"],
             groups=_changes(tuning),
         )
     run.store.append(delta)
+    # Not in the delta: what differs between equal runs would give the same task different files.
+    timing = {"select": scored - started, "train": time.monotonic() - scored}
+    run.store.write_results(_with_timing(run, {task.name: timing | {"loss": metrics["train_loss"]}}))
     rmtree(work, ignore_errors=True)
     return delta
 
@@ -153,7 +154,8 @@ def _mask_of(
     names = importance.patchable(model, sample, select.exclude)
     sizes = {name: weights(model)[name].numel() for name in names}
     if file.is_file():
-        mask: Mask = load_file(file)
+        stored = load_file(file)  # which sorts by name; the optimizer's order must be the first run's
+        mask: Mask = {name: stored[name] for name in names if name in stored}
     else:
         pieces = importance.stream(
             model,
@@ -262,7 +264,7 @@ def _results(
     tasks = [task.name for task in run.recipe.tasks]
     general = [task.name for task in run.recipe.general]
     before = run.store.results()
-    results: dict[str, Any] = {"tasks": tasks, "general": general}
+    results: dict[str, Any] = {**before, "tasks": tasks, "general": general}
     results["matrix"] = [*before.get("matrix", [])[:position], [row[name] for name in tasks]]
     if general:
         ability = sum(row[name] for name in general) / len(general)
@@ -272,6 +274,11 @@ def _results(
         old = before.get("base_kinds", {})
         results["base_kinds"] = {k: [*old.get(k, [])[:position], v] for k, v in kinds.items()}
     return results
+
+
+def _with_timing(run: Run, new: dict[str, dict[str, float]]) -> dict[str, Any]:
+    before = run.store.results()
+    return {**before, "seconds": {**before.get("seconds", {}), **new}}
 
 
 def _line(position: int, row: dict[str, float]) -> str:

@@ -1,0 +1,227 @@
+"""Laws 2, 5 and 8 on the whole path: train, stop, resume, load at any position, move, export."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import mm_piece
+from mm_piece import training
+from mm_piece.errors import MismatchError, PositionError, StoreError
+from mm_piece.models import load_base, tensors
+from mm_piece.recipe import parse_recipe
+from mm_piece.store import DeltaStore
+
+RECIPE = """
+base: {base}
+store: {store}
+model: {{dtype: {dtype}}}
+tasks:
+  - {{name: digits, train: "scenes:digits/train[:24]", test: "scenes:digits/test[:4]", max_new_tokens: 2}}
+  - {{name: words, train: "scenes:words/train[:24]", test: "scenes:words/test[:4]", max_new_tokens: 2}}
+  - {{name: charts, train: "scenes:charts/train[:24]", test: "scenes:charts/test[:4]", max_new_tokens: 2}}
+general:
+  - {{name: base, test: "scenes:base/test[:4]", max_new_tokens: 2}}
+select: {{method: {method}, density: 0.02, samples: 6}}
+train: {{learning_rate: 1e-2, num_train_epochs: 1, per_device_train_batch_size: 4, save_steps: 2, disable_tqdm: true}}
+seed: 3
+"""
+
+
+def recipe_for(base, store, method="piece-f", dtype="float32"):
+    return parse_recipe(RECIPE.format(base=base, store=store, method=method, dtype=dtype))
+
+
+def snapshot(model):
+    return {name: tensor.clone() for name, tensor in tensors(model).items()}
+
+
+def same_bits(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def deltas_of(store):
+    return [entry.sha256 for entry in store.entries]
+
+
+def measured(store):
+    return {key: value for key, value in store.results().items() if key != "seconds"}
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
+def trained(request, base, tmp_path_factory):
+    """A store of three tasks, and the live model's weights as they stood at each position."""
+    seen = {}
+    store_path = tmp_path_factory.mktemp("stores") / request.param
+    with pytest.MonkeyPatch.context() as patch:
+        measure = training.measure
+
+        def watch(run, model, processor, position):
+            seen[position] = snapshot(model)
+            measure(run, model, processor, position)
+
+        patch.setattr(training, "measure", watch)
+        store = mm_piece.train(recipe_for(base, store_path, dtype=request.param))
+    return store, seen
+
+
+def test_load_at_t_is_the_model_that_stood_there(trained, base):
+    store, seen = trained
+    assert sorted(seen) == [0, 1, 2, 3]
+    for position, expected in seen.items():
+        model, _ = mm_piece.load(base, store=store.path, at=position)
+        assert same_bits(tensors(model), expected)
+    assert not same_bits(seen[0], seen[1])
+    assert not same_bits(seen[2], seen[3])
+
+
+def test_checkout_anywhere_and_back_is_the_identity(trained, base):
+    store, seen = trained
+    model, _ = mm_piece.load(base, store=store.path, at=2)
+    for position in (0, 3, 1, 1, 2, 0, 1, 3, 0):
+        mm_piece.checkout(model, at=position)
+        assert same_bits(tensors(model), seen[position])
+
+
+def test_checkout_writes_touched_entries_alone(trained, base):
+    store, _ = trained
+    model, _ = mm_piece.load(base, store=store.path, at=1)
+    touched = {name for delta in store.deltas() for name in delta.indices}
+    versions = {name: t._version for name, t in model.state_dict().items()}
+    mm_piece.checkout(model, at=3)
+    written = sum(t._version != versions[name] for name, t in model.state_dict().items())
+    assert 0 < written <= len(touched) < len(versions)
+
+
+def test_export_holds_the_same_bits(trained, base, tmp_path):
+    store, seen = trained
+    for position in (0, 2):
+        folder = mm_piece.export(store, at=position, to=tmp_path / str(position))
+        model, _ = load_base(folder, dtype=store.base["dtype"])
+        assert same_bits(tensors(model), seen[position])
+
+
+def test_a_single_delta_patches_its_base(trained, base):
+    store, seen = trained
+    model, _ = mm_piece.load(base, delta=store.path / store.entries[0].file)
+    assert same_bits(tensors(model), seen[1])
+    with pytest.raises(MismatchError):
+        mm_piece.load(base, delta=store.path / store.entries[2].file)
+
+
+def test_results_are_complete(trained):
+    store, _ = trained
+    results = store.results()
+    assert results["tasks"] == ["digits", "words", "charts"]
+    assert [len(row) for row in results["matrix"]] == [3, 3, 3, 3]
+    assert len(results["base_ability"]) == 4
+    assert set(store.answers(2)) == {"digits", "words", "charts", "base"}
+
+
+def test_training_again_changes_nothing(trained, base):
+    store, _ = trained
+    before = {file: file.read_bytes() for file in store.path.glob("*.*") if file.is_file()}
+    mm_piece.train(recipe_for(base, store.path, dtype=store.base["dtype"]))
+    assert all(file.read_bytes() == content for file, content in before.items())
+
+
+def test_positions_out_of_range_are_refused(trained, base):
+    store, _ = trained
+    for position in (-1, 4):
+        with pytest.raises(PositionError, match="0.*3"):
+            mm_piece.load(base, store=store.path, at=position)
+
+
+def test_another_base_is_refused(trained, tmp_path):
+    from conftest import make_llava
+
+    store, _ = trained
+    other = make_llava(tmp_path / "other", seed=9)
+    with pytest.raises(MismatchError, match="another base"):
+        mm_piece.load(other, store=store.path, at=1)
+    with pytest.raises(StoreError, match="another base"):
+        mm_piece.train(recipe_for(other, store.path, dtype=store.base["dtype"]))
+
+
+def test_another_recipe_is_refused(trained, base):
+    store, _ = trained
+    with pytest.raises(StoreError, match="another 'select'"):
+        mm_piece.train(recipe_for(base, store.path, "piece-s", store.base["dtype"]))
+
+
+def test_a_damaged_chain_leaves_the_live_model_untouched(trained, base, tmp_path):
+    store, seen = trained
+    copy = shutil.copytree(store.path, tmp_path / "copy")
+    model, _ = mm_piece.load(base, store=copy, at=1)
+    file = copy / store.entries[2].file
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(mm_piece.PieceError):
+        mm_piece.checkout(model, at=3)
+    assert same_bits(tensors(model), seen[1])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(base, tmp_path_factory):
+    store = mm_piece.train(recipe_for(base, tmp_path_factory.mktemp("whole") / "store", "piece-s"))
+    return deltas_of(store), measured(store)
+
+
+class Stop(Exception):
+    """Ends a run in the middle."""
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 8, 11])
+def test_stop_at_any_step_and_resume_is_uninterrupted(uninterrupted, base, tmp_path, step, monkeypatch):
+    recipe = recipe_for(base, tmp_path / "store", "piece-s")
+    written = {"back": 0}
+    write_back = mm_piece.sparse_tuning.write_back
+
+    def stop(tuning):
+        write_back(tuning)
+        written["back"] += 1
+        if written["back"] == step:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mm_piece.sparse_tuning, "write_back", stop)
+        with pytest.raises(Stop):
+            mm_piece.train(recipe)
+    store = mm_piece.train(recipe)
+    assert deltas_of(store) == uninterrupted[0]
+    assert measured(store) == uninterrupted[1]
+
+
+def test_killed_runs_resume(uninterrupted, base, tmp_path):
+    """kill -9 at a few instants of the whole run, then the same command again."""
+    recipe = recipe_for(base, tmp_path / "store", "piece-s")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.text())
+    for seconds in (0.3, 1.2, 2.0):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mm_piece", "train", str(file)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            text=True,
+        )
+        deadline = time.monotonic() + 120
+        assert process.stdout is not None
+        for line in process.stdout:  # the clock starts when the work does
+            if "position" in line or time.monotonic() > deadline:
+                break
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        if (tmp_path / "store" / "store.json").exists():
+            DeltaStore.open(tmp_path / "store").verify()
+    store = mm_piece.train(recipe)
+    assert deltas_of(store) == uninterrupted[0]
+    assert measured(store) == uninterrupted[1]

@@ -1,0 +1,445 @@
+"""Laws of the store: what is listed is whole, whoever dies, and nothing foreign gets in or out."""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mm_piece.delta import Delta
+from mm_piece.errors import (
+    DamageError,
+    LockedError,
+    MismatchError,
+    PieceError,
+    PositionError,
+    StoreError,
+)
+from mm_piece.store import DeltaStore
+
+BASE = {"fingerprint": "ab" * 32, "source": "some/base", "parameters": 12}
+RECIPE = "base: some/base  # é\n"
+
+
+def delta_for(store: DeltaStore, task: str = "ocr", entries: int = 4, **fields) -> Delta:
+    """The next delta of a store; position t writes t."""
+    position = len(store) + 1
+    before, after = torch.zeros(entries), torch.full((entries,), float(position))
+    parent = store.entries[-1].sha256 if len(store) else ""
+    fields = {"base": BASE["fingerprint"], "parent": parent, "info": {}, **fields}
+    where, shapes = {"w": torch.arange(entries)}, {"w": (entries + 1,)}
+    return Delta.from_change(where, {"w": before}, {"w": after}, shapes, task=task, **fields)
+
+
+def make(path: Path, deltas: int = 0) -> DeltaStore:
+    store = DeltaStore.create(path, BASE, RECIPE)
+    for position in range(1, deltas + 1):
+        store.append(delta_for(store, f"Task {position}!"))
+    return store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return make(tmp_path / "store", deltas=3)
+
+
+def rewrite(store: DeltaStore, change) -> None:
+    manifest = json.loads((store.path / "store.json").read_text())
+    change(manifest)
+    (store.path / "store.json").write_text(json.dumps(manifest))
+
+
+# --- the ordinary way ---------------------------------------------------------------------------
+
+
+def test_what_is_appended_is_there_after_opening(store):
+    opened = DeltaStore.open(str(store.path))
+    assert (opened.base, opened.recipe, len(opened)) == (BASE, RECIPE, 3)
+    assert opened.entries == store.entries == opened.verify()
+    assert [delta.task for delta in opened.deltas()] == ["Task 1!", "Task 2!", "Task 3!"]
+    assert [entry.file for entry in opened.entries] == [
+        f"000{position}-task-{position}.safetensors" for position in (1, 2, 3)
+    ]
+    for position, (entry, delta) in enumerate(zip(opened.entries, opened.deltas(), strict=True), 1):
+        assert (entry.position, entry.entries, entry.parent) == (position, 4, delta.parent)
+        assert entry.bytes == (store.path / entry.file).stat().st_size
+        assert delta.values["w"].tolist() == [position] * 4
+
+
+def test_log_is_plain_json(store):
+    log = json.loads(json.dumps(store.log()))
+    assert log["base"] == BASE
+    assert list(log) == ["base", "deltas"]
+    fields = ["position", "task", "file", "sha256", "entries", "bytes"]
+    assert [list(delta) for delta in log["deltas"]] == [fields] * 3
+
+
+@given(st.lists(st.text(max_size=90), max_size=3))
+def test_any_task_name_gets_a_plain_file_name(tmp_path_factory, tasks):
+    store = make(tmp_path_factory.mktemp("names") / "store")
+    for task in tasks:
+        store.append(delta_for(store, task))
+    opened = DeltaStore.open(store.path)
+    assert [entry.task for entry in opened.verify()] == tasks
+    for entry in opened.entries:
+        assert re.fullmatch(r"\d{4}-[a-z0-9-]{1,60}\.safetensors", entry.file)
+
+
+def test_a_store_may_be_made_beside_other_files(tmp_path):
+    (tmp_path / "base").mkdir()
+    make(tmp_path, deltas=1)
+    assert len(DeltaStore.open(tmp_path)) == 1
+    with pytest.raises(StoreError, match="already"):
+        make(tmp_path)
+
+
+def test_positions_outside_are_refused(store):
+    assert store.deltas(0) == []
+    assert len(store.deltas(2)) == 2
+    for position in (0, -1, 4):
+        with pytest.raises(PositionError, match="allowed: 1…3"):
+            store.delta(position)
+    for at in (-1, 4):
+        with pytest.raises(PositionError, match="allowed: 0…3"):
+            store.deltas(at)
+
+
+def test_an_empty_store_has_no_delta(tmp_path):
+    store = make(tmp_path)
+    assert store.deltas() == store.deltas(0) == store.verify() == []
+    with pytest.raises(PositionError, match="empty"):
+        store.delta(1)
+
+
+def test_results_and_answers_come_back(store):
+    assert (store.results(), store.answers(0)) == ({}, {})
+    results = {"tasks": ["a"], "matrix": [[0.1], [1 / 3]], "base_ability": [0.5, None]}
+    answers = {
+        "a": [{"row": 3, "prompt": "?\n", "answer": "é", "prediction": "猫\ud800", "score": 1}]
+    }
+    store.write_results(results)
+    store.write_answers(3, answers)
+    opened = DeltaStore.open(store.path)
+    assert (opened.results(), opened.answers(3), opened.answers(2)) == (results, answers, {})
+    assert (store.path / "answers" / "0003.json").is_file()
+    with pytest.raises(PositionError, match="0…3"):
+        store.write_answers(4, answers)
+    with pytest.raises(StoreError, match="plain JSON"):
+        store.write_results({"matrix": [[float("nan")]]})
+    assert store.results() == results
+
+
+def test_work_is_only_a_place(store):
+    assert store.work == store.path / "work"
+    assert not store.work.exists()
+
+
+# --- what does not belong is refused ------------------------------------------------------------
+
+
+def test_only_the_next_delta_of_this_base_is_appended(store):
+    for fields in ({"parent": ""}, {"parent": store.entries[0].sha256}, {"base": "other"}):
+        with pytest.raises(MismatchError, match="expected .*, found"):
+            store.append(delta_for(store, **fields))
+    assert DeltaStore.open(store.path).verify() == store.entries
+    assert len(list(store.path.glob("*.safetensors"))) == 3
+
+
+def test_every_altered_byte_of_a_delta_is_found(store):
+    file = store.path / store.entries[1].file
+    data = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for position in rng.choice(len(data), 100, replace=False):
+        altered = bytearray(data)
+        altered[position] ^= 1 << int(rng.integers(8))
+        file.write_bytes(altered)
+        with pytest.raises(DamageError, match=file.name):
+            store.delta(2)
+    for length in (0, 1, len(data) // 2, len(data) - 1):
+        file.write_bytes(data[:length])
+        with pytest.raises(PieceError, match=file.name):
+            store.verify()
+    file.write_bytes(data)
+    assert len(store.verify()) == 3
+
+
+def test_exchanged_and_missing_files_are_found(store):
+    first, second, third = (store.path / entry.file for entry in store.entries)
+    second_bytes = second.read_bytes()
+    second.write_bytes(third.read_bytes())
+    with pytest.raises(DamageError):
+        store.verify()
+    second.unlink()
+    with pytest.raises(StoreError, match=second.name):
+        store.verify()
+    second.write_bytes(second_bytes)
+    assert first.exists()
+    assert len(store.verify()) == 3
+
+
+@pytest.mark.parametrize("field", ["task", "entries"])
+def test_a_manifest_that_contradicts_its_files_is_found(store, field):
+    other = {"task": "other", "entries": 5}[field]
+    rewrite(store, lambda manifest: manifest["deltas"][1].update({field: other}))
+    with pytest.raises(MismatchError, match=field):
+        DeltaStore.open(store.path).verify()
+
+
+def test_another_base_in_the_manifest_is_found(store):
+    rewrite(store, lambda manifest: manifest["base"].update(fingerprint="cd"))
+    with pytest.raises(MismatchError, match="base"):
+        DeltaStore.open(store.path).verify()
+
+
+HOSTILE_ENTRIES = {
+    "position": [0, 1, 3, "2", 2.0, True, None],
+    "task": [None, 3],
+    "sha256": ["", "x" * 64, "AB" * 32, None],
+    "parent": ["", "ab" * 32, None],
+    "entries": [-1, 1.5, None, True],
+    "bytes": [-1, None],
+    "file": [
+        "0001-task-1.safetensors",
+        "../0002-x.safetensors",
+        "/tmp/0002-x.safetensors",
+        "sub/0002-x.safetensors",
+        "0002-x.safetensors\n",
+        "0002-\u0661.safetensors",
+        "\u0660002-x.safetensors",
+        "0002-..safetensors",
+        "store.json",
+        "",
+        None,
+    ],
+}
+
+
+@pytest.mark.parametrize("field", HOSTILE_ENTRIES)
+def test_hostile_manifest_entries_are_refused(store, field):
+    sound = (store.path / "store.json").read_text()
+    for value in HOSTILE_ENTRIES[field]:
+        rewrite(store, lambda manifest, value=value: manifest["deltas"][1].update({field: value}))
+        with pytest.raises(StoreError) as caught:
+            DeltaStore.open(store.path)
+        assert "\n" not in str(caught.value)
+        (store.path / "store.json").write_text(sound)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest.update(format=2),
+        lambda manifest: manifest.update(format="1"),
+        lambda manifest: manifest.update(format=True),
+        lambda manifest: manifest.update(stranger=1),
+        lambda manifest: manifest.update(base=[]),
+        lambda manifest: manifest.update(base={}),
+        lambda manifest: manifest.update(deltas={}),
+        lambda manifest: manifest.update(deltas=[3]),
+        lambda manifest: manifest.pop("deltas"),
+        lambda manifest: manifest["deltas"].pop(0),
+        lambda manifest: manifest["deltas"].reverse(),
+        lambda manifest: manifest["deltas"][1].pop("parent"),
+        lambda manifest: manifest["deltas"][1].update(stranger=1),
+    ],
+)
+def test_hostile_manifests_are_refused(store, change):
+    rewrite(store, change)
+    with pytest.raises(StoreError):
+        DeltaStore.open(store.path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "\xff", '{"format":' + "[" * 100_000])
+def test_a_damaged_manifest_is_one_line(store, text):
+    (store.path / "store.json").write_text(text, encoding="latin-1")
+    with pytest.raises(StoreError) as caught:
+        DeltaStore.open(store.path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_altered_manifest_is_refused_or_sound(store):
+    data = (store.path / "store.json").read_bytes()
+    rng = np.random.default_rng(0)
+    for position in range(len(data)):
+        altered = bytearray(data)
+        altered[position] = int(rng.integers(256))
+        (store.path / "store.json").write_bytes(altered)
+        try:
+            deltas = DeltaStore.open(store.path).deltas()
+        except PieceError:
+            continue
+        assert [delta.values["w"][0] for delta in deltas] == [1, 2, 3][: len(deltas)]
+
+
+def test_a_link_out_of_the_store_is_refused(store, tmp_path):
+    file = store.path / store.entries[0].file
+    file.rename(tmp_path / file.name)
+    file.symlink_to(tmp_path / file.name)
+    with pytest.raises(StoreError, match="leads out"):
+        DeltaStore.open(store.path)
+
+
+def test_a_store_may_be_reached_through_a_link(store, tmp_path):
+    (tmp_path / "link").symlink_to(store.path)
+    assert len(DeltaStore.open(tmp_path / "link").verify()) == 3
+
+
+def test_errors_are_one_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for act in (
+        lambda: DeltaStore.open(tmp_path),
+        lambda: DeltaStore.open(tmp_path / "none"),
+        lambda: DeltaStore.open(tmp_path / "file"),
+        lambda: make(tmp_path / "file"),
+        lambda: make(tmp_path / "file" / "store"),
+        lambda: DeltaStore.create(tmp_path / "a", {}, RECIPE),
+        lambda: DeltaStore.create(tmp_path / "a", {"fingerprint": 3}, RECIPE),
+        lambda: DeltaStore.create(tmp_path / "a", BASE | {"x": {1}}, RECIPE),
+    ):
+        with pytest.raises(StoreError, match=re.escape(str(tmp_path)) + "|plain JSON") as caught:
+            act()
+        assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+# --- one writer ---------------------------------------------------------------------------------
+
+
+def test_a_second_writer_is_turned_away(store):
+    other = DeltaStore.open(store.path)
+    with store.writing():
+        for act in (
+            lambda: other.append(delta_for(other)),
+            lambda: other.write_results({}),
+            lambda: other.write_answers(0, {}),
+            lambda: other.writing().__enter__(),
+        ):
+            with pytest.raises(LockedError) as caught:
+                act()
+            assert "\n" not in str(caught.value)
+        assert len(other.verify()) == 3  # reading needs no lock
+    other.append(delta_for(other))
+
+
+def test_writing_nests_and_ends(store):
+    with store.writing():
+        with store.writing():
+            store.append(delta_for(store))
+        store.write_results({"matrix": []})
+        store.append(delta_for(store))
+        with pytest.raises(LockedError):
+            DeltaStore.open(store.path).write_results({})
+    with pytest.raises(RuntimeError), store.writing():
+        raise RuntimeError
+    DeltaStore.open(store.path).append(delta_for(store))
+
+
+def test_a_writer_sees_what_others_added_before(store):
+    late = delta_for(store)
+    other = DeltaStore.open(store.path)
+    other.append(delta_for(other))
+    with pytest.raises(MismatchError, match="parent of position 5"):
+        store.append(late)
+    assert len(store) == 4
+    store.append(delta_for(store))
+    assert len(DeltaStore.open(store.path).verify()) == 5
+
+
+# --- crashes ------------------------------------------------------------------------------------
+
+
+class Crash(BaseException):
+    """What no `except OSError` stops."""
+
+
+@pytest.mark.parametrize("error", [Crash(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("step", range(6))
+def test_a_failure_at_any_step_loses_nothing(store, monkeypatch, step, error):
+    """An append syncs, renames and syncs the directory, for the delta and for the manifest."""
+    countdown = iter(range(step, -1, -1))
+
+    def failing(call):
+        def wrapped(*arguments):
+            if next(countdown, None) == 0:
+                raise error
+            return call(*arguments)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing(os.fsync))
+        patch.setattr(Path, "replace", failing(Path.replace))
+        with pytest.raises((Crash, StoreError)):
+            store.append(delta_for(store, "new"))
+    opened = DeltaStore.open(store.path)
+    assert len(opened.verify()) == (4 if step == 5 else 3)
+    opened.append(delta_for(opened, "again"))
+    assert opened.verify()[-1].task == "again"
+    assert not list(store.path.glob(".*.tmp"))
+
+
+def test_an_append_has_just_these_steps(store, monkeypatch):
+    steps = []
+    sync, rename = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (steps.append("sync"), sync(file)))
+    monkeypatch.setattr(Path, "replace", lambda *a: (steps.append(a[1].name), rename(*a)))
+    entry = store.append(delta_for(store))
+    assert steps == ["sync", entry.file, "sync", "sync", "store.json", "sync"]
+
+
+def test_leftovers_of_a_crash_are_swept_by_the_next_writer(store):
+    (store.path / ".0004-x.safetensors.1.tmp").write_bytes(b"half")
+    (store.path / "0004-other.safetensors").write_bytes(b"unlisted")
+    DeltaStore.open(store.path).append(delta_for(store))
+    assert not list(store.path.glob(".*.tmp"))
+    assert len(DeltaStore.open(store.path).verify()) == 4
+
+
+def write_forever(path: str, acknowledged) -> None:
+    store = DeltaStore.open(path)
+    while True:
+        entry = store.append(delta_for(store, entries=20_000))
+        store.write_results({"matrix": [[0.5]] * entry.position})
+        acknowledged.send(entry.position)
+
+
+def test_a_killed_writer_leaves_a_sound_store(tmp_path):
+    """Ten times: kill -9 at a random instant, then open, verify, go on."""
+    path = make(tmp_path / "store").path
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["mm_piece.store"])
+    chance = random.Random(0)
+    for _ in range(10):
+        receiver, sender = forks.Pipe(duplex=False)
+        writer = forks.Process(target=write_forever, args=(str(path), sender))
+        writer.start()
+        assert receiver.poll(60)
+        time.sleep(chance.random() * 0.05)
+        writer.kill()
+        writer.join()
+        sender.close()
+        store = DeltaStore.open(path)
+        assert len(store.verify()) >= last_of(receiver)
+        assert len(store.results()["matrix"]) <= len(store)
+        store.append(delta_for(store, "by the heir"))
+        assert not list(path.glob(".*.tmp"))
+    assert sum(entry.task == "by the heir" for entry in store.entries) == 10
+
+
+def last_of(receiver) -> int:
+    """The last position that a writer acknowledged before it died."""
+    position = 0
+    while receiver.poll():
+        try:
+            position = receiver.recv()
+        except EOFError:
+            break
+    return position
