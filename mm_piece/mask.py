@@ -4,7 +4,7 @@ Ties go to the earliest tensor, then to the lowest index, so that the same score
 same mask, however they are cut into pieces.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from math import floor
 
@@ -35,18 +35,28 @@ def select(scores: Mapping[str, Tensor], density: Density = 0.001) -> Mask:
 
 def select_stream(pieces: Iterable[Piece], sizes: Mapping[str, int], density: Density) -> Mask:
     """`select` for scores that arrive in pieces, in the order of `sizes`, never held as a whole."""
-    group: Callable[[str], str] = group_of if isinstance(density, Mapping) else lambda name: "all"
-    densities = dict(density) if isinstance(density, Mapping) else {"all": density}
-    members = {g: [name for name in sizes if group(name) == g] for g in densities}
-    tops = {g: TopK(count(d, sum(sizes[n] for n in members[g]), g)) for g, d in densities.items()}
+    members = _members(sizes, density)
+    tops = {group: TopK(k) for group, k in budgets(sizes, density).items()}
     starts = {g: _starts(sizes, names) for g, names in members.items()}
+    group_by_name = {name: group for group, names in members.items() for name in names}
     for name, offset, flat in pieces:
-        if (g := group(name)) in tops:
-            tops[g].add(flat, starts[g][name] + offset)
+        if name in group_by_name:
+            group = group_by_name[name]
+            tops[group].add(flat, starts[group][name] + offset)
     chosen: Mask = {}
     for g, top in tops.items():
         chosen |= _split(top.indices(), members[g], sizes)
     return {name: chosen[name] for name in sizes if name in chosen}
+
+
+def budgets(sizes: Mapping[str, int], density: Density) -> dict[str, int]:
+    """How many entries each group of its own budget gets; one group, `all`, for a single density.
+
+    Raises SelectionError for a density out of (0, 1] or one that selects nothing.
+    """
+    shares = dict(density) if isinstance(density, Mapping) else {"all": density}
+    members = _members(sizes, density)
+    return {g: count(share, sum(sizes[n] for n in members[g]), g) for g, share in shares.items()}
 
 
 def count(density: float, total: int, what: str = "all") -> int:
@@ -106,6 +116,12 @@ class TopK:
         ties = (scores == self.threshold).nonzero().view(-1)[: self.k - int(above.sum())]
         above[ties] = True
         self._scores, self._indices, self._held = [scores[above]], [indices[above]], self.k
+
+
+def _members(sizes: Mapping[str, int], density: Density) -> dict[str, list[str]]:
+    if not isinstance(density, Mapping):
+        return {"all": list(sizes)}
+    return {group: [name for name in sizes if group_of(name) == group] for group in density}
 
 
 def _starts(sizes: Mapping[str, int], names: list[str]) -> dict[str, int]:

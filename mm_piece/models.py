@@ -67,9 +67,7 @@ def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in weights(model).items()}
 
 
-def describe(
-    model: Any, base: str | Path, revision: str | None, store: Path
-) -> dict[str, Any]:
+def describe(model: Any, base: str | Path, revision: str | None, store: Path) -> dict[str, Any]:
     """What a store records of its base: where it lies, its family, dtype, size and fingerprint.
 
     A folder is recorded relative to the store, so that both can move together; a hub id with its

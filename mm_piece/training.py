@@ -19,7 +19,7 @@ from mm_piece.delta import Delta
 from mm_piece.errors import RecipeError, StoreError
 from mm_piece.evaluation import Answer, by_kind, evaluate, mean_score, pad_of
 from mm_piece.loading import as_store, load
-from mm_piece.mask import Mask, select_stream
+from mm_piece.mask import Mask, budgets, select_stream
 from mm_piece.models import describe, load_base, locate
 from mm_piece.names import group_of, weights
 from mm_piece.recipe import GeneralTask, Recipe, Task, load_recipe, parse_bytes, parse_recipe
@@ -96,7 +96,9 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
     run.store.append(delta)
     # Not in the delta: what differs between equal runs would give the same task different files.
     timing = {"select": scored - started, "train": time.monotonic() - scored}
-    run.store.write_results(_with_timing(run, {task.name: timing | {"loss": metrics["train_loss"]}}))
+    run.store.write_results(
+        _with_timing(run, {task.name: timing | {"loss": metrics["train_loss"]}})
+    )
     rmtree(work, ignore_errors=True)
     return delta
 
@@ -154,7 +156,9 @@ def _mask_of(
     names = importance.patchable(model, sample, select.exclude)
     sizes = {name: weights(model)[name].numel() for name in names}
     if file.is_file():
-        stored = load_file(file)  # which sorts by name; the optimizer's order must be the first run's
+        stored = load_file(
+            file
+        )  # which sorts by name; the optimizer's order must be the first run's
         mask: Mask = {name: stored[name] for name in names if name in stored}
     else:
         pieces = importance.stream(
@@ -234,12 +238,18 @@ def _open_or_create(recipe: Recipe) -> DeltaStore:
         _same_run(store, recipe)
         return store
     model, processor = load_base(recipe.base, recipe.revision, **recipe.model)
+    budgets(_eligible(model, recipe.select.exclude), recipe.select.density)
     for task in recipe.tasks:  # images and image tokens must agree before anything is written
         for example in read(task.train, task.images)[:1]:
             encode(example, processor)
     return DeltaStore.create(
         path, describe(model, recipe.base, recipe.revision, path), recipe.text()
     )
+
+
+def _eligible(model: nn.Module, exclude: Sequence[str]) -> dict[str, int]:
+    named = weights(model)
+    return {name: p.numel() for name, p in named.items() if group_of(name) not in exclude}
 
 
 def _same_run(store: DeltaStore, recipe: Recipe) -> None:

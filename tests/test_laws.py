@@ -22,13 +22,18 @@ base: {base}
 store: {store}
 model: {{dtype: {dtype}}}
 tasks:
-  - {{name: digits, train: "scenes:digits/train[:24]", test: "scenes:digits/test[:4]", max_new_tokens: 2}}
-  - {{name: words, train: "scenes:words/train[:24]", test: "scenes:words/test[:4]", max_new_tokens: 2}}
-  - {{name: charts, train: "scenes:charts/train[:24]", test: "scenes:charts/test[:4]", max_new_tokens: 2}}
+  - {{name: digits, train: "scenes:digits/train[:24]", test: "scenes:digits/test[:4]"}}
+  - {{name: words, train: "scenes:words/train[:24]", test: "scenes:words/test[:4]"}}
+  - {{name: charts, train: "scenes:charts/train[:24]", test: "scenes:charts/test[:4]"}}
 general:
   - {{name: base, test: "scenes:base/test[:4]", max_new_tokens: 2}}
 select: {{method: {method}, density: 0.02, samples: 6}}
-train: {{learning_rate: 1e-2, num_train_epochs: 1, per_device_train_batch_size: 4, save_steps: 2, disable_tqdm: true}}
+train:
+  learning_rate: 1e-2
+  num_train_epochs: 1
+  per_device_train_batch_size: 4
+  save_steps: 2
+  disable_tqdm: true
 seed: 3
 """
 
@@ -42,7 +47,9 @@ def snapshot(model):
 
 
 def same_bits(left, right):
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) for name in left
+    )
 
 
 def deltas_of(store):
@@ -178,7 +185,9 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 8, 11])
-def test_stop_at_any_step_and_resume_is_uninterrupted(uninterrupted, base, tmp_path, step, monkeypatch):
+def test_stop_at_any_step_and_resume_is_uninterrupted(
+    uninterrupted, base, tmp_path, step, monkeypatch
+):
     recipe = recipe_for(base, tmp_path / "store", "piece-s")
     written = {"back": 0}
     write_back = mm_piece.sparse_tuning.write_back

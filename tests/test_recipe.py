@@ -25,7 +25,8 @@ def test_defaults_and_numbers():
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("1e-5", 1e-5), ("2E3", 2000.0), ("-1.5e+2", -150.0), ("1.0", 1.0), (".5", 0.5)]
+    ("text", "value"),
+    [("1e-5", 1e-5), ("2E3", 2000.0), ("-1.5e+2", -150.0), ("1.0", 1.0), (".5", 0.5)],
 )
 def test_numbers_as_people_write_them(text, value):
     assert parse_recipe(GOOD.replace("1e-5", text)).train["learning_rate"] == value
@@ -41,10 +42,16 @@ def test_numbers_as_people_write_them(text, value):
         (GOOD + "select: {density: 0}\n", r"density 0.0 is out of \(0, 1\]"),
         (GOOD + "select: {density: {vision: 2}}\n", r"density 2.0 is out of \(0, 1\]"),
         (GOOD + "select: {density: {tower: 0.1}}\n", "vision"),
-        (GOOD + "select: {method: piece-x}\n", "unknown method 'piece-x'; allowed: piece-f, piece-s"),
+        (
+            GOOD + "select: {method: piece-x}\n",
+            "unknown method 'piece-x'; allowed: piece-f, piece-s",
+        ),
         (GOOD + "select: {memory: 8GB}\n", "KiB, MiB, GiB"),
         (GOOD + "seed: -1\n", "seed"),
-        (GOOD.replace("test: b.json", "tset: b.json"), "unknown key 'tasks.0.tset'; did you mean 'test'"),
+        (
+            GOOD.replace("test: b.json", "tset: b.json"),
+            "unknown key 'tasks.0.tset'; did you mean 'test'",
+        ),
         (GOOD.replace("base: some/base", ""), "missing key 'base'"),
         (GOOD.replace("{name: a, train: a.json, test: b.json}", ""), "tasks"),
         ("base: x\nstore: y\ntasks: []\n", "tasks"),
@@ -72,7 +79,9 @@ def test_overrides():
     assert changed.train == {"learning_rate": 1e-5, "max_steps": 3}
 
 
-@pytest.mark.parametrize("override", ["density", "=3", "tasks.9.name=x", "base.x=1", "seed=[", "nope=1"])
+@pytest.mark.parametrize(
+    "override", ["density", "=3", "tasks.9.name=x", "base.x=1", "seed=[", "nope=1"]
+)
 def test_bad_overrides(override):
     with pytest.raises(RecipeError):
         parse_recipe(GOOD, overrides=[override])

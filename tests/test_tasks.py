@@ -137,9 +137,15 @@ def test_images_may_lie_elsewhere(write, tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "?", "answer": "x", "image": "no.png"}, r"row 1: image .*no\.png does not exist"),
+        (
+            {"prompt": "?", "answer": "x", "image": "no.png"},
+            r"row 1: image .*no\.png does not exist",
+        ),
         ({**LLAVA, "image": ["a.png", "b.png"]}, r"row 1: 2 image\(s\) but 1 <image> mark"),
-        ({"prompt": "<image> <image>?", "answer": "x", "image": "a.png"}, "1 image.* but 2 <image>"),
+        (
+            {"prompt": "<image> <image>?", "answer": "x", "image": "a.png"},
+            "1 image.* but 2 <image>",
+        ),
         ({"prompt": "a literal <image>", "answer": "x"}, r"row 1: 0 image\(s\) but 1 <image> mark"),
         ({"conversations": LLAVA["conversations"][:1], "image": "a.png"}, "must end in an answer"),
         ({"prompt": "?", "answer": " "}, "must end in an answer"),

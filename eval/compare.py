@@ -1,0 +1,206 @@
+"""Compare ways of learning a sequence: same base, data, steps and evaluation; own tuned rate.
+
+Run:   python eval/compare.py eval/experiments/tiny.yaml [--jobs 2] [--only NAME]...
+Out:   one JSON per run under eval/results/EXPERIMENT/, never run twice; eval/tables.py reads them
+
+Rates are chosen on the validation split with one seed; the test split is used once per seed, at
+the chosen rate.
+"""
+
+import importlib
+import json
+import platform
+import resource
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+HERE = Path(__file__).parent
+
+
+@click.command()
+@click.argument("experiment", type=click.Path(path_type=Path, exists=True))
+@click.option("--jobs", default=2, show_default=True, help="Runs at a time, one thread each.")
+@click.option("--only", multiple=True, help="Only these methods.")
+def main(experiment: Path, jobs: int, only: tuple[str, ...]) -> None:
+    """Run what EXPERIMENT lists and has no result yet."""
+    plan = yaml.safe_load(experiment.read_text(encoding="utf-8"))
+    out = HERE / "results" / experiment.stem
+    out.mkdir(parents=True, exist_ok=True)
+    names = [name for name in plan["methods"] if not only or name in only]
+    tuning = [
+        {"method": name, "rate": float(rate), "seed": plan["tune"]["seed"], "split": "validation"}
+        for name in names
+        for rate in plan["methods"][name]["rates"]
+    ]
+    _run_all(plan, tuning, out, jobs)
+    final = [
+        {"method": name, "rate": best_rate(out, name), "seed": seed, "split": "test"}
+        for name in names
+        for seed in plan["seeds"]
+    ]
+    _run_all(plan, final, out, jobs)
+
+
+def best_rate(out: Path, method: str) -> float:
+    """The rate with the highest mean of OP and base ability on the validation split."""
+    runs = [json.loads(f.read_text()) for f in sorted(out.glob(f"{method}-*-validation.json"))]
+    return max(runs, key=lambda run: run["op"] + run["base_kept"])["rate"]
+
+
+def _run_all(plan: dict[str, Any], jobs: list[dict[str, Any]], out: Path, workers: int) -> None:
+    waiting = [job for job in jobs if not _file(out, job).exists()]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        running = {pool.submit(_run, plan, job): job for job in waiting}
+        for number, done in enumerate(as_completed(running), start=1):
+            result = done.result()
+            _file(out, running[done]).write_text(json.dumps(result, indent=1) + "\n")
+            numbers = {key: round(result[key], 3) for key in ("learned", "op", "bwt", "base_kept")}
+            click.echo(
+                f"{number}/{len(waiting)} {running[done]} {numbers} {result['seconds']:.0f} s"
+            )
+
+
+def _file(out: Path, job: dict[str, Any]) -> Path:
+    return out / f"{job['method']}-{job['rate']:g}-{job['seed']}-{job['split']}.json"
+
+
+def _run(plan: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    from mm_piece.metrics import summary
+    from mm_piece.recipe import load_recipe
+
+    torch.set_num_threads(1)
+    method = plan["methods"][job["method"]]
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [f"store={folder}/store", f"seed={job['seed']}"]
+        overrides += [f"train.learning_rate={job['rate']}", "train.disable_tqdm=true"]
+        overrides += [
+            f"select.{key}={json.dumps(value)}" for key, value in method.get("select", {}).items()
+        ]
+        recipe = load_recipe(plan["recipe"], overrides)
+        if job["split"] == "validation":
+            recipe = _on_validation(recipe, plan["tune"]["rows"])
+        learner = _peer if "peer" in method else _sparse
+        result = learner(recipe, method, Path(folder))
+    metrics = summary(result["matrix"])
+    ability = result["base_ability"]
+    return {
+        **job,
+        "learned": metrics["learned"],
+        "op": metrics["op"],
+        "bwt": metrics["bwt"],
+        "base_before": ability[0],
+        "base_kept": ability[-1],
+        **result,
+        "seconds": time.monotonic() - started,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "settings": method,
+        "recipe": recipe.model_dump(mode="json", exclude={"store"}),
+        **_provenance(),
+    }
+
+
+def _on_validation(recipe: Any, rows: int) -> Any:
+    """The same recipe, measured on the validation split of every task and of the base."""
+
+    def moved(task: Any) -> Any:
+        return task.model_copy(update={"test": task.test.replace("/test", f"/validation[:{rows}]")})
+
+    tasks, general = (tuple(map(moved, group)) for group in (recipe.tasks, recipe.general))
+    return recipe.model_copy(update={"tasks": tasks, "general": general})
+
+
+def _sparse(recipe: Any, method: dict[str, Any], folder: Path) -> dict[str, Any]:
+    import mm_piece
+
+    store = mm_piece.train(recipe)
+    results, facts = store.results(), [store.delta(t).info for t in range(1, len(store) + 1)]
+    return {
+        "matrix": results["matrix"],
+        "base_ability": results["base_ability"],
+        "trainable": facts[0]["k"],
+        "bytes": [entry.bytes for entry in store.entries],
+        "groups": [fact["groups"] for fact in facts],
+    }
+
+
+def _peer(recipe: Any, method: dict[str, Any], folder: Path) -> dict[str, Any]:
+    from mm_piece import load
+    from mm_piece.evaluation import pad_of
+    from mm_piece.tasks import encode, read, tokenizer_of
+    from mm_piece.trainer import arguments
+
+    peer = importlib.import_module(method["peer"])
+    options = method.get("options", {})
+    model, processor = load(recipe.base, **recipe.model)
+    pad = pad_of(tokenizer_of(processor))
+    entries, rows = peer.trainable(model, **options), [_row(recipe, model, processor)]
+    for number, task in enumerate(recipe.tasks):
+        examples = [encode(example, processor) for example in read(task.train, task.images)]
+        settings = {**recipe.train, "save_strategy": "no"}
+        args = arguments(settings, folder / task.name, recipe.seed + number)
+        model = peer.learn(model, examples, args, pad, **options)
+        rows.append(_row(recipe, model, processor))
+    return {
+        "matrix": [tasks for tasks, _ in rows],
+        "base_ability": [ability for _, ability in rows],
+        "trainable": entries,
+        "bytes": [4 * entries] * len(recipe.tasks),
+    }
+
+
+def _row(recipe: Any, model: Any, processor: Any) -> tuple[list[float], float]:
+    from mm_piece.evaluation import evaluate, mean_score
+    from mm_piece.tasks import read
+
+    scores = {
+        task.name: mean_score(
+            evaluate(
+                model,
+                processor,
+                read(task.test, task.images),
+                task.metric,
+                max_new_tokens=task.max_new_tokens,
+            )
+        )
+        for task in (*recipe.tasks, *recipe.general)
+    }
+    general = [scores[task.name] for task in recipe.general]
+    return [scores[task.name] for task in recipe.tasks], sum(general) / len(general)
+
+
+def _provenance() -> dict[str, Any]:
+    import torch
+    import transformers
+
+    git = ["git", "-C", str(HERE)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    status = subprocess.run(
+        [*git, "status", "--porcelain", "mm_piece", "checkpoints/tiny/base"],
+        capture_output=True,
+        text=True,
+    ).stdout
+    return {
+        "commit": commit.strip(),
+        "dirty": bool(status.strip()),
+        "device": f"cpu, 1 thread, {platform.machine()}",
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

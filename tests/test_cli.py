@@ -1,0 +1,163 @@
+"""The command line: what it prints, and one line with exit status 2 for every mistake."""
+
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from test_laws import RECIPE
+
+import mm_piece
+from mm_piece.cli import main
+from mm_piece.store import DeltaStore
+
+
+@pytest.fixture(scope="module")
+def recipe_file(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    file = folder / "recipe.yaml"
+    text = RECIPE.format(base=base, store=folder / "store", method="piece-f", dtype="float32")
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def store(recipe_file):
+    run("train", str(recipe_file))
+    return recipe_file.parent / "store"
+
+
+def run(*args, status=0):
+    result = CliRunner().invoke(main, list(args))
+    assert result.exit_code == status, result.output
+    return result.stdout
+
+
+def mistake(*args):
+    """What a mistake prints: exactly one line, status 2, no traceback."""
+    result = CliRunner().invoke(main, list(args))
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.strip().count("\n") == 0, result.stderr
+    return result.stderr
+
+
+def test_train_prints_the_matrix(store, recipe_file):
+    shown = run("train", str(recipe_file))
+    assert "base ability" in shown
+    assert "R[T][j] − R[j][j]" in shown
+
+
+def test_log(store):
+    content = json.loads(run("log", str(store), "--json"))
+    assert content["base"]["family"] == "llava"
+    assert [d["position"] for d in content["deltas"]] == [1, 2, 3]
+    assert set(content["deltas"][0]) == {"position", "task", "file", "sha256", "entries", "bytes"}
+    assert "0001-digits.safetensors" in run("log", str(store))
+
+
+def test_show(store):
+    content = json.loads(run("show", str(store), "--at", "2", "--json"))
+    assert content["task"] == "words"
+    assert content["entries"] == sum(tensor["entries"] for tensor in content["tensors"])
+    assert {tensor["group"] for tensor in content["tensors"]} <= {"vision", "projector", "language"}
+    assert "words" in run("show", str(store), "--at", "2")
+
+
+def test_verify_and_results(store):
+    assert json.loads(run("verify", str(store), "--json")) == {"deltas": 3, "ok": True}
+    assert "3 deltas verified" in run("verify", str(store))
+    assert len(json.loads(run("results", str(store), "--json"))["matrix"]) == 4
+    assert "forgetting" in run("results", str(store))
+
+
+def test_eval_repeats_the_matrix(store):
+    matrix = DeltaStore.open(store).results()["matrix"]
+    scores = json.loads(run("eval", str(store), "--at", "2", "--json"))
+    assert [scores[task] for task in ("digits", "words", "charts")] == matrix[2]
+    assert list(json.loads(run("eval", str(store), "--task", "words", "--json"))) == ["words"]
+
+
+def test_ask(store, base, tmp_path):
+    Image.new("RGB", (30, 30), "blue").save(tmp_path / "blue.png")
+    image = str(tmp_path / "blue.png")
+    delta = str(store / "0001-digits.safetensors")
+    options = ["--max-new-tokens", "3"]
+    first = run("ask", image, "What is it?", "--store", str(store), "--at", "1", *options)
+    assert first == run(
+        "ask", image, "What is it?", "--base", str(base), "--delta", delta, *options
+    )
+
+
+def test_export(store, tmp_path):
+    run("export", str(store), str(tmp_path / "merged"), "--at", "3")
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    assert (tmp_path / "merged" / "config.json").is_file()
+    assert "not empty" in mistake("export", str(store), str(tmp_path / "merged"))
+
+
+def test_report(store, tmp_path):
+    run("report", str(store), "--to", str(tmp_path / "page.html"))
+    assert "data:image/" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def edited(recipe_file, tmp_path, *changes):
+    text = recipe_file.read_text(encoding="utf-8")
+    for old, new in (*changes, (str(recipe_file.parent / "store"), str(tmp_path / "new"))):
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "edited.yaml").write_text(text, encoding="utf-8")
+    return str(tmp_path / "edited.yaml")
+
+
+BAD_RECIPES = [
+    (("density: 0.02", "densty: 0.02"), "did you mean 'density'"),
+    (("density: 0.02", "density: 1.5"), "out of (0, 1]"),
+    (("density: 0.02", "density: 1e-9"), "selects none"),
+    (("method: piece-f", "method: piece-x"), "allowed: piece-f"),
+    (("method: piece-f", "method: no.such"), "allowed: piece-f"),
+    (("scenes:words/train", "scenes:wrods/train"), "wrods"),
+    (("scenes:words/train[:24]", "absent.json"), "cannot read absent.json"),
+    (("scenes:words/train[:24]", "scenes:words/train[5:5]"), "has no rows"),
+    (("learning_rate: 1e-2", "learning_rte: 1e-2"), "learning_rte"),
+    (("dtype: float32", "dtype: float33"), "unknown dtype 'float33'"),
+    (("base: ", "base: /absent"), "cannot load base"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_RECIPES)
+def test_bad_recipes_write_nothing(recipe_file, tmp_path, change, message):
+    assert message in mistake("train", edited(recipe_file, tmp_path, change))
+    assert not (tmp_path / "new" / "store.json").exists()
+
+
+def test_bad_data_writes_nothing(recipe_file, tmp_path):
+    rows = [{"prompt": "?", "answer": "x", "image": "gone.png"}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    change = ("scenes:words/train[:24]", str(tmp_path / "rows.json"))
+    message = mistake("train", edited(recipe_file, tmp_path, change))
+    assert "row 0" in message
+    assert "gone.png" in message
+    assert not (tmp_path / "new").exists()
+
+
+def test_mistakes_with_stores(store, recipe_file, tmp_path):
+    assert "0…3" in mistake("eval", str(store), "--at", "4")
+    assert "1…3" in mistake("show", str(store), "--at", "-1")
+    assert "not a delta store" in mistake("log", str(tmp_path))
+    assert "unknown task 'x'" in mistake("eval", str(store), "--task", "x")
+    (tmp_path / "file").write_text("")
+    target = f"store={tmp_path / 'file' / 'inside'}"
+    mistake("train", str(recipe_file), "--set", target)
+    copy = shutil.copytree(store, tmp_path / "copy")
+    file = copy / "0002-words.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "0002-words" in mistake("verify", str(copy))
+    assert "0002-words" in mistake("eval", str(copy), "--at", "2")
+    assert "cannot be read" in mistake("ask", str(file), "?", "--store", str(store))
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    result = CliRunner().invoke(main, ["--debug", "log", str(tmp_path)])
+    assert isinstance(result.exception, mm_piece.PieceError)
