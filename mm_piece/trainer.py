@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 from transformers import (
+    PrinterCallback,
     ProgressCallback,
     Trainer,
     TrainerCallback,
@@ -50,7 +51,7 @@ class SparseTrainer(Trainer):
             data_collator=lambda batch: collate(batch, pad),
             callbacks=[_WriteBack(tuning)],
         )
-        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         if not args.disable_tqdm:
             self.add_callback(_Progress())
 

@@ -1,0 +1,104 @@
+"""Tables and plots from the committed results; README shows them between its markers.
+
+Run:   python eval/tables.py          rewrite README's tables and the plots
+       python eval/tables.py --check  only compare, exit status 1 if they differ
+"""
+
+import json
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import click
+import matplotlib
+
+ROOT = Path(__file__).parent.parent
+HEADER = (
+    "| method | rate | learned | OP | BWT | base kept | trained entries | bytes a task |\n"
+    "|---|---|---|---|---|---|---|---|"
+)
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Write nothing; fail if README is out of date.")
+def main(check: bool) -> None:
+    """Bring README's tables and the plots up to date with the committed results."""
+    readme = ROOT / "README.md"
+    before = readme.read_text(encoding="utf-8")
+    after = fill(before)
+    if check:
+        sys.exit(int(before != after))
+    readme.write_text(after, encoding="utf-8")
+    for folder in sorted(p for p in (ROOT / "eval" / "results").iterdir() if p.is_dir()):
+        plot(folder)
+
+
+def fill(text: str) -> str:
+    """README with every block `<!-- table: NAME -->` … `<!-- end -->` built anew."""
+    parts = text.split("<!-- table: ")
+    for number, part in enumerate(parts[1:], start=1):
+        name, _, rest = part.partition(" -->")
+        _, _, tail = rest.partition("<!-- end -->")
+        parts[number] = f"{name} -->\n{table(name)}\n<!-- end -->{tail}"
+    return "<!-- table: ".join(parts)
+
+
+def runs(folder: Path, split: str) -> list[dict[str, Any]]:
+    """The committed runs of one experiment on one split."""
+    files = sorted(folder.glob(f"*-{split}.json"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def table(name: str) -> str:
+    """One line per method: mean over seeds, ± standard deviation."""
+    found = runs(ROOT / "eval" / "results" / name, "test")
+    methods = sorted({run["method"] for run in found}, key=lambda m: -_mean(found, m, "op"))
+    return "\n".join([HEADER, *(_line([r for r in found if r["method"] == m]) for m in methods)])
+
+
+def _line(group: list[dict[str, Any]]) -> str:
+    cells = [_spread([run[key] for run in group]) for key in ("learned", "op", "bwt", "base_kept")]
+    size = mean(mean(run["bytes"]) for run in group)
+    first = group[0]
+    entries = f"{first['trainable']:,}"
+    return (
+        f"| {first['method']} | {first['rate']:g} | {' | '.join(cells)} | {entries} | {size:,.0f} |"
+    )
+
+
+def _spread(values: list[float]) -> str:
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    return f"{100 * mean(values):.1f} ± {100 * deviation:.1f}"
+
+
+def _mean(found: list[dict[str, Any]], method: str, key: str) -> float:
+    return mean(run[key] for run in found if run["method"] == method)
+
+
+def plot(folder: Path) -> Path:
+    """Learned against kept, one line per method over its rates, on the validation split."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
+    found = runs(folder, "validation")
+    for method, marker in zip(sorted({run["method"] for run in found}), "osD^vP*X<>", strict=False):
+        line = sorted((r for r in found if r["method"] == method), key=lambda r: r["rate"])
+        xs, ys = ([100 * run[key] for run in line] for key in ("learned", "base_kept"))
+        axes.plot(xs, ys, marker=marker, label=method)
+        for x, y, run in zip(xs, ys, line, strict=True):
+            axes.annotate(
+                f"{run['rate']:g}", (x, y), (4, 4), textcoords="offset points", fontsize=7
+            )
+    axes.set(xlabel="learned: mean of the diagonal, %", ylabel="base ability kept at the end, %")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    file = folder / "frontier.png"
+    figure.savefig(file, dpi=130, metadata={"Software": None})
+    pyplot.close(figure)
+    return file
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Documentation that cannot rot: README's code runs, its help and its tables are what the tools print."""
+
+import re
+import runpy
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mm_piece.cli import main
+from mm_piece.recipe import load_recipe, parse_recipe
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def test_python_blocks_run(tmp_path, monkeypatch):
+    for part in ("base", "store.json", "recipe.yaml"):
+        assert (ROOT / "checkpoints" / "tiny" / part).exists()
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copytree(ROOT / "checkpoints" / "tiny", tmp_path / "checkpoints" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), scope)  # noqa: S102
+    assert scope["delta"].entries > 0
+
+
+def test_the_example_recipe_is_valid():
+    (example,) = blocks("yaml")
+    assert parse_recipe(example).tasks[0].metric == "vqa"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "pipelines").glob("*.yaml")), ids=lambda f: f.name)
+def test_recipes_are_valid_and_say_how_to_run(file):
+    load_recipe(file)
+    header = file.read_text(encoding="utf-8").split("\nbase:")[0]
+    for word in ("# Run:", "# Needs:", "# Expect:"):
+        assert word in header
+
+
+def test_help_is_current():
+    shown = CliRunner().invoke(main, ["--help"], prog_name="mm-piece").output
+    assert f"<!-- help -->\n```\n{shown}```\n<!-- end -->" in README
+
+
+def test_console_commands_exist():
+    commands = set(main.commands)
+    for line in "\n".join(blocks("console")).splitlines():
+        for used in re.findall(r"mm-piece (\w+)", line):
+            assert used in commands
+
+
+def test_tables_are_rebuilt_from_the_results():
+    fill = runpy.run_path(str(ROOT / "eval" / "tables.py"))["fill"]
+    assert fill(README) == README
