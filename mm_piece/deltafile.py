@@ -31,7 +31,8 @@ SEAL = slice(8 + len(OPENING), 8 + len(OPENING) + 64)
 HEADER = {key: str for key in ("sha256", "format", "codec", "task", "base", "parent")}
 HEADER |= {"info": dict, "tensors": dict}
 RECORD = {"shape": list, "dtype": str, "entries": int, "before": str}
-PAYLOAD_ERRORS = (safetensors.SafetensorError, KeyError, ValueError, RuntimeError, AssertionError)
+# What reading a hostile file raises: broken layout, foreign dtype, overlong and overflowing shape.
+PAYLOAD_ERRORS = (safetensors.SafetensorError, KeyError, TypeError, RuntimeError)
 
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 DTYPES = {

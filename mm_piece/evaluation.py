@@ -86,7 +86,7 @@ def evaluate(
     """Answer and score every example; options: those of `generate`, and the bar's `title`."""
     rule, title = METRICS[metric], options.pop("title", "evaluate")
     results: list[Answer] = []
-    with tqdm(total=len(examples), desc=title, unit="example", leave=False) as bar:
+    with tqdm(total=len(examples), desc=title, unit="example", leave=False, disable=None) as bar:
         for batch in batches(examples, 50):
             said = generate(model, processor, batch, **options)
             results += [

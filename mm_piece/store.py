@@ -132,11 +132,9 @@ class DeltaStore:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Be the only writer; sees what earlier writers added. Nests."""
-        nested = self._lock.is_locked
         with self._locked():
-            if not nested:
-                self.base, self._entries = _read_manifest(self.path)
-                self._sweep()
+            self.base, self._entries = _read_manifest(self.path)
+            self._sweep()
             yield
 
     def verify(self) -> list[Entry]:

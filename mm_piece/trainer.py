@@ -1,5 +1,6 @@
 """`SparseTrainer`: transformers' Trainer over the compact values of a sparse tuning."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.integrations.integration_utils import TensorBoardCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from mm_piece.errors import RecipeError
 from mm_piece.sparse import sparse_tuning
@@ -86,7 +87,13 @@ class _Progress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step")
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="train",
+            unit="step",
+            disable=None,
+        )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -134,8 +141,18 @@ def fit(
 
     Loss, learning rate and gradient norm go to TensorBoard files in `logs`.
     """
-    folder = Path(str(args.output_dir))
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     trainer = SparseTrainer(tuning, args, examples, pad)
     trainer.add_callback(TensorBoardCallback(SummaryWriter(str(logs))))
-    return trainer.train(resume_from_checkpoint=checkpoint).metrics
+    return trainer.train(resume_from_checkpoint=last_checkpoint(Path(str(args.output_dir)))).metrics
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint in a folder; Trainer writes its state last, so it must be there."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    for checkpoint in reversed(found):
+        try:
+            json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # killed while it was written
+            continue
+        return str(checkpoint)
+    return None

@@ -72,7 +72,7 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
     examples = run.train[task.name]
     encoded = [
         encode(example, processor)
-        for example in tqdm(examples, f"{task.name}: encode", leave=False)
+        for example in tqdm(examples, f"{task.name}: encode", leave=False, disable=None)
     ]
     mask, facts = _mask_of(run, model, encoded, work, task.name)
     scored = time.monotonic()
@@ -170,7 +170,7 @@ def _mask_of(
             xi=select.xi,
             seed=run.recipe.seed + len(run.store),
             progress=lambda items, what: tqdm(
-                items, f"{title}: {what}", unit="example", leave=False
+                items, f"{title}: {what}", unit="example", leave=False, disable=None
             ),
         )
         mask = select_stream(pieces, sizes, select.density)

@@ -150,11 +150,20 @@ def require_sound_or_damage(data: bytes, count: int, size: int) -> None:
     assert not count or (indices[0] >= 0 and indices[-1] < size)
 
 
-@pytest.mark.parametrize("gaps", [[2**63], [2**64 - 1], [2**61, 2**61, 2**61, 2**61], [2**62]])
-def test_gaps_cannot_wrap_around(gaps):
+@pytest.mark.parametrize(
+    "gaps", [[2**63], [2**64 - 1], [2**61, 2**61, 2**61, 2**61], [2**62], [2**62 - 1] * 3]
+)
+@pytest.mark.parametrize("size", [2**62, 2**63])
+def test_gaps_cannot_wrap_around(gaps, size):
     data = bytes([8]) + codec.encode_values(np.array(gaps, np.uint64))
     with pytest.raises(DamageError):
-        codec.decode_indices(data, len(gaps), 2**62)
+        codec.decode_indices(data, len(gaps), size)
+
+
+def test_the_widest_gaps_have_no_escape():
+    data = bytes([8]) + codec.encode_values(np.array([2**64 - 1], np.uint64))
+    with pytest.raises(DamageError, match="wider"):
+        codec.decode_indices(data + 16 * b"\0\1", 1, 2**62)
 
 
 def test_a_gap_behind_an_escape_cannot_wrap_around():

@@ -502,16 +502,26 @@ def test_a_bomb_in_a_file_is_refused():
         Delta.from_bytes(forge(json.dumps(header_of(data)), payload))
 
 
-@pytest.mark.parametrize("dtype", ["F4", "X", "C64"])
-def test_foreign_safetensors_dtypes_are_refused(dtype):
-    data = change(*small(), 1)[0].to_bytes()
-    start = data.index(b'"dtype":"U8"')
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        ("F4", [8]),
+        ("F8_E8M0", [4]),
+        ("X", [4]),
+        ("U8", [5]),
+        ("U8", [-4]),
+        ("U8", [2**62, 0, 2**62]),
+        ("U8", [2**63, 0]),
+    ],
+)
+def test_foreign_layouts_are_refused(dtype, shape):
+    data = Delta({}, {}, {}, {}, "t", BASE, "", {}).to_bytes()
     length = int.from_bytes(data[:8], "little")
-    swapped = data[8 : 8 + length].replace(b'"dtype":"U8"', f'"dtype":"{dtype}"'.encode())
-    assert start > 0
-    foreign = struct.pack("<Q", len(swapped)) + swapped + data[8 + length :]
-    with pytest.raises(DamageError):
-        Delta.from_bytes(sealed(foreign))
+    size = 0 if 0 in shape else 4
+    stranger = json.dumps({"w": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}})
+    header = data[8 : 8 + length].rstrip().removesuffix(b"}") + b"," + stranger[1:].encode()
+    with pytest.raises(DamageError, match="safetensors"):
+        Delta.from_bytes(sealed(struct.pack("<Q", len(header)) + header + bytes(size)))
 
 
 @given(st.binary(max_size=200))

@@ -1,4 +1,4 @@
-"""Documentation that cannot rot: README's code runs, its help and its tables are what the tools print."""
+"""Documentation that cannot rot: README's code runs, its help and tables are what tools print."""
 
 import re
 import runpy

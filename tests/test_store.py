@@ -1,5 +1,6 @@
 """Laws of the store: what is listed is whole, whoever dies, and nothing foreign gets in or out."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mm_piece.delta import Delta
@@ -83,6 +84,7 @@ def test_log_is_plain_json(store):
 
 
 @given(st.lists(st.text(max_size=90), max_size=3))
+@example(["x" * 500, "", "é/..\n"])
 def test_any_task_name_gets_a_plain_file_name(tmp_path_factory, tasks):
     store = make(tmp_path_factory.mktemp("names") / "store")
     for task in tasks:
@@ -200,7 +202,7 @@ def test_another_base_in_the_manifest_is_found(store):
 
 
 HOSTILE_ENTRIES = {
-    "position": [0, 1, 3, "2", 2.0, True, None],
+    "position": [0, 1, 4, "2", 2.0, True, None],
     "task": [None, 3],
     "sha256": ["", "x" * 64, "AB" * 32, None],
     "parent": ["", "ab" * 32, None],
@@ -225,8 +227,8 @@ HOSTILE_ENTRIES = {
 @pytest.mark.parametrize("field", HOSTILE_ENTRIES)
 def test_hostile_manifest_entries_are_refused(store, field):
     sound = (store.path / "store.json").read_text()
-    for value in HOSTILE_ENTRIES[field]:
-        rewrite(store, lambda manifest, value=value: manifest["deltas"][1].update({field: value}))
+    for value, row in itertools.product(HOSTILE_ENTRIES[field], (1, 2)):
+        rewrite(store, lambda manifest, v=value, r=row: manifest["deltas"][r].update({field: v}))
         with pytest.raises(StoreError) as caught:
             DeltaStore.open(store.path)
         assert "\n" not in str(caught.value)
