@@ -147,7 +147,7 @@ def fit(
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint in a folder; Trainer writes its state last, so it must be there."""
+    """The newest whole checkpoint of a folder: one with the state, which Trainer writes last."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
     for checkpoint in reversed(found):
         try:
