@@ -44,7 +44,10 @@ def main(debug: bool) -> None:
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key."
 )
 def train(recipe: Path, overrides: tuple[str, ...]) -> None:
-    """Train the tasks of RECIPE in order; run it again and it goes on where it stopped."""
+    """Learn the tasks of RECIPE, one after another.
+
+    Run it again and it goes on where it stopped.
+    """
     from mm_piece.training import train as run
 
     store = run(recipe, *overrides)
@@ -63,7 +66,10 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
 def evaluate(
     store: Path, at: int | None, base: str | None, names: tuple[str, ...], as_json: bool
 ) -> None:
-    """Measure the model at a position of STORE on the tasks of its recipe."""
+    """Measure the model at a position of STORE.
+
+    On the test sets of its recipe, or on those of the named tasks.
+    """
     from mm_piece.training import measure_at
 
     scores = measure_at(store, at, base, names)
@@ -80,7 +86,7 @@ def evaluate(
 @_BASE
 @click.option("--max-new-tokens", default=32, show_default=True, type=click.IntRange(min=1))
 def ask(image: Path, question: str, **options: Any) -> None:
-    """Ask the model at a position a QUESTION about an IMAGE."""
+    """Ask a QUESTION about an IMAGE."""
     from mm_piece.evaluation import ask as answer
     from mm_piece.loading import load
 
@@ -116,7 +122,7 @@ def log(store: Path, as_json: bool) -> None:
 @_AT
 @_JSON
 def show(store: Path, at: int | None, as_json: bool) -> None:
-    """Show what the delta at a position of STORE holds, tensor by tensor."""
+    """Show what one delta of STORE holds."""
     from mm_piece.loading import outline
 
     content = outline(store, at)
@@ -135,7 +141,7 @@ def show(store: Path, at: int | None, as_json: bool) -> None:
 @_STORE
 @_JSON
 def results(store: Path, as_json: bool) -> None:
-    """Show the accuracy matrix of STORE and what follows from it."""
+    """Show the accuracy matrix of STORE."""
     from mm_piece.store import DeltaStore
 
     opened = DeltaStore.open(store)
@@ -149,7 +155,10 @@ def results(store: Path, as_json: bool) -> None:
 @_STORE
 @_JSON
 def verify(store: Path, as_json: bool) -> None:
-    """Check every file of STORE: hashes, chain, and that each delta decodes."""
+    """Check all files of STORE.
+
+    Their hashes, the chain from delta to delta, and that each one decodes.
+    """
     from mm_piece.store import DeltaStore
 
     opened = DeltaStore.open(store)
@@ -162,7 +171,7 @@ def verify(store: Path, as_json: bool) -> None:
 @click.argument("to", type=click.Path(path_type=Path))
 @_AT
 def export(store: Path, to: Path, at: int | None) -> None:
-    """Write the model at a position of STORE as an ordinary checkpoint folder TO."""
+    """Write an ordinary checkpoint folder TO."""
     from mm_piece.loading import export as write
 
     click.echo(f"wrote {write(store, at, to)}")
@@ -174,7 +183,7 @@ def export(store: Path, to: Path, at: int | None) -> None:
     "--to", type=click.Path(path_type=Path), default=None, help="File. [STORE/report.html]"
 )
 def report(store: Path, to: Path | None) -> None:
-    """Write one self-contained HTML page about STORE."""
+    """Write an HTML page about STORE."""
     from mm_piece.report import report_store
 
     click.echo(f"wrote {report_store(store, to)}")

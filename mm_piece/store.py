@@ -89,6 +89,11 @@ class DeltaStore:
         """Return the text of the recipe that made the store."""
         return _read(self.path / "recipe.yaml").decode(errors="replace")
 
+    def write_recipe(self, recipe: str) -> None:
+        """Replace the recipe, which may have come to name further tasks."""
+        with self.writing():
+            self._write("recipe.yaml", recipe.encode())
+
     @property
     def work(self) -> Path:
         """Return the place for scratch of a training in progress."""

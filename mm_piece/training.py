@@ -18,7 +18,7 @@ from mm_piece import importance
 from mm_piece.delta import Delta
 from mm_piece.errors import RecipeError, StoreError
 from mm_piece.evaluation import Answer, by_kind, evaluate, mean_score, pad_of
-from mm_piece.loading import as_store, load
+from mm_piece.loading import as_store, checkout, load
 from mm_piece.mask import Mask, budgets, select_stream
 from mm_piece.models import describe, load_base, locate
 from mm_piece.names import group_of, weights
@@ -54,15 +54,22 @@ def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
     store = _open_or_create(recipe)
     with store.writing():
         run = Run(recipe, store, *data)
-        if len(store) == len(recipe.tasks) and _measured(store) == len(recipe.tasks) + 1:
-            return store
-        model, processor = load(recipe.base, store, at=len(store), **_load_options(recipe))
-        if _measured(store) <= len(store):
-            measure(run, model, processor, len(store))
-        for task in recipe.tasks[len(store) :]:
-            learn(run, model, processor, task)
-            measure(run, model, processor, len(store))
+        if min(len(store), _measured(run) - 1) < len(recipe.tasks):
+            _go_on(run)
     return store
+
+
+def _go_on(run: Run) -> None:
+    """Measure what was learned but not measured, then learn what is missing."""
+    recipe, store = run.recipe, run.store
+    model, processor = load(recipe.base, store, at=len(store), **_load_options(recipe))
+    for position in range(_measured(run), len(store) + 1):
+        checkout(model, position)
+        measure(run, model, processor, position)
+    checkout(model, len(store))
+    for task in recipe.tasks[len(store) :]:
+        learn(run, model, processor, task)
+        measure(run, model, processor, len(store))
 
 
 def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
@@ -253,19 +260,26 @@ def _eligible(model: nn.Module, exclude: Sequence[str]) -> dict[str, int]:
 
 
 def _same_run(store: DeltaStore, recipe: Recipe) -> None:
-    """A store belongs to one recipe: only further tasks may come."""
+    """A store belongs to one recipe, to which further tasks may be added at the end."""
     if {**store.base, **locate(recipe.base, recipe.revision, store.path)} != store.base:
         raise StoreError(f"store {store.path} was made on another base than {recipe.base}")
     before = parse_recipe(store.recipe, f"{store.path}/recipe.yaml").model_dump()
-    for key, value in recipe.model_dump().items():
-        if key != "store" and value != before[key]:
+    after = recipe.model_dump()
+    after["tasks"] = after["tasks"][: len(before["tasks"])]
+    for key in before:
+        if key != "store" and after[key] != before[key]:
             raise StoreError(
-                f"store {store.path} was made by a recipe with another {key!r}; use a new store"
+                f"store {store.path} was made by a recipe with another {key!r}; "
+                "only tasks at the end may be added: use a new store"
             )
+    store.write_recipe(recipe.text())
 
 
-def _measured(store: DeltaStore) -> int:
-    return len(store.results().get("matrix", []))
+def _measured(run: Run) -> int:
+    """Rows of the matrix; none of them counts once the recipe has got a further task."""
+    results = run.store.results()
+    same = results.get("tasks") == [task.name for task in run.recipe.tasks]
+    return len(results["matrix"]) if same and "matrix" in results else 0
 
 
 def _results(

@@ -137,6 +137,17 @@ def test_training_again_changes_nothing(trained, base):
     assert all(file.read_bytes() == content for file, content in before.items())
 
 
+def test_a_task_can_be_added_later(trained, base, tmp_path):
+    store, _ = trained
+    recipe = recipe_for(base, tmp_path / "grown", dtype=store.base["dtype"])
+    mm_piece.train(recipe.model_copy(update={"tasks": recipe.tasks[:2]}))
+    grown = mm_piece.train(recipe)
+    assert deltas_of(grown) == deltas_of(store)
+    assert measured(grown) == measured(store)
+    with pytest.raises(StoreError, match="another 'tasks'"):
+        mm_piece.train(recipe.model_copy(update={"tasks": recipe.tasks[:2]}))
+
+
 def test_positions_out_of_range_are_refused(trained, base):
     store, _ = trained
     for position in (-1, 4):

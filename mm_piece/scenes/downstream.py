@@ -38,11 +38,11 @@ def words(index: int, split: str, rng: random.Random):
     word = READABLE[index % len(READABLE)]
     ground = rng.choice(list(COLOURS))
     ink = rng.choice([c for c in ("black", "white", "blue", "red") if c != ground])
-    if {ground, ink} <= {"blue", "purple", "black"} or {ground, ink} <= {"red", "orange", "purple"}:
-        ink = "white"
+    if abs(_light(ground) - _light(ink)) < 90:
+        ink = "white" if _light(ground) < 110 else "black"
     page = canvas.Page(canvas.tint(rng, ground))
-    font = canvas.font(rng.choice(canvas.FONTS), rng.choice((17, 19)))
-    x, y = 24 + rng.uniform(-3, 3), 24 + rng.uniform(-11, 11)
+    font = canvas.font(rng.choice(canvas.FONTS), rng.choice((17, 18)))
+    x, y = 24 + rng.uniform(-1.5, 1.5), 24 + rng.uniform(-3, 3)
     page.text(x, y, word, font, canvas.tint(rng, ink))
     prompt = rng.choice(("What word is printed on the label?", "Text on the label:"))
     return page.finish(), prompt, word, "word"
@@ -120,6 +120,11 @@ def _scans():
     order = list(range(len(data.target)))
     random.Random(8).shuffle(order)
     return (data.images * 15.9).astype(np.uint8), data.target.tolist(), order
+
+
+def _light(colour: str) -> float:
+    red, green, blue = COLOURS[colour]
+    return 0.3 * red + 0.59 * green + 0.11 * blue
 
 
 def _pattern(name: str, rng: random.Random) -> np.ndarray:
