@@ -36,8 +36,7 @@ class Run:
     recipe: Recipe
     store: DeltaStore
     train: dict[str, list[Example]]
-    test: dict[str, list[Example]]
-    general: dict[str, list[Example]]
+    test: dict[str, list[Example]]  # of the tasks and of the general ones
 
 
 def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
@@ -84,14 +83,9 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
     mask, facts = _mask_of(run, model, encoded, work, task.name)
     scored = time.monotonic()
     args = arguments(run.recipe.train, work, run.recipe.seed + len(run.store))
+    pad, logs = pad_of(tokenizer_of(processor)), run.store.path / "logs" / work.name
     with sparse_tuning(model, mask) as tuning:
-        metrics = fit(
-            tuning,
-            encoded,
-            pad_of(tokenizer_of(processor)),
-            args,
-            run.store.path / "logs" / work.name,
-        )
+        metrics = fit(tuning, encoded, pad, args, logs)
         delta = tuning.delta(
             task.name,
             base=run.store.base["fingerprint"],
@@ -103,9 +97,7 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
     run.store.append(delta)
     # Not in the delta: what differs between equal runs would give the same task different files.
     timing = {"select": scored - started, "train": time.monotonic() - scored}
-    run.store.write_results(
-        _with_timing(run, {task.name: timing | {"loss": metrics["train_loss"]}})
-    )
+    _note(run, task.name, {**timing, "loss": metrics["train_loss"]})
     rmtree(work, ignore_errors=True)
     return delta
 
@@ -113,12 +105,9 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
 def measure(run: Run, model: nn.Module, processor: Any, position: int) -> None:
     """Evaluate every task and the base ability; write row `position` and the answers."""
     row, answers = {}, {}
-    general = {task.name: task for task in run.recipe.general}
     for task in (*run.recipe.tasks, *run.recipe.general):
-        examples = run.general[task.name] if task.name in general else run.test[task.name]
-        answers[task.name] = _evaluate(
-            model, processor, examples, task, f"position {position}: {task.name}"
-        )
+        title, examples = f"position {position}: {task.name}", run.test[task.name]
+        answers[task.name] = _evaluate(model, processor, examples, task, title)
         row[task.name] = mean_score(answers[task.name])
     run.store.write_answers(position, answers)
     run.store.write_results(_results(run, position, row, answers))
@@ -225,11 +214,11 @@ def _digest(encoded: list[dict[str, Tensor]]) -> str:
     return sha.hexdigest()
 
 
-def _read_all(recipe: Recipe) -> tuple[dict[str, list[Example]], ...]:
+def _read_all(recipe: Recipe) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
+    measured = (*recipe.tasks, *recipe.general)
     return (
         {task.name: read(task.train, task.images) for task in recipe.tasks},
-        {task.name: read(task.test, task.images) for task in recipe.tasks},
-        {task.name: read(task.test, task.images) for task in recipe.general},
+        {task.name: read(task.test, task.images) for task in measured},
     )
 
 
@@ -300,9 +289,9 @@ def _results(
     return results
 
 
-def _with_timing(run: Run, new: dict[str, dict[str, float]]) -> dict[str, Any]:
+def _note(run: Run, task: str, facts: dict[str, float]) -> None:
     before = run.store.results()
-    return {**before, "seconds": {**before.get("seconds", {}), **new}}
+    run.store.write_results({**before, "seconds": {**before.get("seconds", {}), task: facts}})
 
 
 def _line(position: int, row: dict[str, float]) -> str:

@@ -176,6 +176,7 @@ def accuracy(model, processor, split: str) -> dict[str, float]:
 def save(model, processor, folder: Path) -> None:
     """Write the base in bf16, its tensors named as in the published LLaVA-1.5 files."""
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
+    processor.tokenizer.backend_tokenizer.no_padding()  # judging has padded batches
     processor.save_pretrained(folder)
     file = folder / "model.safetensors"
     tensors = {published(name): value for name, value in load_file(file).items()}
