@@ -116,10 +116,10 @@ def _scans():
     """Return the scans as 8-bit images, their labels, and one fixed shuffling of them."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
-    order = list(range(len(data.target)))
+    scans, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
+    order = list(range(len(labels)))
     random.Random(8).shuffle(order)
-    return (data.images * 15.9).astype(np.uint8), data.target.tolist(), order
+    return (scans.reshape(-1, 8, 8) * 15.9).astype(np.uint8), labels.tolist(), order
 
 
 def _light(colour: str) -> float:
