@@ -190,6 +190,7 @@ def report(store: Path, to: Path | None) -> None:
 
 
 def _print_results(store: Any) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -200,11 +201,12 @@ def _print_results(store: Any) -> None:
         click.echo("no results yet")
         return
     ability = content.get("base_ability")
-    table = Table("position", "after", *content["tasks"], *(["base ability"] if ability else []))
+    columns = [*content["tasks"], *(["base ability"] if ability else [])]
+    table = Table("after", *columns, box=SIMPLE_HEAD, title="accuracy, %", title_justify="left")
     names = ["base", *(entry.task for entry in store.entries)]
     for position, row in enumerate(content["matrix"]):
         cells = [*row, ability[position]] if ability else row
-        table.add_row(str(position), names[position], *(f"{score:.1%}" for score in cells))
+        table.add_row(f"{position} {names[position]}", *(f"{100 * score:.1f}" for score in cells))
     console = Console()
     console.print(table)
     for name, value in summary(content["matrix"]).items():
@@ -215,13 +217,14 @@ def _print_results(store: Any) -> None:
 def _show(
     content: Any, header: Sequence[str], rows: Sequence[Sequence[str]], as_json: bool
 ) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     if as_json:
         click.echo(json.dumps(content, indent=2))
         return
-    table = Table(*header)
+    table = Table(*header, box=SIMPLE_HEAD)
     for row in rows:
         table.add_row(*row)
     console = Console(soft_wrap=not sys.stdout.isatty())
