@@ -170,11 +170,12 @@ def verify(store: Path, as_json: bool) -> None:
 @_STORE
 @click.argument("to", type=click.Path(path_type=Path))
 @_AT
-def export(store: Path, to: Path, at: int | None) -> None:
+@_BASE
+def export(store: Path, to: Path, at: int | None, base: str | None) -> None:
     """Write an ordinary checkpoint folder TO."""
     from mm_piece.loading import export as write
 
-    click.echo(f"wrote {write(store, at, to)}")
+    click.echo(f"wrote {write(store, at, to, base)}")
 
 
 @main.command()

@@ -107,11 +107,14 @@ def resolve(method: str) -> Callable[[Moments], Tensor]:
         return METHODS[method]
     module, _, function = method.rpartition(".")
     try:
-        return getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+        rule = getattr(import_module(module), function)
+        nothing = torch.zeros(1)
+        rule(Moments(nothing, nothing, nothing, 1.0, torch.Generator()))
+        return rule
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         allowed = ", ".join(METHODS)
         raise SelectionError(
-            f"unknown method {method!r}; allowed: {allowed}, or a dotted path"
+            f"unknown method {method!r}; allowed: {allowed}, or a dotted path to a rule"
         ) from error
 
 

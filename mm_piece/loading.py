@@ -105,7 +105,9 @@ def checkout(model: nn.Module, at: int) -> None:
     attachment.index, attachment.base, attachment.at = index, base, at
 
 
-def export(store: str | Path | DeltaStore, at: int | None, to: str | Path) -> Path:
+def export(
+    store: str | Path | DeltaStore, at: int | None, to: str | Path, base: str | None = None
+) -> Path:
     """Write the model at a position as an ordinary checkpoint folder, streamed shard by shard.
 
     Tensors are those of the live model at that position, bit for bit, in the dtype trained in,
@@ -115,12 +117,7 @@ def export(store: str | Path | DeltaStore, at: int | None, to: str | Path) -> Pa
     opened, to = as_store(store), Path(to)
     if to.exists() and any(to.iterdir()):
         raise StoreError(f"{to} exists and is not empty; export writes a new folder")
-    source, revision = where(opened.base, opened.path)
-    folder = (
-        Path(source)
-        if Path(source).is_dir()
-        else Path(snapshot_download(source, revision=revision))
-    )
+    folder = _folder(*((base, None) if base else where(opened.base, opened.path)))
     deltas = opened.deltas(len(opened) if at is None else at)
     to.mkdir(parents=True, exist_ok=True)
     _copy_settings(folder, to, opened.base["dtype"])
@@ -148,6 +145,15 @@ def outline(store: str | Path | DeltaStore, at: int | None) -> dict[str, Any]:
         "entries": delta.entries,
     }
     return {**facts, **delta.info, "tensors": tensors_of}
+
+
+def _folder(source: str, revision: str | None) -> Path:
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(snapshot_download(source, revision=revision))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot get base {source}: {' '.join(str(error).split())}") from error
 
 
 def as_store(store: str | Path | DeltaStore) -> DeltaStore:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -31,6 +32,8 @@ def load_base(base: str | Path, revision: str | None = None, **options: Any) -> 
     """
     logging.disable_progress_bar()
     source = str(base)
+    if not Path(source).is_dir() and (source.count("/") > 1 or source[:1] in "/."):
+        raise ModelError(f"cannot load base {source}: there is no such folder")
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
         rules_of(config.model_type)
@@ -42,7 +45,7 @@ def load_base(base: str | Path, revision: str | None = None, **options: Any) -> 
         processor = (AutoProcessor if visual else AutoTokenizer).from_pretrained(
             source, revision=revision
         )
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"cannot load base {source}: {' '.join(str(error).split())[:300]}"
         ) from error
@@ -95,8 +98,13 @@ def locate(base: str | Path, revision: str | None, store: Path) -> dict[str, Any
 def where(base: dict[str, Any], store: Path) -> tuple[str, str | None]:
     """What `load_base` takes for a base that a store recorded: source and revision."""
     if "folder" in base:
-        return str((store / base["folder"]).resolve()), None
-    return base["hub"], base["revision"]
+        folder = (store / base["folder"]).resolve()
+        if not folder.is_dir():
+            raise ModelError(f"the base of store {store} is not at {folder}; name it with --base")
+        return str(folder), None
+    if "hub" not in base:
+        raise ModelError(f"store {store} does not say where its base is; name it with --base")
+    return base["hub"], base.get("revision")
 
 
 def _relative(folder: Path, start: Path) -> str:

@@ -86,7 +86,7 @@ class Recipe(_Strict):
     general: tuple[GeneralTask, ...] = ()
     select: Select = Select()
     train: dict[str, Any] = {}
-    seed: int = Field(default=42, ge=0)
+    seed: int = Field(default=42, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Recipe":
@@ -103,11 +103,16 @@ class Recipe(_Strict):
 def parse_bytes(memory: str | int) -> int:
     """Bytes of `8GiB`, `512MiB` or a plain number; ValueError names the allowed units."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(memory))
-    if not match or match[2] not in _UNITS or float(match[1]) <= 0:
+    if not match or match[2] not in _UNITS or not 1024 <= _size(match) < 2**63:
         raise ValueError(
-            f"memory {memory!r} is not a size such as 8GiB (units: {', '.join(_UNITS)[2:]})"
+            f"memory {memory!r} is not a size such as 8GiB, of at least 1KiB "
+            f"(units: {', '.join(_UNITS)[2:]})"
         )
-    return int(float(match[1]) * _UNITS[match[2]])
+    return int(_size(match))
+
+
+def _size(match: re.Match[str]) -> float:
+    return float(match[1]) * _UNITS[match[2]]
 
 
 class _Loader(yaml.SafeLoader):
@@ -140,7 +145,7 @@ def parse_recipe(text: str, source: str = "recipe", overrides: Iterable[str] = (
     """A recipe from YAML text; `source` names it in errors."""
     try:
         content = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{source} must be a mapping of keys such as base, store, tasks")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from mm_piece.errors import RecipeError
+from mm_piece.names import weights
 from mm_piece.sparse import sparse_tuning
 from mm_piece.tasks import collate
 
@@ -128,6 +130,35 @@ def arguments(settings: dict[str, Any], folder: Path, seed: int) -> TrainingArgu
         raise RecipeError(
             f"train: {str(error).removeprefix('TrainingArguments.__init__() ')}"
         ) from error
+
+
+def rehearse(
+    model: nn.Module, examples: Sequence[dict[str, Tensor]], settings: dict[str, Any], pad: int
+) -> None:
+    """One training step that leaves no trace; RecipeError for settings that Trainer trips over."""
+    name, weight = next(reversed(weights(model).items()))
+    before = weight.detach().clone()
+    settings = {**settings, "disable_tqdm": True, "save_strategy": "no"}
+    try:
+        with TemporaryDirectory() as folder:
+            args = arguments(settings, Path(folder), seed=0)
+            with sparse_tuning(model, {name: torch.zeros(1, dtype=torch.int64)}) as tuning:
+                trainer = SparseTrainer(tuning, args, examples, pad)
+                trainer.add_callback(_OneStep())
+                trainer.train()
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, ImportError) as error:
+        raise RecipeError(f"train: {' '.join(str(error).split())}") from error
+    finally:
+        weight.detach().copy_(before)
+
+
+class _OneStep(TrainerCallback):
+    """Stops after the first step."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        control.should_training_stop = True
 
 
 def fit(

@@ -1,6 +1,5 @@
 """`train`: the loop over a recipe's tasks, resumable at any instant."""
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ from mm_piece.names import group_of, weights
 from mm_piece.recipe import GeneralTask, Recipe, Task, load_recipe, parse_bytes, parse_recipe
 from mm_piece.sparse import sparse_tuning
 from mm_piece.store import DeltaStore
-from mm_piece.tasks import Example, encode, read, tokenizer_of
-from mm_piece.trainer import arguments, fit
+from mm_piece.tasks import Example, digest_of, encode, read, tokenizer_of
+from mm_piece.trainer import arguments, fit, rehearse
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
             base=run.store.base["fingerprint"],
             parent=run.store.entries[-1].sha256 if len(run.store) else "",
             **facts,
-            data=_digest(encoded),
+            data=digest_of(encoded),
             groups=_changes(tuning),
         )
     run.store.append(delta)
@@ -205,15 +204,6 @@ def _sample(encoded: list[dict[str, Tensor]], samples: int, seed: int) -> list[d
     return [encoded[position] for position in order[:samples].tolist()]
 
 
-def _digest(encoded: list[dict[str, Tensor]]) -> str:
-    """SHA-256 of everything that the task's training examples feed to the model."""
-    sha = hashlib.sha256()
-    for example in encoded:
-        for key in sorted(example):
-            sha.update(example[key].numpy().tobytes())
-    return sha.hexdigest()
-
-
 def _read_all(recipe: Recipe) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
     measured = (*recipe.tasks, *recipe.general)
     return (
@@ -235,9 +225,13 @@ def _open_or_create(recipe: Recipe) -> DeltaStore:
         return store
     model, processor = load_base(recipe.base, recipe.revision, **recipe.model)
     budgets(_eligible(model, recipe.select.exclude), recipe.select.density)
-    for task in recipe.tasks:  # images and image tokens must agree before anything is written
-        for example in read(task.train, task.images)[:1]:
-            encode(example, processor)
+    pad = pad_of(tokenizer_of(processor))
+    for (
+        task
+    ) in recipe.tasks:  # images and tokens agree, settings work: seen before a byte is written
+        examples = read(task.train, task.images)
+        first = encode(examples[0], processor)
+        rehearse(model, [first] * len(examples), recipe.train, pad)
     return DeltaStore.create(
         path, describe(model, recipe.base, recipe.revision, path), recipe.text()
     )

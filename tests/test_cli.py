@@ -121,6 +121,11 @@ BAD_RECIPES = [
     (("scenes:words/train[:24]", "absent.json"), "cannot read absent.json"),
     (("scenes:words/train[:24]", "scenes:words/train[5:5]"), "has no rows"),
     (("learning_rate: 1e-2", "learning_rte: 1e-2"), "learning_rte"),
+    (("learning_rate: 1e-2", "learning_rate: abc"), "train: "),
+    (("learning_rate: 1e-2", "eval_strategy: steps"), "train: "),
+    (("num_train_epochs: 1", "num_train_epochs: two"), "train: "),
+    (("method: piece-f", "method: os.getcwd"), "a dotted path to a rule"),
+    (("samples: 6", "memory: 1"), "at least 1KiB"),
     (("dtype: float32", "dtype: float33"), "unknown dtype 'float33'"),
     (("base: ", "base: /absent"), "cannot load base"),
 ]

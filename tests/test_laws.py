@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mm_piece
-from mm_piece import training
+from mm_piece import loading, training
 from mm_piece.errors import MismatchError, PositionError, StoreError
 from mm_piece.models import load_base, tensors
 from mm_piece.recipe import parse_recipe
@@ -170,6 +170,21 @@ def test_another_recipe_is_refused(trained, base):
     store, _ = trained
     with pytest.raises(StoreError, match="another 'select'"):
         mm_piece.train(recipe_for(base, store.path, "piece-s", store.base["dtype"]))
+
+
+def test_other_values_than_a_delta_expects_are_refused(trained, base):
+    """The fingerprint is a sample; the digests of the touched values are what proves the base."""
+    store, _ = trained
+    deltas = store.deltas(2)
+    model, _ = load_base(base, dtype=store.base["dtype"])
+    index, values = loading._widened(loading._Attachment(store), deltas, tensors(model))
+    loading._state(deltas, index, values)
+    with pytest.raises(MismatchError, match="wrong base or order"):
+        loading._state(deltas[::-1], index, values)
+    name = next(iter(deltas[0].indices))
+    values[name][torch.searchsorted(index[name], deltas[0].indices[name][0].long())] += 1
+    with pytest.raises(MismatchError, match="wrong base or order"):
+        loading._state(deltas, index, values)
 
 
 def test_a_damaged_chain_leaves_the_live_model_untouched(trained, base, tmp_path):

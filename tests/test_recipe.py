@@ -95,7 +95,7 @@ def test_missing_file(tmp_path):
 def test_sizes():
     assert parse_bytes("8GiB") == 2**33
     assert parse_bytes("1.5 MiB") == 3 * 2**19
-    assert parse_bytes(100) == 100
+    assert parse_bytes(4096) == 4096
 
 
 def test_names_in_the_recipe_are_those_of_the_registries():

@@ -1,6 +1,7 @@
 """Law 9: labels cover the answers only; and every format of rows that is read."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,16 @@ ROWS = {
     "llava": LLAVA,
     "prompt-image": {"prompt": "What is it?", "answer": "a box", "image": "a.png"},
     "prompt-pic_path": {"prompt": "What is it?", "answer": "a box", "pic_path": "a.png"},
+    "typed": {
+        "images": ["a.png"],
+        "messages": [
+            {
+                "role": "user",
+                "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}],
+            },
+            {"role": "assistant", "content": [{"type": "text", "text": "a box"}]},
+        ],
+    },
     "messages": {
         "images": ["a.png"],
         "messages": [
@@ -137,6 +148,11 @@ def test_images_may_lie_elsewhere(write, tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
+        ({"conversations": None, "image": "a.png"}, "no known format"),
+        ({"prompt": "?", "answer": None}, "no known format"),
+        ({"prompt": "?", "answer": "x", "image": {"path": "a.png"}}, "must be a path, not dict"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "question first"),
+        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "allowed: text, image"),
         (
             {"prompt": "?", "answer": "x", "image": "no.png"},
             r"row 1: image .*no\.png does not exist",
@@ -147,7 +163,7 @@ def test_images_may_lie_elsewhere(write, tmp_path):
             "1 image.* but 2 <image>",
         ),
         ({"prompt": "a literal <image>", "answer": "x"}, r"row 1: 0 image\(s\) but 1 <image> mark"),
-        ({"conversations": LLAVA["conversations"][:1], "image": "a.png"}, "must end in an answer"),
+        ({"conversations": LLAVA["conversations"][:1], "image": "a.png"}, "end in an answer"),
         ({"prompt": "?", "answer": " "}, "must end in an answer"),
         ({"conversations": [{"from": "robot", "value": "x"}]}, "a turn needs 'from'"),
         ({"question": "?", "reply": "x"}, "no known format"),
@@ -160,11 +176,23 @@ def test_bad_rows_are_named(write, row, message):
     assert "\n" not in str(caught.value)
 
 
-def test_an_unreadable_image_is_named(write, tmp_path, processor):
+def test_an_unreadable_image_is_named(write, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    (example,) = read(write({"prompt": "?", "answer": "x", "image": "broken.png"}))
     with pytest.raises(DataError, match=r"row 0: image .*broken\.png cannot be read"):
-        encode(example, processor)
+        read(write({"prompt": "?", "answer": "x", "image": "broken.png"}))
+
+
+def test_deep_pixels_are_refused_rather_than_clipped(write, tmp_path):
+    Image.new("I;16", (4, 4), 40000).save(tmp_path / "deep.png")
+    with pytest.raises(DataError, match=r"deep\.png has mode I;16; convert it to 8 bits"):
+        read(write({"prompt": "?", "answer": "x", "image": "deep.png"}))
+
+
+def test_a_line_separator_inside_a_row_is_text(write):
+    source = write({"prompt": "a\u2028b", "answer": "x"}, name="rows.jsonl")
+    rows = Path(source).read_text(encoding="utf-8").replace("\\u2028", "\u2028")
+    Path(source).write_text(rows, encoding="utf-8")
+    assert read(source)[0].prompt == "a\u2028b"
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """From examples to model inputs: chat template, image tokens, labels on answers alone, batches."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from mm_piece.errors import DataError, ModelError
@@ -43,6 +45,15 @@ def collate(batch: Sequence[dict[str, Tensor]], pad: int, left: bool = False) ->
             parts = [_pad(part, length, fill.get(key, 0), left) for part in parts]
         joined[key] = torch.cat(parts)
     return joined
+
+
+def digest_of(encoded: Sequence[dict[str, Tensor]]) -> str:
+    """SHA-256 of everything that the task's training examples feed to the model."""
+    sha = hashlib.sha256()
+    for example in encoded:
+        for key in sorted(example):
+            sha.update(example[key].numpy().tobytes())
+    return sha.hexdigest()
 
 
 def tokenizer_of(processor: Any) -> Any:
@@ -101,7 +112,7 @@ def _render(processor: Any, messages: list[Message], prompt: bool = False) -> st
         messages = [{**message, "content": text_of(message)} for message in messages]
     try:
         return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError, TemplateError) as error:
         raise ModelError(f"the base has no usable chat template: {error}") from error
 
 
