@@ -14,7 +14,7 @@ from mm_piece.tasks import read
 
 __all__ = ["Examples", "Report", "render", "report_store", "summarise", "write_report"]
 
-_SHOWN = 4  # test rows of each task that the page shows with their images
+_SHOWN = 3  # test rows of each task that the page shows with their images
 
 
 def report_store(path: str | Path, to: str | Path | None = None) -> Path:
