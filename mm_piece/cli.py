@@ -228,5 +228,5 @@ def _show(
     table = Table(*header, box=SIMPLE_HEAD)
     for row in rows:
         table.add_row(*row)
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    console = Console(width=None if sys.stdout.isatty() else 160)  # a file shortens no names
     console.print(table if rows else header[0])
