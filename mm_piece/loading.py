@@ -25,10 +25,9 @@ _SHARD_BYTES = 2**30
 
 @dataclass
 class _Attachment:
-    """Where a live model stands, and the base's values of every entry touched so far."""
+    """The store a live model belongs to, and the base's values of every entry touched so far."""
 
     store: DeltaStore
-    at: int = 0
     index: dict[str, Tensor] = field(
         default_factory=dict
     )  # name -> sorted union of touched entries
@@ -102,7 +101,7 @@ def checkout(model: nn.Module, at: int) -> None:
     target = _state(deltas, index, base)
     for name, values in target.items():
         put(live[name], index[name], values)
-    attachment.index, attachment.base, attachment.at = index, base, at
+    attachment.index, attachment.base = index, base
 
 
 def export(

@@ -13,7 +13,7 @@ from mm_piece.errors import RecipeError
 from mm_piece.names import Group
 
 METHODS = ("piece-f", "piece-s", "magnitude", "random")
-METRICS = ("exact", "vqa")
+Metric = Literal["exact", "vqa"]
 _UNION_BRANCH = re.compile(r"float$|dict\[|\[key\]")  # pydantic's own steps into a union
 _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -28,7 +28,7 @@ class GeneralTask(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
     test: str
     images: str | None = None
-    metric: Literal["exact", "vqa"] = "exact"
+    metric: Metric = "exact"
     max_new_tokens: int = Field(default=32, ge=1)
 
 

@@ -49,7 +49,7 @@ def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
     data = _read_all(recipe)
     arguments(recipe.train, Path(recipe.store) / "work", recipe.seed)
     importance.resolve(recipe.select.method)
-    store = _open_or_create(recipe)
+    store = _open_or_create(recipe, data[0])
     with store.writing():
         run = Run(recipe, store, *data)
         if min(len(store), _measured(run) - 1) < len(recipe.tasks):
@@ -217,7 +217,7 @@ def _load_options(recipe: Recipe) -> dict[str, Any]:
     return {**options, "revision": recipe.revision}
 
 
-def _open_or_create(recipe: Recipe) -> DeltaStore:
+def _open_or_create(recipe: Recipe, train_rows: dict[str, list[Example]]) -> DeltaStore:
     path = Path(recipe.store)
     if (path / "store.json").exists():
         store = DeltaStore.open(path)
@@ -226,10 +226,7 @@ def _open_or_create(recipe: Recipe) -> DeltaStore:
     model, processor = load_base(recipe.base, recipe.revision, **recipe.model)
     budgets(_eligible(model, recipe.select.exclude), recipe.select.density)
     pad = pad_of(tokenizer_of(processor))
-    for (
-        task
-    ) in recipe.tasks:  # images and tokens agree, settings work: seen before a byte is written
-        examples = read(task.train, task.images)
+    for examples in train_rows.values():  # data and settings work before a byte is written
         first = encode(examples[0], processor)
         rehearse(model, [first] * len(examples), recipe.train, pad)
     return DeltaStore.create(

@@ -1,5 +1,7 @@
 """Recipes: strict, with errors of one line that name the thing and what is allowed."""
 
+from typing import get_args
+
 import pytest
 
 from mm_piece import importance, recipe
@@ -100,4 +102,4 @@ def test_sizes():
 
 def test_names_in_the_recipe_are_those_of_the_registries():
     assert tuple(importance.METHODS) == recipe.METHODS
-    assert tuple(SCORING) == recipe.METRICS
+    assert tuple(SCORING) == get_args(recipe.Metric)

@@ -199,7 +199,7 @@ HOSTILE_ENTRIES = {
     "file": [
         "0001-task-1.safetensors",
         "../0002-x.safetensors",
-        "/tmp/0002-x.safetensors",
+        "/0002-x.safetensors",
         "sub/0002-x.safetensors",
         "0002-x.safetensors\n",
         "0002-\u0661.safetensors",
