@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mm_piece.delta import Delta
+    from mm_piece.derive import extract, squash
     from mm_piece.errors import PieceError
     from mm_piece.evaluation import evaluate
+    from mm_piece.exporting import export
     from mm_piece.importance import estimate
-    from mm_piece.loading import checkout, export, load
+    from mm_piece.loading import checkout, load
     from mm_piece.mask import select
+    from mm_piece.sharing import pull, push
     from mm_piece.sparse import sparse_tuning
     from mm_piece.store import DeltaStore
     from mm_piece.training import train
@@ -22,10 +25,14 @@ _HOMES = {
     "checkout": "loading",
     "estimate": "importance",
     "evaluate": "evaluation",
-    "export": "loading",
+    "export": "exporting",
+    "extract": "derive",
     "load": "loading",
+    "pull": "sharing",
+    "push": "sharing",
     "select": "mask",
     "sparse_tuning": "sparse",
+    "squash": "derive",
     "train": "training",
 }
 
@@ -37,9 +44,13 @@ __all__ = [
     "estimate",
     "evaluate",
     "export",
+    "extract",
     "load",
+    "pull",
+    "push",
     "select",
     "sparse_tuning",
+    "squash",
     "train",
 ]
 

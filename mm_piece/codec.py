@@ -10,6 +10,7 @@ Decoders know how much must come out, never inflate further, and raise `DamageEr
 """
 
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +20,22 @@ from mm_piece.errors import DamageError
 RAW, DEFLATE = 0, 1
 MEMORY_LEVEL = 9  # longer blocks, fewer Huffman tables
 WIDTHS = (1, 2, 4, 8)
+SLICE = 2**20  # gaps at a time
 LARGEST_SIZE = 2**62  # below it no sum of a position and a gap leaves int64
 
 
-def encode_indices(indices: NDArray[np.int64]) -> bytes:
+def encode_indices(indices: NDArray[np.signedinteger]) -> bytes:
     """Code sorted, unique, non-negative indices."""
-    gaps = indices.astype(np.int64)
-    gaps[1:] -= indices[:-1] + 1
-    if gaps.size and gaps.min() < 0:
-        raise ValueError("indices must be sorted, unique and not negative")
-    width = _first_width(gaps)
-    return bytes([width]) + _encode_gaps(gaps, width)
+    width = _first_width(indices)
+    symbols = np.empty(indices.size, f"<u{width}")
+    escaped = [np.empty(0, np.int64)]
+    for first, gaps in _gaps(indices):
+        part = np.minimum(gaps, _escape(width))
+        symbols[first : first + gaps.size] = part
+        escaped.append(gaps[part == _escape(width)] - _escape(width))
+    rest = np.concatenate(escaped)
+    coded = bytes([width]) + encode_values(symbols)
+    return coded + _encode_gaps(rest, 2 * width) if rest.size else coded
 
 
 def decode_indices(data: bytes | memoryview, count: int, size: int) -> NDArray[np.int64]:
@@ -60,13 +66,28 @@ def decode_values(data: bytes | memoryview, count: int, width: int) -> NDArray[n
     return values
 
 
-def _first_width(gaps: NDArray[np.int64]) -> int:
+def _gaps(indices: NDArray[np.signedinteger]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield the gaps in slices, with the position of the first: memory stays that of a slice."""
+    last = -1
+    for first in range(0, indices.size, SLICE):
+        part = indices[first : first + SLICE].astype(np.int64)
+        gaps = np.diff(part, prepend=last) - 1
+        if gaps.min() < 0:
+            raise ValueError("indices must be sorted, unique and not negative")
+        last = part[-1]
+        yield first, gaps
+
+
+def _first_width(indices: NDArray[np.signedinteger]) -> int:
     """Return the narrowest width that holds at least half of the gaps.
 
     A common escape is one cheap symbol, but Huffman codes cannot spend less than a bit on it.
     """
-    fits = (2 * np.count_nonzero(gaps < _escape(width)) >= gaps.size for width in WIDTHS)
-    return next(width for width, most in zip(WIDTHS, fits, strict=True) if most)
+    fitting = dict.fromkeys(WIDTHS, 0)
+    for _, gaps in _gaps(indices):
+        for width in WIDTHS:
+            fitting[width] += int(np.count_nonzero(gaps < _escape(width)))
+    return next(width for width in WIDTHS if 2 * fitting[width] >= indices.size)
 
 
 def _escape(width: int) -> int:

@@ -4,7 +4,7 @@
     identity   digest, fingerprint        of a tensor, of a base
     Delta      from_change, check, apply  sound once it exists; checked before the first write
                save, load                 one sealed file, see module `deltafile`
-    many       compose                    the later one wins, exactly
+    many       compose                    the later one wins, exactly; `merging` has other rules
 
 NaN payloads and negative zeros survive: values only ever move as same-size integers.
 """
@@ -12,7 +12,7 @@ NaN payloads and negative zeros survive: values only ever move as same-size inte
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,16 @@ import torch
 from torch import Tensor
 
 from mm_piece import deltafile
-from mm_piece.deltafile import NAMES, Entries, bits, index_dtype
-from mm_piece.errors import DamageError, DeltaError, FormatError, MismatchError
+from mm_piece.deltafile import NAMES, Entries, index_dtype
+from mm_piece.errors import (
+    BaseError,
+    DamageError,
+    DeltaError,
+    FormatError,
+    MismatchError,
+    OrderError,
+)
+from mm_piece.tensorfile import bits
 
 SAMPLES = 64  # entries of each tensor that enter a fingerprint; small tensors give up to twice that
 
@@ -34,8 +42,20 @@ def take(tensor: Tensor, indices: Tensor) -> Tensor:
 
 def put(tensor: Tensor, indices: Tensor, values: Tensor) -> None:
     """Write `values` at flat `indices` in place, bit for bit."""
-    where = indices.to(tensor.device, torch.int64)
-    bits(tensor).index_copy_(0, where, bits(values).to(tensor.device))
+    put_all([(tensor, indices, values)])
+
+
+def put_all(writes: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """Write tensors' entries at flat indices in place, all of them or none.
+
+    What can still fail (memory on another device) happens before the first write.
+    """
+    staged = [
+        (bits(tensor), indices.to(tensor.device, torch.int64), bits(values).to(tensor.device))
+        for tensor, indices, values in writes
+    ]
+    for row, where, patterns in staged:
+        row.index_copy_(0, where, patterns)
 
 
 def difference(before: Tensor, after: Tensor) -> Tensor:
@@ -52,25 +72,33 @@ def digest(tensor: Tensor) -> str:
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Return a base's identity at a glance: names, shapes, dtypes, a sample of each tensor.
-
-    The stride is odd, so that it walks through the columns of a matrix, not down one of them.
-    """
-    return _identity(tensors, lambda size: size // SAMPLES | 1)
+    """Return a base's identity at a glance: names, shapes, dtypes, a sample of each tensor."""
+    flat = {name: tensor.detach().reshape(-1) for name, tensor in tensors.items()}
+    samples = {name: row[:: step_of(len(row))] for name, row in flat.items()}
+    return identity({name: (tensors[name].shape, row.dtype, row) for name, row in samples.items()})
 
 
 def full_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return a base's identity down to the last bit; reads everything."""
-    return _identity(tensors, lambda size: 1)
+    return identity({name: (row.shape, row.dtype, row) for name, row in tensors.items()})
 
 
-def _identity(tensors: Mapping[str, Tensor], stride: Callable[[int], int]) -> str:
+def step_of(size: int) -> int:
+    """Return the stride of a fingerprint's sample: odd, to walk through a matrix's columns."""
+    return size // SAMPLES | 1
+
+
+def identity(parts: Mapping[str, tuple[Sequence[int], torch.dtype, Tensor | str]]) -> str:
+    """Return the SHA-256 over the name, shape and dtype of tensors and what stands for each.
+
+    That is a sample of it, all of it, or the SHA-256 of either.
+    """
     sha = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach()
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        sha.update(json.dumps([name, list(tensor.shape), dtype]).encode())
-        sha.update(bytes.fromhex(digest(tensor.reshape(-1)[:: stride(tensor.numel())])))
+    for name in sorted(parts):
+        shape, dtype, content = parts[name]
+        kind = [name, list(shape), str(dtype).removeprefix("torch.")]
+        sha.update(json.dumps(kind).encode())
+        sha.update(bytes.fromhex(content if isinstance(content, str) else digest(content)))
     return sha.hexdigest()
 
 
@@ -135,41 +163,52 @@ class Delta:
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise unless every tensor stands where this delta starts; write nothing."""
-        for name, shape in self.shapes.items():
+        for name in self.shapes:
             if name not in tensors:
                 raise MismatchError(f"task {self.task!r} changes {name}, which is not there")
             tensor = tensors[name]
-            self._require(name, "shape", list(shape), list(tensor.shape))
-            self._require(name, "dtype", self.values[name].dtype, tensor.dtype)
+            self.check_kind(name, tensor.shape, tensor.dtype)
             self._require(name, "contiguous", True, tensor.is_contiguous())
-            found = digest(take(tensor, self.indices[name]))
-            self._require(name, "SHA-256 before", self.before[name], found)
+            self.check_before(name, digest(take(tensor, self.indices[name])))
+
+    def check_kind(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
+        """Raise MismatchError unless a tensor is of the shape and dtype that this delta changes."""
+        self._require(name, "shape", list(self.shapes[name]), list(shape))
+        self._require(name, "dtype", self.values[name].dtype, dtype)
 
     def _require(self, name: str, what: str, expected: object, found: object) -> None:
         if expected != found:
             place = f"task {self.task!r}: {name}: {what}"
             raise MismatchError(f"{place}: expected {expected}, found {found}")
 
+    def check_before(self, name: str, found: str) -> None:
+        """Raise unless `found` is the SHA-256 of the values that this delta replaces in a tensor.
+
+        BaseError for a delta that starts from its base, OrderError for one that continues another.
+        """
+        if found == self.before[name]:
+            return
+        error = OrderError if self.parent else BaseError
+        start = f"delta {self.parent[:12]}…" if self.parent else f"base {self.base[:12]}…"
+        raise error(
+            f"task {self.task!r} starts from {start}, which is not what stands here: {name}: "
+            f"SHA-256 before: expected {self.before[name][:12]}…, found {found[:12]}…"
+        )
+
     def apply(self, tensors: Mapping[str, Tensor]) -> None:
-        """Check everything, then write the new values in place."""
+        """Check everything, then write the new values in place: all of them or none."""
         self.check(tensors)
-        for name, index in self.indices.items():
-            put(tensors[name], index, self.values[name])
+        put_all((tensors[name], index, self.values[name]) for name, index in self.indices.items())
 
     def to_bytes(self, codec: str = "gap") -> bytes:
         """Return the file's content; the same delta gives the same bytes."""
-        records = {name: self._record(name) for name in self.indices}
         header = {key: vars(self)[key] for key in ("task", "base", "parent", "info")}
-        entries = {name: (index, self.values[name]) for name, index in self.indices.items()}
-        return deltafile.pack({**header, "tensors": records}, entries, codec)
-
-    def _record(self, name: str) -> dict[str, Any]:
-        return {
-            "shape": list(self.shapes[name]),
-            "dtype": NAMES[self.values[name].dtype],
-            "entries": len(self.indices[name]),
-            "before": self.before[name],
+        header["tensors"] = {
+            name: record(shape, self.values[name], self.before[name])
+            for name, shape in self.shapes.items()
         }
+        entries = {name: (index, self.values[name]) for name, index in self.indices.items()}
+        return deltafile.pack(header, entries, codec)
 
     @classmethod
     def from_bytes(cls, data: bytes, origin: str = "delta") -> "Delta":
@@ -206,11 +245,17 @@ class Delta:
         return cls.from_bytes(data, origin=str(path))
 
 
+def record(shape: Sequence[int], values: Tensor, before: str) -> dict[str, Any]:
+    """Return what a delta file's header says of one tensor."""
+    kind = {"dtype": NAMES[values.dtype], "entries": len(values)}
+    return {"shape": list(shape), **kind, "before": before}
+
+
 def compose(deltas: Iterable[Delta]) -> Entries:
     """Merge deltas, in order, into one set of entries; where they meet, the later one wins."""
     deltas = list(deltas)
     if len(bases := {delta.base for delta in deltas}) > 1:
-        raise MismatchError(f"deltas of different bases do not compose: {sorted(bases)}")
+        raise BaseError(f"deltas of different bases do not compose: {sorted(bases)}")
     names = dict.fromkeys(name for delta in deltas for name in delta.indices)
     return {name: _merge(name, [d for d in deltas if name in d.indices]) for name in names}
 

@@ -1,6 +1,7 @@
 """The delta file, format version 1: a header and entries to bytes and back.
 
     pack      header, {name: (indices, values)}, codec -> bytes     deterministic
+    Packer    the same, tensor by tensor, into a file               memory stays that of a tensor
     unpack    bytes -> header, {name: (indices, values)}            every field and length checked
     write     bytes -> disk                                         whole or not at all
 
@@ -9,11 +10,15 @@ the SHA-256 of the rest of the file. `checkpoints/README.md` is the specificatio
 """
 
 import hashlib
+import io
 import json
 import math
 import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -21,7 +26,9 @@ import torch
 from torch import Tensor
 
 from mm_piece import codec as coding
-from mm_piece.errors import DamageError, FormatError
+from mm_piece import tensorfile
+from mm_piece.errors import DamageError, FormatError, TruncatedError
+from mm_piece.tensorfile import Row, bits
 
 Entries = dict[str, tuple[Tensor, Tensor]]  # name -> indices, values
 
@@ -34,23 +41,10 @@ RECORD = {"shape": list, "dtype": str, "entries": int, "before": str}
 # What reading a hostile file raises: broken layout, foreign dtype, overlong and overflowing shape.
 PAYLOAD_ERRORS = (safetensors.SafetensorError, KeyError, TypeError, RuntimeError)
 
-BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-}
+_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I8", "U8")
+DTYPES = {name: tensorfile.DTYPES[name] for name in _TYPES}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-def bits(tensor: Tensor) -> Tensor:
-    """View a contiguous tensor as a flat row of same-size integers, sharing its memory."""
-    return tensor.detach().view(-1).view(BITS[tensor.itemsize])
+_CHUNK = 2**24  # bytes copied at a time
 
 
 def index_dtype(size: int) -> torch.dtype:
@@ -58,15 +52,50 @@ def index_dtype(size: int) -> torch.dtype:
     return torch.int32 if size < 2**31 else torch.int64
 
 
-def pack(header: dict[str, Any], entries: Entries, codec: str = "gap") -> bytes:
+def pack(header: Mapping[str, Any], entries: Entries, codec: str = "gap") -> bytes:
     """Return the file's content; the same delta gives the same bytes."""
-    encode, _ = _coders(codec)
-    coded = {name: encode(*rows) for name, rows in entries.items()}
-    payload = {f"{name}.indices": rows[0] for name, rows in coded.items()}
-    payload |= {f"{name}.values": rows[1] for name, rows in coded.items()}
-    text = _header_text({"format": FORMAT, "codec": codec, **header})
-    data = safetensors.torch.save(payload, {"mm_piece": text})
-    return data[: SEAL.start] + _digest_around_seal(data) + data[SEAL.stop :]
+    file = io.BytesIO()
+    packer = Packer(io.BytesIO(), codec)
+    for name, rows in entries.items():
+        packer.add(name, *rows)
+    packer.finish(header, file)
+    return file.getvalue()
+
+
+class Packer:
+    """Codes one tensor after another into a spool; `finish` writes the file around them."""
+
+    def __init__(self, spool: BinaryIO, codec: str = "gap") -> None:
+        self._encode, _ = _coders(codec)
+        self._codec = codec
+        self._spool = spool
+        self._starts: dict[Row, int] = {}
+
+    def add(self, name: str, indices: Tensor, values: Tensor) -> None:
+        """Code the entries of one tensor."""
+        for kind, row in zip(("indices", "values"), self._encode(indices, values), strict=True):
+            dtype = tensorfile.NAMES[row.dtype]
+            self._starts[Row(f"{name}.{kind}", dtype, tuple(row.shape))] = self._spool.tell()
+            self._spool.write(bits(row).numpy().data)
+
+    def finish(self, header: Mapping[str, Any], file: BinaryIO) -> None:
+        """Write the whole file, then its seal into the place that was left for it."""
+        rows = tensorfile.ordered(self._starts)
+        text = _header_text({"format": FORMAT, "codec": self._codec, **header})
+        opening = tensorfile.header(rows, {"mm_piece": text})
+        sha = hashlib.sha256(opening[: SEAL.start] + opening[SEAL.stop :])
+        file.write(opening)
+        for row in rows:
+            for chunk in self._chunks(row):
+                sha.update(chunk)
+                file.write(chunk)
+        file.seek(SEAL.start)
+        file.write(sha.hexdigest().encode())
+
+    def _chunks(self, row: Row) -> Iterator[bytes]:
+        self._spool.seek(self._starts[row])
+        for first in range(0, row.nbytes, _CHUNK):
+            yield self._spool.read(min(_CHUNK, row.nbytes - first))
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], Entries]:
@@ -76,8 +105,9 @@ def unpack(data: bytes) -> tuple[dict[str, Any], Entries]:
     header = _parse_header(data)
     if type(header) is not dict or header.get("format") != FORMAT:
         raise FormatError(f"a delta of an unknown format version; known: {FORMAT}")
-    if data[SEAL] != _digest_around_seal(data):
-        raise DamageError("truncated or altered: the SHA-256 inside is not that of the file")
+    if (found := _digest_around_seal(data)) != (expected := data[SEAL]):
+        said = expected.decode(errors="replace")
+        raise DamageError(f"altered: expected SHA-256 {said!r}, found {found.decode()!r}")
     _require_fields("header", header, HEADER)
     for name, record in header["tensors"].items():
         _require_plausible(name, record)
@@ -86,10 +116,17 @@ def unpack(data: bytes) -> tuple[dict[str, Any], Entries]:
 
 def write(path: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all, even after a power cut."""
+    with writing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that is there whole once the block ends, and not at all if it raises."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -102,6 +139,13 @@ def write(path: Path, data: bytes) -> None:
         os.close(directory)
 
 
+@contextmanager
+def packing(path: Path, codec: str = "gap") -> Iterator[Packer]:
+    """Open a packer whose spool lies beside the file to come, on the same disk."""
+    with tempfile.TemporaryFile(dir=path.parent) as spool:
+        yield Packer(spool, codec)
+
+
 def _header_text(header: dict[str, Any]) -> str:
     """Return the header as JSON, with an empty seal in front, where its place is known."""
     try:
@@ -112,11 +156,22 @@ def _header_text(header: dict[str, Any]) -> str:
 
 
 def _parse_header(data: bytes) -> Any:
-    length = int.from_bytes(data[:8], "little")
+    """Return the JSON that `mm_piece` holds, once the file is as long as its header promises."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    _require_length(data, start)
     try:
-        return json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["mm_piece"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DamageError(f"truncated or altered header: {error}") from error
+        content = json.loads(data[8:start])
+        header = json.loads(content.pop("__metadata__")["mm_piece"])
+        ends = [int(record["data_offsets"][1]) for record in content.values()]
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError, OverflowError) as error:
+        raise DamageError(f"altered header: {error}") from error
+    _require_length(data, start + max(ends, default=0))
+    return header
+
+
+def _require_length(data: bytes, expected: int) -> None:
+    if len(data) < expected:
+        raise TruncatedError(f"truncated: {expected} bytes expected, {len(data)} found")
 
 
 def _digest_around_seal(data: bytes) -> bytes:

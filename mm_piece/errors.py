@@ -7,8 +7,12 @@ PieceError
 ├── SelectionError       a density, a method or a budget that selects nothing sensible
 ├── DeltaError           a delta file that must not be applied
 │   ├── FormatError      not a delta, or of a version or codec this library does not know
-│   ├── DamageError      truncated, altered or hostile content
-│   └── MismatchError    a sound delta for another base, another parent or another position
+│   ├── DamageError      altered or hostile content
+│   │   └── TruncatedError   the file ends before what it promises
+│   ├── MismatchError    a sound delta for another base, another parent or another position
+│   │   ├── BaseError    another base
+│   │   └── OrderError   another position: a delta before it is missing, or one too many is there
+│   └── ConflictError    deltas that change the same entries and must not
 └── StoreError           a store that cannot be opened, read or written
     ├── PositionError    a position outside 0…T
     └── LockedError      another writer holds the store
@@ -50,8 +54,24 @@ class DamageError(DeltaError):
     """The file is truncated, altered or hostile."""
 
 
+class TruncatedError(DamageError):
+    """The file ends before what it promises."""
+
+
 class MismatchError(DeltaError):
     """The delta is sound but belongs to another base, parent or position."""
+
+
+class BaseError(MismatchError):
+    """The delta, or the store, belongs to another base."""
+
+
+class OrderError(MismatchError):
+    """The delta belongs to another position: it continues another delta than the last one."""
+
+
+class ConflictError(DeltaError):
+    """Deltas change the same entries where they must not."""
 
 
 class StoreError(PieceError):

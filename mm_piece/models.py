@@ -2,7 +2,7 @@
 
 import os.path
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,8 +16,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from mm_piece.delta import fingerprint
-from mm_piece.errors import ModelError
+from mm_piece.delta import fingerprint, full_digest
+from mm_piece.errors import ModelError, StoreError
 from mm_piece.names import rules_of, weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -37,12 +37,10 @@ def load_base(base: str | Path, revision: str | None = None, **options: Any) -> 
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
         rules_of(config.model_type)
-        visual = "vision_config" in config
-        loader = AutoModelForImageTextToText if visual else AutoModelForCausalLM
         options["dtype"] = as_dtype(options.get("dtype", "float32"))
         options |= {"revision": revision, "output_loading_info": True}
-        model, loaded = cast(Any, loader).from_pretrained(source, **options)
-        processor = (AutoProcessor if visual else AutoTokenizer).from_pretrained(
+        model, loaded = _loader(config).from_pretrained(source, **options)
+        processor = (AutoProcessor if "vision_config" in config else AutoTokenizer).from_pretrained(
             source, revision=revision
         )
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
@@ -65,6 +63,21 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[dtype]
 
 
+def parameter_names(folder: Path) -> list[str]:
+    """The published names of the parameters that a checkpoint folder's model has; loads nothing."""
+    try:
+        config = AutoConfig.from_pretrained(str(folder))
+        rules_of(config.model_type)
+        with torch.device("meta"):
+            return list(weights(_loader(config).from_config(config)))
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise ModelError(f"{folder}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _loader(config: Any) -> Any:
+    return AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
+
+
 def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """The live weights under published names, detached: writing to them writes to the model."""
     return {name: parameter.detach() for name, parameter in weights(model).items()}
@@ -85,6 +98,7 @@ def describe(model: Any, base: str | Path, revision: str | None, store: Path) ->
         "parameters": sum(tensor.numel() for tensor in named.values()),
         "bytes": sum(tensor.numel() * tensor.element_size() for tensor in named.values()),
         "fingerprint": fingerprint(named),
+        "digest": full_digest(named),
     }
 
 
@@ -93,6 +107,20 @@ def locate(base: str | Path, revision: str | None, store: Path) -> dict[str, Any
     if Path(base).is_dir():
         return {"folder": _relative(Path(base).resolve(), store.resolve())}
     return {"hub": str(base), "revision": revision}
+
+
+def relocated(base: dict[str, Any], store: Path, to: Path) -> dict[str, Any]:
+    """What a store at `to` records of the base that `store` records; a folder stays where it is."""
+    if "folder" not in base:
+        return base
+    return {**base, "folder": _relative((store / base["folder"]).resolve(), to.resolve())}
+
+
+def trained_dtype(base: dict[str, Any], store: Path) -> torch.dtype:
+    """The dtype that a store's deltas were trained in; StoreError if it does not say."""
+    if "dtype" not in base:
+        raise StoreError(f"store {store} does not say which dtype it was trained in")
+    return as_dtype(base["dtype"])
 
 
 def where(base: dict[str, Any], store: Path) -> tuple[str, str | None]:

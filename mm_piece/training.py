@@ -14,12 +14,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from mm_piece import importance
+from mm_piece.checkpoint import Checkpoint, fetch
 from mm_piece.delta import Delta
-from mm_piece.errors import RecipeError, StoreError
+from mm_piece.errors import BaseError, RecipeError, StoreError
 from mm_piece.evaluation import Answer, by_kind, evaluate, mean_score, pad_of
 from mm_piece.loading import as_store, checkout, load
 from mm_piece.mask import Mask, budgets, select_stream
-from mm_piece.models import describe, load_base, locate
+from mm_piece.models import describe, load_base, locate, trained_dtype
 from mm_piece.names import group_of, weights
 from mm_piece.recipe import GeneralTask, Recipe, Task, load_recipe, parse_bytes, parse_recipe
 from mm_piece.sparse import sparse_tuning
@@ -242,17 +243,25 @@ def _eligible(model: nn.Module, exclude: Sequence[str]) -> dict[str, int]:
 def _same_run(store: DeltaStore, recipe: Recipe) -> None:
     """A store belongs to one recipe, to which further tasks may be added at the end."""
     if {**store.base, **locate(recipe.base, recipe.revision, store.path)} != store.base:
-        raise StoreError(f"store {store.path} was made on another base than {recipe.base}")
+        _same_base(store, recipe)
     before = parse_recipe(store.recipe, f"{store.path}/recipe.yaml").model_dump()
     after = recipe.model_dump()
     after["tasks"] = after["tasks"][: len(before["tasks"])]
     for key in before:
-        if key != "store" and after[key] != before[key]:
+        if key not in ("store", "base", "revision") and after[key] != before[key]:
             raise StoreError(
                 f"store {store.path} was made by a recipe with another {key!r}; "
                 "only tasks at the end may be added: use a new store"
             )
     store.write_recipe(recipe.text())
+
+
+def _same_base(store: DeltaStore, recipe: Recipe) -> None:
+    """Raise unless the base has the store's weights, wherever the two lie by now."""
+    dtype = trained_dtype(store.base, store.path)
+    base = Checkpoint(fetch(recipe.base, recipe.revision), dtype)
+    if base.fingerprint() != store.base["fingerprint"]:
+        raise BaseError(f"store {store.path} was made on another base than {recipe.base}")
 
 
 def _measured(run: Run) -> int:

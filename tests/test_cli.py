@@ -4,13 +4,18 @@ import json
 import shutil
 
 import pytest
+import torch
 from click.testing import CliRunner
+from conftest import make_llava
 from PIL import Image
 from test_laws import RECIPE
 
 import mm_piece
 from mm_piece.cli import main
+from mm_piece.delta import Delta
+from mm_piece.models import load_base, tensors
 from mm_piece.store import DeltaStore
+from mm_piece.tensorfile import bits
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +171,96 @@ def test_mistakes_with_stores(store, recipe_file, tmp_path):
 def test_debug_shows_the_traceback(tmp_path):
     result = CliRunner().invoke(main, ["--debug", "log", str(tmp_path)])
     assert isinstance(result.exception, mm_piece.PieceError)
+
+
+# --- comparing, deriving, shipping ---------------------------------------------------------------
+
+
+def same_model(left, right):
+    left, right = tensors(left), tensors(right)
+    return all(torch.equal(bits(left[name]), bits(right[name])) for name in right)
+
+
+def test_squash_export_and_extract_are_one_position(store, base, tmp_path):
+    one, out, again = (str(tmp_path / name) for name in ("one.safetensors", "out", "x.safetensors"))
+    assert "wrote" in run("squash", str(store), one, "--at", "2", "--task", "two")
+    assert "exists" not in run("export", one, out, "--base", str(base), "--shard-size", "20KiB")
+    assert "entries (" in run("extract", str(base), out, again)
+    expected, _ = mm_piece.load(store=store, at=2)
+    assert same_model(load_base(out)[0], expected)
+    assert same_model(mm_piece.load(base, delta=again)[0], expected)
+    assert "two" in run("show", one)
+    assert run("verify", one) == "1 delta verified\n"
+    total = json.loads(run("diff", one, f"{store}@2", "--json"))["groups"]
+    assert sum(row["equal"] for row in total.values()) == Delta.load(one).entries
+    assert all(row["left"] == row["different"] == 0 for row in total.values())
+
+
+def test_diff_prints_tensors_groups_and_overlap(store):
+    shown = run("diff", f"{store}@1", str(store))
+    for word in ("both, different", "language", "shared entries", "digits", "charts"):
+        assert word in shown
+    assert "allowed: 0…3" in mistake("diff", f"{store}@1", f"{store}@9")
+    assert "not a delta store" in mistake("diff", str(store), "nowhere")
+
+
+def test_verify_reads_the_base_to_the_last_bit(store, base):
+    assert run("verify", str(store), "--base") == "3 deltas verified, and the base\n"
+    digest = json.loads(run("verify", str(store), "--base", str(base), "--json"))["base"]
+    assert len(digest) == 64
+
+
+def test_merge_decides_conflicts_by_rule(store, base, tmp_path):
+    first = store / DeltaStore.open(store).entries[0].file
+    squashed, to = str(tmp_path / "two.safetensors"), str(tmp_path / "m.safetensors")
+    run("squash", str(store), squashed, "--at", "2")
+    conflict = mistake("merge", str(base), to, str(first), squashed)
+    assert "rules that decide: last, first, sum, ties" in conflict
+    run("merge", str(base), to, str(first), squashed, "--rule", "last")
+    assert same_model(mm_piece.load(base, delta=to)[0], mm_piece.load(store=store, at=2)[0])
+    assert "known: error, last" in mistake("merge", str(base), to, str(first), "--rule", "mean")
+
+
+def test_without_says_whose_entries_they_are(store, tmp_path):
+    told = mistake("without", str(store), "digits", str(tmp_path / "less"))
+    assert "'digits' cannot be taken out" in told
+    assert "it has digits, words, charts" in mistake("without", str(store), "ocr", str(tmp_path))
+
+
+def test_formats_there_and_back(store, base, tmp_path):
+    delta = store / DeltaStore.open(store).entries[0].file
+    expected = Delta.load(delta)
+    for form in ("vllm", "coo"):
+        there, back = str(tmp_path / form), str(tmp_path / f"{form}.safetensors")
+        run("convert", str(delta), there, "--format", form)
+        run("import", there, str(base), back, "--format", form, "--task", "digits")
+        found = Delta.load(back)
+        assert found.before == expected.before
+        assert all(torch.equal(found.values[n], expected.values[n]) for n in expected.values)
+    run("convert", str(delta), str(tmp_path / "raw"), "--format", "raw")
+    assert Delta.load(tmp_path / "raw").entries == expected.entries
+    assert "known: gap, raw, vllm, coo" in mistake("convert", str(delta), "x", "--format", "zip")
+
+
+def test_fork_push_pull_and_gc(store, tmp_path):
+    branch, copy = tmp_path / "branch", tmp_path / "copy"
+    assert "positions 0…1" in run("fork", str(store), str(branch), "--at", "1")
+    assert "positions 0…3" in run("push", str(store), f"file://{copy}")
+    assert "positions 0…3, verified" in run("pull", str(copy), str(branch))
+    assert run("verify", str(branch)).startswith("3 deltas")
+    extra = branch / "0009-crashed.safetensors"
+    shutil.copyfile(branch / DeltaStore.open(branch).entries[0].file, extra)
+    assert extra.name in run("gc", str(branch), "--dry-run")
+    assert extra.exists()
+    assert json.loads(run("gc", str(branch), "--json"))["removed"] == [extra.name]
+    assert not extra.exists()
+    assert "allowed" in mistake("fork", str(store), str(tmp_path / "no"), "--at", "4")
+    assert "is a store already" in mistake("fork", str(store), str(branch), "--at", "1")
+
+
+@pytest.mark.parametrize("command", ["squash", "export"])
+def test_another_base_is_refused(store, tmp_path, command):
+    other = make_llava(tmp_path / "other", seed=6)
+    told = mistake(command, str(store), str(tmp_path / "to"), "--base", str(other))
+    assert "another base" in told
+    assert not (tmp_path / "to").exists()

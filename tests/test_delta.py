@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mm_piece import deltafile
 from mm_piece.delta import Delta, compose, difference, fingerprint, full_digest, put, take
-from mm_piece.deltafile import DTYPES, bits
+from mm_piece.deltafile import DTYPES
 from mm_piece.errors import MismatchError
+from mm_piece.tensorfile import BITS, bits
 
 BASE = "0" * 64
 ODD_PATTERNS = {  # negative zero, a NaN with a payload, a signalling NaN, the smallest denormal
@@ -25,7 +25,7 @@ ODD_PATTERNS = {  # negative zero, a NaN with a payload, a signalling NaN, the s
 
 def noise(shape, dtype, seed: int) -> torch.Tensor:
     """A tensor of random bit patterns, NaNs and denormals included."""
-    pattern = deltafile.BITS[dtype.itemsize]
+    pattern = BITS[dtype.itemsize]
     generator = torch.Generator().manual_seed(seed)
     raw = torch.randint(0, 256, (math.prod(shape) * dtype.itemsize,), generator=generator)
     return raw.to(torch.uint8).view(pattern).view(dtype).reshape(shape)

@@ -12,8 +12,8 @@ from test_delta import BASE, change, clones, same, small
 
 from mm_piece import deltafile
 from mm_piece.delta import Delta, digest
-from mm_piece.deltafile import bits
 from mm_piece.errors import DamageError, DeltaError, FormatError, MismatchError
+from mm_piece.tensorfile import bits
 
 
 def spoiled(tensors) -> dict[str, dict[str, torch.Tensor]]:

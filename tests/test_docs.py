@@ -56,6 +56,15 @@ def test_console_commands_exist():
             assert used in commands
 
 
+def test_commands_about_deltas_run(tmp_path, monkeypatch):
+    (block,) = [block for block in blocks("console") if "mm-piece squash" in block]
+    shutil.copytree(ROOT / "checkpoints" / "tiny", tmp_path / "checkpoints" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    for line in block.splitlines():
+        result = CliRunner().invoke(main, line.split()[1:])
+        assert result.exit_code == 0, f"{line}: {result.output}"
+
+
 def test_tables_are_rebuilt_from_the_results():
     fill = runpy.run_path(str(ROOT / "eval" / "tables.py"))["fill"]
     assert fill(README) == README

@@ -9,10 +9,12 @@ import time
 
 import pytest
 import torch
+from conftest import make_llava
 
 import mm_piece
 from mm_piece import loading, training
-from mm_piece.errors import MismatchError, PositionError, StoreError
+from mm_piece.errors import BaseError, MismatchError, OrderError, PositionError, StoreError
+from mm_piece.merging import replay
 from mm_piece.models import load_base, tensors
 from mm_piece.recipe import parse_recipe
 from mm_piece.store import DeltaStore
@@ -162,7 +164,7 @@ def test_another_base_is_refused(trained, tmp_path):
     other = make_llava(tmp_path / "other", seed=9)
     with pytest.raises(MismatchError, match="another base"):
         mm_piece.load(other, store=store.path, at=1)
-    with pytest.raises(StoreError, match="another base"):
+    with pytest.raises(BaseError, match="another base"):
         mm_piece.train(recipe_for(other, store.path, dtype=store.base["dtype"]))
 
 
@@ -172,19 +174,31 @@ def test_another_recipe_is_refused(trained, base):
         mm_piece.train(recipe_for(base, store.path, "piece-s", store.base["dtype"]))
 
 
+def test_a_run_goes_on_after_base_and_store_have_moved(trained, base, tmp_path):
+    store, _ = trained
+    shutil.copytree(store.path, tmp_path / "store")
+    shutil.copytree(base, tmp_path / "base")
+    dtype = store.base["dtype"]
+    moved = mm_piece.train(recipe_for(tmp_path / "base", tmp_path / "store", dtype=dtype))
+    assert deltas_of(moved) == deltas_of(store)
+    other = make_llava(tmp_path / "other", seed=4)
+    with pytest.raises(BaseError, match="another base"):
+        mm_piece.train(recipe_for(other, tmp_path / "store", dtype=dtype))
+
+
 def test_other_values_than_a_delta_expects_are_refused(trained, base):
     """The fingerprint is a sample; the digests of the touched values are what proves the base."""
     store, _ = trained
     deltas = store.deltas(2)
     model, _ = load_base(base, dtype=store.base["dtype"])
     index, values = loading._widened(loading._Attachment(store), deltas, tensors(model))
-    loading._state(deltas, index, values)
-    with pytest.raises(MismatchError, match="wrong base or order"):
-        loading._state(deltas[::-1], index, values)
+    replay(deltas, index, values)
+    with pytest.raises(OrderError, match="starts from delta"):
+        replay(deltas[::-1], index, values)
     name = next(iter(deltas[0].indices))
     values[name][torch.searchsorted(index[name], deltas[0].indices[name][0].long())] += 1
-    with pytest.raises(MismatchError, match="wrong base or order"):
-        loading._state(deltas, index, values)
+    with pytest.raises(BaseError, match="starts from base"):
+        replay(deltas, index, values)
 
 
 def test_a_damaged_chain_leaves_the_live_model_untouched(trained, base, tmp_path):

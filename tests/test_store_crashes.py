@@ -1,8 +1,10 @@
-"""Laws of the store: one writer at a time, and what is listed is whole, whoever dies."""
+"""Laws of the store: one writer, what is listed is whole, whoever dies, and the rest can go."""
 
 import multiprocessing
 import os
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -28,6 +30,9 @@ def test_a_second_writer_is_turned_away(store):
             lambda: other.append(delta_for(other)),
             lambda: other.write_results({}),
             lambda: other.write_answers(0, {}),
+            lambda: other.extend([], []),
+            lambda: other.gc(),
+            lambda: other.gc(dry_run=True),
             lambda: other.writing().__enter__(),
         ):
             with pytest.raises(LockedError) as caught:
@@ -41,7 +46,7 @@ def test_writing_nests_and_ends(store):
     with store.writing():
         with store.writing():
             store.append(delta_for(store))
-        store.write_results({"matrix": []})
+        store.write_results({"tasks": [], "matrix": []})
         store.append(delta_for(store))
         with pytest.raises(LockedError):
             DeltaStore.open(store.path).write_results({})
@@ -115,7 +120,9 @@ def write_forever(path: str, acknowledged) -> None:
     store = DeltaStore.open(path)
     while True:
         entry = store.append(delta_for(store, entries=20_000))
-        store.write_results({"matrix": [[0.5]] * entry.position})
+        tasks = [str(position) for position in range(entry.position)]
+        matrix = [[0.5] * entry.position] * entry.position
+        store.write_results({"tasks": tasks, "matrix": matrix})
         acknowledged.send(entry.position)
 
 
@@ -151,3 +158,143 @@ def last_of(receiver) -> int:
         except EOFError:
             break
     return position
+
+
+# --- a system that refuses ----------------------------------------------------------------------
+
+PREAMBLE = f"""
+import os, resource, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_store import delta_for
+from mm_piece.errors import StoreError
+from mm_piece.sharing import transfer
+from mm_piece.store import DeltaStore
+
+def refused(act, reason):
+    try:
+        act()
+    except StoreError as error:
+        assert reason in str(error) and "\\n" not in str(error), error
+    else:
+        raise AssertionError("it was allowed")
+
+"""
+NO_RIGHTS = """
+if os.getuid() == 0:
+    os.setuid(65534)  # permissions bind everybody else
+store = DeltaStore.open("store")
+assert len(store.verify()) == 3 and store.results() == {} and "base" in store.recipe
+for act in (
+    lambda: store.append(delta_for(store)),
+    lambda: store.write_results({}),
+    lambda: store.gc(),
+    lambda: transfer(store, "new"),
+    lambda: transfer(store, "store/inner"),
+):
+    refused(act, "Permission denied")
+"""
+NO_SPACE = """
+store, large = DeltaStore.open("store"), DeltaStore.open("large")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+refused(lambda: store.append(delta_for(store, info={"long": "x" * 5000})), "File too large")
+refused(lambda: transfer(large, "store"), "File too large")
+assert len(DeltaStore.open("store").verify()) == 3
+assert sorted(os.listdir("store")) == sys.argv[1:], os.listdir("store")
+store.append(delta_for(store))
+refused(lambda: transfer(large, "new"), "File too large")
+assert len(DeltaStore.open("new").verify()) == 0
+"""
+
+
+def run_in(folder: Path, code: str, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PREAMBLE + code, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_store_without_rights_can_be_read_and_says_so_in_one_line(store):
+    for folder in (store.path, store.path.parent):
+        folder.chmod(0o555)
+    try:
+        run_in(store.path.parent, NO_RIGHTS)
+    finally:
+        for folder in (store.path.parent, store.path):
+            folder.chmod(0o755)
+
+
+def test_a_full_disk_changes_nothing(store, tmp_path):
+    large = make(tmp_path / "large")
+    for entry in store.entries:
+        large.extend([entry], [store.data(entry.position)])
+    large.append(delta_for(large, info={"long": "x" * 5000}))
+    run_in(tmp_path, NO_SPACE, *sorted(path.name for path in store.path.iterdir()))
+
+
+# --- what nothing lists -------------------------------------------------------------------------
+
+
+def plant(store: DeltaStore, *names: str, content: bytes = b"") -> list[Path]:
+    paths = [store.path / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return paths
+
+
+def listing(store: DeltaStore) -> list[str]:
+    return sorted(path.relative_to(store.path).as_posix() for path in store.path.rglob("*"))
+
+
+def test_gc_removes_what_the_library_made_and_nothing_lists(store):
+    store.write_answers(3, {})
+    delta = store.data(2)
+    kept = ["README.md", "base/model.safetensors", "report.html", "notes.tmp", ".hidden.tmp"]
+    kept += ["0009-Mine.safetensors", "009-mine.safetensors", "0009-mine.bin", "0000.json"]
+    kept += ["work/0004/mask.safetensors", "work/0005/x", "work/notes", "answers/notes.json"]
+    kept += ["logs/0001/events", "answers/0004.txt", "base/0004-x.safetensors", "work/0001.txt"]
+    plant(store, *kept, "0009-foreign.safetensors")
+    (store.path / "0008-link.safetensors").symlink_to(store.entries[0].file)
+    (store.path / "answers" / "0007.json").mkdir()
+    before = listing(store)
+    files = ["0002-task-3.safetensors", "0004-other.safetensors"]
+    garbage = plant(store, *files, content=delta)
+    garbage += plant(store, ".0004-x.safetensors.1.tmp", "answers/.0003.json.77.tmp")
+    garbage += plant(store, "answers/0004.json", "answers/10000.json")
+    plant(store, "work/0001/checkpoint-2/model", "work/0003/x")
+    garbage += [store.path / "work" / "0001", store.path / "work" / "0003"]
+    littered = listing(store)
+    assert DeltaStore.open(store.path).gc(dry_run=True) == sorted(garbage)
+    assert listing(store) == littered
+    assert store.gc() == sorted(garbage)
+    assert listing(store) == before
+    assert store.gc() == []
+    assert len(store.verify()) == 3
+
+
+def test_gc_counts_what_others_appended(store):
+    other = DeltaStore.open(store.path)
+    plant(store, "work/0004/x")
+    other.append(delta_for(other))
+    assert store.gc() == [store.path / "work" / "0004"]
+    assert len(store) == 4
+
+
+def test_gc_and_writers_leave_linked_folders_alone(store, tmp_path):
+    outside = tmp_path / "outside"
+    for name in ("work", "answers"):
+        plant(store, f"../outside/{name}/0001/x", f"../outside/{name}/.0009.json.1.tmp")
+        (store.path / name).symlink_to(outside / name)
+    (outside / "answers" / "0000.json").write_text('{"a": []}')
+    before = sorted(outside.rglob("*"))
+    assert store.gc() == []
+    store.append(delta_for(store))
+    for act in (lambda: store.answers(0), lambda: store.write_answers(0, {}), store.verify):
+        with pytest.raises(StoreError, match="leads out of the store"):
+            act()
+    assert sorted(outside.rglob("*")) == before

@@ -1,0 +1,39 @@
+"""The command line: parse, call one function, print. Torch is imported inside commands only.
+
+running    train, eval, ask
+reading    log, show, results, diff, verify, report
+deriving   export, squash, extract, merge, without, convert, import
+shipping   fork, gc, push, pull
+"""
+
+from typing import Any
+
+import click
+
+from mm_piece.cli import deriving, reading, running, shipping
+from mm_piece.errors import PieceError
+
+
+class _Commands(click.Group):
+    """Prints a user's mistake as one line and exits with status 2; --debug shows the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (PieceError, OSError) as error:
+            if ctx.params["debug"]:
+                raise
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mm-piece")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Teach a vision-language model a sequence of tasks; load it at any point of the sequence."""
+
+
+for _module in (running, reading, deriving, shipping):
+    for _command in _module.COMMANDS:
+        main.add_command(_command)

@@ -1,0 +1,170 @@
+"""Commands that look at stores: log, show, results, diff, verify, report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mm_piece.cli.terminal import AT, JSON, PATH, STORE, show_rows, show_table
+
+
+@click.command()
+@STORE
+@JSON
+def log(store: Path, as_json: bool) -> None:
+    """List the deltas of STORE."""
+    from mm_piece.store import DeltaStore
+
+    content = DeltaStore.open(store).log()
+    rows = [
+        (
+            str(d["position"]),
+            d["task"],
+            f"{d['entries']:,}",
+            f"{d['bytes']:,}",
+            d["sha256"][:12],
+            d["file"],
+        )
+        for d in content["deltas"]
+    ]
+    show_table(content, ("position", "task", "entries", "bytes", "sha256", "file"), rows, as_json)
+
+
+@click.command()
+@STORE
+@AT
+@JSON
+def show(store: Path, at: int | None, as_json: bool) -> None:
+    """Show what one delta holds: one of STORE, or a delta file."""
+    from mm_piece.loading import outline
+
+    content = outline(store, at)
+    rows = [
+        (t["name"], t["group"], "x".join(map(str, t["shape"])), f"{t['entries']:,}")
+        for t in content["tensors"]
+    ]
+    if not as_json:
+        facts = {key: value for key, value in content.items() if key != "tensors"}
+        for key, value in facts.items():
+            click.echo(f"{key:>10}  {value if isinstance(value, str) else json.dumps(value)}")
+    show_table(content, ("tensor", "group", "shape", "entries"), rows, as_json)
+
+
+@click.command()
+@STORE
+@JSON
+def results(store: Path, as_json: bool) -> None:
+    """Show the accuracy matrix of STORE."""
+    from mm_piece.store import DeltaStore
+
+    opened = DeltaStore.open(store)
+    if as_json:
+        click.echo(json.dumps(opened.results(), indent=2))
+    else:
+        print_results(opened)
+
+
+@click.command()
+@click.argument("left")
+@click.argument("right")
+@JSON
+def diff(left: str, right: str, as_json: bool) -> None:
+    """Compare two positions, stores or delta files.
+
+    LEFT and RIGHT are each STORE (its last position), STORE@T or a delta file. Counts entries that
+    only one side changes, and those that both change, to equal or to different values; then what
+    each two deltas share.
+    """
+    from mm_piece.derive import diff as compare
+
+    content = compare(left, right)
+    counts = ("left", "right", "equal", "different")
+    groups = [(name, *row.values()) for name, row in content["groups"].items() if any(row.values())]
+    tensors = [(row["name"], *(row[key] for key in counts)) for row in content["tensors"]]
+    header = ("only left", "only right", "both, equal", "both, different")
+    if as_json:
+        click.echo(json.dumps(content, indent=2))
+        return
+    if not content["same_base"]:
+        click.echo("The two sides belong to different bases.")
+    show_rows(("tensor", *header), tensors)
+    show_rows(("group", *header), groups)
+    shared = content["overlap"]
+    pairs = zip(shared["tasks"], shared["entries"], shared["conflicts"], strict=True)
+    rows = [
+        (task, *(f"{entries:,} ({clash:,})" for entries, clash in zip(*row, strict=True)))
+        for task, *row in pairs
+    ]
+    show_rows(("shared entries (set differently)", *shared["tasks"]), rows)
+
+
+@click.command()
+@STORE
+@click.option(
+    "--base",
+    is_flag=False,
+    flag_value="",
+    default=None,
+    help="Compare every bit of the base too: the store's own, or this folder or hub id.",
+)
+@JSON
+def verify(store: Path, base: str | None, as_json: bool) -> None:
+    """Check all files of STORE, or one delta file.
+
+    Their hashes, the chain from delta to delta, and that each one decodes.
+    """
+    from mm_piece.delta import Delta
+    from mm_piece.store import DeltaStore
+
+    if store.is_file() and base is None:
+        Delta.load(store)
+        click.echo(json.dumps({"deltas": 1, "ok": True}) if as_json else "1 delta verified")
+        return
+    opened = DeltaStore.open(store)
+    opened.verify()
+    content: dict[str, Any] = {"deltas": len(opened), "ok": True}
+    if base is not None:
+        from mm_piece.exporting import verify_base
+
+        content["base"] = verify_base(opened, base or None)
+    told = f"{len(opened)} deltas verified" + (", and the base" if base is not None else "")
+    click.echo(json.dumps(content, indent=2) if as_json else told)
+
+
+@click.command()
+@STORE
+@click.option("--to", type=PATH, default=None, help="File. [STORE/report.html]")
+def report(store: Path, to: Path | None) -> None:
+    """Write an HTML page about STORE."""
+    from mm_piece.report import report_store
+
+    click.echo(f"wrote {report_store(store, to)}")
+
+
+def print_results(store: Any) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from mm_piece.metrics import CONVENTIONS, summary
+
+    content = store.results()
+    if not content:
+        click.echo("no results yet")
+        return
+    ability = content.get("base_ability")
+    columns = [*content["tasks"], *(["base ability"] if ability else [])]
+    table = Table("after", *columns, box=SIMPLE_HEAD, title="accuracy, %", title_justify="left")
+    names = ["base", *(entry.task for entry in store.entries)]
+    for position, row in enumerate(content["matrix"]):
+        cells = [*row, ability[position]] if ability else row
+        table.add_row(f"{position} {names[position]}", *(f"{100 * score:.1f}" for score in cells))
+    console = Console()
+    console.print(table)
+    for name, value in summary(content["matrix"]).items():
+        if value is not None:
+            click.echo(f"{name:>10}  {value:+7.1%}   {CONVENTIONS[name]}")
+
+
+COMMANDS = (log, show, results, diff, verify, report)

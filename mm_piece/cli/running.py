@@ -1,0 +1,69 @@
+"""Commands that run a model: train, eval, ask."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mm_piece.cli.reading import print_results
+from mm_piece.cli.terminal import AT, BASE, JSON, PATH, STORE, show_table
+
+
+@click.command()
+@click.argument("recipe", type=PATH)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key."
+)
+def train(recipe: Path, overrides: tuple[str, ...]) -> None:
+    """Learn the tasks of RECIPE, one after another.
+
+    Run it again and it goes on where it stopped.
+    """
+    from mm_piece.training import train as run
+
+    store = run(recipe, *overrides)
+    print_results(store)
+    click.echo(f"store: {store.path}  (mm-piece report {store.path} writes a page about it)")
+
+
+@click.command(name="eval")
+@STORE
+@AT
+@BASE
+@click.option(
+    "--task", "names", multiple=True, help="Only these tasks of the store's recipe. [all]"
+)
+@JSON
+def evaluate(
+    store: Path, at: int | None, base: str | None, names: tuple[str, ...], as_json: bool
+) -> None:
+    """Measure the model at a position of STORE.
+
+    On the test sets of its recipe, or on those of the named tasks.
+    """
+    from mm_piece.training import measure_at
+
+    scores = measure_at(store, at, base, names)
+    rows = [(name, f"{score:.1%}") for name, score in scores.items()]
+    show_table(scores, ("task", "score"), rows, as_json)
+
+
+@click.command()
+@click.argument("image", type=PATH)
+@click.argument("question")
+@click.option("--store", type=PATH, default=None, help="Delta store.")
+@click.option("--delta", type=PATH, default=None, help="A single delta file.")
+@AT
+@BASE
+@click.option("--max-new-tokens", default=32, show_default=True, type=click.IntRange(min=1))
+def ask(image: Path, question: str, **options: Any) -> None:
+    """Ask a QUESTION about an IMAGE."""
+    from mm_piece.evaluation import ask as answer
+    from mm_piece.loading import load
+
+    limit = options.pop("max_new_tokens")
+    model, processor = load(**options)
+    click.echo(answer(model, processor, image, question, limit))
+
+
+COMMANDS = (train, evaluate, ask)

@@ -1,0 +1,152 @@
+"""A position as an ordinary checkpoint folder: read slice by slice, patched, written."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mm_piece import tensorfile
+from mm_piece.checkpoint import INDEX, Checkpoint, Weight, fetch
+from mm_piece.delta import Delta
+from mm_piece.errors import BaseError, StoreError
+from mm_piece.loading import as_store, dtype_of, is_delta, named_base, require_base
+from mm_piece.models import trained_dtype, where
+from mm_piece.recipe import parse_bytes
+from mm_piece.store import DeltaStore
+from mm_piece.tensorfile import Row, bits
+
+_SETTINGS = (".json", ".jinja", ".txt", ".model")
+
+
+def export(
+    store: str | Path | DeltaStore,
+    at: int | None,
+    to: str | Path,
+    base: str | Path | None = None,
+    shard_size: str | int = "5GiB",
+) -> Path:
+    """Write the model at a position as an ordinary checkpoint folder, streamed slice by slice.
+
+    `store` may be a single delta file, which needs its `base`. Tensors are those of the live model
+    at that position, bit for bit, in the dtype trained in, under the names of the base's own files;
+    a shard holds at most `shard_size` bytes, or one tensor. The folder is there whole or not at
+    all. Raises StoreError if it exists and is not empty, BaseError if the base is another one.
+    """
+    to = Path(to)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise StoreError(f"{to} exists and is not empty; export writes a new folder")
+    checkpoint, deltas = _ingredients(store, at, base)
+    shards = _shards(checkpoint.weights, _shard_bytes(shard_size))
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as temporary:
+        folder = Path(temporary) / to.name
+        folder.mkdir()
+        _copy_settings(checkpoint, folder)
+        for name, weights in shards.items():
+            _write_shard(folder / name, weights, deltas)
+        if len(shards) > 1:
+            _write_index(folder / INDEX, shards)
+        folder.replace(to)  # an empty folder may stand there
+    return to
+
+
+def checkpoint_of(store: DeltaStore, base: str | Path | None = None) -> Checkpoint:
+    """The files of a store's base, in the dtype trained in; BaseError if it is another base."""
+    source, revision = (base, None) if base else where(store.base, store.path)
+    checkpoint = Checkpoint(fetch(source, revision), trained_dtype(store.base, store.path))
+    if (found := checkpoint.fingerprint()) != (expected := store.base["fingerprint"]):
+        raise BaseError(
+            f"store {store.path} was made on another base than {checkpoint.folder}: "
+            f"expected fingerprint {expected[:12]}…, found {found[:12]}…"
+        )
+    return checkpoint
+
+
+def verify_base(store: str | Path | DeltaStore, base: str | Path | None = None) -> str:
+    """Compare every bit of a store's base with the digest that the store recorded; return it.
+
+    Reads the base's files slice by slice. Raises BaseError for another base, StoreError for a
+    store that has no digest.
+    """
+    opened = as_store(store)
+    checkpoint = checkpoint_of(opened, base)
+    if "digest" not in opened.base:
+        raise StoreError(f"{opened.path} has recorded no full digest of its base")
+    if (found := checkpoint.full_digest()) != (expected := opened.base["digest"]):
+        raise BaseError(
+            f"{checkpoint.folder} differs from the base of store {opened.path}: "
+            f"expected digest {expected[:12]}…, found {found[:12]}…"
+        )
+    return found
+
+
+def _ingredients(
+    source: str | Path | DeltaStore, at: int | None, base: str | Path | None
+) -> tuple[Checkpoint, list[Delta]]:
+    """The base's files and the deltas of a position of a store, or of a single delta file."""
+    if is_delta(source):
+        delta = Delta.load(source)
+        checkpoint = Checkpoint(fetch(named_base(base)), dtype_of(delta))
+        if not delta.parent:
+            require_base(delta, str(base), checkpoint.fingerprint())
+        return checkpoint, [delta]
+    opened = as_store(source)
+    deltas = opened.deltas(len(opened) if at is None else at)
+    return checkpoint_of(opened, base), deltas
+
+
+def _shard_bytes(size: str | int) -> int:
+    try:
+        return parse_bytes(size)
+    except ValueError as error:
+        raise StoreError(str(error).replace("memory", "shard size", 1)) from error
+
+
+def _shards(weights: Sequence[Weight], limit: int) -> dict[str, list[Weight]]:
+    """Group weights, in order, into files of at most `limit` bytes."""
+    groups: list[list[Weight]] = [[]]
+    filled = 0
+    for weight in weights:
+        size = _row(weight).nbytes
+        if groups[-1] and filled + size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(weight)
+        filled += size
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    names = (f"model-{number:05d}-of-{len(groups):05d}" for number in range(1, len(groups) + 1))
+    return {f"{name}.safetensors": group for name, group in zip(names, groups, strict=True)}
+
+
+def _row(weight: Weight) -> Row:
+    return Row(weight.key, tensorfile.NAMES[weight.dtype], weight.shape)
+
+
+def _write_shard(path: Path, weights: Sequence[Weight], deltas: Sequence[Delta]) -> None:
+    by_row = {_row(weight): weight for weight in weights}
+    rows = tensorfile.ordered(by_row)
+    with path.open("wb") as file:
+        file.write(tensorfile.header(rows, {"format": "pt"}))
+        for row in rows:
+            for piece in by_row[row].patched(deltas):
+                file.write(bits(piece).numpy().data)
+
+
+def _write_index(path: Path, shards: Mapping[str, Sequence[Weight]]) -> None:
+    placed = {weight.key: name for name, weights in shards.items() for weight in weights}
+    total = sum(_row(weight).nbytes for weights in shards.values() for weight in weights)
+    content = {"metadata": {"total_size": total}, "weight_map": placed}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _copy_settings(checkpoint: Checkpoint, to: Path) -> None:
+    """Copy all but weights, with the dtype trained in written into the configuration."""
+    for file in sorted(checkpoint.folder.iterdir()):
+        if file.suffix in _SETTINGS and file.is_file() and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, to / file.name)
+    config = json.loads((to / "config.json").read_text(encoding="utf-8"))
+    config.pop("torch_dtype", None)  # what older versions wrote
+    config["dtype"] = str(checkpoint.dtype).removeprefix("torch.")
+    (to / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,145 @@
+"""Writers of delta stores that are made to be killed, and what must be true of what they leave.
+
+VICTIMS    name -> a call that prepares a folder and returns the victim: a call with the store
+end_of     what an uninterrupted run repeats, bit for bit
+inspect    what is listed is whole and right, whenever the writer died
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fuzz_stores import BASE, answers, delta_at, results
+
+from mm_piece.delta import Delta
+from mm_piece.store import DeltaStore
+
+POSITIONS = 30
+ENTRIES = 2000
+
+Report = Callable[
+    [int], None
+]  # says that the work began, then each position that is there for good
+Victim = Callable[[Path, Report], None]
+End = dict[str, Any]
+
+
+# --- victims --------------------------------------------------------------------------------------
+
+
+def write_store(folder: Path, report: Report) -> None:
+    """Append deltas and results until all are there; go on where an earlier writer died."""
+    report(0)
+    store = _open_or_create(folder)
+    while len(store) < POSITIONS or _measured(store) <= POSITIONS:
+        if _measured(store) > len(store):
+            parent = store.entries[-1].sha256 if len(store) else ""
+            report(store.append(delta_at(len(store) + 1, parent, ENTRIES)).position)
+        position = _measured(store)
+        store.write_answers(position, answers(position))
+        store.write_results(results(POSITIONS, position))
+
+
+def _open_or_create(folder: Path) -> DeltaStore:
+    if (folder / "store.json").exists():
+        return DeltaStore.open(folder)
+    return DeltaStore.create(folder, {"fingerprint": BASE}, "base: x\n")
+
+
+def _measured(store: DeltaStore) -> int:
+    """Return the first position that has no results."""
+    return len(store.results().get("matrix", []))
+
+
+def train(base: Path, folder: Path, report: Report) -> None:
+    """Train the recipe of `test_laws`; go on where an earlier training died."""
+    from test_laws import recipe_for
+
+    import mm_piece
+
+    recipe = recipe_for(base, folder, "piece-s")
+    report(0)
+    mm_piece.train(recipe)
+
+
+def make_base(folder: Path, report: Report) -> None:
+    """Make the tiny LLaVA that is trained."""
+    from conftest import make_llava
+
+    report(0)
+    make_llava(folder)
+
+
+def prepare_store(folder: Path, run: Callable[[Callable[[Report], None]], None]) -> Victim:
+    """Return the writer; it needs nothing."""
+    return write_store
+
+
+def prepare_train(folder: Path, run: Callable[[Callable[[Report], None]], None]) -> Victim:
+    """Return the training; import and read here what no victim shall spend its time on."""
+    import test_laws  # noqa: F401
+
+    from mm_piece.tasks import read
+
+    read("scenes:digits/train[:1]")
+    run(partial(make_base, folder / "base"))
+    return partial(train, folder / "base")
+
+
+VICTIMS = {"store": prepare_store, "train": prepare_train}
+
+
+# --- what must be true ----------------------------------------------------------------------------
+
+
+class Finding(Exception):
+    """Something that must not happen."""
+
+
+def require(sound: bool, problem: str) -> None:
+    """Raise a finding unless all is well."""
+    if not sound:
+        raise Finding(problem)
+
+
+def end_of(folder: Path) -> End:
+    """Return everything about a store that an uninterrupted run repeats."""
+    store = DeltaStore.open(folder)
+    store.verify()
+    measured = {key: value for key, value in store.results().items() if key != "seconds"}
+    said = [store.answers(position) for position in range(len(store) + 1)]
+    return {"deltas": [e.sha256 for e in store.entries], "results": measured, "answers": said}
+
+
+def inspect(folder: Path, acknowledged: int, whole: End) -> str:
+    """Return where the writer died; raise unless all that is listed is whole and right."""
+    if not (folder / "store.json").exists():
+        require(acknowledged == 0, "a store that was acknowledged is gone")
+        return "before the store was there"
+    store = DeltaStore.open(folder)
+    store.verify()
+    require(len(store) >= acknowledged, f"{acknowledged} deltas acknowledged, {len(store)} there")
+    for entry in store.entries:
+        data = (folder / entry.file).read_bytes()
+        require(hashlib.sha256(data).hexdigest() == entry.sha256, f"{entry.file} is not whole")
+        Delta.from_bytes(data)
+    listed = [entry.sha256 for entry in store.entries]
+    require(listed == whole["deltas"][: len(store)], "deltas other than those of a whole run")
+    matrix = store.results().get("matrix", [])
+    require(matrix == whole["results"]["matrix"][: len(matrix)], "results of another run")
+    require(len(matrix) <= len(store) + 1, "results of positions that are not there")
+    return _place_of_death(folder, store)
+
+
+def _place_of_death(folder: Path, store: DeltaStore) -> str:
+    """Tell from what lies around."""
+    listed = {entry.file for entry in store.entries}
+    signs = {
+        "in the middle of a file": any(folder.rglob(".*.tmp")),
+        "between a delta and the manifest": {f.name for f in folder.glob("0*.s*")} > listed,
+        "in the middle of a task": any(file.is_file() for file in (folder / "work").rglob("*")),
+        "between a delta and its results": _measured(store) <= len(store),
+    }
+    return next((place for place, there in signs.items() if there), "between two positions")
