@@ -24,17 +24,20 @@ SLICE = 2**20  # gaps at a time
 LARGEST_SIZE = 2**62  # below it no sum of a position and a gap leaves int64
 
 
-def encode_indices(indices: NDArray[np.signedinteger]) -> bytes:
-    """Code sorted, unique, non-negative indices."""
-    width = _first_width(indices)
+def encode_indices(indices: NDArray[np.signedinteger], runs: bool = True) -> bytes:
+    """Code sorted, unique, non-negative indices; without `runs` in at least a bit each."""
+    parts = _Gaps(indices)
+    width = _first_width(parts, indices.size)
     symbols = np.empty(indices.size, f"<u{width}")
     escaped = [np.empty(0, np.int64)]
-    for first, gaps in _gaps(indices):
+    first = 0
+    for gaps in parts:
         part = np.minimum(gaps, _escape(width))
         symbols[first : first + gaps.size] = part
         escaped.append(gaps[part == _escape(width)] - _escape(width))
+        first += gaps.size
     rest = np.concatenate(escaped)
-    coded = bytes([width]) + encode_values(symbols)
+    coded = bytes([width]) + encode_values(symbols, runs)
     return coded + _encode_gaps(rest, 2 * width) if rest.size else coded
 
 
@@ -53,10 +56,10 @@ def decode_indices(data: bytes | memoryview, count: int, size: int) -> NDArray[n
     return indices
 
 
-def encode_values(values: NDArray[np.unsignedinteger]) -> bytes:
+def encode_values(values: NDArray[np.unsignedinteger], runs: bool = True) -> bytes:
     """Code unsigned integers of 1, 2, 4 or 8 bytes, plane by plane."""
     planes = np.ascontiguousarray(values).view(np.uint8).reshape(values.size, values.itemsize)
-    return b"".join(_encode_plane(np.ascontiguousarray(plane)) for plane in planes.T)
+    return b"".join(_encode_plane(np.ascontiguousarray(plane), runs) for plane in planes.T)
 
 
 def decode_values(data: bytes | memoryview, count: int, width: int) -> NDArray[np.unsignedinteger]:
@@ -66,28 +69,35 @@ def decode_values(data: bytes | memoryview, count: int, width: int) -> NDArray[n
     return values
 
 
-def _gaps(indices: NDArray[np.signedinteger]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yield the gaps in slices, with the position of the first: memory stays that of a slice."""
-    last = -1
-    for first in range(0, indices.size, SLICE):
-        part = indices[first : first + SLICE].astype(np.int64)
-        gaps = np.diff(part, prepend=last) - 1
-        if gaps.min() < 0:
-            raise ValueError("indices must be sorted, unique and not negative")
-        last = part[-1]
-        yield first, gaps
+class _Gaps:
+    """The gaps of a row of indices, slice by slice: memory stays that of one."""
+
+    def __init__(self, indices: NDArray[np.signedinteger]) -> None:
+        self._indices = indices
+        self._kept = [_gaps(indices, 0)] if 0 < indices.size <= SLICE else None
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        if self._kept is not None:  # a short row is worked out once
+            return iter(self._kept)
+        starts = range(0, self._indices.size, SLICE)
+        return (_gaps(self._indices, first) for first in starts)
 
 
-def _first_width(indices: NDArray[np.signedinteger]) -> int:
+def _gaps(indices: NDArray[np.signedinteger], first: int) -> NDArray[np.int64]:
+    last = int(indices[first - 1]) if first else -1
+    gaps = np.diff(indices[first : first + SLICE].astype(np.int64), prepend=last) - 1
+    if gaps.min() < 0:
+        raise ValueError("indices must be sorted, unique and not negative")
+    return gaps
+
+
+def _first_width(parts: _Gaps, count: int) -> int:
     """Return the narrowest width that holds at least half of the gaps.
 
     A common escape is one cheap symbol, but Huffman codes cannot spend less than a bit on it.
     """
-    fitting = dict.fromkeys(WIDTHS, 0)
-    for _, gaps in _gaps(indices):
-        for width in WIDTHS:
-            fitting[width] += int(np.count_nonzero(gaps < _escape(width)))
-    return next(width for width in WIDTHS if 2 * fitting[width] >= indices.size)
+    fitting = (sum(np.count_nonzero(gaps < _escape(w)) for gaps in parts) for w in WIDTHS)
+    return next(width for width, fit in zip(WIDTHS, fitting, strict=True) if 2 * fit >= count)
 
 
 def _escape(width: int) -> int:
@@ -128,9 +138,11 @@ def _read_values(
     return values.view(f"<u{width}").reshape(count), data
 
 
-def _encode_plane(plane: NDArray[np.uint8]) -> bytes:
+def _encode_plane(plane: NDArray[np.uint8], runs: bool) -> bytes:
     coded = _deflate(plane, zlib.Z_HUFFMAN_ONLY)
-    if 4 * len(coded) < plane.size:  # near Huffman's floor of one bit a symbol: runs go below it
+    if (
+        runs and 4 * len(coded) < plane.size
+    ):  # near Huffman's floor of one bit a symbol: runs go below it
         coded = min(coded, _deflate(plane, zlib.Z_RLE), key=len)
     if len(coded) < plane.size:
         return bytes([DEFLATE]) + coded

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_piece.delta import Delta, compose
+from mm_piece.delta import Delta
 from mm_piece.errors import MismatchError
-from mm_piece.merging import clash, shared
+from mm_piece.merging import clash, compose, shared
 from mm_piece.names import GROUPS, group_of
 from mm_piece.tensorfile import bits
 

@@ -4,7 +4,6 @@
     identity   digest, fingerprint        of a tensor, of a base
     Delta      from_change, check, apply  sound once it exists; checked before the first write
                save, load                 one sealed file, see module `deltafile`
-    many       compose                    the later one wins, exactly; `merging` has other rules
 
 NaN payloads and negative zeros survive: values only ever move as same-size integers.
 """
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mm_piece import deltafile
-from mm_piece.deltafile import NAMES, Entries, index_dtype
+from mm_piece.deltaheader import NAMES, index_dtype
 from mm_piece.errors import (
     BaseError,
     DamageError,
@@ -29,6 +28,7 @@ from mm_piece.errors import (
     FormatError,
     MismatchError,
     OrderError,
+    short,
 )
 from mm_piece.tensorfile import bits
 
@@ -48,14 +48,17 @@ def put(tensor: Tensor, indices: Tensor, values: Tensor) -> None:
 def put_all(writes: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
     """Write tensors' entries at flat indices in place, all of them or none.
 
-    What can still fail (memory on another device) happens before the first write.
+    What can still fail, memory on another device, happens before the first write; on the CPU one
+    row of indices at a time is widened.
     """
     staged = [
-        (bits(tensor), indices.to(tensor.device, torch.int64), bits(values).to(tensor.device))
+        (bits(tensor), indices.to(tensor.device), bits(values).to(tensor.device))
         for tensor, indices, values in writes
     ]
+    if any(row.device.type != "cpu" for row, _, _ in staged):
+        staged = [(row, where.to(torch.int64), patterns) for row, where, patterns in staged]
     for row, where, patterns in staged:
-        row.index_copy_(0, where, patterns)
+        row.index_copy_(0, where.to(torch.int64), patterns)
 
 
 def difference(before: Tensor, after: Tensor) -> Tensor:
@@ -103,7 +106,7 @@ def identity(parts: Mapping[str, tuple[Sequence[int], torch.dtype, Tensor | str]
 
 
 def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    return f"{str(tensor.dtype).removeprefix('torch.')} {short(list(tensor.shape))}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,15 +164,21 @@ class Delta:
         """Return how many entries the delta changes."""
         return sum(len(index) for index in self.indices.values())
 
-    def check(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raise unless every tensor stands where this delta starts; write nothing."""
-        for name in self.shapes:
+    def check(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Raise unless every tensor stands where this delta starts; write nothing.
+
+        Returns the values that stand there: {name: 1-D tensor on the CPU}, in index order.
+        """
+        before = {}
+        for name, index in self.indices.items():
             if name not in tensors:
                 raise MismatchError(f"task {self.task!r} changes {name}, which is not there")
             tensor = tensors[name]
             self.check_kind(name, tensor.shape, tensor.dtype)
             self._require(name, "contiguous", True, tensor.is_contiguous())
-            self.check_before(name, digest(take(tensor, self.indices[name])))
+            before[name] = take(tensor, index).cpu()
+            self.check_before(name, digest(before[name]))
+        return before
 
     def check_kind(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
         """Raise MismatchError unless a tensor is of the shape and dtype that this delta changes."""
@@ -195,10 +204,14 @@ class Delta:
             f"SHA-256 before: expected {self.before[name][:12]}…, found {found[:12]}…"
         )
 
-    def apply(self, tensors: Mapping[str, Tensor]) -> None:
-        """Check everything, then write the new values in place: all of them or none."""
-        self.check(tensors)
+    def apply(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Check everything, then write the new values in place: all of them or none.
+
+        Returns the values before, as `check` does: put at `indices` they undo the delta.
+        """
+        before = self.check(tensors)
         put_all((tensors[name], index, self.values[name]) for name, index in self.indices.items())
+        return before
 
     def to_bytes(self, codec: str = "gap") -> bytes:
         """Return the file's content; the same delta gives the same bytes."""
@@ -249,27 +262,6 @@ def record(shape: Sequence[int], values: Tensor, before: str) -> dict[str, Any]:
     """Return what a delta file's header says of one tensor."""
     kind = {"dtype": NAMES[values.dtype], "entries": len(values)}
     return {"shape": list(shape), **kind, "before": before}
-
-
-def compose(deltas: Iterable[Delta]) -> Entries:
-    """Merge deltas, in order, into one set of entries; where they meet, the later one wins."""
-    deltas = list(deltas)
-    if len(bases := {delta.base for delta in deltas}) > 1:
-        raise BaseError(f"deltas of different bases do not compose: {sorted(bases)}")
-    names = dict.fromkeys(name for delta in deltas for name in delta.indices)
-    return {name: _merge(name, [d for d in deltas if name in d.indices]) for name in names}
-
-
-def _merge(name: str, deltas: Sequence[Delta]) -> tuple[Tensor, Tensor]:
-    kinds = {(delta.shapes[name], delta.values[name].dtype) for delta in deltas}
-    if len(kinds) > 1:
-        raise MismatchError(f"{name} is not of one shape and dtype in all deltas: {kinds}")
-    indices = torch.cat([delta.indices[name] for delta in deltas])
-    values = torch.cat([bits(delta.values[name]) for delta in deltas])
-    indices, order = torch.sort(indices, stable=True)
-    last = torch.ones_like(indices, dtype=torch.bool)
-    last[:-1] = indices[1:] != indices[:-1]
-    return indices[last], values[order[last]].view(deltas[0].values[name].dtype)
 
 
 def _changed(name: str, indices: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, ...]:

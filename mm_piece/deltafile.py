@@ -11,7 +11,6 @@ the SHA-256 of the rest of the file. `checkpoints/README.md` is the specificatio
 
 import hashlib
 import io
-import json
 import math
 import os
 import tempfile
@@ -26,30 +25,20 @@ import torch
 from torch import Tensor
 
 from mm_piece import codec as coding
-from mm_piece import tensorfile
-from mm_piece.errors import DamageError, FormatError, TruncatedError
+from mm_piece import deltaheader, tensorfile
+from mm_piece.deltaheader import DTYPES, index_dtype
+from mm_piece.errors import DamageError, FormatError, short
 from mm_piece.tensorfile import Row, bits
 
 Entries = dict[str, tuple[Tensor, Tensor]]  # name -> indices, values
 
-FORMAT = "1"
 OPENING = b'{"__metadata__":{"mm_piece":"{\\"sha256\\":\\"'
 SEAL = slice(8 + len(OPENING), 8 + len(OPENING) + 64)
-HEADER = {key: str for key in ("sha256", "format", "codec", "task", "base", "parent")}
-HEADER |= {"info": dict, "tensors": dict}
-RECORD = {"shape": list, "dtype": str, "entries": int, "before": str}
+DENSEST = 8  # entries per coded byte that a reader believes: what Huffman codes reach
 # What reading a hostile file raises: broken layout, foreign dtype, overlong and overflowing shape.
 PAYLOAD_ERRORS = (safetensors.SafetensorError, KeyError, TypeError, RuntimeError)
 
-_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I8", "U8")
-DTYPES = {name: tensorfile.DTYPES[name] for name in _TYPES}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _CHUNK = 2**24  # bytes copied at a time
-
-
-def index_dtype(size: int) -> torch.dtype:
-    """Return the dtype of flat indices into a tensor of `size` entries."""
-    return torch.int32 if size < 2**31 else torch.int64
 
 
 def pack(header: Mapping[str, Any], entries: Entries, codec: str = "gap") -> bytes:
@@ -81,7 +70,7 @@ class Packer:
     def finish(self, header: Mapping[str, Any], file: BinaryIO) -> None:
         """Write the whole file, then its seal into the place that was left for it."""
         rows = tensorfile.ordered(self._starts)
-        text = _header_text({"format": FORMAT, "codec": self._codec, **header})
+        text = deltaheader.text({"codec": self._codec, **header})
         opening = tensorfile.header(rows, {"mm_piece": text})
         sha = hashlib.sha256(opening[: SEAL.start] + opening[SEAL.stop :])
         file.write(opening)
@@ -102,15 +91,11 @@ def unpack(data: bytes) -> tuple[dict[str, Any], Entries]:
     """Validate a file's content and return its header and entries."""
     if data[8 : SEAL.start] != OPENING:
         raise FormatError("not a delta file")
-    header = _parse_header(data)
-    if type(header) is not dict or header.get("format") != FORMAT:
-        raise FormatError(f"a delta of an unknown format version; known: {FORMAT}")
+    header = deltaheader.parse(data)
     if (found := _digest_around_seal(data)) != (expected := data[SEAL]):
         said = expected.decode(errors="replace")
         raise DamageError(f"altered: expected SHA-256 {said!r}, found {found.decode()!r}")
-    _require_fields("header", header, HEADER)
-    for name, record in header["tensors"].items():
-        _require_plausible(name, record)
+    deltaheader.check(header)
     return header, _read_entries(data, header["tensors"], header["codec"])
 
 
@@ -146,55 +131,10 @@ def packing(path: Path, codec: str = "gap") -> Iterator[Packer]:
         yield Packer(spool, codec)
 
 
-def _header_text(header: dict[str, Any]) -> str:
-    """Return the header as JSON, with an empty seal in front, where its place is known."""
-    try:
-        text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise FormatError(f"the header is not plain JSON: {error}") from error
-    return f'{{"sha256":"{"0" * 64}",{text[1:]}'
-
-
-def _parse_header(data: bytes) -> Any:
-    """Return the JSON that `mm_piece` holds, once the file is as long as its header promises."""
-    start = 8 + int.from_bytes(data[:8], "little")
-    _require_length(data, start)
-    try:
-        content = json.loads(data[8:start])
-        header = json.loads(content.pop("__metadata__")["mm_piece"])
-        ends = [int(record["data_offsets"][1]) for record in content.values()]
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError, OverflowError) as error:
-        raise DamageError(f"altered header: {error}") from error
-    _require_length(data, start + max(ends, default=0))
-    return header
-
-
-def _require_length(data: bytes, expected: int) -> None:
-    if len(data) < expected:
-        raise TruncatedError(f"truncated: {expected} bytes expected, {len(data)} found")
-
-
 def _digest_around_seal(data: bytes) -> bytes:
     sha = hashlib.sha256(memoryview(data)[: SEAL.start])
     sha.update(memoryview(data)[SEAL.stop :])
     return sha.hexdigest().encode()
-
-
-def _require_fields(name: str, record: Any, fields: dict[str, type]) -> None:
-    found = {key: type(value) for key, value in record.items()} if type(record) is dict else {}
-    if found != fields:
-        raise DamageError(f"{name}: expected the fields {', '.join(fields)}, each of its type")
-
-
-def _require_plausible(name: str, record: Any) -> None:
-    _require_fields(name, record, RECORD)
-    shape, entries, dtype = record["shape"], record["entries"], record["dtype"]
-    if dtype not in DTYPES:
-        raise DamageError(f"{name}: unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    if not all(type(length) is int and length >= 0 for length in shape):
-        raise DamageError(f"{name}: {shape} is no shape")
-    if not 0 <= entries <= math.prod(shape) <= coding.LARGEST_SIZE:
-        raise DamageError(f"{name}: a tensor of shape {shape} has no {entries} entries to change")
 
 
 def _read_entries(data: bytes, records: dict[str, dict[str, Any]], codec: str) -> Entries:
@@ -202,7 +142,7 @@ def _read_entries(data: bytes, records: dict[str, dict[str, Any]], codec: str) -
     try:
         payload = safetensors.torch.load(data)
     except PAYLOAD_ERRORS as error:
-        raise DamageError(f"not a sound safetensors file: {error}") from error
+        raise DamageError(f"not a sound safetensors file: {short(error)}") from error
     if payload.keys() != {f"{name}.{row}" for name in records for row in ("indices", "values")}:
         raise DamageError("the file's tensors are not those that its header names")
     entries = {}
@@ -218,6 +158,8 @@ def _read_entries(data: bytes, records: dict[str, dict[str, Any]], codec: str) -
 def _encode_gap(indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     patterns = bits(values).numpy().view(f"<u{values.itemsize}")
     rows = coding.encode_indices(indices.numpy()), coding.encode_values(patterns)
+    if len(indices) > DENSEST * sum(map(len, rows)):
+        rows = coding.encode_indices(indices.numpy(), runs=False), rows[1]
     first, second = (torch.frombuffer(bytearray(row), dtype=torch.uint8) for row in rows)
     return first, second
 
@@ -226,6 +168,8 @@ def _decode_gap(indices: Tensor, values: Tensor, record: dict[str, Any]) -> tupl
     if any(row.dtype != torch.uint8 or row.ndim != 1 for row in (indices, values)):
         raise DamageError("coded rows are bytes")
     entries, size, dtype = record["entries"], math.prod(record["shape"]), DTYPES[record["dtype"]]
+    if entries > DENSEST * (len(indices) + len(values)):
+        raise DamageError(f"{entries} entries are promised in {len(indices) + len(values)} bytes")
     where = coding.decode_indices(indices.numpy().data, entries, size)
     patterns = coding.decode_values(values.numpy().data, entries, dtype.itemsize)
     new = torch.from_numpy(patterns.view(f"<i{dtype.itemsize}")).view(dtype)
@@ -244,7 +188,7 @@ def _decode_raw(indices: Tensor, values: Tensor, record: dict[str, Any]) -> tupl
 
 def _coders(codec: str) -> tuple[Any, Any]:
     if codec not in CODECS:
-        raise FormatError(f"unknown codec {codec!r}; known: {', '.join(CODECS)}")
+        raise FormatError(f"unknown codec {short(codec)}; known: {', '.join(CODECS)}")
     return CODECS[codec]
 
 

@@ -18,6 +18,7 @@ from mm_piece import deltafile, merging
 from mm_piece.checkpoint import Checkpoint, Weight, fetch, own_dtype
 from mm_piece.comparison import compare
 from mm_piece.delta import Delta, difference, record, take
+from mm_piece.deltaheader import LONGEST_NAME, index_dtype
 from mm_piece.errors import BaseError, ConflictError, DeltaError, ModelError, StoreError
 from mm_piece.exporting import checkpoint_of
 from mm_piece.loading import as_store
@@ -47,7 +48,7 @@ def squash(
     before = _values(checkpoint, index)
     after = merging.replay(deltas, index, before)
     parts = [{"task": entry.task, "sha256": entry.sha256} for entry in entries]
-    title = task or "+".join(entry.task for entry in entries) or "base"
+    title = task or _joined([entry.task for entry in entries])
     return _changed(checkpoint, title, (index, before, after), {"squashed": parts})
 
 
@@ -71,8 +72,8 @@ def merge(
     index = merging.union(deltas)
     before = _values(checkpoint, index)
     after = merging.merge(deltas, index, before, rule)
-    facts = {"rule": rule, "merged": [delta.task for delta in deltas]}
-    title = task or "+".join(delta.task for delta in deltas)
+    facts: dict[str, Any] = {"rule": rule, "merged": [delta.task for delta in deltas]}
+    title = task or _joined(facts["merged"])
     return _changed(checkpoint, title, (index, before, after), facts)
 
 
@@ -164,6 +165,12 @@ def _changed(
     return Delta.from_change(*change, shapes, task=task, base=base, info=info)
 
 
+def _joined(tasks: Sequence[str]) -> str:
+    """Return the name of several tasks in one."""
+    title = "+".join(tasks) or "base"
+    return title if len(title) <= LONGEST_NAME else f"{len(tasks)} tasks"
+
+
 def _dtype_of(deltas: Sequence[Delta]) -> torch.dtype:
     """Return the floating dtype that the deltas were trained in."""
     found = {values.dtype for delta in deltas for values in delta.values.values()}
@@ -200,7 +207,7 @@ def _pack_changes(
 
 def _changes(before: Weight, after: Weight) -> tuple[Tensor, Tensor, str]:
     """Return indices, new values and SHA-256 before of the entries whose bits differ."""
-    small = deltafile.index_dtype(before.place.size)
+    small = index_dtype(before.place.size)
     indices, values = [torch.empty(0, dtype=small)], [torch.empty(0, dtype=after.dtype)]
     sha = hashlib.sha256()
     for (first, old), (_, new) in zip(before.pieces(), after.pieces(), strict=True):

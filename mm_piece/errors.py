@@ -22,6 +22,16 @@ prints it and exits with status 2.
 """
 
 
+def short(value: object, most: int = 60) -> str:
+    """Return a value as a message may show it: one line, whatever it holds, and not a long one."""
+    try:
+        shown = str(value) if isinstance(value, Exception) else repr(value)
+    except ValueError:  # an integer of thousands of digits
+        shown = f"a very large {type(value).__name__}"
+    line = "".join(c if c.isprintable() else " " for c in shown[: most + 1])
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
 class PieceError(Exception):
     """Base class of every error that a user can cause."""
 

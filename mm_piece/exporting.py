@@ -24,7 +24,7 @@ def export(
     at: int | None,
     to: str | Path,
     base: str | Path | None = None,
-    shard_size: str | int = "5GiB",
+    shard_size: str | int = "5GB",
 ) -> Path:
     """Write the model at a position as an ordinary checkpoint folder, streamed slice by slice.
 

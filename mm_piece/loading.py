@@ -1,6 +1,7 @@
 """A model at a position: load it, move it in place."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -9,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from mm_piece.delta import Delta, fingerprint, put, put_all, take
+from mm_piece.delta import Delta, fingerprint, put_all, take
 from mm_piece.errors import BaseError, MismatchError, StoreError
 from mm_piece.merging import replay, union
 from mm_piece.models import as_dtype, load_base, tensors, trained_dtype, where
@@ -17,13 +18,31 @@ from mm_piece.names import group_of
 from mm_piece.store import DeltaStore
 
 
+@dataclass(frozen=True)
+class _Undo:
+    """What a delta replaced in a live model: putting it back undoes the delta."""
+
+    sha256: str
+    indices: dict[str, Tensor]
+    values: dict[str, Tensor]
+
+
 @dataclass
 class _Attachment:
-    """The store a live model belongs to, and the base's values of every entry touched so far."""
+    """The store a live model belongs to, and how to undo each delta it stands on, the last last."""
 
     store: DeltaStore
-    index: dict[str, Tensor] = field(default_factory=dict)  # name -> sorted, every entry touched
-    base: dict[str, Tensor] = field(default_factory=dict)  # name -> the base's values there
+    undo: list[_Undo] = field(default_factory=list)
+
+    def apply(self, delta: Delta, live: Mapping[str, Tensor]) -> None:
+        """Go one position on."""
+        sha256 = self.store.entries[len(self.undo)].sha256
+        self.undo.append(_Undo(sha256, delta.indices, delta.apply(live)))
+
+    def back(self, live: Mapping[str, Tensor]) -> None:
+        """Go one position back."""
+        undo = self.undo.pop()
+        put_all((live[name], index, undo.values[name]) for name, index in undo.indices.items())
 
 
 # Nothing is hung on the model itself: it stays the plain transformers model that others know.
@@ -40,9 +59,9 @@ def load(
     """The model at a position of a store (default: the last) or with one delta, and its processor.
 
     `base` defaults to the one the store was made with; the dtype to the one it was trained in
-    (another dtype is a cast after composition). Other options go to `from_pretrained`. Nothing is
-    applied before everything was verified. Raises PositionError, MismatchError (another base),
-    DamageError, ModelError.
+    (another dtype is a cast after composition). Other options go to `from_pretrained`. Every delta
+    is verified, down to the values it replaces; what fails is never returned. Raises PositionError,
+    BaseError, OrderError, DamageError, ModelError.
     """
     if store is not None and delta is not None:
         raise StoreError("give a store or a single delta, not both")
@@ -53,19 +72,24 @@ def load(
             raise StoreError("load needs a base, a store, or a base and a delta")
         return load_base(base, **options)
     opened = as_store(store)
+    last = opened.position(at)
     wanted = options.pop("dtype", None)
     source, revision = (
         (str(base), options.pop("revision", None)) if base else where(opened.base, opened.path)
     )
     dtype = trained_dtype(opened.base, opened.path)
-    model, processor = load_base(source, revision, dtype=dtype, **options)
-    attach(model, opened)
-    checkout(model, len(opened) if at is None else at)
+    with ThreadPoolExecutor(1) as reader:  # deltas are read and verified while the base is loaded
+        deltas = [reader.submit(opened.delta, position) for position in range(1, last + 1)]
+        model, processor = load_base(source, revision, dtype=dtype, **options)
+        attach(model, opened)
+        live = tensors(model)
+        for delta in deltas:  # nobody else has this model yet: one delta at a time
+            _attachments[model].apply(delta.result(), live)
     return (model if wanted is None else model.to(as_dtype(wanted))), processor
 
 
 def attach(model: nn.Module, store: DeltaStore) -> None:
-    """Tie a model that stands at the base to a store; MismatchError if it is another base."""
+    """Tie a model that stands at the base to a store; BaseError if it is another base."""
     found = fingerprint(tensors(model))
     if found != store.base["fingerprint"]:
         expected = store.base["fingerprint"]
@@ -80,20 +104,24 @@ def checkout(model: nn.Module, at: int) -> None:
     """Move a loaded model to position `at` in place; only entries that deltas touched are written.
 
     Every delta on the way is verified, down to the values it expects to find, before the first
-    write. Raises PositionError outside 0…T, StoreError for a model that was not loaded from a
-    store.
+    write. The way back needs no file: what the deltas replaced was kept, as much again as their
+    values. Raises PositionError outside 0…T, StoreError for a model that was not loaded from a
+    store, or whose store has changed its history.
     """
     if model not in _attachments:
         raise StoreError("checkout needs a model that mm_piece.load took from a store")
-    attachment = _attachments[model]
-    store = attachment.store = DeltaStore.open(attachment.store.path)
-    deltas = store.deltas(at)
-    live = tensors(model)
+    attachment, live = _attachments[model], tensors(model)
+    store = DeltaStore.open(attachment.store.path)
+    last, here = store.position(at), len(attachment.undo)
+    _same_history(attachment, store)
     _same_dtype(live, store)
-    index, base = _widened(attachment, deltas, live)
-    target = replay(deltas, index, base)
-    put_all((live[name], index[name], values) for name, values in target.items())
-    attachment.index, attachment.base = index, base
+    deltas = [store.delta(position) for position in range(here + 1, last + 1)]
+    _rehearse(deltas, live)
+    attachment.store = store
+    for _ in range(last, here):
+        attachment.back(live)
+    for delta in deltas:
+        attachment.apply(delta, live)
 
 
 def outline(store: str | Path | DeltaStore, at: int | None) -> dict[str, Any]:
@@ -163,31 +191,29 @@ def require_base(delta: Delta, base: str, found: str) -> None:
         )
 
 
-def _widened(
-    attachment: _Attachment, deltas: Sequence[Delta], live: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Union of all entries touched so far and by `deltas`, with the base's values there.
+def _rehearse(deltas: Sequence[Delta], live: Mapping[str, Tensor]) -> None:
+    """Raise unless deltas can be applied one after the other; write nothing to the model.
 
-    An entry that is new to the union was never written, so the live model still holds the base's
-    value.
+    What later ones are to find is worked out on the entries that all of them touch.
     """
-    index, base = dict(attachment.index), dict(attachment.base)
-    for name, touched in union(deltas).items():
-        if name not in live:
-            raise MismatchError(f"a delta names {name!r}, which the model does not have")
-        _require_kind(name, deltas, live[name])
-        known = index.get(name, touched[:0])
-        index[name] = torch.cat([known, touched]).unique() if len(known) else touched
-        values = take(live[name], index[name]).cpu()
-        put(values, torch.searchsorted(index[name], known), base.get(name, values[:0]))
-        base[name] = values
-    return index, base
-
-
-def _require_kind(name: str, deltas: Sequence[Delta], tensor: Tensor) -> None:
+    if deltas:
+        deltas[0].check(live)
+    if len(deltas) < 2:
+        return
+    index = union(deltas)
+    if missing := sorted(index.keys() - live.keys()):
+        raise MismatchError(f"a delta names {missing[0]!r}, which the model does not have")
     for delta in deltas:
-        if name in delta.shapes:
-            delta.check_kind(name, tensor.shape, tensor.dtype)
+        for name in delta.shapes:
+            delta.check_kind(name, live[name].shape, live[name].dtype)
+    replay(deltas, index, {name: take(live[name], where).cpu() for name, where in index.items()})
+
+
+def _same_history(attachment: _Attachment, store: DeltaStore) -> None:
+    shared = zip(attachment.undo, store.entries, strict=False)
+    same = all(undo.sha256 == entry.sha256 for undo, entry in shared)
+    if not same or len(store) < len(attachment.undo):
+        raise StoreError(f"{store.path}: has another history than when the model was loaded")
 
 
 def _same_dtype(live: Mapping[str, Tensor], store: DeltaStore) -> None:

@@ -24,6 +24,7 @@ from mm_piece.errors import (
     OrderError,
     StoreError,
     TruncatedError,
+    short,
 )
 
 FORMAT = 1
@@ -62,7 +63,7 @@ def read(store: Path) -> tuple[dict[str, Any], list[Entry]]:
     require_inside(store, path)
     content = load(path)
     known = type(content.get("format")) is int and content["format"] == FORMAT
-    _require(known, path, f"unknown format {_short(content.get('format'))}; known: {FORMAT}")
+    _require(known, path, f"unknown format {short(content.get('format'))}; known: {FORMAT}")
     _require_fields(path, "", content, _MANIFEST)
     check_base(path, content["base"])
     for position, record in enumerate(content["deltas"], 1):
@@ -98,7 +99,7 @@ def check_entries(path: Path, entries: Sequence[Entry]) -> None:
         _require(entry.parent == parent, path, f"{place}: another parent; allowed: {parent!r}")
         plain = name is not None and name[1] == f"{position:04d}"
         allowed = f"{position:04d}-name.safetensors, the name in a-z, 0-9 and -"
-        _require(plain, path, f"{place}: file is {_short(entry.file)}; allowed: {allowed}")
+        _require(plain, path, f"{place}: file is {short(entry.file)}; allowed: {allowed}")
         parent = entry.sha256
 
 
@@ -123,7 +124,7 @@ def check_results(path: Path, results: dict[str, Any], positions: int) -> None:
     _require(len(matrix) <= most, path, f"matrix has {len(matrix)} rows; allowed: at most {most}")
     for number, row in enumerate(matrix):
         _require_scores(path, f"matrix: row {number}", row, len(tasks))
-    kinds = {f"base_kinds: {_short(k)}": v for k, v in results.get("base_kinds", {}).items()}
+    kinds = {f"base_kinds: {short(k)}": v for k, v in results.get("base_kinds", {}).items()}
     abilities = {key: results[key] for key in ("base_ability",) if key in results}
     for name, values in (abilities | kinds).items():
         _require_scores(path, name, values, len(matrix))
@@ -132,9 +133,9 @@ def check_results(path: Path, results: dict[str, Any], positions: int) -> None:
 def check_answers(path: Path, answers: dict[str, Any]) -> None:
     """Raise unless answers are lists of rows by task, each with what was asked, said and scored."""
     for task, rows in answers.items():
-        _require(type(rows) is list, path, f"task {_short(task)} has no list of answers")
+        _require(type(rows) is list, path, f"task {short(task)} has no list of answers")
         for number, row in enumerate(rows):
-            place = f"task {_short(task)}, answer {number}: "
+            place = f"task {short(task)}, answer {number}: "
             missing = type(row) is not dict or _ANSWER.keys() - row.keys()
             _require(not missing, path, f"{place}expected the fields {', '.join(_ANSWER)}")
             _require_allowed(path, place, row, _ANSWER)
@@ -175,7 +176,7 @@ def require_same(place: Path, what: str, expected: object, found: object) -> Non
     """Raise a MismatchError of the kind that belongs to `what` unless both are equal."""
     if expected != found:
         error = {"base": BaseError, "parent": OrderError}.get(what.split()[0], MismatchError)
-        raise error(f"{place}: {what}: expected {expected!r}, found {found!r}")
+        raise error(f"{place}: {what}: expected {short(expected, 80)}, found {short(found, 80)}")
 
 
 @contextmanager
@@ -205,17 +206,12 @@ def _require_allowed(
     """Raise unless each field that is there and has a rule is allowed by it."""
     for key, (allowed, what) in rules.items():
         sound = key not in record or allowed(record[key])
-        _require(sound, path, f"{place}{key} is {_short(record.get(key))}; allowed: {what}")
+        _require(sound, path, f"{place}{key} is {short(record.get(key))}; allowed: {what}")
 
 
 def _require_scores(path: Path, place: str, row: Any, count: int) -> None:
     sound = type(row) is list and len(row) == count and all(map(_is_score, row))
-    _require(sound, path, f"{place} is {_short(row)}; allowed: {count} numbers from 0 to 1")
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:59]}…"
+    _require(sound, path, f"{place} is {short(row)}; allowed: {count} numbers from 0 to 1")
 
 
 def _finite(number: str) -> float:

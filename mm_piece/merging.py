@@ -1,4 +1,4 @@
-"""Several deltas into one: in order (`replay`), or as an unordered set by a rule (`RULES`).
+"""Several deltas into one: in order (`compose`, `replay`), or as a set by a rule (`RULES`).
 
     error   deltas that change one entry to different values do not merge
     last    the later one named wins
@@ -11,17 +11,39 @@ not depend on the order. `ties` is TIES-Merging (Yadav et al. 2023, arXiv 2306.0
 without its trimming, since the deltas are sparse already; where the changes cancel, the base stays.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from mm_piece.delta import Delta, compose, digest, put, take
+from mm_piece.delta import Delta, digest, put, take
+from mm_piece.deltafile import Entries
 from mm_piece.errors import BaseError, ConflictError, MismatchError, OrderError, PieceError
 from mm_piece.tensorfile import bits
 
 Change = tuple[Tensor, Tensor]  # places in the union, values
 Rule = Callable[[Tensor, Sequence[Change]], Tensor]  # the base's values, changes -> new values
+
+
+def compose(deltas: Iterable[Delta]) -> Entries:
+    """Merge deltas, in order, into one set of entries; where they meet, the later one wins."""
+    deltas = list(deltas)
+    if len(bases := {delta.base for delta in deltas}) > 1:
+        raise BaseError(f"deltas of different bases do not compose: {sorted(bases)}")
+    names = dict.fromkeys(name for delta in deltas for name in delta.indices)
+    return {name: _merge(name, [d for d in deltas if name in d.indices]) for name in names}
+
+
+def _merge(name: str, deltas: Sequence[Delta]) -> tuple[Tensor, Tensor]:
+    kinds = {(delta.shapes[name], delta.values[name].dtype) for delta in deltas}
+    if len(kinds) > 1:
+        raise MismatchError(f"{name} is not of one shape and dtype in all deltas: {kinds}")
+    indices = torch.cat([delta.indices[name] for delta in deltas])
+    values = torch.cat([bits(delta.values[name]) for delta in deltas])
+    indices, order = torch.sort(indices, stable=True)
+    last = torch.ones_like(indices, dtype=torch.bool)
+    last[:-1] = indices[1:] != indices[:-1]
+    return indices[last], values[order[last]].view(deltas[0].values[name].dtype)
 
 
 def union(deltas: Sequence[Delta]) -> dict[str, Tensor]:

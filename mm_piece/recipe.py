@@ -16,6 +16,7 @@ METHODS = ("piece-f", "piece-s", "magnitude", "random")
 Metric = Literal["exact", "vqa"]
 _UNION_BRANCH = re.compile(r"float$|dict\[|\[key\]")  # pydantic's own steps into a union
 _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 class _Strict(BaseModel):
@@ -25,7 +26,7 @@ class _Strict(BaseModel):
 class GeneralTask(_Strict):
     """Something measured at every position and never trained on."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$", max_length=100)
     test: str
     images: str | None = None
     metric: Metric = "exact"
@@ -101,7 +102,7 @@ class Recipe(_Strict):
 
 
 def parse_bytes(memory: str | int) -> int:
-    """Bytes of `8GiB`, `512MiB` or a plain number; ValueError names the allowed units."""
+    """Bytes of `8GiB`, `5GB` or a plain number; ValueError names the allowed units."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(memory))
     if not match or match[2] not in _UNITS or not 1024 <= _size(match) < 2**63:
         raise ValueError(

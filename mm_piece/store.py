@@ -111,7 +111,7 @@ class DeltaStore:
 
     def deltas(self, at: int | None = None) -> list[Delta]:
         """Read and verify the deltas 1…`at`, by default all of them."""
-        return [self.delta(position) for position in range(1, self._last(at) + 1)]
+        return [self.delta(position) for position in range(1, self.position(at) + 1)]
 
     def append(self, delta: Delta) -> Entry:
         """Add the next delta; once this returns it is there for good."""
@@ -152,7 +152,7 @@ class DeltaStore:
 
         Raises the first problem, naming its position and file.
         """
-        last = self._last(at)
+        last = self.position(at)
         for position in range(last + 1):
             try:
                 self.answers(position)
@@ -216,7 +216,8 @@ class DeltaStore:
     def _answers_file(self, position: int) -> str:
         return f"answers/{self._require_position(position, first=0):04d}.json"
 
-    def _last(self, at: int | None) -> int:
+    def position(self, at: int | None) -> int:
+        """Return `at`, or the last position for None; PositionError outside 0…T."""
         return len(self) if at is None else self._require_position(at, first=0)
 
     def _require_position(self, position: int, first: int) -> int:

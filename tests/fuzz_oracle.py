@@ -70,7 +70,8 @@ class Guarded:
     def apply(self, delta: Delta) -> PieceError | None:
         """Apply a delta: every byte of every buffer is as it must be, whatever comes of it."""
         expected = {name: buffer.copy() for name, buffer in self.buffers.items()}
-        error = attempt(delta.apply, self.tensors)
+        answer = attempt(delta.apply, self.tensors)
+        error = answer if isinstance(answer, PieceError) else None
         if error is None:
             for name, index in delta.indices.items():
                 patterns = _patterns(delta.values[name])

@@ -46,6 +46,15 @@ def test_long_rows_of_indices_come_back(density):
     assert np.array_equal(decoded, indices)
 
 
+def test_borders_between_slices_leave_no_trace(monkeypatch):
+    rows = [uniform(density, 1000) for density in (1e-9, 1e-3, 0.3, 1.0)]
+    whole = [codec.encode_indices(indices) for indices in rows]
+    monkeypatch.setattr(codec, "SLICE", 7)
+    assert [codec.encode_indices(indices) for indices in rows] == whole
+    with pytest.raises(ValueError, match="sorted"):
+        codec.encode_indices(np.array([*range(7), 6]))
+
+
 @given(st.sampled_from([1, 2, 4, 8]), st.data())
 def test_values_come_back(width, data):
     numbers = st.integers(0, 2 ** (8 * width) - 1) | st.integers(0, 3)

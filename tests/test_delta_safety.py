@@ -127,7 +127,7 @@ def test_rows_may_share_memory():
     rows = torch.arange(3, dtype=torch.int32)
     values = torch.ones(3)
     both = [{"v": part, "w": part} for part in (rows, values)]
-    shapes, before = {"v": (4,), "w": (4,)}, {"v": "", "w": ""}
+    shapes, before = {"v": (4,), "w": (4,)}, dict.fromkeys("vw", digest(values))
     delta = Delta(*both, shapes, before, "t", BASE, "", {})
     for kind in ("gap", "raw"):
         assert same(Delta.from_bytes(delta.to_bytes(kind)).values["w"], values)

@@ -12,11 +12,11 @@ import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_delta import BASE, change, same, small
+from test_delta import BASE, change, noise, same, small
 
 from mm_piece import codec, deltafile
 from mm_piece.delta import Delta
-from mm_piece.errors import DamageError, DeltaError, FormatError
+from mm_piece.errors import DamageError, DeltaError, FormatError, TruncatedError
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -61,6 +61,16 @@ def test_every_truncation_and_extension_is_refused():
     for more in (b"\0", b" ", data):
         with pytest.raises(DeltaError):
             Delta.from_bytes(data + more)
+
+
+def test_what_is_missing_is_told_from_what_is_altered():
+    data = change(*small(), 1)[0].to_bytes()
+    for length in (100, len(data) // 2, len(data) - 1):
+        with pytest.raises(TruncatedError, match=f"bytes expected, {length} found"):
+            Delta.from_bytes(data[:length])
+    with pytest.raises(DamageError, match="altered: expected SHA-256") as caught:
+        Delta.from_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert not isinstance(caught.value, TruncatedError)
 
 
 def test_the_seal_covers_words_that_nothing_else_checks():
@@ -239,3 +249,74 @@ def test_golden_files_are_read_and_reproduced(kind):
         assert same(delta.indices[name], index)
         assert same(delta.values[name], expected.values[name])
     assert expected.to_bytes(kind) == path.read_bytes()
+
+
+# --- bounds ---------------------------------------------------------------------------------------
+
+
+def test_a_whole_tensor_set_to_one_value_stays_readable():
+    size = 2**18
+    tensors = {"w": noise((size,), torch.float32, 0)}
+    where = torch.arange(size, dtype=torch.int32)
+    before, after = {"w": tensors["w"]}, {"w": torch.zeros(size)}
+    fields = {"task": "prune", "base": BASE, "info": {}}
+    delta = Delta.from_change({"w": where}, before, after, {"w": (size,)}, **fields)
+    data = delta.to_bytes()
+    assert size / 8 < len(data) < size
+    assert same(Delta.from_bytes(data).values["w"], after["w"])
+
+
+def tampered(**changes):
+    """A sound file whose header says something else about its tensor."""
+    data = change(*small(), 1)[0].to_bytes()
+    header = header_of(data)
+    header["tensors"]["a.weight"].update(changes)
+    return forge(json.dumps(header), safetensors.torch.load(data))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"shape": [2**20, 2**20], "entries": 2**40}, "entries are promised in"),
+        ({"shape": [2**26], "entries": 2**26}, "entries are promised in"),
+        ({"shape": [99] * 300_000}, "is no shape"),
+        ({"shape": [2**62 + 1]}, "is no shape"),
+        ({"shape": [-1, -1]}, "is no shape"),
+        ({"shape": [True, True]}, "is no shape"),
+        ({"entries": 10**4000}, "entries to change"),
+        ({"before": "\x1b[2J"}, "expected a SHA-256"),
+        ({"dtype": "x" * 9000}, "unknown dtype"),
+    ],
+)
+def test_promises_beyond_reason_are_refused_in_one_short_line(changes, problem):
+    with pytest.raises(DamageError, match=problem) as caught:
+        Delta.from_bytes(tampered(**changes))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("key", ["task", "base", "parent", "name"])
+def test_names_that_no_message_could_show_are_neither_written_nor_read(key):
+    delta, _ = change(*small(), 1)
+    header = header_of(delta.to_bytes())
+    for text in ("", "two\nlines", "\u2028", "x" * 201):
+        if key == "parent" and not text:
+            continue
+        if key == "name":
+            first = next(iter(header["tensors"].values()))
+            bad = {**header, "tensors": {text: first}}
+        else:
+            bad = {**header, key: text}
+        with pytest.raises(DamageError):
+            deltafile.pack(bad, {})
+        with pytest.raises(DamageError):
+            Delta.from_bytes(forge(json.dumps(bad), {}))
+
+
+def test_a_header_nested_too_deep_is_refused_when_written():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    delta, _ = change(*small(), 1, info={"k": deep})
+    with pytest.raises(FormatError, match="plain JSON"):
+        delta.to_bytes()

@@ -12,9 +12,10 @@ from test_delta import noise, same
 
 from mm_piece import interchange, names
 from mm_piece.delta import Delta, fingerprint
-from mm_piece.deltafile import DTYPES, bits
+from mm_piece.deltaheader import DTYPES
 from mm_piece.errors import DamageError, DeltaError, FormatError, MismatchError, PieceError
 from mm_piece.interchange import checkpoint_patches, read, sparse_patches, write
+from mm_piece.tensorfile import bits
 
 SHAPES = {"scale": (), "a.bias": (7,), "b": (5, 6), "c": (2, 3, 4), "d.values": (2, 1, 3, 2)}
 FORMS = ("vllm", "coo")

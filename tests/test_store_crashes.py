@@ -258,12 +258,13 @@ def test_gc_removes_what_the_library_made_and_nothing_lists(store):
     kept += ["0009-Mine.safetensors", "009-mine.safetensors", "0009-mine.bin", "0000.json"]
     kept += ["work/0004/mask.safetensors", "work/0005/x", "work/notes", "answers/notes.json"]
     kept += ["logs/0001/events", "answers/0004.txt", "base/0004-x.safetensors", "work/0001.txt"]
-    plant(store, *kept, "0009-foreign.safetensors")
+    plant(store, *kept)
     (store.path / "0008-link.safetensors").symlink_to(store.entries[0].file)
     (store.path / "answers" / "0007.json").mkdir()
     before = listing(store)
     files = ["0002-task-3.safetensors", "0004-other.safetensors"]
     garbage = plant(store, *files, content=delta)
+    garbage += plant(store, "0009-damaged.safetensors")
     garbage += plant(store, ".0004-x.safetensors.1.tmp", "answers/.0003.json.77.tmp")
     garbage += plant(store, "answers/0004.json", "answers/10000.json")
     plant(store, "work/0001/checkpoint-2/model", "work/0003/x")

@@ -13,7 +13,7 @@ from mm_piece.cli.terminal import AT, BASE, PATH, STORE, TASK, TO
 @TO
 @AT
 @BASE
-@click.option("--shard-size", default="5GiB", show_default=True, help="Most bytes of one file.")
+@click.option("--shard-size", default="5GB", show_default=True, help="Most bytes of one file.")
 def export(store: Path, to: Path, **options: Any) -> None:
     """Write an ordinary checkpoint folder TO.
 
