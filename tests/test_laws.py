@@ -205,6 +205,16 @@ def test_a_chain_that_breaks_on_the_way_writes_nothing(trained, base, monkeypatc
     assert same_bits(tensors(model), seen[3])
 
 
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_model_in_another_dtype_is_not_moved(trained, base, at):
+    store, _ = trained
+    model = mm_piece.load(base, store=store.path, at=2)[0].to(torch.float64)
+    before = snapshot(model)
+    with pytest.raises(MismatchError, match="the model is torch.float64"):
+        mm_piece.checkout(model, at=at)
+    assert same_bits(tensors(model), before)
+
+
 def test_a_store_with_another_history_moves_no_model(trained, base, tmp_path):
     store, seen = trained
     shutil.copytree(store.path, tmp_path / "store")

@@ -1,6 +1,7 @@
 """What is promised about the code itself: order of imports, budgets, seams, the wheel's content."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,13 @@ def test_frameworks_stay_behind_their_seams():
             for name in names:
                 seam = allowed.get(name.split(".")[0])
                 assert seam is None or module_of(file) in seam, f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_nothing_is_pickled(file):
+    text = file.read_text(encoding="utf-8")
+    for word in ("pickle", "torch.load", "torch.save", "joblib", "eval(", "exec("):
+        assert not re.search(rf"(?<![\w.]){re.escape(word)}", text), word
 
 
 def test_names_are_exported_lazily():
