@@ -79,12 +79,12 @@ def load(
     )
     dtype = trained_dtype(opened.base, opened.path)
     with ThreadPoolExecutor(1) as reader:  # deltas are read and verified while the base is loaded
-        deltas = [reader.submit(opened.delta, position) for position in range(1, last + 1)]
+        pending = [reader.submit(opened.delta, position) for position in range(1, last + 1)]
         model, processor = load_base(source, revision, dtype=dtype, **options)
         attach(model, opened)
         live = tensors(model)
-        for delta in deltas:  # nobody else has this model yet: one delta at a time
-            _attachments[model].apply(delta.result(), live)
+        for read in pending:  # nobody else has this model yet: one delta at a time
+            _attachments[model].apply(read.result(), live)
     return (model if wanted is None else model.to(as_dtype(wanted))), processor
 
 
