@@ -30,7 +30,7 @@ def main(check: bool) -> None:
     if check:
         sys.exit(int(before != after))
     readme.write_text(after, encoding="utf-8")
-    for folder in sorted(p for p in (ROOT / "eval" / "results").iterdir() if p.is_dir()):
+    for folder in sorted({p.parent for p in ROOT.glob("eval/results/*/*-validation.json")}):
         plot(folder)
 
 
@@ -51,6 +51,23 @@ def runs(folder: Path, split: str) -> list[dict[str, Any]]:
 
 
 def table(name: str) -> str:
+    """The goals of a bench, if NAME is `bench/FILE`, else the methods of an experiment."""
+    return _goals(name) if name.startswith("bench/") else _methods(name)
+
+
+def _goals(name: str) -> str:
+    """One line per goal: what was found, and what it was to be."""
+    result = json.loads((ROOT / "eval" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    rows = [
+        f"| {goal['section']} | {goal['what']} | {goal['found']:.3g} | "
+        f"{'≤' if goal['sense'] == 'at most' else '≥'} {goal['limit']:g} | "
+        f"{'yes' if goal['met'] else '**no**'} |"
+        for goal in result["goals"]
+    ]
+    return "\n".join(["| | measured | found | goal | met |\n|---|---|---|---|---|", *rows])
+
+
+def _methods(name: str) -> str:
     """One line per method: mean over seeds, ± standard deviation."""
     found = runs(ROOT / "eval" / "results" / name, "test")
     methods = sorted({run["method"] for run in found}, key=lambda m: -_mean(found, m, "op"))
