@@ -9,7 +9,7 @@ from pathlib import Path
 from mm_piece import tensorfile
 from mm_piece.checkpoint import INDEX, Checkpoint, Weight, fetch
 from mm_piece.delta import Delta
-from mm_piece.errors import BaseError, StoreError
+from mm_piece.errors import BaseError, MismatchError, StoreError
 from mm_piece.loading import as_store, dtype_of, is_delta, named_base, require_base
 from mm_piece.models import trained_dtype, where
 from mm_piece.recipe import parse_bytes
@@ -37,6 +37,7 @@ def export(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise StoreError(f"{to} exists and is not empty; export writes a new folder")
     checkpoint, deltas = _ingredients(store, at, base)
+    _require_weights(checkpoint, deltas)
     shards = _shards(checkpoint.weights, _shard_bytes(shard_size))
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as temporary:
@@ -94,6 +95,12 @@ def _ingredients(
     opened = as_store(source)
     deltas = opened.deltas(len(opened) if at is None else at)
     return checkpoint_of(opened, base), deltas
+
+
+def _require_weights(checkpoint: Checkpoint, deltas: Sequence[Delta]) -> None:
+    for delta in deltas:
+        if unknown := sorted(delta.shapes.keys() - checkpoint.parameters.keys()):
+            raise MismatchError(f"task {delta.task!r} changes {unknown[0]}, which is not there")
 
 
 def _shard_bytes(size: str | int) -> int:

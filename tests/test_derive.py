@@ -20,6 +20,7 @@ from mm_piece.errors import (
     BaseError,
     ConflictError,
     DeltaError,
+    MismatchError,
     ModelError,
     OrderError,
     PositionError,
@@ -266,6 +267,19 @@ def test_export_is_there_whole_or_not_at_all(stored, base, tmp_path, monkeypatch
     with pytest.raises(OrderError):
         mm_piece.export(store, at=3, to=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_delta_of_weights_that_are_not_there_makes_no_checkpoint(stored, base, tmp_path):
+    store, _, _ = stored
+    delta = derive.squash(store, 1)
+    for row in (delta.shapes, delta.indices, delta.values, delta.before):
+        row["language_model.model.layers.99.mlp.up_proj.weight"] = row.pop(next(iter(row)))
+    delta.save(tmp_path / "odd.safetensors")
+    with pytest.raises(MismatchError, match="layers.99.* which is not there"):
+        mm_piece.export(tmp_path / "odd.safetensors", None, tmp_path / "out", base)
+    with pytest.raises(MismatchError, match="layers.99.* which is not there"):
+        mm_piece.load(base, delta=tmp_path / "odd.safetensors")
+    assert not (tmp_path / "out").exists()
 
 
 def test_export_in_shards_is_what_a_full_save_holds(stored, base, tmp_path):
