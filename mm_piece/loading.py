@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from mm_piece.delta import Delta, fingerprint, put_all, take
+from mm_piece.delta import Delta, digest, fingerprint, put_all, take
 from mm_piece.errors import BaseError, MismatchError, StoreError
 from mm_piece.merging import replay, union
 from mm_piece.models import as_dtype, load_base, tensors, trained_dtype, where
@@ -25,6 +25,7 @@ class _Undo:
     sha256: str
     indices: dict[str, Tensor]
     values: dict[str, Tensor]
+    after: dict[str, str]  # SHA-256 of the values that the delta wrote
 
 
 @dataclass
@@ -37,11 +38,16 @@ class _Attachment:
     def apply(self, delta: Delta, live: Mapping[str, Tensor]) -> None:
         """Go one position on."""
         sha256 = self.store.entries[len(self.undo)].sha256
-        self.undo.append(_Undo(sha256, delta.indices, delta.apply(live)))
+        after = {name: digest(values) for name, values in delta.values.items()}
+        self.undo.append(_Undo(sha256, delta.indices, delta.apply(live), after))
 
     def back(self, live: Mapping[str, Tensor]) -> None:
-        """Go one position back."""
-        undo = self.undo.pop()
+        """Go one position back; MismatchError if the model is not what the last delta left."""
+        undo = self.undo[-1]
+        for name, index in undo.indices.items():
+            if digest(take(live[name], index).cpu()) != undo.after[name]:
+                raise MismatchError(f"{name} was changed since the model was loaded: load it again")
+        self.undo.pop()
         put_all((live[name], index, undo.values[name]) for name, index in undo.indices.items())
 
 
@@ -105,8 +111,9 @@ def checkout(model: nn.Module, at: int) -> None:
 
     Every delta on the way is verified, down to the values it expects to find, before the first
     write. The way back needs no file: what the deltas replaced was kept, as much again as their
-    values. Raises PositionError outside 0…T, StoreError for a model that was not loaded from a
-    store, or whose store has changed its history.
+    values. Raises PositionError outside 0…T, MismatchError if the weights are not what the last
+    delta left, StoreError for a model that was not loaded from a store, or whose store has changed
+    its history.
     """
     if model not in _attachments:
         raise StoreError("checkout needs a model that mm_piece.load took from a store")

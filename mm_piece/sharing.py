@@ -49,10 +49,15 @@ def fork(store: str | Path | DeltaStore, at: int, to: str | Path) -> DeltaStore:
     if `to` is a store already, PositionError outside 1…T.
     """
     opened, to = as_store(store), Path(to)
-    if (to / MANIFEST).exists():
+    if (to / MANIFEST).exists() and _is_whole(DeltaStore.open(to), opened, at):
         raise StoreError(f"{to}: is a store already; a fork makes a new one")
     opened.data(at)  # a PositionError for 0 too, where nothing would be shared
     return _copy(_only_learned(_part(opened, at), to), to)
+
+
+def _is_whole(target: DeltaStore, source: DeltaStore, at: int) -> bool:
+    """Whether a store is there, and not only what a fork left that was cut off."""
+    return len(target) >= at and bool(target.results() or not source.results())
 
 
 def push(
@@ -140,6 +145,7 @@ def _only_learned(part: _Part, to: Path) -> _Part:
 def _copy(part: _Part, to: Path) -> DeltaStore:
     if (to / MANIFEST).exists():
         target = DeltaStore.open(to)
+        target.verify()
     else:
         base = relocated(part.base, part.store.path, to)
         target = DeltaStore.create(to, base, part.recipe)

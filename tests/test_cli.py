@@ -196,6 +196,19 @@ def test_squash_export_and_extract_are_one_position(store, base, tmp_path):
     assert all(row["left"] == row["different"] == 0 for row in total.values())
 
 
+def test_what_is_there_is_not_replaced(store, base, tmp_path):
+    delta = store / DeltaStore.open(store).entries[0].file
+    before = delta.read_bytes()
+    for command in (
+        ("squash", str(store), str(delta)),
+        ("extract", str(base), str(base), str(delta)),
+        ("merge", str(base), str(delta), str(delta)),
+        ("convert", str(delta), str(delta), "--format", "vllm"),
+    ):
+        assert "exists; name a new file" in mistake(*command)
+    assert delta.read_bytes() == before
+
+
 def test_diff_prints_tensors_groups_and_overlap(store):
     shown = run("diff", f"{store}@1", str(store))
     for word in ("both, different", "language", "shared entries", "digits", "charts"):
@@ -218,7 +231,8 @@ def test_merge_decides_conflicts_by_rule(store, base, tmp_path):
     assert "rules that decide: last, first, sum, ties" in conflict
     run("merge", str(base), to, str(first), squashed, "--rule", "last")
     assert same_model(mm_piece.load(base, delta=to)[0], mm_piece.load(store=store, at=2)[0])
-    assert "known: error, last" in mistake("merge", str(base), to, str(first), "--rule", "mean")
+    new = str(tmp_path / "new.safetensors")
+    assert "known: error, last" in mistake("merge", str(base), new, str(first), "--rule", "mean")
 
 
 def test_without_says_whose_entries_they_are(store, tmp_path):

@@ -215,6 +215,18 @@ def test_a_model_in_another_dtype_is_not_moved(trained, base, at):
     assert same_bits(tensors(model), before)
 
 
+def test_a_model_that_was_changed_does_not_go_back(trained, base):
+    store, _ = trained
+    model, _ = mm_piece.load(base, store=store.path, at=2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1
+    before = snapshot(model)
+    with pytest.raises(MismatchError, match="was changed since"):
+        mm_piece.checkout(model, at=0)
+    assert same_bits(tensors(model), before)
+
+
 def test_a_store_with_another_history_moves_no_model(trained, base, tmp_path):
     store, seen = trained
     shutil.copytree(store.path, tmp_path / "store")

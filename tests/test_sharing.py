@@ -281,3 +281,19 @@ def test_user_name_is_of_the_hub_which_is_switched_off(store, tmp_path):
     refused(lambda: push(store, "user/name"), "user/name: ", "unset HF_HUB_OFFLINE")
     refused(lambda: pull("user/name", tmp_path / "new"), "user/name: ", "unset HF_HUB_OFFLINE")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_copy_onto_a_damaged_store_says_so(store, tmp_path):
+    target = transfer(store, tmp_path / "target")
+    (target.path / target.entries[0].file).write_bytes(b"short")
+    with pytest.raises(PieceError, match="position 1"):
+        pull(store.path, target.path)
+
+
+def test_a_fork_that_was_cut_off_is_finished_by_the_same_call(store, tmp_path):
+    (fork(store, 2, tmp_path / "branch").path / "results.json").unlink()
+    assert (
+        fork(store, 2, tmp_path / "branch").results() == fork(store, 2, tmp_path / "b2").results()
+    )
+    with pytest.raises(StoreError, match="is a store already"):
+        fork(store, 2, tmp_path / "branch")

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mm_piece.cli.terminal import AT, BASE, PATH, STORE, TASK, TO
+from mm_piece.cli.terminal import AT, BASE, NEW_FILE, PATH, STORE, TASK, TO
 
 
 @click.command()
@@ -26,7 +26,7 @@ def export(store: Path, to: Path, **options: Any) -> None:
 
 @click.command()
 @STORE
-@TO
+@NEW_FILE
 @AT
 @BASE
 @TASK
@@ -40,7 +40,7 @@ def squash(store: Path, to: Path, **options: Any) -> None:
 @click.command()
 @click.argument("base")
 @click.argument("tuned")
-@TO
+@NEW_FILE
 @TASK
 @click.option("--dtype", default=None, help="Cast both to this dtype. [TUNED's own]")
 def extract(base: str, tuned: str, to: Path, **options: Any) -> None:
@@ -57,7 +57,7 @@ def extract(base: str, tuned: str, to: Path, **options: Any) -> None:
 
 @click.command()
 @click.argument("base")
-@TO
+@NEW_FILE
 @click.argument("deltas", nargs=-1, required=True, type=PATH)
 @click.option(
     "--rule",
@@ -93,7 +93,7 @@ def without(store: Path, task: str, to: Path) -> None:
 
 @click.command()
 @click.argument("delta", type=PATH)
-@TO
+@NEW_FILE
 @click.option("--format", "form", required=True, help="vllm, coo; gap or raw: our own codecs.")
 def convert(delta: Path, to: Path, form: str) -> None:
     """Write a delta in another program's format."""
@@ -116,7 +116,7 @@ def convert(delta: Path, to: Path, form: str) -> None:
 @click.command(name="import")
 @click.argument("source", type=PATH)
 @click.argument("base")
-@TO
+@NEW_FILE
 @click.option("--format", "form", required=True, help="vllm, coo, shira (a PEFT adapter's folder).")
 @click.option("--dtype", default=None, help="What the base is cast to. [its own]")
 @TASK

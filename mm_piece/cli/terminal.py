@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from mm_piece.errors import PieceError
+
 PATH = click.Path(path_type=Path)
 AT = click.option(
     "--at", type=int, default=None, help="Position: 0 is the base, t after task t. [last]"
@@ -16,7 +18,15 @@ BASE = click.option("--base", default=None, help="Folder or hub id of the base. 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 STORE = click.argument("store", type=PATH)
 TO = click.argument("to", type=PATH)
+NEW_FILE = click.argument("to", type=PATH, callback=lambda _, __, path: _absent(path))
 TASK = click.option("--task", default=None, help="Name of the new delta's task.")
+
+
+def _absent(path: Path) -> Path:
+    """Return a path where nothing is: what a command makes never replaces what it is made of."""
+    if path.exists() or path.is_symlink():
+        raise PieceError(f"{path} exists; name a new file")
+    return path
 
 
 def show_table(

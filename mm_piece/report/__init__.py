@@ -5,6 +5,7 @@
 
 from pathlib import Path
 
+from mm_piece.deltafile import write
 from mm_piece.errors import DataError, StoreError
 from mm_piece.recipe import parse_recipe
 from mm_piece.report.page import render
@@ -35,7 +36,7 @@ def write_report(store: DeltaStore, to: Path, examples: Examples | None = None) 
     """
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_text(render(summarise(store, examples)), encoding="utf-8")
+        write(to, render(summarise(store, examples)).encode())
     except OSError as error:
         raise StoreError(f"cannot write {to}: {error.strerror}") from error
     return to
