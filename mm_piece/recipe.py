@@ -13,7 +13,8 @@ from mm_piece.errors import RecipeError
 from mm_piece.names import Group
 
 METHODS = ("piece-f", "piece-s", "magnitude", "random")
-Metric = Literal["exact", "vqa"]
+Metric = Literal["exact", "vqa", "choice", "rouge-l", "bleu", "edit", "cider"]
+Column = Literal["prompt", "answer", "answers", "image", "images", "messages", "conversations"]
 _UNION_BRANCH = re.compile(r"float$|dict\[|\[key\]")  # pydantic's own steps into a union
 _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -29,8 +30,11 @@ class GeneralTask(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$", max_length=100)
     test: str
     images: str | None = None
+    columns: dict[Column, str] = {}  # what a row's field is called in the source
+    prompt: str | None = None  # for rows without one, such as labelled images
     metric: Metric = "exact"
     max_new_tokens: int = Field(default=32, ge=1)
+    max_length: int | None = Field(default=None, ge=16)  # tokens, images included
 
 
 class Task(GeneralTask):
