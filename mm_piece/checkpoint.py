@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mm_piece.delta import Delta, identity, put, step_of, take
 from mm_piece.errors import MismatchError, ModelError
-from mm_piece.models import as_dtype, parameter_names
+from mm_piece.models import as_dtype, blueprint
 from mm_piece.names import hub_name
 from mm_piece.tensorfile import Place, bits, places
 
@@ -27,25 +27,36 @@ _FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor of a checkpoint: its key in the file, its published name, the dtype it is cast to.
+    """One tensor of a checkpoint, as the model has it: cast, and turned where the file is turned.
 
-    Casting is what `from_pretrained` does: floating-point tensors only.
+    Casting is what `from_pretrained` does: floating-point tensors only. Qwen3-VL's fused experts
+    lie in published files with their last two dimensions swapped.
     """
 
-    key: str
-    name: str
+    key: str  # in the file
+    name: str  # as published
     place: Place
     dtype: torch.dtype
+    shape: tuple[int, ...]
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Return the tensor's shape."""
-        return self.place.shape
+    def turned(self) -> bool:
+        """Return whether the file has the last two dimensions swapped."""
+        return self.place.shape != self.shape
 
     def pieces(self) -> Iterator[tuple[int, Tensor]]:
         """Yield flat slices with the position of their first entry."""
-        for first, piece in self.place.pieces():
-            yield first, piece.to(self.dtype)
+        if not self.turned:
+            for first, piece in self.place.pieces():
+                yield first, piece.to(self.dtype)
+            return
+        rows, columns = self.shape[-2:]
+        for first, piece in self.place.pieces(rows * columns):  # one matrix at a time
+            yield first, piece.to(self.dtype).view(columns, rows).t().reshape(-1)
+
+    def stored(self, piece: Tensor) -> Tensor:
+        """Return one of `pieces` as the file has it."""
+        return piece.view(self.shape[-2:]).t().reshape(-1) if self.turned else piece
 
     def take(self, indices: Tensor) -> Tensor:
         """Return the entries at sorted flat indices; MismatchError beyond the tensor's end."""
@@ -58,7 +69,14 @@ class Weight:
 
     def sample(self) -> Tensor:
         """Return the entries that stand for this tensor in a fingerprint."""
-        return self.place.sample(step_of(self.place.size)).to(self.dtype)
+        step = step_of(self.place.size)
+        if not self.turned:
+            return self.place.sample(step).to(self.dtype)
+        rows, columns = self.shape[-2:]
+        at = torch.arange(0, self.place.size, step)
+        inside = at % (rows * columns)
+        there = at - inside + inside % columns * rows + inside // columns
+        return self.place.scattered(there.tolist()).to(self.dtype)
 
     def digest(self) -> str:
         """Return the SHA-256 of the tensor's bit patterns, in hex."""
@@ -100,21 +118,26 @@ class Checkpoint:
         self.folder = folder
         self.dtype = as_dtype(dtype)
         self.family: str = _settings(folder).get("model_type", "")
+        self.shapes, self.tied = blueprint(folder)
         found = [item for file in files_of(folder) for item in places(file).items()]
         self.weights = [self._weight(key, place) for key, place in found]
         self.named = {weight.name: weight for weight in self.weights}
 
     def _weight(self, key: str, place: Place) -> Weight:
         dtype = self.dtype if place.dtype.is_floating_point else place.dtype
-        return Weight(key, hub_name(key, self.family), place, dtype)
+        name = hub_name(key, self.family)
+        shape = self.shapes.get(name, place.shape)
+        if place.shape not in (shape, (*shape[:-2], *shape[:-3:-1])):
+            found, expected = list(place.shape), list(shape)
+            raise ModelError(f"{place.file}: {key} is {found}, the model has {expected}")
+        return Weight(key, name, place, dtype, shape)
 
     @cached_property
     def parameters(self) -> dict[str, Weight]:
         """Return the weights that the model takes as parameters; ModelError if one is missing."""
-        names = parameter_names(self.folder)
-        if missing := sorted(set(names) - self.named.keys()):
+        if missing := sorted(self.shapes.keys() - self.named.keys()):
             raise ModelError(f"{self.folder} lacks {len(missing)} weights, {missing[0]} among them")
-        return {name: self.named[name] for name in names}
+        return {name: self.named[name] for name in self.shapes}
 
     def fingerprint(self) -> str:
         """Return the fingerprint of the model that `load_base` makes of this folder."""

@@ -1,8 +1,6 @@
 """Answers and scores of a model on tasks: one row of the accuracy matrix."""
 
-import re
-import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -10,9 +8,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from mm_piece.tasks import Example, batches, collate, encode_prompt, tokenizer_of
-
-Metric = Callable[[str, Sequence[str]], float]
+from mm_piece.scoring import METRICS
+from mm_piece.tasks import Example, batches, collate, fitted, tokenizer_of
+from mm_piece.tasks.templates import turn_end
 
 
 class Answer(TypedDict):
@@ -26,25 +24,6 @@ class Answer(TypedDict):
     score: float
 
 
-def exact(prediction: str, accepted: Sequence[str]) -> float:
-    """1 if the normalised prediction equals one of the accepted answers."""
-    return float(normalise(prediction) in {normalise(answer) for answer in accepted})
-
-
-def vqa(prediction: str, accepted: Sequence[str]) -> float:
-    """Soft accuracy of VQA v2: min(1, agreeing annotators / 3); with one answer, exact match."""
-    said = normalise(prediction)
-    agreeing = sum(normalise(answer) == said for answer in accepted)
-    return float(agreeing > 0) if len(accepted) == 1 else min(1.0, agreeing / 3)
-
-
-def normalise(text: str) -> str:
-    """Lower case, no punctuation but inside numbers, no articles, single spaces."""
-    text = re.sub(r"(?<=\d)[.,](?=\d)", "\0", text.lower())
-    text = "".join(" " if char in string.punctuation else char for char in text).replace("\0", ".")
-    return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
-
-
 def ask(
     model: nn.Module, processor: Any, image: Path, question: str, max_new_tokens: int = 32
 ) -> str:
@@ -56,19 +35,43 @@ def ask(
 
 @torch.inference_mode()
 def generate(
-    model: Any, processor: Any, batch: Sequence[Example], max_new_tokens: int
+    model: Any,
+    processor: Any,
+    batch: Sequence[Example],
+    max_new_tokens: int,
+    max_length: int | None = None,
 ) -> list[str]:
-    """Greedy answers to one batch, padded on the left."""
+    """Greedy answers to one batch, padded on the left; prompts of at most `max_length` tokens.
+
+    Whatever sampling a base's own configuration asks for is left aside: an answer depends on the
+    weights and the prompt alone.
+    """
     tokenizer = tokenizer_of(processor)
-    encoded = [encode_prompt(example, processor) for example in batch]
+    encoded = [fitted(example, processor, max_length, generation=True)[0] for example in batch]
     inputs = collate(encoded, pad_of(tokenizer), left=True)
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
     inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
     ids = model.generate(
-        **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad_of(tokenizer)
+        **inputs,
+        **_GREEDY,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad_of(tokenizer),
+        eos_token_id=_ends(model, processor),
     )
     new = ids[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def _ends(model: Any, processor: Any) -> list[int]:
+    """The tokens that end an answer: the model's own, and what its chat template ends a turn with.
+
+    The two differ in bases that were never tuned to chat.
+    """
+    tokenizer, own = tokenizer_of(processor), model.generation_config.eos_token_id
+    ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id}
+    if token := turn_end(processor):
+        ends.add(tokenizer.convert_tokens_to_ids(token))
+    return sorted(ends - {None})
 
 
 def pad_of(tokenizer: Any) -> int:
@@ -83,17 +86,22 @@ def evaluate(
     metric: str = "exact",
     **options: Any,
 ) -> list[Answer]:
-    """Answer and score every example; options: those of `generate`, and the bar's `title`."""
+    """Answer and score every example; options: those of `generate`, `batch_size` and the bar's
+    `title`.
+    """
     rule, title = METRICS[metric], options.pop("title", "evaluate")
-    results: list[Answer] = []
+    size = options.pop("batch_size", 8)
+    said: list[str] = []
     with tqdm(total=len(examples), desc=title, unit="example", leave=False, disable=None) as bar:
-        for batch in batches(examples, 50):
-            said = generate(model, processor, batch, **options)
-            results += [
-                _scored(rule, example, text) for example, text in zip(batch, said, strict=True)
-            ]
+        for batch in batches(examples, size):
+            said += generate(model, processor, batch, **options)
             bar.update(len(batch))
-    return results
+    accepted = [example.accepted or [example.answer] for example in examples]
+    scores = rule(said, accepted)
+    return [
+        _answer(example, text, score)
+        for example, text, score in zip(examples, said, scores, strict=True)
+    ]
 
 
 def mean_score(answers: Sequence[Answer]) -> float:
@@ -107,15 +115,23 @@ def by_kind(answers: Sequence[Answer]) -> dict[str, float]:
     return {kind: mean_score([a for a in answers if a["kind"] == kind]) for kind in kinds}
 
 
-def _scored(rule: Metric, example: Example, prediction: str) -> Answer:
+def _answer(example: Example, prediction: str, score: float) -> Answer:
     return {
         "row": example.row,
         "kind": example.kind,
         "prompt": example.prompt,
         "answer": example.answer,
         "prediction": prediction,
-        "score": rule(prediction, example.accepted or [example.answer]),
+        "score": score,
     }
 
 
-METRICS: dict[str, Metric] = {"exact": exact, "vqa": vqa}
+_GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}

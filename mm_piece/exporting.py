@@ -38,7 +38,9 @@ def export(
         raise StoreError(f"{to} exists and is not empty; export writes a new folder")
     checkpoint, deltas = _ingredients(store, at, base)
     _require_weights(checkpoint, deltas)
-    shards = _shards(checkpoint.weights, _shard_bytes(shard_size))
+    # A tied weight is written once: its other copy, if the base has one, would stay as it was.
+    kept = [weight for weight in checkpoint.weights if weight.name not in checkpoint.tied]
+    shards = _shards(kept, _shard_bytes(shard_size))
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as temporary:
         folder = Path(temporary) / to.name
@@ -107,7 +109,7 @@ def _shard_bytes(size: str | int) -> int:
     try:
         return parse_bytes(size)
     except ValueError as error:
-        raise StoreError(str(error).replace("memory", "shard size", 1)) from error
+        raise StoreError(f"shard size {error}") from error
 
 
 def _shards(weights: Sequence[Weight], limit: int) -> dict[str, list[Weight]]:
@@ -128,7 +130,7 @@ def _shards(weights: Sequence[Weight], limit: int) -> dict[str, list[Weight]]:
 
 
 def _row(weight: Weight) -> Row:
-    return Row(weight.key, tensorfile.NAMES[weight.dtype], weight.shape)
+    return Row(weight.key, tensorfile.NAMES[weight.dtype], weight.place.shape)
 
 
 def _write_shard(path: Path, weights: Sequence[Weight], deltas: Sequence[Delta]) -> None:
@@ -138,7 +140,7 @@ def _write_shard(path: Path, weights: Sequence[Weight], deltas: Sequence[Delta])
         file.write(tensorfile.header(rows, {"format": "pt"}))
         for row in rows:
             for piece in by_row[row].patched(deltas):
-                file.write(bits(piece).numpy().data)
+                file.write(bits(by_row[row].stored(piece)).numpy().data)
 
 
 def _write_index(path: Path, shards: Mapping[str, Sequence[Weight]]) -> None:

@@ -83,7 +83,7 @@ def stream(
     """Scores as flat pieces in tensor order; accumulators never exceed `memory` bytes.
 
     `names` restricts and orders the weights (default: all that `patchable` finds), `xi` is
-    PIECE-S's damping on the scale of the mean square, `progress` wraps the loop over examples.
+    PIECE-S's damping on the scale of the mean square, `progress` wraps the loop over batches.
     """
     rule = resolve(method)
     named = weights(model)
@@ -93,8 +93,7 @@ def stream(
     blocks = _blocks({name: named[name].numel() for name in names}, memory // 8)
     for number, block in enumerate(blocks, start=1):
         title = f"importance {number}/{len(blocks)}" if len(blocks) > 1 else "importance"
-        examples = progress(list(_examples(batches)), title) if needs_gradients else []
-        sums = _accumulate(model, examples, block) if needs_gradients else None
+        sums = _accumulate(model, progress(batches, title), block) if needs_gradients else None
         for position, (name, start, stop) in enumerate(block):
             weight = named[name].detach().reshape(-1)[start:stop].float().cpu()
             mean, square = sums.means(position) if sums else (weight, weight)
@@ -152,12 +151,12 @@ class _Sums:
         return (self.first[position] / scale).cpu(), (self.second[position] / scale).cpu()
 
 
-def _accumulate(model: nn.Module, examples: Iterable[Batch], block: Block) -> _Sums:
+def _accumulate(model: nn.Module, batches: Iterable[Batch], block: Block) -> _Sums:
     named = weights(model)
     parameters = [named[name] for name, _, _ in block]
     sums = _Sums(block, parameters[0].device)
     with _requiring(model, parameters):
-        for example in examples:
+        for example in _examples(batches):
             _loss(model, example).backward()
             sums.add([_slice(named[name], start, stop) for name, start, stop in block])
             for parameter in parameters:

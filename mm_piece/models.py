@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from mm_piece.delta import fingerprint, full_digest
 from mm_piece.errors import ModelError, StoreError
-from mm_piece.names import rules_of, weights
+from mm_piece.names import hub_name, rules_of, weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,27 +31,32 @@ def load_base(base: str | Path, revision: str | None = None, **options: Any) -> 
     weights.
     """
     logging.disable_progress_bar()
-    source = str(base)
-    if not Path(source).is_dir() and (source.count("/") > 1 or source[:1] in "/."):
-        raise ModelError(f"cannot load base {source}: there is no such folder")
+    source = _source(base)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
         rules_of(config.model_type)
         options["dtype"] = as_dtype(options.get("dtype", "float32"))
         options |= {"revision": revision, "output_loading_info": True}
         model, loaded = _loader(config).from_pretrained(source, **options)
-        processor = (AutoProcessor if "vision_config" in config else AutoTokenizer).from_pretrained(
-            source, revision=revision
-        )
+        processor = _processor(source, config, revision)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"cannot load base {source}: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise _refused(source, error) from error
     if missing := loaded["missing_keys"]:
         raise ModelError(
             f"base {source} lacks {len(missing)} weights, {sorted(missing)[0]!r} among them"
         )
     return model.eval(), processor
+
+
+def load_processor(base: str | Path, revision: str | None = None) -> Any:
+    """The processor of a base alone (a text model's tokenizer); ModelError as in `load_base`."""
+    source = _source(base)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        rules_of(config.model_type)
+        return _processor(source, config, revision)
+    except (OSError, ValueError, TypeError) as error:
+        raise _refused(source, error) from error
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -63,15 +68,38 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def parameter_names(folder: Path) -> list[str]:
-    """The published names of the parameters that a checkpoint folder's model has; loads nothing."""
+def blueprint(folder: Path) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """What a checkpoint folder's model has, without loading it.
+
+    The shapes of its parameters under their published names, and the further published names of
+    tied ones, which a file may hold or not.
+    """
     try:
         config = AutoConfig.from_pretrained(str(folder))
         rules_of(config.model_type)
         with torch.device("meta"):
-            return list(weights(_loader(config).from_config(config)))
+            model = _loader(config).from_config(config)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"{folder}: {' '.join(str(error).split())[:300]}") from error
+    shapes = {name: tuple(parameter.shape) for name, parameter in weights(model).items()}
+    every = model.named_parameters(remove_duplicate=False)
+    return shapes, {hub_name(live, config.model_type) for live, _ in every} - shapes.keys()
+
+
+def _source(base: str | Path) -> str:
+    source = str(base)
+    if not Path(source).is_dir() and (source.count("/") > 1 or source[:1] in "/."):
+        raise ModelError(f"cannot load base {source}: there is no such folder")
+    return source
+
+
+def _refused(source: str, error: Exception) -> ModelError:
+    return ModelError(f"cannot load base {source}: {' '.join(str(error).split())[:300]}")
+
+
+def _processor(source: str, config: Any, revision: str | None) -> Any:
+    auto = AutoProcessor if "vision_config" in config else AutoTokenizer
+    return auto.from_pretrained(source, revision=revision)
 
 
 def _loader(config: Any) -> Any:

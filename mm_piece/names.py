@@ -42,8 +42,9 @@ def group_of(name: str) -> str:
 def place_of(name: str) -> tuple[str, int | None, str]:
     """Group, layer number (None outside the stacked layers) and module of a published name."""
     stem = name.rsplit(".", 1)[0] if name.endswith((".weight", ".bias")) else name
-    layer = re.search(r"\.(?:layers|blocks|h)\.(\d+)\.", name)
-    return group_of(name), int(layer[1]) if layer else None, stem.rsplit(".", 1)[-1]
+    layer = re.search(r"\.(?:layers|blocks)\.(\d+)\.", name)
+    module = re.search(r"[^.]+(?:\.\d+)?$", stem)  # `mlp.0`: a number alone says nothing
+    return group_of(name), int(layer[1]) if layer else None, module[0] if module else stem
 
 
 def hub_name(live: str, model_type: str) -> str:
@@ -82,18 +83,36 @@ def weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return named
 
 
-# Live name (any generation) to published name, applied in order. A text model keeps its names.
+# Live name (any generation), or a name in a file, to published name, applied in order.
 _LLAVA: Rules = (
-    (r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.)", ""),
+    (r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.|image_newline$)", ""),
     (r"^lm_head\.", "language_model.lm_head."),
     (r"^language_model\.(?!model\.|lm_head\.)", "language_model.model."),
-    (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
+    (
+        r"^vision_tower\.(?=(embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)",
+        "vision_tower.vision_model.",
+    ),
 )
+_QWEN2_VL: Rules = (
+    (r"^model\.visual\.", "visual."),
+    (r"^model\.language_model\.", "model."),
+)
+_QWEN3_VL: Rules = ((r"^(?=visual\.|language_model\.)", "model."),)
 
+# Every family that can be trained, by the `model_type` of its configuration. A text model's names
+# have never changed. Another family is one line here, and patterns above if its groups have names
+# of their own.
 FAMILIES: dict[str, Rules] = {
     "llava": _LLAVA,
+    "llava_next": _LLAVA,
+    "llava_onevision": _LLAVA,
+    "qwen2_vl": _QWEN2_VL,
+    "qwen2_5_vl": _QWEN2_VL,
+    "qwen3_vl": _QWEN3_VL,
+    "qwen3_vl_moe": _QWEN3_VL,
     "llama": (),
+    "mistral": (),
+    "gemma2": (),
     "qwen2": (),
     "qwen3": (),
-    "gemma2": (),
 }

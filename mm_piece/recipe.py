@@ -91,7 +91,14 @@ class Recipe(_Strict):
     general: tuple[GeneralTask, ...] = ()
     select: Select = Select()
     train: dict[str, Any] = {}
+    cache: str | int = "20GiB"  # disk for the encoded examples of a task while it is learned
     seed: int = Field(default=42, ge=0, lt=2**31)
+
+    @field_validator("cache")
+    @classmethod
+    def _cache_readable(cls, cache: str | int) -> str | int:
+        parse_bytes(cache)
+        return cache
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Recipe":
@@ -105,12 +112,12 @@ class Recipe(_Strict):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def parse_bytes(memory: str | int) -> int:
+def parse_bytes(size: str | int) -> int:
     """Bytes of `8GiB`, `5GB` or a plain number; ValueError names the allowed units."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(memory))
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
     if not match or match[2] not in _UNITS or not 1024 <= _size(match) < 2**63:
         raise ValueError(
-            f"memory {memory!r} is not a size such as 8GiB, of at least 1KiB "
+            f"{size!r} is not a size such as 8GiB, of at least 1KiB "
             f"(units: {', '.join(_UNITS)[2:]})"
         )
     return int(_size(match))
@@ -187,6 +194,9 @@ def _first_problem(error: ValidationError) -> str:
         return f"unknown key {where!r}; {_nearest(str(problem['loc'][-1]), problem['loc'])}"
     if problem["type"] == "missing":
         return f"missing key {where!r}"
+    if problem["type"] == "literal_error":
+        allowed = problem["msg"].removeprefix("Input should be ")
+        return f"{where}: unknown {problem['input']!r}; allowed: {allowed}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
 

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from mm_piece.delta import Delta, fingerprint
 from mm_piece.errors import SelectionError
 from mm_piece.names import weights
+from mm_piece.tensorfile import bits
 
 _VALUES = "weight_values"  # the trainable parameter that a patched Linear carries
 
@@ -34,7 +35,7 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
         _check(self.mask, weights(model))
 
     def __enter__(self) -> "sparse_tuning":
-        named = weights(self.model)
+        self.weights = named = weights(self.model)  # while every weight still has its own name
         self._base = fingerprint({name: weight.detach() for name, weight in named.items()})
         self._flags = [
             (parameter, parameter.requires_grad) for parameter in self.model.parameters()
@@ -117,6 +118,10 @@ class Patch:
     def entries(self) -> Tensor:
         """A copy of the selected entries in the weight's dtype."""
         return self.weight.detach().reshape(-1)[self.index].clone()
+
+    def changed(self) -> int:
+        """How many of the selected entries have other bits than before."""
+        return int((bits(self.entries()) != bits(self.before)).sum())
 
     def write_back(self) -> None:
         flat = self.weight.detach().view(-1)

@@ -109,13 +109,17 @@ class Place:
         if step * self.dtype.itemsize < 2**12:  # closer than pages are: read all
             parts = [piece[-first % step :: step] for first, piece in self.pieces()]
             return torch.cat(parts) if parts else torch.empty(0, dtype=self.dtype)
-        sample = torch.empty(-(-self.size // step), dtype=self.dtype)
-        rows = bits(sample).numpy().view("u1").reshape(len(sample), self.dtype.itemsize)
+        return self.scattered(range(0, self.size, step))
+
+    def scattered(self, positions: Sequence[int]) -> Tensor:
+        """Return the entries at flat positions, in that order, reading them one by one."""
+        found = torch.empty(len(positions), dtype=self.dtype)
+        rows = bits(found).numpy().view("u1").reshape(len(found), self.dtype.itemsize)
         with self.file.open("rb", buffering=0) as file:
-            for number, row in enumerate(rows):
-                file.seek(self.start + number * step * self.dtype.itemsize)
+            for position, row in zip(positions, rows, strict=True):
+                file.seek(self.start + position * self.dtype.itemsize)
                 _fill(file, row, self.file)
-        return sample
+        return found
 
 
 def places(path: Path) -> dict[str, Place]:

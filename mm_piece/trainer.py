@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -121,6 +123,11 @@ class _Progress(TrainerCallback):
 
 def arguments(settings: dict[str, Any], folder: Path, seed: int) -> TrainingArguments:
     """TrainingArguments from a recipe's `train:` as it stands; RecipeError for what they refuse."""
+    known = [field.name for field in fields(TrainingArguments)]
+    if unknown := [key for key in settings if key not in known]:
+        close = get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "see transformers.TrainingArguments"
+        raise RecipeError(f"train: unknown key {unknown[0]!r}; {hint}")
     ours = {"output_dir": str(folder), "seed": seed, "remove_unused_columns": False}
     defaults: dict[str, Any] = {"report_to": "none", "save_total_limit": 2, "logging_steps": 10}
     defaults["dataloader_pin_memory"] = torch.accelerator.is_available()

@@ -1,31 +1,32 @@
 """`train`: the loop over a recipe's tasks, resumable at any instant."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from mm_piece import importance
+from mm_piece.changes import changes
 from mm_piece.checkpoint import Checkpoint, fetch
 from mm_piece.delta import Delta
-from mm_piece.errors import BaseError, RecipeError, StoreError
-from mm_piece.evaluation import Answer, by_kind, evaluate, mean_score, pad_of
-from mm_piece.loading import as_store, checkout, load
-from mm_piece.mask import Mask, budgets, select_stream
+from mm_piece.errors import BaseError, StoreError
+from mm_piece.evaluation import pad_of
+from mm_piece.loading import checkout, load
+from mm_piece.mask import Mask, budgets
+from mm_piece.measuring import measure, measured, rows_of
 from mm_piece.models import describe, load_base, locate, trained_dtype
 from mm_piece.names import group_of, weights
-from mm_piece.recipe import GeneralTask, Recipe, Task, load_recipe, parse_bytes, parse_recipe
+from mm_piece.recipe import Recipe, Task, load_recipe, parse_bytes, parse_recipe
+from mm_piece.scoring import METRICS
+from mm_piece.selection import mask_of
 from mm_piece.sparse import sparse_tuning
 from mm_piece.store import DeltaStore
-from mm_piece.tasks import Example, digest_of, encode, read, tokenizer_of
+from mm_piece.tasks import Encoded, Example, digest_of, fitted, tokenizer_of
 from mm_piece.trainer import arguments, fit, rehearse
 
 
@@ -35,8 +36,8 @@ class Run:
 
     recipe: Recipe
     store: DeltaStore
-    train: dict[str, list[Example]]
-    test: dict[str, list[Example]]  # of the tasks and of the general ones
+    train: dict[str, Sequence[Example]]
+    test: dict[str, Sequence[Example]]  # of the tasks and of the general ones
 
 
 def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
@@ -50,10 +51,12 @@ def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
     data = _read_all(recipe)
     arguments(recipe.train, Path(recipe.store) / "work", recipe.seed)
     importance.resolve(recipe.select.method)
+    for task in (*recipe.tasks, *recipe.general):
+        METRICS[task.metric]([], [])  # its library is there
     store = _open_or_create(recipe, data[0])
     with store.writing():
         run = Run(recipe, store, *data)
-        if min(len(store), _measured(run) - 1) < len(recipe.tasks):
+        if min(len(store), measured(store, recipe) - 1) < len(recipe.tasks):
             _go_on(run)
     return store
 
@@ -62,27 +65,30 @@ def _go_on(run: Run) -> None:
     """Measure what was learned but not measured, then learn what is missing."""
     recipe, store = run.recipe, run.store
     model, processor = load(recipe.base, store, at=len(store), **_load_options(recipe))
-    for position in range(_measured(run), len(store) + 1):
+    if "device_map" not in recipe.model:  # Trainer would move it, but scores come before it
+        model.to(arguments(recipe.train, store.work, recipe.seed).device)
+    for position in range(measured(store, recipe), len(store) + 1):
         checkout(model, position)
-        measure(run, model, processor, position)
+        measure(store, recipe, model, processor, position, run.test)
     checkout(model, len(store))
     for task in recipe.tasks[len(store) :]:
         learn(run, model, processor, task)
-        measure(run, model, processor, len(store))
+        measure(store, recipe, model, processor, len(store), run.test)
 
 
 def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
     """One task: scores, mask, sparse training, delta; the model stands there afterwards."""
     started = time.monotonic()
+    recipe, seed = run.recipe, run.recipe.seed + len(run.store)
     work = run.store.work / f"{len(run.store) + 1:04d}"
-    examples = run.train[task.name]
-    encoded = [
-        encode(example, processor)
-        for example in tqdm(examples, f"{task.name}: encode", leave=False, disable=None)
-    ]
-    mask, facts = _mask_of(run, model, encoded, work, task.name)
+    examples, room = run.train[task.name], parse_bytes(recipe.cache)
+    encoded = Encoded(examples, processor, work / "encoded", task.max_length, room)
+    data = _look_through(encoded, task)
+    mask, sizes, samples = mask_of(
+        model, encoded, recipe.select, work / "mask.safetensors", seeds=(recipe.seed, seed)
+    )
     scored = time.monotonic()
-    args = arguments(run.recipe.train, work, run.recipe.seed + len(run.store))
+    args = arguments(recipe.train, work, seed)
     pad, logs = pad_of(tokenizer_of(processor)), run.store.path / "logs" / work.name
     with sparse_tuning(model, mask) as tuning:
         metrics = fit(tuning, encoded, pad, args, logs)
@@ -90,126 +96,61 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
             task.name,
             base=run.store.base["fingerprint"],
             parent=run.store.entries[-1].sha256 if len(run.store) else "",
-            **facts,
-            data=digest_of(encoded),
-            groups=_changes(tuning),
+            **_facts(recipe, mask, sizes, samples),
+            **data,
+            groups=changes(tuning, sizes),
         )
     run.store.append(delta)
     # Not in the delta: what differs between equal runs would give the same task different files.
     timing = {"select": scored - started, "train": time.monotonic() - scored}
     _note(run, task.name, {**timing, "loss": metrics["train_loss"]})
+    tqdm.write(_summary(delta))
     rmtree(work, ignore_errors=True)
     return delta
 
 
-def measure(run: Run, model: nn.Module, processor: Any, position: int) -> None:
-    """Evaluate every task and the base ability; write row `position` and the answers."""
-    row, answers = {}, {}
-    for task in (*run.recipe.tasks, *run.recipe.general):
-        title, examples = f"position {position}: {task.name}", run.test[task.name]
-        answers[task.name] = _evaluate(model, processor, examples, task, title)
-        row[task.name] = mean_score(answers[task.name])
-    run.store.write_answers(position, answers)
-    run.store.write_results(_results(run, position, row, answers))
-    with SummaryWriter(str(run.store.path / "logs")) as board:
-        for name, score in row.items():
-            board.add_scalar(f"score/{name}", score, position)
-    tqdm.write(_line(position, row))
+def _look_through(encoded: Encoded, task: Task) -> dict[str, Any]:
+    """Encode every example once: their digest, and how many lost text to the task's length."""
+    cuts: list[bool] = []
+    digest = digest_of(_noting(encoded, cuts, f"{task.name}: encode"))
+    if task.max_length is None:
+        return {"data": digest}
+    cut, most = sum(cuts), task.max_length
+    tqdm.write(f"{task.name}: {cut} of {len(encoded)} examples lost text to max_length {most}")
+    return {"data": digest, "truncated": cut}
 
 
-def measure_at(
-    store: str | Path, at: int | None = None, base: str | None = None, names: Sequence[str] = ()
-) -> dict[str, float]:
-    """Scores of the model at a position on the tasks of the store's recipe (or on those named)."""
-    opened = as_store(store)
-    recipe = parse_recipe(opened.recipe, f"{store}/recipe.yaml")
-    tasks = {task.name: task for task in (*recipe.tasks, *recipe.general)}
-    if unknown := set(names) - set(tasks):
-        raise RecipeError(f"unknown task {sorted(unknown)[0]!r}; the store has {', '.join(tasks)}")
-    model, processor = load(base, opened, at)
-    chosen = [tasks[name] for name in names or tasks]
+def _noting(encoded: Encoded, cuts: list[bool], title: str) -> Iterator[dict[str, Tensor]]:
+    for position in tqdm(range(len(encoded)), title, unit="example", leave=False, disable=None):
+        inputs, cut = encoded.fitted(position)
+        cuts.append(cut)
+        yield inputs
+
+
+def _summary(delta: Delta) -> str:
+    """What the task changed in each group, in one line."""
+    moved = (
+        f"{group} {row['changed']:,} of {row['entries']:,} ({row['share']:.2%} of norm)"
+        for group, row in delta.info["groups"].items()
+    )
+    return f"{delta.task}: changed {', '.join(moved)}"
+
+
+def _facts(recipe: Recipe, mask: Mask, sizes: dict[str, int], samples: int) -> dict[str, Any]:
     return {
-        task.name: mean_score(
-            _evaluate(model, processor, read(task.test, task.images), task, task.name)
-        )
-        for task in chosen
-    }
-
-
-def _evaluate(
-    model: nn.Module, processor: Any, examples: Sequence[Example], task: GeneralTask, title: str
-) -> list[Answer]:
-    options = {"max_new_tokens": task.max_new_tokens, "title": title}
-    return evaluate(model, processor, examples, task.metric, **options)
-
-
-def _mask_of(
-    run: Run, model: nn.Module, encoded: list[dict[str, Tensor]], work: Path, title: str
-) -> tuple[Mask, dict[str, Any]]:
-    """The task's mask, kept in the work folder so that a resumed run trains the same entries."""
-    select, file = run.recipe.select, work / "mask.safetensors"
-    sample = _sample(encoded, select.samples, run.recipe.seed)
-    names = importance.patchable(model, sample, select.exclude)
-    sizes = {name: weights(model)[name].numel() for name in names}
-    if file.is_file():
-        stored = load_file(
-            file
-        )  # which sorts by name; the optimizer's order must be the first run's
-        mask: Mask = {name: stored[name] for name in names if name in stored}
-    else:
-        pieces = importance.stream(
-            model,
-            sample,
-            select.method,
-            names=names,
-            memory=parse_bytes(select.memory),
-            xi=select.xi,
-            seed=run.recipe.seed + len(run.store),
-            progress=lambda items, what: tqdm(
-                items, f"{title}: {what}", unit="example", leave=False, disable=None
-            ),
-        )
-        mask = select_stream(pieces, sizes, select.density)
-        work.mkdir(parents=True, exist_ok=True)
-        save_file(mask, file.with_suffix(".tmp"))
-        file.with_suffix(".tmp").replace(file)
-    return mask, _facts(run, mask, sizes, len(sample))
-
-
-def _facts(run: Run, mask: Mask, sizes: dict[str, int], samples: int) -> dict[str, Any]:
-    select = run.recipe.select
-    return {
-        "method": select.method,
-        "density": select.density,
+        "method": recipe.select.method,
+        "density": recipe.select.density,
         "patchable": sum(sizes.values()),
         "k": sum(len(index) for index in mask.values()),
         "samples": samples,
-        "seed": run.recipe.seed,
+        "seed": recipe.seed,
     }
 
 
-def _changes(tuning: sparse_tuning) -> dict[str, dict[str, float]]:
-    """Per group: entries selected, entries whose bits changed, and the norm of the change."""
-    report: dict[str, dict[str, float]] = {}
-    for name, patch in tuning.patches.items():
-        entry = report.setdefault(group_of(name), {"selected": 0, "changed": 0, "norm": 0.0})
-        change = patch.entries().double() - patch.before.double()
-        entry["selected"] += len(change)
-        entry["changed"] += int((change != 0).sum())
-        entry["norm"] = (entry["norm"] ** 2 + float(change.square().sum())) ** 0.5
-    return report
-
-
-def _sample(encoded: list[dict[str, Tensor]], samples: int, seed: int) -> list[dict[str, Tensor]]:
-    order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(seed))
-    return [encoded[position] for position in order[:samples].tolist()]
-
-
-def _read_all(recipe: Recipe) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
-    measured = (*recipe.tasks, *recipe.general)
+def _read_all(recipe: Recipe) -> tuple[dict[str, Sequence[Example]], dict[str, Sequence[Example]]]:
     return (
-        {task.name: read(task.train, task.images) for task in recipe.tasks},
-        {task.name: read(task.test, task.images) for task in measured},
+        {task.name: rows_of(task, task.train) for task in recipe.tasks},
+        {task.name: rows_of(task, task.test) for task in (*recipe.tasks, *recipe.general)},
     )
 
 
@@ -218,7 +159,7 @@ def _load_options(recipe: Recipe) -> dict[str, Any]:
     return {**options, "revision": recipe.revision}
 
 
-def _open_or_create(recipe: Recipe, train_rows: dict[str, list[Example]]) -> DeltaStore:
+def _open_or_create(recipe: Recipe, train_rows: dict[str, Sequence[Example]]) -> DeltaStore:
     path = Path(recipe.store)
     if (path / "store.json").exists():
         store = DeltaStore.open(path)
@@ -227,9 +168,11 @@ def _open_or_create(recipe: Recipe, train_rows: dict[str, list[Example]]) -> Del
     model, processor = load_base(recipe.base, recipe.revision, **recipe.model)
     budgets(_eligible(model, recipe.select.exclude), recipe.select.density)
     pad = pad_of(tokenizer_of(processor))
-    for examples in train_rows.values():  # data and settings work before a byte is written
-        first = encode(examples[0], processor)
-        rehearse(model, [first] * len(examples), recipe.train, pad)
+    for task in recipe.tasks:  # data and settings work before a byte is written
+        examples = train_rows[task.name]
+        for first in {bool(example.images): example for example in examples[:100]}.values():
+            inputs, _ = fitted(first, processor, task.max_length)
+            rehearse(model, [inputs] * len(examples), recipe.train, pad)
     return DeltaStore.create(
         path, describe(model, recipe.base, recipe.revision, path), recipe.text()
     )
@@ -248,7 +191,7 @@ def _same_run(store: DeltaStore, recipe: Recipe) -> None:
     after = recipe.model_dump()
     after["tasks"] = after["tasks"][: len(before["tasks"])]
     for key in before:
-        if key not in ("store", "base", "revision") and after[key] != before[key]:
+        if key not in ("store", "base", "revision", "cache") and after[key] != before[key]:
             raise StoreError(
                 f"store {store.path} was made by a recipe with another {key!r}; "
                 "only tasks at the end may be added: use a new store"
@@ -264,37 +207,6 @@ def _same_base(store: DeltaStore, recipe: Recipe) -> None:
         raise BaseError(f"store {store.path} was made on another base than {recipe.base}")
 
 
-def _measured(run: Run) -> int:
-    """Rows of the matrix; none of them counts once the recipe has got a further task."""
-    results = run.store.results()
-    same = results.get("tasks") == [task.name for task in run.recipe.tasks]
-    return len(results["matrix"]) if same and "matrix" in results else 0
-
-
-def _results(
-    run: Run, position: int, row: dict[str, float], answers: dict[str, list[Answer]]
-) -> dict[str, Any]:
-    tasks = [task.name for task in run.recipe.tasks]
-    general = [task.name for task in run.recipe.general]
-    before = run.store.results()
-    results: dict[str, Any] = {**before, "tasks": tasks, "general": general}
-    results["matrix"] = [*before.get("matrix", [])[:position], [row[name] for name in tasks]]
-    if general:
-        ability = sum(row[name] for name in general) / len(general)
-        results["base_ability"] = [*before.get("base_ability", [])[:position], ability]
-        results["base_ability_name"] = ", ".join(general)
-        kinds = by_kind([answer for name in general for answer in answers[name]])
-        old = before.get("base_kinds", {})
-        results["base_kinds"] = {k: [*old.get(k, [])[:position], v] for k, v in kinds.items()}
-    return results
-
-
 def _note(run: Run, task: str, facts: dict[str, float]) -> None:
     before = run.store.results()
     run.store.write_results({**before, "seconds": {**before.get("seconds", {}), task: facts}})
-
-
-def _line(position: int, row: dict[str, float]) -> str:
-    return f"position {position}  " + "  ".join(
-        f"{name} {score:.1%}" for name, score in row.items()
-    )

@@ -105,3 +105,18 @@ def make_llava(folder: Path, seed: int = 0) -> Path:
 def base(tmp_path_factory):
     """Folder of a tiny LLaVA base."""
     return make_llava(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def family_base(tmp_path_factory):
+    """A function from a family's name to the folder of its tiny base, made once."""
+    from families import make
+
+    made = {}
+
+    def _base(family: str) -> Path:
+        if family not in made:
+            made[family] = make(family, tmp_path_factory.mktemp(family) / "base")
+        return made[family]
+
+    return _base

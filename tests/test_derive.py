@@ -160,7 +160,15 @@ def test_extract_names_what_does_not_fit(base, tmp_path):
     content[name] = torch.cat([content[name], content[name]])
     safetensors.torch.save_file(content, file)
     to = tmp_path / "x.safetensors"
-    with pytest.raises(ModelError, match=r"lm_head\.weight has the shapes"):
+    with pytest.raises(ModelError, match=r"lm_head\.weight is \[522, 24\], the model has"):
+        mm_piece.extract(base, wide, to)
+    embedding = next(key for key in content if "embed_tokens" in key)
+    content[embedding] = content[name].clone()
+    safetensors.torch.save_file(content, file)
+    config = json.loads((wide / "config.json").read_text())
+    config["text_config"]["vocab_size"] = 522
+    (wide / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"embed_tokens\.weight has the shapes"):
         mm_piece.extract(base, wide, to)
     del content[name]
     safetensors.torch.save_file(content, file)

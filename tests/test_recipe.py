@@ -6,8 +6,8 @@ import pytest
 
 from mm_piece import importance, recipe
 from mm_piece.errors import RecipeError
-from mm_piece.evaluation import METRICS as SCORING
 from mm_piece.recipe import load_recipe, parse_bytes, parse_recipe
+from mm_piece.scoring import METRICS as SCORING
 
 GOOD = """
 base: some/base

@@ -17,7 +17,8 @@ from mm_piece.report.page import percent, points
 
 CHROMIUM = shutil.which("chromium")
 HOSTILE = "<script>alert('\"&')</script>"
-SECTIONS = ["accuracy", "positions", "metrics", "weights", "overlap", "sizes", "examples", "run"]
+SECTIONS = ["accuracy", "positions", "metrics", "weights", "overlap"]
+SECTIONS += ["changes", "sizes", "examples", "run"]
 
 
 @pytest.fixture(scope="module")

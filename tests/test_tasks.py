@@ -150,7 +150,7 @@ def test_images_may_lie_elsewhere(write, tmp_path):
     [
         ({"conversations": None, "image": "a.png"}, "no known format"),
         ({"prompt": "?", "answer": None}, "no known format"),
-        ({"prompt": "?", "answer": "x", "image": {"path": "a.png"}}, "must be a path, not dict"),
+        ({"prompt": "?", "answer": "x", "image": {"size": 3}}, "a path or bytes, not dict"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "question first"),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "allowed: text, image"),
         (

@@ -1,16 +1,18 @@
 """The command line: parse, call one function, print. Torch is imported inside commands only.
 
-running    train, eval, ask
-reading    log, show, results, diff, verify, report
-deriving   export, squash, extract, merge, without, convert, import
-shipping   fork, gc, push, pull
+running     train, eval, ask
+checking    check
+building    assemble
+reading     log, show, results, diff, verify, report
+deriving    export, squash, extract, merge, without, convert, import
+shipping    fork, gc, push, pull
 """
 
 from typing import Any
 
 import click
 
-from mm_piece.cli import deriving, reading, running, shipping
+from mm_piece.cli import building, checking, deriving, reading, running, shipping
 from mm_piece.errors import PieceError
 
 
@@ -34,6 +36,6 @@ def main(debug: bool) -> None:
     """Teach a vision-language model a sequence of tasks; load it at any point of the sequence."""
 
 
-for _module in (running, reading, deriving, shipping):
+for _module in (running, checking, building, reading, deriving, shipping):
     for _command in _module.COMMANDS:
         main.add_command(_command)

@@ -37,6 +37,7 @@ def log(store: Path, as_json: bool) -> None:
 @JSON
 def show(store: Path, at: int | None, as_json: bool) -> None:
     """Show what one delta holds: one of STORE, or a delta file."""
+    from mm_piece.changes import COLUMNS, change_rows
     from mm_piece.loading import outline
 
     content = outline(store, at)
@@ -45,10 +46,33 @@ def show(store: Path, at: int | None, as_json: bool) -> None:
         for t in content["tensors"]
     ]
     if not as_json:
-        facts = {key: value for key, value in content.items() if key != "tensors"}
+        changes = change_rows(content)
+        shown = ("tensors", "groups") if changes else ("tensors",)
+        facts = {key: value for key, value in content.items() if key not in shown}
         for key, value in facts.items():
             click.echo(f"{key:>10}  {value if isinstance(value, str) else json.dumps(value)}")
+        show_rows(("group", *COLUMNS), [(g, *map(_cell, row)) for g, row in _filled(changes)])
     show_table(content, ("tensor", "group", "shape", "entries"), rows, as_json)
+
+
+def _filled(changes: dict[str, dict[str, float]]) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """A change report with every column; older deltas lack some."""
+    from mm_piece.changes import COLUMNS
+
+    return [(group, [(c, row.get(c)) for c in COLUMNS]) for group, row in changes.items()]
+
+
+def _cell(cell: tuple[str, Any]) -> str:
+    column, value = cell
+    if value is None:
+        return "–"
+    return (
+        f"{value:.3%}"
+        if column == "share"
+        else f"{value:,.6g}"
+        if column == "norm"
+        else f"{value:,}"
+    )
 
 
 @click.command()

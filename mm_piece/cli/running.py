@@ -41,7 +41,7 @@ def evaluate(
 
     On the test sets of its recipe, or on those of the named tasks.
     """
-    from mm_piece.training import measure_at
+    from mm_piece.measuring import measure_at
 
     scores = measure_at(store, at, base, names)
     rows = [(name, f"{score:.1%}") for name, score in scores.items()]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mm_piece import metrics
+from mm_piece.changes import change_rows
 from mm_piece.report.weights import Indices, Overlap, Shapes, WeightMap, overlap, union, weight_map
 
 if TYPE_CHECKING:
@@ -56,6 +57,15 @@ class DeltaRow:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What a task changed in one group."""
+
+    task: str
+    group: str
+    row: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Attempt:
     """What the model answered at one position, and the score of that answer."""
 
@@ -97,6 +107,15 @@ class Report:
     def positions(self) -> list[str]:
         """A name for each position: the base, then the task that led there."""
         return ["base", *self.tasks]
+
+    @property
+    def changes(self) -> list[Change]:
+        """The change report of every delta that carries one."""
+        return [
+            Change(f"{delta.position} {delta.task}", group, row)
+            for delta in self.deltas
+            for group, row in change_rows(delta.info).items()
+        ]
 
     @property
     def info_keys(self) -> list[str]:

@@ -1,24 +1,24 @@
 """Data formats to chat messages to batches: what a task's rows become before a model sees them."""
 
-from mm_piece.tasks.encoding import (
-    IGNORED,
-    batches,
-    collate,
-    digest_of,
-    encode,
-    encode_prompt,
-    tokenizer_of,
-)
-from mm_piece.tasks.formats import Example, read
+from mm_piece.tasks.batching import batches, collate, digest_of
+from mm_piece.tasks.encoded import Encoded
+from mm_piece.tasks.encoding import IGNORED, encode, encode_prompt
+from mm_piece.tasks.examples import Example
+from mm_piece.tasks.lengths import fitted
+from mm_piece.tasks.reading import problems, read
+from mm_piece.tasks.templates import tokenizer_of
 
 __all__ = [
     "IGNORED",
+    "Encoded",
     "Example",
     "batches",
     "collate",
     "digest_of",
     "encode",
     "encode_prompt",
+    "fitted",
+    "problems",
     "read",
     "tokenizer_of",
 ]

@@ -1,15 +1,22 @@
-"""From examples to model inputs: chat template, image tokens, labels on answers alone, batches."""
+"""From examples to model inputs: images expanded to tokens, labels on the answers alone."""
 
-import hashlib
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from mm_piece.errors import DataError, ModelError
-from mm_piece.tasks.formats import Example, Message, text_of
+from mm_piece.tasks.examples import Example
+from mm_piece.tasks.templates import (
+    Span,
+    answers,
+    conversation,
+    is_text,
+    prompt,
+    require_no_visual_tokens,
+    special_at,
+    tokenizer_of,
+)
 
 IGNORED = -100  # the label of a token that is not supervised
 
@@ -21,61 +28,30 @@ def encode(example: Example, processor: Any) -> dict[str, Tensor]:
     ModelError where the chat template breaks the law that a prompt's tokens begin the tokens of
     prompt and answer.
     """
-    inputs = _process(processor, _render(processor, example.messages), example)
-    inputs["labels"] = _labels(example, processor, inputs["input_ids"])
+    require_no_visual_tokens(example, processor)
+    text, spans = conversation(example, processor)
+    inputs = _process(processor, text, example)
+    inputs["labels"] = _labels(example, processor, text, spans, inputs["input_ids"])
     return inputs
 
 
 def encode_prompt(example: Example, processor: Any) -> dict[str, Tensor]:
     """Model inputs of an example's last question, ready for generation."""
-    return _process(processor, _render(processor, example.messages[:-1], prompt=True), example)
+    require_no_visual_tokens(example, processor)
+    return _process(processor, prompt(example, processor), example)
 
 
-def collate(batch: Sequence[dict[str, Tensor]], pad: int, left: bool = False) -> dict[str, Tensor]:
-    """One batch of encoded examples: token rows padded (left for generation), the rest stacked."""
-    fill = {"input_ids": pad, "labels": IGNORED}
-    length = max(example["input_ids"].shape[1] for example in batch)
-    joined: dict[str, Tensor] = {}
-    for key in dict.fromkeys(key for example in batch for key in example):
-        parts = [example[key] for example in batch if key in example]
-        if parts[0].shape[:2] == batch[0]["input_ids"].shape[:2] or key in (
-            "attention_mask",
-            *fill,
-        ):
-            parts = [_pad(part, length, fill.get(key, 0), left) for part in parts]
-        joined[key] = torch.cat(parts)
-    return joined
+def count_tokens(text: str, processor: Any) -> int:
+    """The number of tokens of a text; an image counts as one."""
+    return len(_ids(processor, text))
 
 
-def digest_of(encoded: Sequence[dict[str, Tensor]]) -> str:
-    """SHA-256 of everything that the task's training examples feed to the model."""
-    sha = hashlib.sha256()
-    for example in encoded:
-        for key in sorted(example):
-            sha.update(example[key].numpy().tobytes())
-    return sha.hexdigest()
-
-
-def tokenizer_of(processor: Any) -> Any:
-    """The tokenizer inside a processor; a text model's processor is its tokenizer."""
-    return getattr(processor, "tokenizer", processor)
-
-
-def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Runs of at most `size` items, in order."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def _pad(part: Tensor, length: int, fill: int, left: bool) -> Tensor:
-    missing = length - part.shape[1]
-    return torch.nn.functional.pad(part, (missing, 0) if left else (0, missing), value=fill)
-
-
-def _labels(example: Example, processor: Any, expanded: Tensor) -> Tensor:
+def _labels(
+    example: Example, processor: Any, text: str, spans: list[Span], expanded: Tensor
+) -> Tensor:
     """Labels for the expanded ids; expansion adds image tokens only, so spans count the others."""
-    plain, spans = _answer_spans(example, processor)
-    image = _image_token(processor)
+    plain = _ids(processor, text)
+    image = -1 if is_text(processor) else processor.image_token_id
     others = (expanded[0] != image).nonzero().view(-1)
     kept = [token for token in plain if token != image]
     if expanded[0][others].tolist() != kept:
@@ -83,37 +59,36 @@ def _labels(example: Example, processor: Any, expanded: Tensor) -> Tensor:
             f"{example.source} row {example.row}: the processor changed more than image tokens"
         )
     labels = torch.full_like(expanded, IGNORED)
-    for start, stop in spans:
+    for start, stop in _token_spans(example, processor, text, spans):
         low, high = (sum(token != image for token in plain[:edge]) for edge in (start, stop))
         labels[0, others[low:high]] = expanded[0, others[low:high]]
     return labels
 
 
-def _answer_spans(example: Example, processor: Any) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids of the whole conversation before image expansion, and the token span of each answer."""
-    whole = _ids(processor, _render(processor, example.messages))
-    spans = []
-    for turn, message in enumerate(example.messages):
-        if message["role"] != "assistant":
-            continue
-        before = _ids(processor, _render(processor, example.messages[:turn], prompt=True))
-        after = _ids(processor, _render(processor, example.messages[: turn + 1]))
-        if whole[: len(after)] != after or after[: len(before)] != before:
+def _token_spans(
+    example: Example, processor: Any, text: str, spans: list[Span]
+) -> list[tuple[int, int]]:
+    """The tokens of each answer: from the end of its prompt to the token that ends its turn.
+
+    Where a template renders earlier answers otherwise than the last one (Qwen3 drops their
+    thoughts), those begin with the first token of their text.
+    """
+    tokenizer = tokenizer_of(processor)
+    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    whole, offsets = coded["input_ids"], coded["offset_mapping"]
+    found = []
+    for turn, (start, end) in zip(answers(example), spans, strict=True):
+        before = _ids(processor, prompt(example, processor, turn))
+        begins = whole[: len(before)] == before
+        if turn == len(example.messages) - 1 and not begins:
             raise ModelError(
                 f"{example.source} row {example.row}: "
                 "the chat template's prompt is not a prefix of prompt + answer"
             )
-        spans.append((len(before), len(after)))
-    return whole, spans
-
-
-def _render(processor: Any, messages: list[Message], prompt: bool = False) -> str:
-    if processor is tokenizer_of(processor):  # templates of text models take plain strings
-        messages = [{**message, "content": text_of(message)} for message in messages]
-    try:
-        return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    except (ValueError, AttributeError, TypeError, TemplateError) as error:
-        raise ModelError(f"the base has no usable chat template: {error}") from error
+        end += len(special_at(text, end, tokenizer))
+        inside = [n for n, (low, high) in enumerate(offsets) if high > start and low < end]
+        found.append((len(before) if begins else inside[0], inside[-1] + 1))
+    return found
 
 
 def _ids(processor: Any, text: str) -> list[int]:
@@ -122,15 +97,15 @@ def _ids(processor: Any, text: str) -> list[int]:
 
 def _process(processor: Any, text: str, example: Example) -> dict[str, Tensor]:
     options: dict[str, Any] = {"return_tensors": "pt", "add_special_tokens": False}
+    if is_text(processor) and example.images:
+        raise DataError(
+            f"{example.source} row {example.row} has an image, but the base is a text model"
+        )
     try:
-        if processor is tokenizer_of(processor):
+        if is_text(processor):
             return dict(processor(text, **options))
         return dict(processor(text=[text], images=example.pictures() or None, **options))
     except (ValueError, IndexError) as error:
         raise DataError(
             f"{example.source} row {example.row}: {' '.join(str(error).split())}"
         ) from error
-
-
-def _image_token(processor: Any) -> int | None:
-    return None if processor is tokenizer_of(processor) else processor.image_token_id

@@ -1,0 +1,72 @@
+"""The change report: what a task changed in each group, the proof that a tower trained or stayed.
+
+Every group of the model has a row, also one that could not be selected.
+"""
+
+from collections.abc import Mapping
+from math import hypot
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mm_piece.names import GROUPS, group_of
+from mm_piece.sparse import sparse_tuning
+
+COLUMNS = ("entries", "patchable", "selected", "changed", "norm", "share")
+
+
+def changes(tuning: sparse_tuning, patchable: Mapping[str, int]) -> dict[str, dict[str, float]]:
+    """Per group, in the order of `GROUPS`: what there is, what could change and what did.
+
+    `patchable` maps the weights that a task may change to their number of entries. Columns:
+    `entries` of the group, `patchable` ones, `selected` ones, `changed` ones (other bits than
+    before), `norm` of the change, and `share`: that norm over the norm of the group's weights.
+    """
+    named = {name: weight.detach() for name, weight in tuning.weights.items()}
+    rows: dict[str, list[str]] = {group_of(name): [] for name in named}
+    for name in named:
+        rows[group_of(name)].append(name)
+    return {g: _row(tuning, rows[g], named, patchable) for g in GROUPS if g in rows}
+
+
+def change_rows(info: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The change report that a delta carries: none if it carries none, or something else."""
+    groups = info.get("groups")
+    if not isinstance(groups, dict):
+        return {}
+    rows = {g: row for g, row in groups.items() if g in GROUPS and isinstance(row, dict)}
+    return {g: {c: row[c] for c in COLUMNS if _is_number(row.get(c))} for g, row in rows.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _row(
+    tuning: sparse_tuning,
+    names: list[str],
+    named: Mapping[str, Tensor],
+    patchable: Mapping[str, int],
+) -> dict[str, float]:
+    patches = [tuning.patches[name] for name in names if name in tuning.patches]
+    moved = [patch.entries().double() - patch.before.double() for patch in patches]
+    norm = hypot(*(float(change.norm()) for change in moved))
+    whole = hypot(*(_norm(named[name]) for name in names))
+    return {
+        "entries": sum(named[name].numel() for name in names),
+        "patchable": sum(patchable.get(name, 0) for name in names),
+        "selected": sum(len(change) for change in moved),
+        "changed": sum(patch.changed() for patch in patches),
+        "norm": _rounded(norm),
+        "share": _rounded(norm / whole) if whole else 0.0,
+    }
+
+
+def _norm(weight: Tensor) -> float:
+    return float(torch.linalg.vector_norm(weight, dtype=torch.float32))
+
+
+def _rounded(value: float) -> float:
+    """Six digits: what a sum's order of addition leaves alone."""
+    return float(f"{value:.6g}")

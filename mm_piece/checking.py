@@ -1,0 +1,166 @@
+"""What a recipe's data look like to its base, before anything is trained."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mm_piece import importance
+from mm_piece.errors import PieceError
+from mm_piece.measuring import rows_of
+from mm_piece.models import load_processor
+from mm_piece.recipe import GeneralTask, Recipe, Task, load_recipe
+from mm_piece.scoring import METRICS
+from mm_piece.tasks import IGNORED, Example, fitted, problems, tokenizer_of
+from mm_piece.trainer import arguments
+
+Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+Token = tuple[str, bool]  # its text, and whether it is supervised
+
+
+@dataclass
+class Split:
+    """A train or test source: what it holds, and what is wrong with it."""
+
+    source: str
+    rows: int = 0
+    images: int = 0
+    text_only: int = 0
+    repeated: int = 0  # rows that stood there before, question, images and answer
+    encoded: int = 0  # rows that were looked at token by token
+    lengths: list[int] = field(default_factory=list)  # tokens of those rows, before any cut
+    truncated: int = 0  # of those rows
+    errors: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TaskCheck:
+    """One task: its splits, and how they relate."""
+
+    name: str
+    metric: str
+    train: Split | None
+    test: Split
+    shared: int = 0  # test rows whose question and images stand in the train set too
+    commonest: str = ""  # the commonest answer of the test set
+    floor: float = 0.0  # what always giving it would score
+    example: list[Token] = field(default_factory=list)
+
+
+@dataclass
+class Check:
+    """Every task of a recipe; sound if no split has an error."""
+
+    tasks: list[TaskCheck]
+
+    @property
+    def errors(self) -> list[str]:
+        """All errors, each one line that names source and row."""
+        splits = [s for task in self.tasks for s in (task.train, task.test) if s]
+        return [error for split in splits for error in split.errors]
+
+    def content(self) -> dict[str, Any]:
+        """The whole as plain values, for JSON."""
+        return {"tasks": [asdict(task) for task in self.tasks], "errors": self.errors}
+
+
+def check(
+    recipe: str | Path | Recipe,
+    *overrides: str,
+    rows: int = 1000,
+    progress: Progress = lambda items, title: items,
+) -> Check:
+    """Look at a recipe's settings, base and data as training would, and write nothing.
+
+    Every row is read and its images' headers are looked at; `rows` of each source, evenly spread,
+    are decoded and tokenized. Raises RecipeError, ModelError, SelectionError for what is wrong
+    with the recipe itself; what is wrong with the data stands in the result, all of it.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
+    arguments(recipe.train, Path(recipe.store) / "work", recipe.seed)
+    importance.resolve(recipe.select.method)
+    for task in (*recipe.tasks, *recipe.general):
+        METRICS[task.metric]([], [])  # its library is there
+    processor = load_processor(recipe.base, recipe.revision)
+    tasks = (*recipe.tasks, *recipe.general)
+    return Check([_task(task, processor, rows, progress) for task in tasks])
+
+
+def _task(task: GeneralTask, processor: Any, rows: int, progress: Progress) -> TaskCheck:
+    learned = isinstance(task, Task)
+    train, taught = _split(task, task.train, processor, rows, progress) if learned else (None, [])
+    test, asked = _split(task, task.test, processor, rows, progress)
+    known = {_question(example) for example in taught}
+    shared = sum(_question(example) in known for example in asked)
+    found = TaskCheck(task.name, task.metric, train, test, shared)
+    if asked:
+        found.commonest, found.floor = _floor(task, asked)
+    if not (test.errors or (train and train.errors)):
+        found.example = _tokens((taught or asked)[0], processor, task)
+    return found
+
+
+def _split(
+    task: GeneralTask, source: str, processor: Any, most: int, progress: Progress
+) -> tuple[Split, Sequence[Example]]:
+    split = Split(source)
+    split.errors = [
+        str(error) for error in problems(source, task.images, task.columns, task.prompt)
+    ]
+    if split.errors:
+        return split, []
+    examples = rows_of(task, source)
+    split.rows = len(examples)
+    split.images = sum(len(example.images) for example in examples)
+    split.text_only = sum(not example.images for example in examples)
+    split.repeated = split.rows - len({example.digest() for example in examples})
+    chosen = _spread(split.rows, most)
+    for position in progress(chosen, f"{task.name}: {source}"):
+        _look(split, examples[position], processor, task)
+    return split, examples
+
+
+def _look(split: Split, example: Example, processor: Any, task: GeneralTask) -> None:
+    """Decode and tokenize one row."""
+    split.encoded += 1
+    try:
+        inputs, _ = fitted(example, processor, None)
+        split.lengths.append(inputs["input_ids"].shape[1])
+        if split.lengths[-1] > (task.max_length or sys.maxsize):
+            split.truncated += fitted(example, processor, task.max_length)[1]
+    except PieceError as error:
+        split.errors.append(str(error))
+
+
+def _spread(count: int, most: int) -> Sequence[int]:
+    """At most `most` positions out of `count`, evenly spread."""
+    return range(count) if count <= most else [count * n // most for n in range(most)]
+
+
+def _question(example: Example) -> str:
+    """What identifies a question: its texts and images, without the answer."""
+    return replace(example, messages=example.messages[:-1]).digest()
+
+
+def _floor(task: GeneralTask, examples: Sequence[Example]) -> tuple[str, float]:
+    """The commonest answer, and what a model that always gives it would score."""
+    accepted = [example.accepted or [example.answer] for example in examples]
+    commonest = Counter(answers[0] for answers in accepted).most_common(1)[0][0]
+    scores = METRICS[task.metric]([commonest] * len(accepted), accepted)
+    return commonest, sum(scores) / len(scores)
+
+
+def _tokens(example: Example, processor: Any, task: GeneralTask) -> list[Token]:
+    """The tokens of an encoded example as text, neighbours of one kind joined."""
+    inputs, _ = fitted(example, processor, task.max_length)
+    tokenizer = tokenizer_of(processor)
+    runs: list[tuple[list[int], bool]] = []
+    for token, label in zip(inputs["input_ids"][0], inputs["labels"][0], strict=True):
+        supervised = int(label) != IGNORED
+        if not runs or runs[-1][1] != supervised:
+            runs.append(([], supervised))
+        runs[-1][0].append(int(token))
+    return [(tokenizer.decode(ids), supervised) for ids, supervised in runs]

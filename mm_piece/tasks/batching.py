@@ -1,0 +1,73 @@
+"""From encoded examples to batches: token rows padded, images side by side."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as padded
+
+from mm_piece.tasks.encoding import IGNORED
+
+# Inputs with one entry per token, and what stands in the padding (None: the padding token).
+_PER_TOKEN: dict[str, int | None] = {
+    "input_ids": None,
+    "attention_mask": 0,
+    "labels": IGNORED,
+    "mm_token_type_ids": 0,
+    "token_type_ids": 0,
+}
+
+
+def collate(batch: Sequence[dict[str, Tensor]], pad: int, left: bool = False) -> dict[str, Tensor]:
+    """One batch of encoded examples: token rows padded (left for generation), the rest stacked.
+
+    `pad` is the padding token. Rows with and without images may stand in one batch; images cut into
+    unequal numbers of tiles (LLaVA-NeXT) get empty ones, which the model leaves out.
+    """
+    length = max(example["input_ids"].shape[1] for example in batch)
+    joined: dict[str, Tensor] = {}
+    for key in dict.fromkeys(key for example in batch for key in example):
+        if key not in _PER_TOKEN:
+            joined[key] = _stack([example[key] for example in batch if key in example])
+            continue
+        fill = _PER_TOKEN[key]
+        rows = [_row(example, key) for example in batch]
+        joined[key] = torch.cat(
+            [_pad(r, length, pad if fill is None else fill, left) for r in rows]
+        )
+    return joined
+
+
+def digest_of(encoded: Iterable[dict[str, Tensor]]) -> str:
+    """SHA-256 of everything that the task's training examples feed to the model."""
+    sha = hashlib.sha256()
+    for example in encoded:
+        for key in sorted(example):
+            sha.update(example[key].numpy().tobytes())
+    return sha.hexdigest()
+
+
+def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Runs of at most `size` items, in order."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _row(example: dict[str, Tensor], key: str) -> Tensor:
+    """One row of a per-token input; a row without an image has no token types, which means 0."""
+    return example[key] if key in example else torch.zeros_like(example["input_ids"])
+
+
+def _pad(row: Tensor, length: int, fill: int, left: bool) -> Tensor:
+    missing = length - row.shape[1]
+    return padded(row, (missing, 0) if left else (0, missing), value=fill)
+
+
+def _stack(parts: Sequence[Tensor]) -> Tensor:
+    """Parts joined along the first dimension; images in tiles (5 dimensions) get equally many."""
+    if parts[0].dim() == 5:
+        most = max(part.shape[1] for part in parts)
+        parts = [padded(part, (0, 0) * 3 + (0, most - part.shape[1])) for part in parts]
+    return torch.cat(list(parts))

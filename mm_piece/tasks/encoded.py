@@ -1,0 +1,77 @@
+"""A task's examples as model inputs: encoded when asked for, kept on disk by their content."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mm_piece.tasks.examples import Example
+from mm_piece.tasks.lengths import fitted
+from mm_piece.tasks.templates import tokenizer_of
+
+
+class Encoded(Sequence[dict[str, Tensor]]):
+    """Encoded examples that take no memory: each is made once and read from `folder` after that.
+
+    A file is named by the SHA-256 of what it was made of (texts, image bytes, processor, length),
+    so changed data are encoded anew. Once the folder holds `room` bytes, further examples are made
+    whenever they are asked for.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        processor: Any,
+        folder: Path,
+        max_length: int | None = None,
+        room: int = 20 * 2**30,
+    ) -> None:
+        """Nothing is encoded before it is asked for."""
+        self.examples, self.processor, self.folder = examples, processor, folder
+        self.max_length, self.room = max_length, room
+        template = tokenizer_of(processor).chat_template
+        self._setting = f"{processor!r} {template} {max_length}"
+        self._held = sum(file.stat().st_size for file in folder.glob("*")) if room else 0
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        return len(self.examples)
+
+    def __getitem__(self, position: Any) -> Any:
+        """One encoded example, or the part of the sequence that a slice names."""
+        if isinstance(position, slice):
+            return self.part(range(len(self))[position])
+        return self.fitted(position)[0]
+
+    def part(self, positions: Sequence[int]) -> "Encoded":
+        """The examples at some positions, in that order."""
+        chosen = [self.examples[position] for position in positions]
+        return Encoded(chosen, self.processor, self.folder, self.max_length, self.room)
+
+    def fitted(self, position: int) -> tuple[dict[str, Tensor], bool]:
+        """One encoded example, and whether it lost text to `max_length`."""
+        example = self.examples[position]
+        key = hashlib.sha256(f"{example.digest()} {self._setting}".encode()).hexdigest()
+        file = self.folder / f"{key}.safetensors"
+        if file.is_file():
+            with safe_open(file, "pt") as opened:
+                names = opened.keys()
+                cut = opened.metadata()["truncated"] == "True"
+                return {name: opened.get_tensor(name) for name in names}, cut
+        made, cut = fitted(example, self.processor, self.max_length)
+        if self._held < self.room:
+            self._keep(file, made, cut)
+        return made, cut
+
+    def _keep(self, file: Path, made: dict[str, Tensor], cut: bool) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}")  # loader processes may meet here
+        content = {name: value.contiguous() for name, value in made.items()}
+        save_file(content, temporary, {"truncated": str(cut)})
+        temporary.replace(file)
+        self._held += file.stat().st_size

@@ -1,0 +1,64 @@
+"""`Example`: one row as chat messages and images, whatever format it came in."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mm_piece.errors import short
+from mm_piece.tasks import pictures
+from mm_piece.tasks.pictures import Picture
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: its chat messages (typed content) and its images, in the order of their marks."""
+
+    row: int
+    messages: list[Message]
+    images: list[Picture]
+    source: str
+    kind: str = ""
+    accepted: list[str] = field(default_factory=list)  # all right answers, where a row has several
+
+    @property
+    def prompt(self) -> str:
+        """The text of the last question."""
+        return text_of(self.messages[-2])
+
+    @property
+    def answer(self) -> str:
+        """The text of the last answer."""
+        return text_of(self.messages[-1])
+
+    def pictures(self) -> list[Image.Image]:
+        """The images, opened, in RGB; DataError names row and path of one that cannot be read."""
+        return [pictures.opened(image, self._where(n)) for n, image in enumerate(self.images)]
+
+    def require_images(self) -> None:
+        """Raise DataError for an image that is not there, or that its header shows to be unfit."""
+        for number, image in enumerate(self.images):
+            pictures.require(image, self._where(number))
+
+    def digest(self) -> str:
+        """SHA-256 of the messages and of the images' content, wherever it lies."""
+        sha = hashlib.sha256(json.dumps(self.messages, sort_keys=True).encode())
+        for number, image in enumerate(self.images):
+            sha.update(hashlib.sha256(pictures.content(image, self._where(number))).digest())
+        return sha.hexdigest()
+
+    def _where(self, number: int) -> str:
+        image = self.images[number]
+        name = str(image) if isinstance(image, Path) else f"{number + 1}"
+        shown = name if len(name) < 300 and name.isprintable() else short(name, 300)
+        return f"{self.source} row {self.row}: image {shown}"
+
+
+def text_of(message: Message) -> str:
+    """The text of a message, without its images."""
+    return "".join(part.get("text", "") for part in message["content"])

@@ -1,0 +1,104 @@
+"""Images as rows give them: files, bytes or pictures; checked early, decoded when needed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mm_piece.errors import DataError, short
+
+Picture = Path | bytes | Image.Image
+SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+# Deeper pixels (I, F) would be clipped to white without a word; others have no way to RGB.
+_MODES = frozenset(
+    ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"),
+)
+
+
+def opened(picture: Picture, where: str) -> Image.Image:
+    """The picture in RGB, turned as its EXIF data say, on white where it is transparent.
+
+    Of an animation, the first frame. Raises DataError, which begins with `where`, for one that is
+    missing, cannot be decoded, or has more than 8 bits a channel.
+    """
+    with _reading(picture, where) as image:
+        return _on_white(ImageOps.exif_transpose(image))
+
+
+def require(picture: Picture, where: str) -> None:
+    """Raise DataError as `opened` does, without decoding, for all that a header and an end tell."""
+    with _reading(picture, where) as image:
+        if image.format not in ("JPEG", "MPO"):
+            image.verify()  # PNG: the checksums of the whole file; others: nothing
+        elif not isinstance(picture, Image.Image) and not _ends_as_jpeg(picture):
+            image.load()  # cut short, or with something behind it: only decoding tells
+
+
+def content(picture: Picture, where: str) -> bytes:
+    """What identifies a picture: its file's bytes; of one in memory mode, size and pixels."""
+    if isinstance(picture, Image.Image):
+        if picture.mode == "P" or picture.has_transparency_data:  # colours stand beside the pixels
+            picture = picture.convert("RGBA")
+        return f"{picture.mode} {picture.size} ".encode() + picture.tobytes()
+    try:
+        return picture if isinstance(picture, bytes) else picture.read_bytes()
+    except OSError as error:
+        raise DataError(f"{where} cannot be read: {_reason(error)}") from error
+
+
+@contextmanager
+def _reading(picture: Picture, where: str) -> Iterator[Image.Image]:
+    """The picture, opened and fit to be used; every failure until the end is a DataError."""
+    try:
+        with _found(picture, where) as image:
+            _require_fit(image, where)
+            yield image
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{where} does not exist") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{where} cannot be read: it is no image of a known format") from error
+    except Exception as error:  # decoders raise whatever they like on damaged files
+        raise DataError(f"{where} cannot be read: {_reason(error)}") from error
+
+
+def _found(picture: Picture, where: str) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture.copy()
+    if not (len(picture) if isinstance(picture, bytes) else picture.stat().st_size):
+        raise DataError(f"{where} is empty: it has no bytes")
+    return Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture)
+
+
+def _require_fit(image: Image.Image, where: str) -> None:
+    if 0 in image.size:
+        raise DataError(f"{where} has no pixels: its size is {image.width} x {image.height}")
+    if image.mode not in _MODES:
+        raise DataError(f"{where} has mode {image.mode}; convert it to 8 bits a channel, RGB")
+
+
+def _ends_as_jpeg(picture: Path | bytes) -> bool:
+    if isinstance(picture, bytes):
+        return picture.endswith(b"\xff\xd9")
+    with picture.open("rb") as file:
+        file.seek(-2, 2)
+        return file.read() == b"\xff\xd9"
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """What lies under transparent pixels is arbitrary, often black: white is what people see."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return short(error, 150) or type(error).__name__

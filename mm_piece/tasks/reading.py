@@ -1,0 +1,107 @@
+"""`read`: the rows of a source as examples, built when they are asked for."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mm_piece.errors import DataError
+from mm_piece.tasks.examples import Example
+from mm_piece.tasks.rows import example_of, renamed
+from mm_piece.tasks.sources import Raw, folder_of, raw_rows, sliced
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Sequence[Example]):
+    """Some rows of a source; each becomes an example, with its number in the source, on access."""
+
+    source: str
+    raw: Raw
+    first: int  # number of the first raw row
+    numbers: range
+    folder: Path
+    columns: Mapping[Any, str]
+    prompt: str | None
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.numbers)
+
+    def __getitem__(self, position: Any) -> Any:
+        """One example, or the part of the sequence that a slice names."""
+        if isinstance(position, slice):
+            return replace(self, numbers=self.numbers[position])
+        return self.example(self.raw_row(position), self.numbers[position])
+
+    def __add__(self, others: Sequence[Example]) -> list[Example]:
+        """These examples and others, as a list."""
+        return [*self, *others]
+
+    def raw_row(self, position: int) -> Any:
+        """A row as it stands in the source."""
+        return self.raw[self.numbers[position] - self.first]
+
+    def example(self, raw: Any, number: int) -> Example:
+        """The example of a raw row."""
+        row = renamed(raw, self.columns)
+        return example_of(row, number, self.source, self.folder, self.prompt)
+
+
+def read(
+    source: str,
+    images: str | None = None,
+    columns: Mapping[Any, str] | None = None,
+    prompt: str | None = None,
+) -> Rows:
+    """All rows of a source; image paths are relative to `images`, or to the source's own folder.
+
+    `columns` says what a field is called in the source, where a row has that column; `prompt` is
+    the question of rows that have none. Raises DataError in one line for a missing or empty source,
+    a row of no known format, an image that is missing or no image, and images that do not match
+    the `<image>` marks of the text.
+    """
+    rows = _opened(source, images, columns, prompt)
+    for error in _problems(rows):
+        raise error
+    return rows
+
+
+def problems(
+    source: str,
+    images: str | None = None,
+    columns: Mapping[Any, str] | None = None,
+    prompt: str | None = None,
+) -> Iterator[DataError]:
+    """Everything that `read` would raise, row by row."""
+    try:
+        rows = _opened(source, images, columns, prompt)
+    except DataError as error:
+        yield error
+        return
+    yield from _problems(rows)
+
+
+def _opened(
+    source: str, images: str | None, columns: Mapping[Any, str] | None, prompt: str | None
+) -> Rows:
+    path, (start, stop) = sliced(source)
+    raw, first = raw_rows(path, (start, stop))
+    numbers = range(first + len(raw))[start:stop]
+    if not numbers:
+        raise DataError(f"{source} has no rows")
+    folder = Path(images) if images else folder_of(path)
+    return Rows(path, raw, first, numbers, folder, columns or {}, prompt)
+
+
+def _problems(rows: Rows) -> Iterator[DataError]:
+    """What is wrong with rows, and an image column that none of them has: most likely misspelt."""
+    wanted = {rows.columns[field] for field in ("image", "images") if field in rows.columns}
+    for position, number in enumerate(rows.numbers):
+        try:
+            raw = rows.raw_row(position)
+            wanted -= raw.keys() if isinstance(raw, Mapping) else set()
+            rows.example(raw, number).require_images()
+        except DataError as error:
+            yield error
+    if wanted:
+        yield DataError(f"{rows.source}: no row has the image column {sorted(wanted)[0]!r}")

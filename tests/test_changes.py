@@ -1,0 +1,48 @@
+"""The change report: what a task moved in each group, and what it left alone."""
+
+import torch
+
+from mm_piece import sparse_tuning
+from mm_piece.changes import COLUMNS, change_rows, changes
+from mm_piece.models import load_base
+from mm_piece.names import group_of, weights
+
+
+def test_every_group_has_its_numbers(base):
+    model = load_base(base)[0]
+    named = weights(model)
+    tower = next(n for n in named if "vision_tower" in n and n.endswith("q_proj.weight"))
+    norm = next(n for n in named if "vision_tower" in n and n.endswith("layer_norm1.weight"))
+    mask = {tower: torch.tensor([1, 5, 9]), norm: torch.tensor([0])}
+    sizes = {tower: named[tower].numel(), norm: named[norm].numel()}
+    totals = {g: sum(p.numel() for n, p in named.items() if group_of(n) == g) for g in COUNTED}
+    before = {name: weight.detach().clone() for name, weight in named.items()}
+    with sparse_tuning(model, mask) as tuning:
+        with torch.no_grad():
+            tuning.values()[tower][:2] += torch.tensor([3.0, 4.0])
+        tuning.write_back()
+        report = changes(tuning, sizes)
+    assert list(report) == COUNTED
+    assert {group: row["entries"] for group, row in report.items()} == totals
+    assert report["vision"]["patchable"] == sum(sizes.values())
+    assert (report["vision"]["selected"], report["vision"]["changed"]) == (4, 2)
+    assert report["vision"]["norm"] == 5.0
+    after = torch.cat(
+        [weights(model)[n].flatten() for n in named if group_of(n) == "vision"]
+    ).detach()
+    assert abs(report["vision"]["share"] - 5 / float(after.norm())) < 1e-5
+    for group in COUNTED[1:]:
+        assert report[group] == {**dict.fromkeys(COLUMNS, 0), "entries": totals[group]}
+    assert not torch.equal(before[tower], weights(model)[tower])
+
+
+COUNTED = ["vision", "projector", "language", "embedding", "head"]
+
+
+def test_other_programs_may_say_anything():
+    assert change_rows({}) == {}
+    assert change_rows({"groups": 3}) == {}
+    assert change_rows({"groups": {"vision": [1], "other": {"changed": 1}}}) == {}
+    assert change_rows({"groups": {"head": {"changed": 1, "norm": "x"}}}) == {
+        "head": {"changed": 1}
+    }

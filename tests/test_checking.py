@@ -1,0 +1,204 @@
+"""`mm-piece check`: what is wrong with a recipe and its data, in one line each, before training."""
+
+import json
+import re
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from mm_piece.checking import check
+from mm_piece.cli import main
+from mm_piece.cli.checking import _example, _histogram
+from mm_piece.errors import RecipeError
+
+
+@pytest.fixture
+def world(base, tmp_path, monkeypatch):
+    """A recipe over four train and three test rows, one of which is trained on."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(4):
+        Image.new("RGB", (12, 8), (60 * number, 0, 0)).save(f"{number}.png")
+    rows = [
+        {"prompt": "Which?", "answer": word, "image": f"{number}.png"}
+        for number, word in enumerate(["red", "red", "blue", "green"])
+    ]
+    text = {"prompt": "2 + 2? " + "well, " * 40, "answer": "4"}
+    write("train.json", [*rows[:3], rows[0], text])
+    write("test.json", [rows[3], {**rows[0], "answer": "blue"}, {**rows[1], "answer": "blue"}])
+    recipe = tmp_path / "recipe.yaml"
+    task = {"name": "colours", "train": "train.json", "test": "test.json", "max_length": 60}
+    recipe.write_text(json.dumps({"base": str(base), "store": "store", "tasks": [task]}))
+    return recipe
+
+
+def write(name, rows):
+    with open(name, "w", encoding="utf-8") as file:  # noqa: PTH123 - relative to the test's folder
+        json.dump(rows, file)
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["check", *map(str, arguments)])
+
+
+def test_counts_lengths_and_floor(world):
+    (task,) = check(world).tasks
+    assert (task.train.rows, task.train.images, task.train.text_only) == (5, 4, 1)
+    assert (task.train.repeated, task.test.repeated) == (1, 0)
+    assert (task.train.truncated, task.test.truncated) == (1, 0)
+    assert len(task.train.lengths) == 5
+    assert max(task.train.lengths) > 60
+    assert (task.shared, task.commonest) == (2, "blue")
+    assert task.floor == pytest.approx(2 / 3)
+    assert [supervised for _, supervised in task.example] == [False, True]
+    assert task.example[1][0] == "red<|end|>"
+    assert check(world).errors == []
+
+
+def test_the_floor_is_the_metrics_own(world):
+    text = world.read_text().replace('"max_length"', '"metric": "edit", "max_length"')
+    world.write_text(text)
+    (task,) = check(world).tasks
+    assert 2 / 3 < task.floor < 1
+
+
+def test_it_prints_a_table_and_writes_nothing(world, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    result = run(world)
+    assert result.exit_code == 0
+    for part in ("colours", "2 of 3", "66.7%", "⟦red<|end|>⟧", "nothing wrong was found"):
+        assert part in result.output
+    content = json.loads(run(world, "--json").stdout)
+    assert content["errors"] == []
+    assert content["tasks"][0]["shared"] == 2
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_rows_limit_what_is_decoded(world):
+    (task,) = check(world, rows=2).tasks
+    assert (task.train.rows, task.train.encoded, task.test.encoded) == (5, 2, 2)
+
+
+def _no_image(rows):
+    rows[1]["image"] = "absent.png"
+
+
+def _empty_image(rows):
+    rows[1]["image"] = "empty.png"
+    open("empty.png", "wb").close()  # noqa: PTH123, SIM115 - relative to the test's folder
+
+
+def _no_picture(rows):
+    rows[1]["image"] = "text.png"
+    write("text.png", ["no picture"])
+
+
+def _cut_off(rows):
+    rows[1]["image"] = "cut.jpg"
+    Image.effect_noise((200, 200), 90).save("cut.jpg")
+    with open("cut.jpg", "r+b") as file:  # noqa: PTH123
+        file.truncate(3000)
+
+
+def _deep(rows):
+    rows[1]["image"] = "deep.png"
+    Image.new("I;16", (4, 4), 40000).save("deep.png")
+
+
+def _mismatch(rows):
+    rows[1]["prompt"] = "<image> and <image>?"
+
+
+def _literal(rows):
+    rows[4]["prompt"] = "What does <image> mean?"
+
+
+def _video(rows):
+    rows[1]["video"] = "clip.mp4"
+
+
+def _unknown(rows):
+    rows[1] = {"frage": "?", "antwort": "!"}
+
+
+def _silent(rows):
+    rows[1]["answer"] = " "
+
+
+MISTAKES = {
+    _no_image: r"train\.json row 1: image .*absent\.png does not exist",
+    _empty_image: r"train\.json row 1: image .*empty\.png is empty",
+    _no_picture: r"train\.json row 1: image .*text\.png cannot be read",
+    _cut_off: r"train\.json row 1: image .*cut\.jpg cannot be read",
+    _deep: r"train\.json row 1: image .*deep\.png has mode I;16; convert it to 8 bits",
+    _mismatch: r"train\.json row 1: 1 image\(s\) but 2 <image> mark\(s\)",
+    _literal: r"train\.json row 4: 0 image\(s\) but 1 <image> mark\(s\)",
+    _video: r"train\.json row 1: .*video",
+    _unknown: r"train\.json row 1: no known format.*frage, antwort",
+    _silent: r"train\.json row 1: the conversation must end in an answer",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__.lstrip("_"))
+def test_mistakes_in_rows_are_one_line_each(world, mistake):
+    with open("train.json", encoding="utf-8") as file:  # noqa: PTH123
+        rows = json.load(file)
+    mistake(rows)
+    write("train.json", rows)
+    (error,) = check(world).errors
+    assert "\n" not in error
+    result = run(world)
+    assert result.exit_code == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error")]
+    assert line == f"Error: {error}"
+    assert re.search(MISTAKES[mistake], error), error
+
+
+def test_all_mistakes_are_told(world):
+    with open("train.json", encoding="utf-8") as file:  # noqa: PTH123
+        rows = json.load(file)
+    rows[0]["image"], rows[2]["image"] = "x.png", "y.png"
+    write("train.json", rows)
+    write("test.json", [])
+    errors = check(world).errors
+    assert len(errors) == 3
+    assert "test.json has no rows" in errors[2]
+    assert run(world).stderr.count("Error: ") == 3
+
+
+def test_images_alone_can_be_too_long(world):
+    world.write_text(world.read_text().replace('"max_length": 60', '"max_length": 16'))
+    write("train.json", [{"prompt": "?", "answer": "x", "image": ["0.png"] * 4}])
+    errors = check(world).errors
+    assert errors == ["train.json row 0: max_length 16 leaves no room for its text"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ('"store"', '"stroe"', "unknown key 'stroe'; did you mean 'store'"),
+        ('"max_length"', '"max_lenght"', "unknown key 'tasks.0.max_lenght'; did you mean"),
+        ('"max_length": 60', '"metric": "bleeu"', "unknown 'bleeu'; allowed: 'exact'"),
+        ('"max_length": 60', '"columns": {"promt": "q"}', "unknown 'promt'; allowed: 'prompt'"),
+        ('"tasks"', '"train": {"learning_rat": 1}, "tasks"', "did you mean 'learning_rate'"),
+    ],
+)
+def test_mistakes_in_the_recipe(world, before, after, message):
+    world.write_text(world.read_text().replace(before, after))
+    with pytest.raises(RecipeError, match=message):
+        check(world)
+    result = run(world)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+
+
+def test_image_tokens_are_folded(capsys):
+    _example("task", [("a<image><image><image><image><image>b", False), ("c", True)])
+    assert "a<image>×5b⟦c⟧" in capsys.readouterr().out
+
+
+def test_histogram():
+    assert _histogram([]) == ""
+    assert _histogram([3, 3, 3]) == "█"
+    assert _histogram([1, 2, 2]) == "▄█"
+    assert len(_histogram(range(1000))) == 20
