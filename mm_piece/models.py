@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from mm_piece import preprocessing  # noqa: F401 - AutoProcessor finds what it registers
 from mm_piece.delta import fingerprint, full_digest
 from mm_piece.errors import ModelError, StoreError
 from mm_piece.names import hub_name, rules_of, weights
@@ -39,7 +40,7 @@ def load_base(base: str | Path, revision: str | None = None, **options: Any) -> 
         options |= {"revision": revision, "output_loading_info": True}
         model, loaded = _loader(config).from_pretrained(source, **options)
         processor = _processor(source, config, revision)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise _refused(source, error) from error
     if missing := loaded["missing_keys"]:
         raise ModelError(
@@ -55,7 +56,7 @@ def load_processor(base: str | Path, revision: str | None = None) -> Any:
         config = AutoConfig.from_pretrained(source, revision=revision)
         rules_of(config.model_type)
         return _processor(source, config, revision)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, ImportError) as error:
         raise _refused(source, error) from error
 
 

@@ -170,7 +170,7 @@ def test_images_alone_can_be_too_long(world):
     world.write_text(world.read_text().replace('"max_length": 60', '"max_length": 16'))
     write("train.json", [{"prompt": "?", "answer": "x", "image": ["0.png"] * 4}])
     errors = check(world).errors
-    assert errors == ["train.json row 0: max_length 16 leaves no room for its text"]
+    assert errors == ["train.json row 0: max_length 16 leaves no room for text"]
 
 
 @pytest.mark.parametrize(

@@ -276,3 +276,14 @@ def test_a_full_folder_takes_no_more(family, processor, tmp_path):
         assert len([example["input_ids"] for example in encoded]) == 3
     assert len(list(tmp_path.iterdir())) == 1
     assert torch.equal(encoded[2]["input_ids"], encode(examples[2], processor)["input_ids"])
+
+
+def test_long_texts_are_cut_to_one_length(family, processor):
+    """A long answer does not cost the question, nor a long question the answer."""
+    question = "Say it. " + "many words " * 6 + "End?"
+    example = conversation(family, (question, "one two three " * 60), pictures=[picture()])
+    whole = encode(example, processor)["input_ids"].shape[1]
+    encoded, cut = fitted(example, processor, whole // 2)
+    assert cut
+    assert question in tokenizer_of(processor).decode(encoded["input_ids"][0])
+    assert supervised(processor, encoded).count("three") > 10

@@ -17,18 +17,9 @@ ORDER = (
     *("errors", "metrics", "scoring", "names", "recipe"),
     *("codec", "tensorfile", "deltaheader", "deltafile"),
     *("delta", "merging", "comparison", "manifest", "store", "interchange"),
-    *("mask", "importance", "sparse", "changes", "scenes", "tasks", "models", "trainer"),
-    *(
-        "checkpoint",
-        "preprocessing",
-        "assembly",
-        "loading",
-        "exporting",
-        "derive",
-        "card",
-        "hub",
-        "sharing",
-    ),
+    *("mask", "importance", "sparse", "changes", "scenes", "tasks"),
+    *("preprocessing", "models", "trainer", "checkpoint", "assembly"),
+    *("loading", "exporting", "derive", "card", "hub", "sharing"),
     *("evaluation", "selection", "measuring", "checking", "training", "report", "cli", "__main__"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -109,7 +109,7 @@ def hub_rows(source: str, start: int, stop: int | None) -> tuple[Table | list[An
         if stop is None:
             return Table(load_dataset(name, config, split=split, revision=revision)), 0
         found = load_dataset(name, config, split=split, revision=revision, streaming=True)
-        part = found.with_format("arrow").skip(start).take(max(0, stop - start))
+        part: Any = found.with_format("arrow").skip(start).take(max(0, stop - start))
         labels = _labels_of(found)
         rows = [_named(row, labels) for table in part for row in table.to_pylist()]
         return [_fetched(row) for row in rows], start
@@ -135,9 +135,8 @@ def _reason(error: BaseException) -> str:
 def _named(row: dict[str, Any], labels: Labels) -> dict[str, Any]:
     """The row with the names of its class labels; a label of no class, such as -1, is a gap."""
     for column, names in labels.items():
-        number = row.get(column)
-        known = number is not None and 0 <= number < len(names)
-        row[column] = names[number] if known else None
+        number: Any = row.get(column)
+        row[column] = names[number] if number in range(len(names)) else None
     return row
 
 

@@ -17,9 +17,9 @@ def fitted(
 ) -> tuple[dict[str, Tensor], bool]:
     """Model inputs of at most `max_length` tokens, images included, and whether text was cut.
 
-    The longest question loses its middle, since instructions stand at both ends; then the next one;
-    answers lose their end last. For generation the last answer does not count. Raises DataError if
-    the images alone are too long.
+    All texts longer than some common number of characters are cut to it: questions in their middle,
+    since instructions stand at both ends, answers at their end. For generation the last answer does
+    not count. Raises DataError if the images alone are too long.
     """
     build = encode_prompt if generation else encode
     inputs = build(example, processor)
@@ -27,26 +27,16 @@ def fitted(
     if excess <= 0:
         return inputs, False
     room = _length(example, processor, generation) - excess
-    for position in _order(example, generation):
-        kept = _most_that_fits(example, processor, position, room, generation)
-        example = _cut(example, position, max(kept, _least(example, position)))
-        if kept >= _least(example, position):
-            return build(example, processor), True
-    raise DataError(
-        f"{example.source} row {example.row}: max_length {max_length} leaves no room for its text"
-    )
-
-
-def _most_that_fits(
-    example: Example, processor: Any, position: int, room: int, generation: bool
-) -> int:
-    """The most characters of a message's text with which the example fits; -1 if none do."""
-    low, high = -1, len(text_of(example.messages[position]))
-    while low < high:
+    low, high = -1, max(len(text_of(message)) for message in example.messages)
+    while low < high:  # the most characters with which the example fits
         middle = (low + high + 1) // 2
-        fits = _length(_cut(example, position, middle), processor, generation) <= room
+        fits = _length(_cut(example, middle), processor, generation) <= room
         low, high = (middle, high) if fits else (low, middle - 1)
-    return low
+    if low < 0:
+        raise DataError(
+            f"{example.source} row {example.row}: max_length {max_length} leaves no room for text"
+        )
+    return build(_cut(example, low), processor), True
 
 
 def _length(example: Example, processor: Any, generation: bool) -> int:
@@ -55,22 +45,17 @@ def _length(example: Example, processor: Any, generation: bool) -> int:
     return count_tokens(text, processor)
 
 
-def _order(example: Example, generation: bool) -> list[int]:
-    """The messages that may lose text: questions before answers, the longest first."""
-    found = range(len(example.messages) - generation)
-    messages = example.messages
-    return sorted(found, key=lambda n: (_is_answer(messages[n]), -len(text_of(messages[n]))))
+def _cut(example: Example, most: int) -> Example:
+    """The example with at most `most` characters in each message's text, images untouched."""
+    return replace(example, messages=[_shortened(message, most) for message in example.messages])
 
 
-def _cut(example: Example, position: int, keep: int) -> Example:
-    """The example with `keep` characters of one message's text, images untouched."""
-    message = example.messages[position]
-    text = text_of(message)
-    head = keep if _is_answer(message) else (keep + 1) // 2
-    gone = range(head, head + len(text) - keep)
-    messages = list(example.messages)
-    messages[position] = {**message, "content": _without(message, gone)}
-    return replace(example, messages=messages)
+def _shortened(message: Message, most: int) -> Message:
+    text, is_answer = text_of(message), message["role"] == "assistant"
+    # An answer without any character would teach to say nothing.
+    keep = min(max(most, len(text) - len(text.lstrip()) + 1 if is_answer else 0), len(text))
+    head = keep if is_answer else (keep + 1) // 2
+    return {**message, "content": _without(message, range(head, head + len(text) - keep))}
 
 
 def _without(message: Message, gone: range) -> list[dict[str, str]]:
@@ -85,13 +70,3 @@ def _without(message: Message, gone: range) -> list[dict[str, str]]:
         parts.append({**part, "text": text[:low] + text[high:]})
         start += len(text)
     return parts
-
-
-def _least(example: Example, position: int) -> int:
-    """The characters that must stay: an answer without any would teach to say nothing."""
-    text = text_of(example.messages[position])
-    return len(text) - len(text.lstrip()) + 1 if _is_answer(example.messages[position]) else 0
-
-
-def _is_answer(message: Message) -> bool:
-    return message["role"] == "assistant"

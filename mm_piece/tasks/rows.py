@@ -129,12 +129,8 @@ def _accepted(raw: Mapping[str, Any], where: str) -> list[str]:
     if isinstance(given, Mapping):  # lists side by side, as Arrow may keep a list of objects
         given = given.get("answer")
     listed = given if isinstance(given, list) else [given]
-    texts = (_text(a["answer"] if _has_answer(a) else a, where) for a in listed)
-    return [text for text in texts if text is not None]
-
-
-def _has_answer(given: Any) -> bool:
-    return isinstance(given, Mapping) and "answer" in given
+    plain = (a.get("answer", a) if isinstance(a, Mapping) else a for a in listed)
+    return [text for text in (_text(answer, where) for answer in plain) if text is not None]
 
 
 def _text(value: Any, where: str) -> str | None:

@@ -1,0 +1,344 @@
+"""Rows of every format say the same; a row that cannot be used is named in one line."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mm_piece.errors import DataError
+from mm_piece.tasks import read
+
+COLOURS = ("red", "green", "blue")
+IMAGES = [f"{colour}.png" for colour in COLOURS]
+
+
+def data_of(colour):
+    held = io.BytesIO()
+    Image.new("RGB", (5, 4), colour).save(held, "PNG")
+    return held.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows")
+    for name, colour in zip(IMAGES, COLOURS, strict=True):
+        (path / name).write_bytes(data_of(colour))
+    return path
+
+
+@pytest.fixture
+def read_rows(folder):
+    def _read(*rows, **options):
+        (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+        return read(str(folder / "rows.json"), **options)
+
+    return _read
+
+
+def meaning(example):
+    return example.messages, example.digest(), example.accepted
+
+
+def said(role, *content):
+    """A turn: texts, and None for an image."""
+    return role, list(content)
+
+
+# How a conversation is written: its turns, the names of its images in order, and its system text.
+
+
+def as_llava(turns, images, system):
+    names = {"user": "human", "assistant": "gpt"}
+    said = [{"from": names[role], "value": marked(content)} for role, content in turns]
+    first = [{"from": "system", "value": system}] if system else []
+    return {"id": 7, "image": images, "conversations": first + said}
+
+
+def as_sharegpt(turns, images, system):
+    names = {"user": "user", "assistant": "chatgpt"}
+    said = [{"from": names[role], "value": marked(content)} for role, content in turns]
+    return {"images": images, "conversations": said, "system": system}
+
+
+def as_messages(turns, images, system):
+    said = [{"role": role, "content": marked(content)} for role, content in turns]
+    first = [{"role": "system", "content": system}] if system else []
+    return {
+        "images": [{"bytes": None, "path": image} for image in images],
+        "messages": first + said,
+    }
+
+
+def as_placeholders(turns, images, system):
+    return typed(turns, system, lambda _: {"type": "image"}, iter(images)) | {"images": images}
+
+
+def as_parts(turns, images, system):
+    return typed(turns, system, lambda name: {"type": "image", "image": name}, iter(images))
+
+
+def as_padded_parts(turns, images, system):
+    """As Arrow gives them back: every part has every field."""
+    fields = dict.fromkeys(("type", "text", "image", "video"))
+    row = typed(
+        turns, system, lambda name: {"type": "image", "image": {"path": name}}, iter(images)
+    )
+    for turn in row["messages"]:
+        turn["content"] = [fields | part for part in turn["content"]]
+    return row | {"videos": None, "image": None}
+
+
+def as_openai(turns, images, system):
+    data = {name: data_of(colour) for name, colour in zip(IMAGES, COLOURS, strict=True)}
+
+    def part(name):
+        url = f"data:image/png;base64,{base64.b64encode(data[name]).decode()}"
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    return typed(turns, system, part, iter(images))
+
+
+def marked(content):
+    return "".join("<image>" if piece is None else piece for piece in content)
+
+
+def typed(turns, system, part, images):
+    said = [("system", [system])] if system else []
+    messages = [
+        {
+            "role": role,
+            "content": [
+                part(next(images)) if piece is None else {"type": "text", "text": piece}
+                for piece in content
+            ],
+        }
+        for role, content in [*said, *turns]
+    ]
+    return {"messages": messages}
+
+
+def expected(turns, system):
+    """Typed content, written down once more: texts between images lose their outer line breaks."""
+    said = [("system", [system])] if system else []
+    return [
+        {
+            "role": role,
+            "content": [
+                {"type": "image"} if piece is None else {"type": "text", "text": piece.strip("\n")}
+                for piece in content
+                if piece is None or piece.strip("\n")
+            ],
+        }
+        for role, content in [*said, *turns]
+    ]
+
+
+FORMATS = (
+    *(as_llava, as_sharegpt, as_messages, as_placeholders, as_parts, as_padded_parts, as_openai),
+)
+words = st.text(st.characters(codec="utf-8", exclude_characters="<"), max_size=12)
+questions = st.lists(words, min_size=1, max_size=3).map(
+    lambda texts: [piece for text in texts for piece in (None, text)][1:]
+)
+answers = words.filter(str.strip).map(lambda text: [text])
+conversations = st.lists(st.tuples(questions, answers), min_size=1, max_size=3).map(
+    lambda pairs: [turn for asked, told in pairs for turn in (("user", asked), ("assistant", told))]
+)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(turns=conversations, system=st.just("") | words.filter(str.strip), seed=st.randoms())
+def test_every_format_says_the_same(read_rows, turns, system, seed):
+    images = [seed.choice(IMAGES) for _, content in turns for piece in content if piece is None]
+    rows = read_rows(*(write(turns, images, system) for write in FORMATS))
+    for example in rows:
+        assert example.messages == expected(turns, system)
+        assert example.digest() == rows[0].digest()
+    colours = dict(zip(IMAGES, COLOURS, strict=True))
+    shown = [Image.new("RGB", (1, 1), colours[name]).getpixel((0, 0)) for name in images]
+    for example in rows:
+        assert [picture.getpixel((0, 0)) for picture in example.pictures()] == shown
+
+
+LLAVA = {
+    "image": "red.png",
+    "conversations": [
+        {"from": "human", "value": "<image>\nWhat is it?"},
+        {"from": "gpt", "value": "a box"},
+    ],
+}
+PLAIN = {"prompt": "What is it?", "answer": "a box"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        PLAIN | {"image": "red.png"},
+        PLAIN | {"pic_path": "red.png"},
+        PLAIN | {"images": ["red.png"]},
+        PLAIN | {"image": {"path": "red.png", "bytes": None}},
+        PLAIN | {"image": "red.png", "prompt": "<image>\nWhat is it?"},
+        {"question": "What is it?", "answer": "a box", "image": "red.png"},
+        {"query": "What is it?", "response": "a box", "images": ["red.png"]},
+        {"instruction": "What is it?", "input": "", "output": "a box", "images": ["red.png"]},
+        {"messages": LLAVA["conversations"], "image": "red.png"},
+        {"conversations": {"from": ["human", "gpt"], "value": ["<image>What is it?", "a box"]}}
+        | {"image": "red.png"},
+    ],
+)
+def test_questions_and_answers_say_the_same(read_rows, row):
+    ours, theirs = read_rows(row, LLAVA)
+    assert meaning(ours) == meaning(theirs)
+    assert (ours.prompt, ours.answer) == ("What is it?", "a box")
+
+
+def test_a_question_gets_a_mark_for_each_image(read_rows):
+    (example,) = read_rows(PLAIN | {"images": IMAGES})
+    kinds = [part["type"] for part in example.messages[0]["content"]]
+    assert kinds == ["image", "image", "image", "text"]
+
+
+def test_text_and_image_rows_mix(read_rows):
+    rows = read_rows(PLAIN, PLAIN | {"image": "red.png"}, PLAIN | {"image": ""}, LLAVA)
+    assert [len(example.images) for example in rows] == [0, 1, 0, 1]
+
+
+def test_earlier_pairs_and_what_an_instruction_is_about(read_rows):
+    row = {"instruction": "Translate.", "input": "Haus", "output": "house", "history": [["a", "b"]]}
+    (example,) = read_rows(row)
+    texts = [part["text"] for message in example.messages for part in message["content"]]
+    assert texts == ["a", "b", "Translate.\nHaus", "house"]
+    assert read_rows(row, columns={"prompt": "instruction"})[0].prompt == "Translate.\nHaus"
+
+
+@pytest.mark.parametrize(
+    ("row", "answer", "accepted"),
+    [
+        ({"answer": "a"}, "a", []),
+        ({"answer": "a", "answers": ["b", "b"]}, "a", ["b", "b"]),
+        ({"answers": ["a", "b", "b"]}, "b", ["a", "b", "b"]),
+        ({"answers": ["a", "b"]}, "a", ["a", "b"]),
+        ({"answers": [{"answer": "a"}, {"answer": "b"}, {"answer": "b"}]}, "b", ["a", "b", "b"]),
+        ({"answers": {"answer": ["b", "a"], "answer_id": [1, 2]}}, "b", ["b", "a"]),
+        ({"answer": ["a", "b", "b"]}, "a", ["a", "b", "b"]),
+        ({"answer": None, "answers": "b"}, "b", ["b"]),
+        ({"answer": 7}, "7", []),
+        ({"answer": 0.5}, "0.5", []),
+        ({"answer": True}, "True", []),
+        ({"answer": float("nan"), "answers": [4]}, "4", ["4"]),
+    ],
+)
+def test_right_answers(read_rows, row, answer, accepted):
+    (example,) = read_rows({"prompt": "?"} | row)
+    assert (example.answer, example.accepted) == (answer, accepted)
+
+
+def test_kinds(read_rows):
+    rows = read_rows(PLAIN | {"kind": "colour"}, PLAIN | {"question_type": "what"}, PLAIN)
+    assert [example.kind for example in rows] == ["colour", "what", ""]
+
+
+def test_columns_and_the_prompt_of_rows_without_one(read_rows):
+    row = {"text": "What is it?", "label": "a box", "file": "red.png", "image": "no.png"}
+    columns = {"prompt": "text", "answer": "label", "image": "file"}
+    assert meaning(read_rows(row, columns=columns)[0]) == meaning(read_rows(LLAVA)[0])
+    columns = {"answer": "label", "image": "file"}
+    assert read_rows(row, columns=columns, prompt="Which?")[0].prompt == "Which?"
+    assert read_rows(PLAIN, prompt="Which?")[0].prompt == "What is it?"
+    # columns are for train and test rows: one that a row has not is left alone
+    assert read_rows(LLAVA, columns={"prompt": "text"})[0].prompt == "What is it?"
+    both = LLAVA | {"text": "Which?", "answer": "red"}
+    assert read_rows(both, columns={"prompt": "text"})[0].prompt == "Which?"
+    assert read_rows(both)[0].prompt == "What is it?"
+    with pytest.raises(DataError, match="no row has the image column 'pictrue'"):
+        read_rows(PLAIN, columns={"image": "pictrue"})
+
+
+def test_addresses_of_images(read_rows, folder, tmp_path):
+    file = (folder / "red.png").as_uri()
+    (tmp_path / "two words.png").write_bytes(data_of("red"))
+    for image in (file, str(folder / "red.png"), (tmp_path / "two words.png").as_uri()):
+        (ours, theirs) = read_rows(PLAIN | {"image": image}, LLAVA)
+        assert meaning(ours) == meaning(theirs)
+    encoded = base64.b64encode(data_of("red")).decode()
+    messages = [
+        {"role": "user", "content": [{"type": "image", "base64": encoded}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "a box"}]},
+    ]
+    assert read_rows({"messages": messages})[0].images == [data_of("red")]
+
+
+def user(*content):
+    return {"messages": [{"role": "user", "content": list(content)}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"conversations": None, "image": "red.png"}, "no known format; .*; it has 'image'"),
+        ({"prompt": "?", "answer": None}, "no known format; .*; it has 'prompt'"),
+        ({"prompt": "?", "answer": []}, "no known format"),
+        ({"question": "?", "reply": "x"}, "no known format; .*; it has 'question, reply'"),
+        ({}, "no known format"),
+        ("text", "a row must be an object, not 'text'"),
+        ({"prompt": ["a"], "answer": "x"}, r"a text or a number is expected, not \['a'\]"),
+        ({"conversations": "text"}, "must be a list of turns, not 'text'"),
+        ({"conversations": ["text"]}, "a turn must be an object, not 'text'"),
+        ({"conversations": []}, "must end in an answer"),
+        ({"conversations": LLAVA["conversations"][:1], "image": "red.png"}, "end in an answer"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "question first"),
+        ({"prompt": "?", "answer": " "}, "must end in an answer"),
+        ({"conversations": [{"from": "robot", "value": "x"}]}, "a turn needs 'from', one of human"),
+        ({"messages": [{"content": "x"}]}, "a turn needs 'role', one of human"),
+        ({"messages": [{"role": "user", "content": None}]}, "a turn needs a text 'content'"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "tool turns are not supported"),
+        ({"conversations": [{"from": "function_call", "value": "x"}]}, "tool turns are not"),
+        (PLAIN | {"history": "text"}, "history must be a list of pairs of texts"),
+        (PLAIN | {"history": [["a"]]}, "history must be a list of pairs of texts"),
+        (PLAIN | {"image": "no.png"}, r"image .*no\.png does not exist"),
+        (PLAIN | {"image": {"size": 3}}, "an image object needs one of bytes, image"),
+        (PLAIN | {"image": 3}, "an image must be a path, bytes or an object .*, not int"),
+        (PLAIN | {"image": "https://a.b/c.png"}, "lies on the network; download it first"),
+        (PLAIN | {"image": "data:image/png;base64,#"}, "data: address is not base64"),
+        (PLAIN | {"image": "data:image/png;base64,aaaa"}, "image 1 cannot be read: it is no image"),
+        (LLAVA | {"image": IMAGES[:2]}, r"2 image\(s\) but 1 <image> mark"),
+        (PLAIN | {"prompt": "<image> <image>?", "image": "red.png"}, "1 image.* but 2 <image>"),
+        (PLAIN | {"prompt": "a literal <image>"}, r"0 image\(s\) but 1 <image> mark"),
+        (PLAIN | {"answer": "<image>", "images": IMAGES}, r"3 image\(s\) but 1 <image> mark"),
+        (user({"type": "image"}), r"0 image\(s\) but 1 <image> mark"),
+        (user({"type": "image", "image": "red.png"}) | {"image": "red.png"}, "1 image.* but 0"),
+        (user({"type": "video", "video": "a.mp4"}), "videos are not supported: content of type"),
+        (user({"type": "input_audio"}), "audio is not supported: content of type 'input_audio'"),
+        (user({"type": "text"}), r"content \{'type': 'text'\} is no part of type text"),
+        (user("text"), "content 'text' is no part of type text"),
+        (user({"type": "image_url", "image_url": {"url": "http://a/b"}}), "lies on the network"),
+        (PLAIN | {"video": "a.mp4"}, "videos are not supported: the row has 'video'"),
+        (PLAIN | {"audios": ["a.wav"]}, "audio is not supported: the row has 'audios'"),
+        (PLAIN | {"prompt": "<video>\nWhat?"}, "videos are not supported: the text holds <video>"),
+        (PLAIN | {"prompt": "\ud800"}, "half a character"),
+    ],
+)
+def test_bad_rows_are_named(read_rows, folder, row, message):
+    with pytest.raises(DataError, match=f"rows.json row 1: .*{message}") as caught:
+        read_rows(PLAIN, row)
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_that_are_no_paths_make_short_messages(read_rows):
+    for name in ("/9j/" + "a" * 5000, "a\nb.png", "\0"):
+        with pytest.raises(DataError, match="rows.json row 0: image") as caught:
+            read_rows(PLAIN | {"image": name})
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 700
+
+
+def test_images_may_lie_elsewhere(read_rows, tmp_path):
+    Image.new("RGB", (3, 2)).save(tmp_path / "red.png")
+    (example,) = read_rows(LLAVA, images=str(tmp_path))
+    assert example.images == [Path(tmp_path / "red.png")]
+    assert example.pictures()[0].size == (3, 2)
