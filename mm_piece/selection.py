@@ -11,11 +11,12 @@ from tqdm.auto import tqdm
 
 from mm_piece import importance
 from mm_piece.mask import Mask, select_stream
-from mm_piece.names import weights
+from mm_piece.names import Group, group_of, weights
 from mm_piece.recipe import Select, parse_bytes
 from mm_piece.tasks import Encoded
 
 Sizes = dict[str, int]  # entries per weight
+Density = float | dict[Group, float]
 
 
 def mask_of(
@@ -41,11 +42,19 @@ def mask_of(
         seed=seeds[1],
         progress=_bar,
     )
-    mask = select_stream(pieces, sizes, select.density)
+    mask = select_stream(pieces, sizes, _reachable(select.density, sizes))
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(mask, file.with_suffix(".tmp"))
     file.with_suffix(".tmp").replace(file)
     return mask, sizes, len(sample)
+
+
+def _reachable(density: Density, sizes: Sizes) -> Density:
+    """The density less the groups that no example reaches: a task of texts trains no tower."""
+    if not isinstance(density, dict):
+        return density
+    reached = {group_of(name) for name in sizes}
+    return {g: share for g, share in density.items() if g in reached} or density
 
 
 def _bar(items: Iterable[Any], title: str) -> Iterable[Any]:

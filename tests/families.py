@@ -306,7 +306,7 @@ def _qwen3_vl() -> tuple[Any, Any]:
 def _qwen3_vl_moe() -> tuple[Any, Any]:
     text = {
         **{"head_dim": 8, "num_experts": 3, "num_experts_per_tok": 2},
-        **{"moe_intermediate_size": 16, "decoder_sparse_step": 1, "mlp_only_layers": []},
+        **{"moe_intermediate_size": 24, "decoder_sparse_step": 1, "mlp_only_layers": []},
     }
     return _qwen_vl(Qwen3VLMoeConfig, Qwen3VLProcessor, Qwen3VLVideoProcessor, _QWEN3_VISION, text)
 
