@@ -33,6 +33,12 @@ def ask(
     return generate(model, processor, [Example(0, turns, [image], "ask")], max_new_tokens)[0]
 
 
+def on_accelerator(model: Any) -> Any:
+    """The model, moved to the accelerator if there is one."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return model if device is None else model.to(device)
+
+
 @torch.inference_mode()
 def generate(
     model: Any,

@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from mm_piece.errors import RecipeError
-from mm_piece.evaluation import Answer, by_kind, evaluate, mean_score
+from mm_piece.evaluation import Answer, by_kind, evaluate, mean_score, on_accelerator
 from mm_piece.loading import as_store, load
 from mm_piece.recipe import GeneralTask, Recipe, parse_recipe
 from mm_piece.store import DeltaStore
@@ -47,6 +47,7 @@ def measure(
     recipe: Recipe,
     model: nn.Module,
     processor: Any,
+    *,
     position: int,
     test: Mapping[str, Sequence[Example]],
 ) -> None:
@@ -75,6 +76,7 @@ def measure_at(
     chosen = [tasks[name] for name in names or tasks]
     test = {task.name: rows_of(task, task.test) for task in chosen}
     model, processor = load(base, opened, at)
+    model = on_accelerator(model)
     return {
         task.name: mean_score(answer(model, processor, test[task.name], recipe, task))
         for task in chosen

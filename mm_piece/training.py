@@ -69,11 +69,11 @@ def _go_on(run: Run) -> None:
         model.to(arguments(recipe.train, store.work, recipe.seed).device)
     for position in range(measured(store, recipe), len(store) + 1):
         checkout(model, position)
-        measure(store, recipe, model, processor, position, run.test)
+        measure(store, recipe, model, processor, position=position, test=run.test)
     checkout(model, len(store))
     for task in recipe.tasks[len(store) :]:
         learn(run, model, processor, task)
-        measure(store, recipe, model, processor, len(store), run.test)
+        measure(store, recipe, model, processor, position=len(store), test=run.test)
 
 
 def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:

@@ -73,9 +73,9 @@ def trained(request, base, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         measure = training.measure
 
-        def watch(run, model, processor, position):
+        def watch(store, recipe, model, processor, *, position, test):
             seen[position] = snapshot(model)
-            measure(run, model, processor, position)
+            measure(store, recipe, model, processor, position=position, test=test)
 
         patch.setattr(training, "measure", watch)
         store = mm_piece.train(recipe_for(base, store_path, dtype=request.param))

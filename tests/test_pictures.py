@@ -182,6 +182,7 @@ def test_the_digest_is_the_content(tmp_path):
     assert example(NOISE).digest() == example(NOISE.copy()).digest()
     assert example(NOISE).digest() != example(changed).digest()
     assert example(NOISE).digest() != example(NOISE.transpose(Image.Transpose.ROTATE_90)).digest()
+    assert example(Image.new("L", (2, 3))).digest() != example(Image.new("L", (3, 2))).digest()
     assert example(data, NOISE).digest() != example(NOISE, data).digest()
     red, blue = Image.new("P", (2, 2)), Image.new("P", (2, 2))
     red.putpalette([255, 0, 0] * 256)
@@ -193,6 +194,7 @@ def test_the_digest_is_of_the_texts_not_of_the_row():
     said = {"role": "user", "content": [{"type": "text", "text": "a"}]}
     one = Example(0, [said], [], "rows.json", "kind", ["a"])
     assert one.digest() == Example(7, [said], [], "other.json").digest()
+    assert one.digest() == Example(0, [dict(reversed(said.items()))], [], "rows.json").digest()
     other = {"role": "user", "content": [{"type": "text", "text": "b"}]}
     assert one.digest() != Example(0, [other], [], "rows.json").digest()
     assert one.digest() != Example(0, [{**said, "role": "system"}], [], "rows.json").digest()

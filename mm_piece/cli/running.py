@@ -59,11 +59,12 @@ def evaluate(
 def ask(image: Path, question: str, **options: Any) -> None:
     """Ask a QUESTION about an IMAGE."""
     from mm_piece.evaluation import ask as answer
+    from mm_piece.evaluation import on_accelerator
     from mm_piece.loading import load
 
     limit = options.pop("max_new_tokens")
     model, processor = load(**options)
-    click.echo(answer(model, processor, image, question, limit))
+    click.echo(answer(on_accelerator(model), processor, image, question, limit))
 
 
 COMMANDS = (train, evaluate, ask)

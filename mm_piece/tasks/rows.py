@@ -58,6 +58,7 @@ def example_of(
     where = f"{source} row {number}"
     if not isinstance(raw, Mapping):
         raise DataError(f"{where}: a row must be an object, not {short(raw)}")
+    raw = {name: value for name, value in raw.items() if not _is_gap(value)}
     for key, what in _REFUSED.items():
         if raw.get(key):
             raise refusal(what, f"the row has {key!r}", where)
@@ -85,7 +86,7 @@ def _pairs(
     """The turns of a row that has a question and an answer."""
     question, answer = _question(raw, prompt, where), _answer(raw, accepted, where)
     if question is None or answer is None:
-        has = ", ".join(str(name) for name, value in raw.items() if value is not None)
+        has = ", ".join(map(str, raw))
         raise DataError(
             f"{where}: no known format; expected conversations or messages, or prompt and answer "
             f"(`columns` may say what they are called); it has {short(has, 200)}"
@@ -133,9 +134,14 @@ def _accepted(raw: Mapping[str, Any], where: str) -> list[str]:
     return [text for text in (_text(answer, where) for answer in plain) if text is not None]
 
 
+def _is_gap(value: Any) -> bool:
+    """Whether a table has nothing there: None, or NaN in a column of numbers."""
+    return value is None or isinstance(value, float) and math.isnan(value)
+
+
 def _text(value: Any, where: str) -> str | None:
-    """A text; numbers and truth values are written out; None and NaN are gaps in a table."""
-    if value is None or isinstance(value, float) and math.isnan(value):
+    """A text, None for a gap; numbers and truth values are written out."""
+    if _is_gap(value):
         return None
     if not isinstance(value, str | bool | int | float):
         raise DataError(f"{where}: a text or a number is expected, not {short(value)}")
@@ -144,7 +150,7 @@ def _text(value: Any, where: str) -> str | None:
 
 def _first(raw: Mapping[str, Any], names: Iterable[str]) -> Any:
     """The value of the first of some fields that the row has."""
-    return next((raw[name] for name in names if raw.get(name) is not None), None)
+    return next((raw[name] for name in names if name in raw), None)
 
 
 def _listed_images(raw: Mapping[str, Any], folder: Path, where: str) -> list[Picture]:
