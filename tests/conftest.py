@@ -1,5 +1,6 @@
 """A tiny real LLaVA with its processor, made from a config: no network, no shipped weights."""
 
+import json
 import os
 from pathlib import Path
 
@@ -120,3 +121,26 @@ def family_base(tmp_path_factory):
         return made[family]
 
     return _base
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a picture of each colour."""
+    from made_up_rows import COLOURS, IMAGES, data_of
+
+    path = tmp_path_factory.mktemp("rows")
+    for name, colour in zip(IMAGES, COLOURS, strict=True):
+        (path / name).write_bytes(data_of(colour))
+    return path
+
+
+@pytest.fixture
+def read_rows(folder):
+    """A function that writes rows beside those pictures and reads them back."""
+    from mm_piece.tasks import read
+
+    def _read(*rows, **options):
+        (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+        return read(str(folder / "rows.json"), **options)
+
+    return _read

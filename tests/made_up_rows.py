@@ -10,6 +10,7 @@ from pyarrow import parquet
 from mm_piece.tasks import read
 
 COLOURS = ("red", "green", "blue")
+IMAGES = [f"{colour}.png" for colour in COLOURS]
 PROMPT = "Which colour?"
 
 

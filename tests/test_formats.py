@@ -1,35 +1,11 @@
 """Law: a conversation reads back equal, in whichever format it is written."""
 
 import base64
-import json
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_up_rows import COLOURS, data_of
+from made_up_rows import COLOURS, IMAGES, data_of
 from PIL import Image
-
-from mm_piece.tasks import read
-
-IMAGES = [f"{colour}.png" for colour in COLOURS]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("rows")
-    for name, colour in zip(IMAGES, COLOURS, strict=True):
-        (path / name).write_bytes(data_of(colour))
-    return path
-
-
-@pytest.fixture
-def read_rows(folder):
-    def _read(*rows, **options):
-        (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-        return read(str(folder / "rows.json"), **options)
-
-    return _read
-
 
 # How a conversation is written: its turns, the names of its images in order, and its system text.
 

@@ -1,34 +1,13 @@
 """Rows of every format say the same; a row that cannot be used is named in one line."""
 
 import base64
-import json
 from pathlib import Path
 
 import pytest
-from made_up_rows import COLOURS, data_of
+from made_up_rows import IMAGES, data_of
 from PIL import Image
 
 from mm_piece.errors import DataError
-from mm_piece.tasks import read
-
-IMAGES = [f"{colour}.png" for colour in COLOURS]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("rows")
-    for name, colour in zip(IMAGES, COLOURS, strict=True):
-        (path / name).write_bytes(data_of(colour))
-    return path
-
-
-@pytest.fixture
-def read_rows(folder):
-    def _read(*rows, **options):
-        (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-        return read(str(folder / "rows.json"), **options)
-
-    return _read
 
 
 def meaning(example):
