@@ -4,16 +4,20 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from mm_piece import importance
-from mm_piece.errors import PieceError
-from mm_piece.measuring import rows_of
-from mm_piece.models import load_processor
+from mm_piece.checkpoint import Checkpoint
+from mm_piece.errors import DataError
+from mm_piece.mask import budgets
+from mm_piece.measuring import absent_columns, rows_of
+from mm_piece.models import as_dtype, blueprint, load_processor
+from mm_piece.names import group_of
 from mm_piece.recipe import GeneralTask, Recipe, Task, load_recipe
 from mm_piece.scoring import METRICS
-from mm_piece.tasks import IGNORED, Example, fitted, problems, tokenizer_of
+from mm_piece.tasks import IGNORED, Example, Rows, fitted, problems, tokenizer_of
 from mm_piece.trainer import arguments
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -25,6 +29,7 @@ class Split:
     """A train or test source: what it holds, and what is wrong with it."""
 
     source: str
+    asked: bool = False  # a test source: its answers do not count as tokens
     rows: int = 0
     images: int = 0
     text_only: int = 0
@@ -85,33 +90,55 @@ def check(
     for task in (*recipe.tasks, *recipe.general):
         METRICS[task.metric]([], [])  # its library is there
     processor = load_processor(recipe.base, recipe.revision)
+    _require_base(recipe)
     tasks = (*recipe.tasks, *recipe.general)
     return Check([_task(task, processor, rows, progress) for task in tasks])
 
 
+def _require_base(recipe: Recipe) -> None:
+    """Raise unless the base has entries to select and, where it is a folder, all its weights."""
+    dtype = as_dtype(recipe.model.get("dtype", "float32"))
+    shapes, _ = blueprint(recipe.base, recipe.revision)
+    eligible = {n: prod(s) for n, s in shapes.items() if group_of(n) not in recipe.select.exclude}
+    budgets(eligible, recipe.select.density)
+    if Path(recipe.base).is_dir():
+        Checkpoint(Path(recipe.base), dtype).require_parameters()
+
+
 def _task(task: GeneralTask, processor: Any, rows: int, progress: Progress) -> TaskCheck:
-    learned = isinstance(task, Task)
-    train, taught = _split(task, task.train, processor, rows, progress) if learned else (None, [])
-    test, asked = _split(task, task.test, processor, rows, progress)
-    known = {_question(example) for example in taught}
-    shared = sum(_question(example) in known for example in asked)
+    train: Split | None = None
+    taught: Rows | None = None
+    if isinstance(task, Task):
+        train, taught = _split(task, task.train, processor, rows, progress)
+    test, asked = _split(task, task.test, processor, rows, progress, asked=True)
+    if not (test.errors or (train and train.errors)):
+        test.errors += absent_columns(task, [part for part in (taught, asked) if part])
+    known = {_question(example) for example in taught or ()}
+    shared = sum(_question(example) in known for example in asked or ())
     found = TaskCheck(task.name, task.metric, train, test, shared)
     if asked:
         found.commonest, found.floor = _floor(task, asked)
-    if not (test.errors or (train and train.errors)):
-        found.example = _tokens((taught or asked)[0], processor, task)
+    shown = taught or asked
+    if shown and not (test.errors or (train and train.errors)):
+        found.example = _tokens(shown[0], processor, task)
     return found
 
 
 def _split(
-    task: GeneralTask, source: str, processor: Any, most: int, progress: Progress
-) -> tuple[Split, Sequence[Example]]:
-    split = Split(source)
+    task: GeneralTask,
+    source: str,
+    processor: Any,
+    most: int,
+    progress: Progress,
+    *,
+    asked: bool = False,
+) -> tuple[Split, Rows | None]:
+    split = Split(source, asked)
     split.errors = [
         str(error) for error in problems(source, task.images, task.columns, task.prompt)
     ]
     if split.errors:
-        return split, []
+        return split, None
     examples = rows_of(task, source)
     split.rows = len(examples)
     split.images = sum(len(example.images) for example in examples)
@@ -127,11 +154,11 @@ def _look(split: Split, example: Example, processor: Any, task: GeneralTask) -> 
     """Decode and tokenize one row."""
     split.encoded += 1
     try:
-        inputs, _ = fitted(example, processor, None)
+        inputs, _ = fitted(example, processor, None, split.asked)
         split.lengths.append(inputs["input_ids"].shape[1])
         if split.lengths[-1] > (task.max_length or sys.maxsize):
-            split.truncated += fitted(example, processor, task.max_length)[1]
-    except PieceError as error:
+            split.truncated += fitted(example, processor, task.max_length, split.asked)[1]
+    except DataError as error:
         split.errors.append(str(error))
 
 

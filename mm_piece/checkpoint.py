@@ -135,9 +135,13 @@ class Checkpoint:
     @cached_property
     def parameters(self) -> dict[str, Weight]:
         """Return the weights that the model takes as parameters; ModelError if one is missing."""
+        self.require_parameters()
+        return {name: self.named[name] for name in self.shapes}
+
+    def require_parameters(self) -> None:
+        """Raise ModelError if a weight that the model takes is missing."""
         if missing := sorted(self.shapes.keys() - self.named.keys()):
             raise ModelError(f"{self.folder} lacks {len(missing)} weights, {missing[0]} among them")
-        return {name: self.named[name] for name in self.shapes}
 
     def fingerprint(self) -> str:
         """Return the fingerprint of the model that `load_base` makes of this folder."""

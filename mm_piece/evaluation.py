@@ -9,7 +9,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from mm_piece.scoring import METRICS
-from mm_piece.tasks import Example, batches, collate, fitted, tokenizer_of
+from mm_piece.tasks import Example, batches, collate, fitted, pictures, tokenizer_of
 from mm_piece.tasks.templates import turn_end
 
 
@@ -28,6 +28,7 @@ def ask(
     model: nn.Module, processor: Any, image: Path, question: str, max_new_tokens: int = 32
 ) -> str:
     """The model's greedy answer to one question about one image file."""
+    pictures.require(image, f"image {image}")
     content = [{"type": "image"}, {"type": "text", "text": question}]
     turns = [{"role": "user", "content": content}, {"role": "assistant", "content": []}]
     return generate(model, processor, [Example(0, turns, [image], "ask")], max_new_tokens)[0]

@@ -13,14 +13,20 @@ from mm_piece.evaluation import Answer, by_kind, evaluate, mean_score, on_accele
 from mm_piece.loading import as_store, load
 from mm_piece.recipe import GeneralTask, Recipe, parse_recipe
 from mm_piece.store import DeltaStore
-from mm_piece.tasks import Example, read
+from mm_piece.tasks import Example, Rows, read
 
 Answers = dict[str, list[Answer]]
 
 
-def rows_of(task: GeneralTask, source: str) -> Sequence[Example]:
+def rows_of(task: GeneralTask, source: str) -> Rows:
     """The rows of a task's train or test source, read as the recipe says."""
     return read(source, task.images, task.columns, task.prompt)
+
+
+def absent_columns(task: GeneralTask, parts: Sequence[Rows]) -> list[str]:
+    """What is wrong with a task's `columns`: those that no row of its sources has."""
+    absent = set.intersection(*(set(part.absent) for part in parts)) if parts else set()
+    return [f"task {task.name!r}: columns: no row has {name!r}" for name in sorted(absent)]
 
 
 def answer(

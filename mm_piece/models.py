@@ -69,14 +69,16 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def blueprint(folder: Path) -> tuple[dict[str, tuple[int, ...]], set[str]]:
-    """What a checkpoint folder's model has, without loading it.
+def blueprint(
+    folder: str | Path, revision: str | None = None
+) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """What the model of a checkpoint folder (or hub id) has, without loading it.
 
     The shapes of its parameters under their published names, and the further published names of
     tied ones, which a file may hold or not.
     """
     try:
-        config = AutoConfig.from_pretrained(str(folder))
+        config = AutoConfig.from_pretrained(str(folder), revision=revision)
         rules_of(config.model_type)
         with torch.device("meta"):
             model = _loader(config).from_config(config)

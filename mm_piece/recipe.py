@@ -128,7 +128,14 @@ def _size(match: re.Match[str]) -> float:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-5` is a number, as everyone who writes it means."""
+    """YAML in which `1e-5` is a number, as whoever writes it means, and no key stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if doubled := [key for key in keys if keys.count(key) > 1 and key != "<<"]:
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"key {doubled[0]!r} stands twice in what begins at line {line}")
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

@@ -129,6 +129,8 @@ def arguments(settings: dict[str, Any], folder: Path, seed: int) -> TrainingArgu
         hint = f"did you mean {close[0]!r}?" if close else "see transformers.TrainingArguments"
         raise RecipeError(f"train: unknown key {unknown[0]!r}; {hint}")
     ours = {"output_dir": str(folder), "seed": seed, "remove_unused_columns": False}
+    if taken := sorted(ours.keys() & settings.keys()):
+        raise RecipeError(f"train: {taken[0]!r} is not a setting here; see `store` and `seed`")
     defaults: dict[str, Any] = {"report_to": "none", "save_total_limit": 2, "logging_steps": 10}
     defaults["dataloader_pin_memory"] = torch.accelerator.is_available()
     try:

@@ -14,11 +14,11 @@ from mm_piece import importance
 from mm_piece.changes import changes
 from mm_piece.checkpoint import Checkpoint, fetch
 from mm_piece.delta import Delta
-from mm_piece.errors import BaseError, StoreError
+from mm_piece.errors import BaseError, DataError, StoreError
 from mm_piece.evaluation import pad_of
 from mm_piece.loading import checkout, load
 from mm_piece.mask import Mask, budgets
-from mm_piece.measuring import measure, measured, rows_of
+from mm_piece.measuring import absent_columns, measure, measured, rows_of
 from mm_piece.models import describe, load_base, locate, trained_dtype
 from mm_piece.names import group_of, weights
 from mm_piece.recipe import Recipe, Task, load_recipe, parse_bytes, parse_recipe
@@ -26,7 +26,8 @@ from mm_piece.scoring import METRICS
 from mm_piece.selection import mask_of
 from mm_piece.sparse import sparse_tuning
 from mm_piece.store import DeltaStore
-from mm_piece.tasks import Encoded, Example, digest_of, fitted, tokenizer_of
+from mm_piece.tasks import Encoded, Rows, digest_of, fitted, tokenizer_of
+from mm_piece.tasks.templates import require_no_visual_tokens
 from mm_piece.trainer import arguments, fit, rehearse
 
 
@@ -36,8 +37,8 @@ class Run:
 
     recipe: Recipe
     store: DeltaStore
-    train: dict[str, Sequence[Example]]
-    test: dict[str, Sequence[Example]]  # of the tasks and of the general ones
+    train: dict[str, Rows]
+    test: dict[str, Rows]  # of the tasks and of the general ones
 
 
 def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
@@ -147,11 +148,15 @@ def _facts(recipe: Recipe, mask: Mask, sizes: dict[str, int], samples: int) -> d
     }
 
 
-def _read_all(recipe: Recipe) -> tuple[dict[str, Sequence[Example]], dict[str, Sequence[Example]]]:
-    return (
-        {task.name: rows_of(task, task.train) for task in recipe.tasks},
-        {task.name: rows_of(task, task.test) for task in (*recipe.tasks, *recipe.general)},
-    )
+def _read_all(recipe: Recipe) -> tuple[dict[str, Rows], dict[str, Rows]]:
+    measured = (*recipe.tasks, *recipe.general)
+    train = {task.name: rows_of(task, task.train) for task in recipe.tasks}
+    test = {task.name: rows_of(task, task.test) for task in measured}
+    for task in measured:
+        parts = [rows[task.name] for rows in (train, test) if task.name in rows]
+        for problem in absent_columns(task, parts):
+            raise DataError(problem)
+    return train, test
 
 
 def _load_options(recipe: Recipe) -> dict[str, Any]:
@@ -159,7 +164,7 @@ def _load_options(recipe: Recipe) -> dict[str, Any]:
     return {**options, "revision": recipe.revision}
 
 
-def _open_or_create(recipe: Recipe, train_rows: dict[str, Sequence[Example]]) -> DeltaStore:
+def _open_or_create(recipe: Recipe, train_rows: dict[str, Rows]) -> DeltaStore:
     path = Path(recipe.store)
     if (path / "store.json").exists():
         store = DeltaStore.open(path)
@@ -170,6 +175,8 @@ def _open_or_create(recipe: Recipe, train_rows: dict[str, Sequence[Example]]) ->
     pad = pad_of(tokenizer_of(processor))
     for task in recipe.tasks:  # data and settings work before a byte is written
         examples = train_rows[task.name]
+        for example in examples:
+            require_no_visual_tokens(example, processor)
         for first in {bool(example.images): example for example in examples[:100]}.values():
             inputs, _ = fitted(first, processor, task.max_length)
             rehearse(model, [inputs] * len(examples), recipe.train, pad)

@@ -238,6 +238,14 @@ def export(world: World) -> None:
     files = [load_file(where / "model.safetensors") for where in (folder, world.base)]
     assert {n: t.shape for n, t in files[0].items()} == {n: t.shape for n, t in files[1].items()}
     assert all(hub_name(name, world.family) in tensors(model) for name in files[0])
+    published = world.folder / "published"
+    if published.is_dir():
+        folder = mm_piece.export(world.store, at=2, to=world.folder / "again", base=published)
+        assert same(tensors(auto.from_pretrained(folder)), world.at(2))
+        files = [load_file(where / "model.safetensors") for where in (folder, published)]
+        assert [(n, t.shape) for n, t in files[0].items()] == [
+            (n, t.shape) for n, t in files[1].items()
+        ]
 
 
 def _groups(world: World) -> set[str]:

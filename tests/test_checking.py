@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -125,6 +127,22 @@ def _silent(rows):
     rows[1]["answer"] = " "
 
 
+def _silent_before(rows):
+    turns = [("human", "<image>a?"), ("gpt", ""), ("human", "b?"), ("gpt", "c")]
+    rows[1] = {"image": "1.png", "conversations": [{"from": f, "value": v} for f, v in turns]}
+
+
+def _pictured(rows):
+    turns = [("human", "a?"), ("gpt", "<image>b")]
+    rows[1] = {"image": "1.png", "conversations": [{"from": f, "value": v} for f, v in turns]}
+
+
+def _columns(rows):
+    recipe = Path("recipe.yaml")
+    text = recipe.read_text().replace('"max_length"', '"columns": {"prompt": "qq"}, "max_length"')
+    recipe.write_text(text)
+
+
 MISTAKES = {
     _no_image: r"train\.json row 1: image .*absent\.png does not exist",
     _empty_image: r"train\.json row 1: image .*empty\.png is empty",
@@ -135,7 +153,10 @@ MISTAKES = {
     _literal: r"train\.json row 4: 0 image\(s\) but 1 <image> mark\(s\)",
     _video: r"train\.json row 1: .*video",
     _unknown: r"train\.json row 1: no known format.*frage, antwort",
-    _silent: r"train\.json row 1: the conversation must end in an answer",
+    _silent: r"train\.json row 1: answer 1 is empty",
+    _silent_before: r"train\.json row 1: answer 1 is empty",
+    _pictured: r"train\.json row 1: answer 1 holds an image",
+    _columns: r"no row has 'qq'",
 }
 
 
@@ -202,3 +223,34 @@ def test_histogram():
     assert _histogram([3, 3, 3]) == "█"
     assert _histogram([1, 2, 2]) == "▄█"
     assert len(_histogram(range(1000))) == 20
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ('"model": {"dtype": "bfloat"}', "unknown dtype 'bfloat'"),
+        ('"select": {"density": {"head": 0.1}}', "selects none|head"),
+        ('"train": {"output_dir": "x"}', "'output_dir' is not a setting here"),
+        ('"store": "twice"', "key 'store' stands twice"),
+    ],
+)
+def test_settings_are_looked_at(world, key, message):
+    world.write_text(world.read_text().replace('"tasks"', f'{key}, "tasks"'))
+    result = run(world)
+    assert result.exit_code == 2
+    assert re.search(message, result.stderr), result.stderr
+
+
+def test_a_base_without_its_weights_is_named(world, base, tmp_path):
+    copy = shutil.copytree(base, tmp_path / "copy")
+    (copy / "model.safetensors").unlink()
+    world.write_text(world.read_text().replace(str(base), str(copy)))
+    assert "has no model.safetensors" in run(world).stderr
+
+
+def test_a_long_list_of_errors_is_cut(world):
+    write("train.json", [{"prompt": "?", "answer": "x", "image": f"no{n}.png"} for n in range(70)])
+    assert len(check(world).errors) == 70
+    stderr = run(world).stderr
+    assert stderr.count("Error: ") == 50
+    assert "… and 20 more" in stderr

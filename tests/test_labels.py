@@ -287,3 +287,37 @@ def test_long_texts_are_cut_to_one_length(family, processor):
     assert cut
     assert question in tokenizer_of(processor).decode(encoded["input_ids"][0])
     assert supervised(processor, encoded).count("three") > 10
+
+
+def test_a_text_begins_once(family, processor):
+    """LLaVA's tokenizer puts a token in front that its template does not; Llama's template does."""
+    tokenizer = tokenizer_of(processor)
+    encoded = encode(conversation(family, ("2 + 2?", "4")), processor)["input_ids"][0].tolist()
+    begins = {"llava": 1, "llava_next": 1, "llama": 1, "mistral": 1, "gemma2": 1}
+    assert encoded.count(tokenizer.bos_token_id) == begins.get(family, 0)
+    if family in begins:
+        assert encoded[0] == tokenizer.bos_token_id
+
+
+def test_what_stands_between_prompt_and_answer_is_supervised(family, processor):
+    """The model must say it itself: generation starts from the prompt alone."""
+    if family not in TEXT:
+        return
+    processor.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}|Answer:{% endif %}"
+        "{% endfor %}"
+    )
+    told = processor.chat_template.replace(
+        "{{ m.content }}{%", "{{ '%' if m.role == 'assistant' }}{{ m.content }}{%"
+    )
+    processor.chat_template = told
+    encoded = encode(conversation(family, ("2 + 2?", "4")), processor)
+    assert supervised(processor, encoded) == "%4" + processor.eos_token
+
+
+def test_another_length_is_encoded_anew(family, processor, tmp_path):
+    long = conversation(family, ("Say " + "words " * 100, "one"), pictures=[picture()])
+    lengths = [
+        Encoded([long], processor, tmp_path, most)[0]["input_ids"].shape[1] for most in (None, 90)
+    ]
+    assert lengths[0] > 90 >= lengths[1]

@@ -143,7 +143,7 @@ def user(*content):
         ({"conversations": []}, "must end in an answer"),
         ({"conversations": LLAVA["conversations"][:1], "image": "red.png"}, "end in an answer"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "question first"),
-        ({"prompt": "?", "answer": " "}, "must end in an answer"),
+        ({"prompt": "?", "answer": " "}, "answer 1 is empty"),
         ({"conversations": [{"from": "robot", "value": "x"}]}, "a turn needs 'from', one of human"),
         ({"messages": [{"content": "x"}]}, "a turn needs 'role', one of human"),
         ({"messages": [{"role": "user", "content": None}]}, "a turn needs a text 'content'"),

@@ -178,4 +178,6 @@ def _write(to: Path, model: Any, weights: dict[str, Tensor], processor: LlavaPro
         processor.save_pretrained(folder)
         if Checkpoint(folder, model.dtype).fingerprint() != fingerprint(weights):
             raise ModelError(f"{to}: transformers wrote other weights than it was given")
+        for file in folder.iterdir():
+            file.chmod(0o644)  # some writers keep theirs to their owner
         folder.replace(to)  # an empty folder may stand there

@@ -20,7 +20,13 @@ from mm_piece.cli.terminal import TO
     default=None,
     help="Hidden states that the projector reads. [-2; -1 for SigLIP]",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the projector's weights.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Of the projector's weights.",
+)
 @click.option("--dtype", default="float32", show_default=True, help="Of all weights.")
 def assemble(
     vision: str,

@@ -13,6 +13,7 @@ from mm_piece.cli.terminal import JSON, PATH, show_rows
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _BINS = 20
+_SHOWN = 50  # errors
 
 
 @click.command()
@@ -41,8 +42,10 @@ def check(recipe: Path, overrides: tuple[str, ...], rows: int, as_json: bool) ->
         click.echo(json.dumps(found.content(), indent=2))
     else:
         _show(found.content())
-    for error in found.errors:
+    for error in found.errors[:_SHOWN]:
         click.echo(f"Error: {error}", err=True)
+    if len(found.errors) > _SHOWN:
+        click.echo(f"… and {len(found.errors) - _SHOWN} more (--json has all)", err=True)
     if found.errors:
         raise click.exceptions.Exit(2)
     click.echo(f"{recipe}: nothing wrong was found", err=as_json)

@@ -5,13 +5,14 @@ from mm_piece.tasks.encoded import Encoded
 from mm_piece.tasks.encoding import IGNORED, encode, encode_prompt
 from mm_piece.tasks.examples import Example
 from mm_piece.tasks.lengths import fitted
-from mm_piece.tasks.reading import problems, read
+from mm_piece.tasks.reading import Rows, problems, read
 from mm_piece.tasks.templates import tokenizer_of
 
 __all__ = [
     "IGNORED",
     "Encoded",
     "Example",
+    "Rows",
     "batches",
     "collate",
     "digest_of",

@@ -22,6 +22,7 @@ class Rows(Sequence[Example]):
     folder: Path
     columns: Mapping[Any, str]
     prompt: str | None
+    absent: frozenset[str] = frozenset()  # mapped columns that no row has
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -61,9 +62,10 @@ def read(
     the `<image>` marks of the text.
     """
     rows = _opened(source, images, columns, prompt)
-    for error in _problems(rows):
+    absent = set(rows.columns.values())
+    for error in _problems(rows, absent):
         raise error
-    return rows
+    return replace(rows, absent=frozenset(absent))
 
 
 def problems(
@@ -78,7 +80,7 @@ def problems(
     except DataError as error:
         yield error
         return
-    yield from _problems(rows)
+    yield from _problems(rows, set(rows.columns.values()))
 
 
 def _opened(
@@ -93,15 +95,18 @@ def _opened(
     return Rows(path, raw, first, numbers, folder, columns or {}, prompt)
 
 
-def _problems(rows: Rows) -> Iterator[DataError]:
-    """What is wrong with rows, and an image column that none of them has: most likely misspelt."""
-    wanted = {rows.columns[field] for field in ("image", "images") if field in rows.columns}
+def _problems(rows: Rows, absent: set[str]) -> Iterator[DataError]:
+    """What is wrong with rows, and an image column that none of them has: most likely misspelt.
+
+    Columns that a row has are taken out of `absent`.
+    """
     for position, number in enumerate(rows.numbers):
         try:
             raw = rows.raw_row(position)
-            wanted -= raw.keys() if isinstance(raw, Mapping) else set()
+            absent -= raw.keys() if isinstance(raw, Mapping) else set()
             rows.example(raw, number).require_images()
         except DataError as error:
             yield error
-    if wanted:
-        yield DataError(f"{rows.source}: no row has the image column {sorted(wanted)[0]!r}")
+    images = {rows.columns[field] for field in ("image", "images") if field in rows.columns}
+    if missing := sorted(images & absent):
+        yield DataError(f"{rows.source}: no row has the image column {missing[0]!r}")

@@ -171,20 +171,29 @@ def _matched(turns: list[Turn], listed: list[Picture], where: str) -> list[Pictu
 
 
 def _typed(content: Iterable[Any]) -> list[dict[str, str]]:
-    """Typed content: an image entry for each image, text between them without its outer breaks."""
+    """Typed content: an image entry for each image, text between without line breaks beside one."""
     parts = [{"type": "text", "text": ""}]
     for piece in content:
         if isinstance(piece, str):
             parts[-1]["text"] += piece
         else:
             parts += [{"type": "image"}, {"type": "text", "text": ""}]
-    stripped = ({k: v.strip("\n") for k, v in part.items()} for part in parts)
-    return [part for part in stripped if part.get("text") != ""]
+    for before, after in zip(parts, parts[1:], strict=False):
+        if "text" in before:
+            before["text"] = before["text"].rstrip("\n")
+        else:
+            after["text"] = after["text"].lstrip("\n")
+    return [part for part in parts if part.get("text") != ""]
 
 
 def _require_order(messages: list[Message], where: str) -> None:
     roles = [message["role"] for message in messages if message["role"] != "system"]
     if roles != ["user", "assistant"] * (len(roles) // 2):
         raise DataError(f"{where}: turns must alternate, question first, and end in an answer")
-    if not roles or not text_of(messages[-1]).strip():
+    if not roles:
         raise DataError(f"{where}: the conversation must end in an answer")
+    for number, message in enumerate((m for m in messages if m["role"] == "assistant"), start=1):
+        if not text_of(message).strip():
+            raise DataError(f"{where}: answer {number} is empty")
+        if any(part["type"] == "image" for part in message["content"]):
+            raise DataError(f"{where}: answer {number} holds an image; images belong to questions")

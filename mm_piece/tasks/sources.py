@@ -55,6 +55,8 @@ def sliced(source: str) -> tuple[str, Bounds]:
     """A source without its slice, and the rows that the slice names: `train.json[100:200]`."""
     match = re.fullmatch(r"(.+)\[(\d*):(\d*)\]", source)
     if not match:
+        if re.search(r"\[[^\[\]/]*\]$", source) and not Path(source).exists():
+            raise DataError(f"{source}: a slice is [FIRST:STOP], counted from 0, such as [:100]")
         return source, (0, None)
     return match[1], (int(match[2] or 0), int(match[3]) if match[3] else None)
 

@@ -1,6 +1,7 @@
 """Rows of text files: JSON, JSON lines and CSV."""
 
 import csv
+import io
 import json
 from array import array
 from pathlib import Path
@@ -53,17 +54,32 @@ def json_rows(path: Path) -> list[Any]:
 
 def csv_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file with a header; every value stays the text that it is."""
+    text = _decoded(path)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # documents are long
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows: list[dict[str, str]] = []
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
+        names = reader.fieldnames or []
+        if doubled := {name for name in names if names.count(name) > 1}:
+            raise DataError(f"{path} has two columns {sorted(doubled)[0]!r}")
+        for row in reader:
+            if None in row or None in row.values():
+                raise DataError(f"{path} row {len(rows)} has not as many fields as the header")
+            rows.append(row)
+    except csv.Error as error:
+        raise DataError(f"{path} row {len(rows)} is not CSV: {error}") from error
+    return rows
+
+
+def _decoded(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        return content.decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not CSV in UTF-8: {error}") from error
-    for number, row in enumerate(rows):
-        if None in row or None in row.values():
-            raise DataError(f"{path} row {number} has not as many fields as the header")
-    return rows
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"cannot read {path}: line {line} is not UTF-8 text") from error
 
 
 def _parsed(text: bytes, where: str) -> Any:
