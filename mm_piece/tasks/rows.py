@@ -171,19 +171,15 @@ def _matched(turns: list[Turn], listed: list[Picture], where: str) -> list[Pictu
 
 
 def _typed(content: Iterable[Any]) -> list[dict[str, str]]:
-    """Typed content: an image entry for each image, text between without line breaks beside one."""
+    """Typed content: an image entry for each image, text between them without its outer breaks."""
     parts = [{"type": "text", "text": ""}]
     for piece in content:
         if isinstance(piece, str):
             parts[-1]["text"] += piece
         else:
             parts += [{"type": "image"}, {"type": "text", "text": ""}]
-    for before, after in zip(parts, parts[1:], strict=False):
-        if "text" in before:
-            before["text"] = before["text"].rstrip("\n")
-        else:
-            after["text"] = after["text"].lstrip("\n")
-    return [part for part in parts if part.get("text") != ""]
+    stripped = ({k: v.strip("\n") for k, v in part.items()} for part in parts)
+    return [part for part in stripped if part.get("text") != ""]
 
 
 def _require_order(messages: list[Message], where: str) -> None:
