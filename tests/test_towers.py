@@ -53,7 +53,11 @@ def test_hidden_states_equal_those_of_open_clip(name, changes, activation):
     ("vision", "pretrained", "message"),
     [
         ("ViT-B-33", "openai", "no architecture 'ViT-B-33'; nearest: .*ViT-B-32"),
-        ("ViT-B/32", None, "needs weights .--pretrained.; allowed: openai, laion400m_e31, .* file, random"),
+        (
+            "ViT-B/32",
+            None,
+            "needs weights .--pretrained.; allowed: openai, laion400m_e31, .* file, random",
+        ),
         ("ViT-B-32", "opnai", "ViT-B-32 has no weights 'opnai'; allowed: openai, "),
         ("ViT-B-32", "openai", "trained with QuickGELU; use ViT-B-32-quickgelu"),
         ("RN50", "openai", "its tower is a ResNet; supported: "),
