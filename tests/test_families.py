@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 from families import BUILDERS
 from family_steps import STEPS, World, table
+from safetensors.torch import load_file, save_file
+
+import mm_piece
 
 
 @pytest.fixture(scope="module")
@@ -29,3 +32,14 @@ def test_readme_shows_what_is_tested_here():
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     everything = table(lambda family, step: True)  # or a test above fails
     assert f"<!-- families -->\n{everything}\n<!-- end -->" in readme
+
+
+def test_a_second_copy_of_a_tied_head_does_not_stay_behind(tmp_path):
+    """transformers would load it beside an embedding that a delta has changed."""
+    world = World("qwen2", tmp_path)
+    file = world.base / "model.safetensors"
+    content = load_file(file)
+    content["lm_head.weight"] = content["model.embed_tokens.weight"].clone()
+    save_file(content, file, {"format": "pt"})
+    folder = mm_piece.export(world.store, at=1, to=tmp_path / "merged")
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
