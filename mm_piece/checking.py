@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -13,11 +13,12 @@ from mm_piece.checkpoint import Checkpoint
 from mm_piece.errors import DataError
 from mm_piece.mask import budgets
 from mm_piece.measuring import absent_columns, rows_of
-from mm_piece.models import as_dtype, blueprint, load_processor
+from mm_piece.models import as_dtype, blueprint, load_processor, positions_of
 from mm_piece.names import group_of
 from mm_piece.recipe import GeneralTask, Recipe, Task, load_recipe
 from mm_piece.scoring import METRICS
 from mm_piece.tasks import IGNORED, Example, Rows, fitted, problems, tokenizer_of
+from mm_piece.tasks.templates import special_in
 from mm_piece.trainer import arguments
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -37,6 +38,8 @@ class Split:
     encoded: int = 0  # rows that were looked at token by token
     lengths: list[int] = field(default_factory=list)  # tokens of those rows, before any cut
     truncated: int = 0  # of those rows
+    special: int = 0  # of those rows: what a text holds becomes a token with a meaning of its own
+    unread: list[str] = field(default_factory=list)  # fields of rows that nothing reads
     errors: list[str] = field(default_factory=list)
 
 
@@ -46,6 +49,7 @@ class TaskCheck:
 
     name: str
     metric: str
+    max_length: int | None
     train: Split | None
     test: Split
     shared: int = 0  # test rows whose question and images stand in the train set too
@@ -59,16 +63,29 @@ class Check:
     """Every task of a recipe; sound if no split has an error."""
 
     tasks: list[TaskCheck]
+    positions: int  # that the base was made for
+
+    @property
+    def notes(self) -> list[str]:
+        """What is no error and most likely not meant, a line each."""
+        return [
+            f"{split.source}: {note}"
+            for task in self.tasks
+            for split in (task.train, task.test)
+            if split
+            for note in _notes(split, task.max_length, self.positions)
+        ]
 
     @property
     def errors(self) -> list[str]:
         """All errors, each one line that names source and row."""
         splits = [s for task in self.tasks for s in (task.train, task.test) if s]
-        return [error for split in splits for error in split.errors]
+        return list(dict.fromkeys(error for split in splits for error in split.errors))
 
     def content(self) -> dict[str, Any]:
         """The whole as plain values, for JSON."""
-        return {"tasks": [asdict(task) for task in self.tasks], "errors": self.errors}
+        tasks = [asdict(task) for task in self.tasks]
+        return {"tasks": tasks, "notes": self.notes, "errors": self.errors}
 
 
 def check(
@@ -92,7 +109,8 @@ def check(
     processor = load_processor(recipe.base, recipe.revision)
     _require_base(recipe)
     tasks = (*recipe.tasks, *recipe.general)
-    return Check([_task(task, processor, rows, progress) for task in tasks])
+    found = [_task(task, processor, rows, progress) for task in tasks]
+    return Check(found, positions_of(recipe.base, recipe.revision))
 
 
 def _require_base(recipe: Recipe) -> None:
@@ -115,7 +133,7 @@ def _task(task: GeneralTask, processor: Any, rows: int, progress: Progress) -> T
         test.errors += absent_columns(task, [part for part in (taught, asked) if part])
     known = {_question(example) for example in taught or ()}
     shared = sum(_question(example) in known for example in asked or ())
-    found = TaskCheck(task.name, task.metric, train, test, shared)
+    found = TaskCheck(task.name, task.metric, task.max_length, train, test, shared)
     if asked:
         found.commonest, found.floor = _floor(task, asked)
     shown = taught or asked
@@ -143,6 +161,7 @@ def _split(
     split.rows = len(examples)
     split.images = sum(len(example.images) for example in examples)
     split.text_only = sum(not example.images for example in examples)
+    split.unread = sorted(examples.unread())
     split.repeated = split.rows - len({example.digest() for example in examples})
     chosen = _spread(split.rows, most)
     for position in progress(chosen, f"{task.name}: {source}"):
@@ -153,6 +172,7 @@ def _split(
 def _look(split: Split, example: Example, processor: Any, task: GeneralTask) -> None:
     """Decode and tokenize one row."""
     split.encoded += 1
+    split.special += bool(special_in(example, processor))
     try:
         inputs, _ = fitted(example, processor, None, split.asked)
         split.lengths.append(inputs["input_ids"].shape[1])
@@ -160,6 +180,16 @@ def _look(split: Split, example: Example, processor: Any, task: GeneralTask) -> 
             split.truncated += fitted(example, processor, task.max_length, split.asked)[1]
     except DataError as error:
         split.errors.append(str(error))
+
+
+def _notes(split: Split, max_length: int | None, positions: int) -> Iterator[str]:
+    if split.unread:
+        yield f"nothing reads the fields {', '.join(split.unread)}"
+    if split.special:
+        yield f"{split.special} rows hold special tokens of the base, which are not read as text"
+    long = sum(length > positions for length in split.lengths) if max_length is None else 0
+    if long:
+        yield f"{long} rows are longer than the base's {positions} positions; set max_length"
 
 
 def _spread(count: int, most: int) -> Sequence[int]:

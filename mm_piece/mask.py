@@ -65,8 +65,9 @@ def count(density: float, total: int, what: str = "all") -> int:
         raise SelectionError(f"density {density} is out of (0, 1]")
     k = floor(Decimal(repr(float(density))) * total)
     if k == 0:
+        hint = "" if total else "; is the group excluded, or does the model not have it?"
         raise SelectionError(
-            f"density {density} of {total} patchable entries ({what}) selects none"
+            f"density {density} of {total} patchable entries ({what}) selects none{hint}"
         )
     return k
 

@@ -64,9 +64,15 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """A torch dtype from its name; ModelError names the allowed ones."""
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}; allowed: {', '.join(DTYPES)}")
     return DTYPES[dtype]
+
+
+def positions_of(base: str | Path, revision: str | None = None) -> int:
+    """How many positions the base's language model was made for."""
+    config = AutoConfig.from_pretrained(_source(base), revision=revision)
+    return config.get_text_config().max_position_embeddings
 
 
 def blueprint(
@@ -91,6 +97,8 @@ def blueprint(
 
 def _source(base: str | Path) -> str:
     source = str(base)
+    if not source:
+        raise ModelError("base is empty; give a folder or a hub id")
     if not Path(source).is_dir() and (source.count("/") > 1 or source[:1] in "/."):
         raise ModelError(f"cannot load base {source}: there is no such folder")
     return source

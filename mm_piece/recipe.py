@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mm_piece.errors import RecipeError
-from mm_piece.names import Group
+from mm_piece.names import GROUPS, Group
 
 METHODS = ("piece-f", "piece-s", "magnitude", "random")
 Metric = Literal["exact", "vqa", "choice", "rouge-l", "bleu", "edit", "cider"]
@@ -49,12 +49,13 @@ class Select(_Strict):
     method: str = "piece-f"
     density: float | dict[Group, float] = 0.001
     samples: int = Field(default=1000, ge=1)
+    batch_size: int = Field(default=8, ge=1)  # examples a pass looks at together
     memory: str | int = "8GiB"
     exclude: tuple[Group, ...] = (
         "embedding",
         "head",
     )
-    xi: float = Field(default=1e-3, gt=0)
+    xi: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
 
     @field_validator("method")
     @classmethod
@@ -65,12 +66,16 @@ class Select(_Strict):
             f"unknown method {method!r}; allowed: {', '.join(METHODS)}, or a dotted path"
         )
 
-    @field_validator("density")
+    @field_validator("density", mode="before")
     @classmethod
-    def _density_in_range(cls, density: float | dict[str, float]) -> float | dict[str, float]:
+    def _density_in_range(cls, density: Any) -> Any:
+        if density == {}:
+            raise ValueError(f"no group has a density; groups: {', '.join(GROUPS)}")
         for value in density.values() if isinstance(density, dict) else [density]:
-            if not 0 < value <= 1:
-                raise ValueError(f"density {value} is out of (0, 1]")
+            plain = isinstance(value, int | float) and not isinstance(value, bool)
+            if not plain or not 0 < value <= 1:
+                shown = float(value) if plain else repr(value)
+                raise ValueError(f"density {shown} is out of (0, 1]")
         return density
 
     @field_validator("memory")
@@ -86,7 +91,7 @@ class Recipe(_Strict):
     base: str
     revision: str | None = None
     model: dict[str, Any] = {}
-    store: str
+    store: str = Field(min_length=1)
     tasks: tuple[Task, ...] = Field(min_length=1)
     general: tuple[GeneralTask, ...] = ()
     select: Select = Select()
@@ -204,7 +209,7 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "literal_error":
         allowed = problem["msg"].removeprefix("Input should be ")
         return f"{where}: unknown {problem['input']!r}; allowed: {allowed}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     return f"{where}: {message}" if where else message
 
 

@@ -13,28 +13,36 @@ from mm_piece import importance
 from mm_piece.mask import Mask, select_stream
 from mm_piece.names import Group, group_of, weights
 from mm_piece.recipe import Select, parse_bytes
-from mm_piece.tasks import Encoded
+from mm_piece.tasks import Alike, Encoded
 
 Sizes = dict[str, int]  # entries per weight
 Density = float | dict[Group, float]
 
 
 def mask_of(
-    model: nn.Module, encoded: Encoded, select: Select, file: Path, *, seeds: tuple[int, int]
+    model: nn.Module,
+    encoded: Encoded,
+    select: Select,
+    file: Path,
+    *,
+    pad: int,
+    seeds: tuple[int, int],
 ) -> tuple[Mask, Sizes, int]:
     """The mask for a task's examples, the patchable weights, and how many examples were sampled.
 
-    `file` keeps the mask. `seeds`: of the run, which draws the examples, and of the task.
+    `file` keeps the mask, `pad` is the padding token. `seeds`: of the run, which draws the
+    examples, and of the task.
     """
     sample = _sample(encoded, select.samples, seeds[0])
-    names = importance.patchable(model, sample, select.exclude)
+    batches = Alike(sample, select.batch_size, pad)
+    names = importance.patchable(model, batches, select.exclude)
     sizes = {name: weights(model)[name].numel() for name in names}
     if file.is_file():
         stored = load_file(file)  # sorted by name; the optimizer's order must be the first run's
         return {name: stored[name] for name in names if name in stored}, sizes, len(sample)
     pieces = importance.stream(
         model,
-        sample,
+        batches,
         select.method,
         names=names,
         memory=parse_bytes(select.memory),
@@ -58,7 +66,7 @@ def _reachable(density: Density, sizes: Sizes) -> Density:
 
 
 def _bar(items: Iterable[Any], title: str) -> Iterable[Any]:
-    return tqdm(items, title, unit="example", leave=False, disable=None)
+    return tqdm(items, title, unit="batch", leave=False, disable=None)
 
 
 def _sample(encoded: Encoded, samples: int, seed: int) -> Encoded:

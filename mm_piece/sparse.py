@@ -7,7 +7,6 @@ other weight is frozen: it gets no gradient, so no optimizer, weight decay or sh
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch.nn.utils import parametrize
 from mm_piece.delta import Delta, fingerprint
 from mm_piece.errors import SelectionError
 from mm_piece.names import weights
+from mm_piece.owners import Owner, owners_of
 from mm_piece.tensorfile import bits
 
 _VALUES = "weight_values"  # the trainable parameter that a patched Linear carries
@@ -41,7 +41,7 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
             (parameter, parameter.requires_grad) for parameter in self.model.parameters()
         ]
         self.model.requires_grad_(False)
-        owners = _owners(self.model)
+        owners = owners_of(self.model)
         self.patches = {
             name: Patch(named[name], index, owners[id(named[name])])
             for name, index in self.mask.items()
@@ -93,14 +93,6 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
         )
 
 
-@dataclass(frozen=True)
-class Owner:
-    """A module that holds a weight, under this attribute."""
-
-    module: nn.Module
-    attribute: str
-
-
 class Patch:
     """One patched weight: its selected flat entries and their trainable values."""
 
@@ -109,9 +101,7 @@ class Patch:
         self.index = index.to(weight.device, torch.int64)
         self.before = self.entries()
         self.values = nn.Parameter(self.before.to(torch.float32, copy=True))
-        sampled = all(
-            type(owner.module) is nn.Linear and owner.attribute == "weight" for owner in owners
-        )
+        sampled = all(owner.is_linear("weight") for owner in owners)
         patch = _patch_linear if sampled else _patch_any
         self._undo = [patch(owner, self) for owner in owners]
 
@@ -221,15 +211,6 @@ def _pattern(index: Tensor, weight: Tensor) -> Tensor:
         return torch.sparse_csr_tensor(
             crow, index % columns, ones, size=shape, check_invariants=True
         )
-
-
-def _owners(model: nn.Module) -> dict[int, list[Owner]]:
-    """Every module that holds a given weight: more than one where weights are tied."""
-    owners: dict[int, list[Owner]] = {}
-    for module in model.modules():
-        for attribute, weight in module.named_parameters(recurse=False):
-            owners.setdefault(id(weight), []).append(Owner(module, attribute))
-    return owners
 
 
 def _check(mask: Mapping[str, Tensor], named: Mapping[str, nn.Parameter]) -> None:

@@ -42,9 +42,12 @@ class DeltaStore:
         self._lock = FileLock(path / ".lock", timeout=0)
 
     @classmethod
-    def create(cls, path: str | Path, base: dict[str, Any], recipe: str) -> "DeltaStore":
+    def create(
+        cls, path: str | Path, base: dict[str, Any], recipe: str, over_empty: bool = False
+    ) -> "DeltaStore":
         """Make a store without deltas; the directory may exist, but not be a store.
 
+        With `over_empty` it may be one without deltas, whose results and scratch are then removed.
         Of `base` only the fingerprint is required. Raises StoreError.
         """
         path = Path(path)
@@ -55,7 +58,12 @@ class DeltaStore:
             path.mkdir(parents=True, exist_ok=True)
         with store._locked():
             if (path / MANIFEST).exists():
-                raise StoreError(f"{path}: is a store already")
+                if not over_empty or manifest.read(path)[1]:
+                    raise StoreError(f"{path}: is a store already")
+                for name in ("results.json", MANIFEST):  # a crash here leaves no store at all
+                    (path / name).unlink(missing_ok=True)
+                for name in ("answers", "logs", "work"):
+                    rmtree(path / name, ignore_errors=True)
             store._write("recipe.yaml", recipe.encode())
             store._write_manifest([])
         return store

@@ -31,6 +31,14 @@ from mm_piece.sparse import sparse_tuning
 from mm_piece.tasks import collate
 
 _VALUES = "values.safetensors"
+_TAKEN = {
+    *("resume_from_checkpoint", "push_to_hub", "load_best_model_at_end"),
+    *("eval_strategy", "do_eval", "eval_steps", "metric_for_best_model"),
+}
+_COUNTS = {
+    *("per_device_train_batch_size", "per_device_eval_batch_size"),
+    "gradient_accumulation_steps",
+}
 
 
 class SparseTrainer(Trainer):
@@ -129,16 +137,36 @@ def arguments(settings: dict[str, Any], folder: Path, seed: int) -> TrainingArgu
         hint = f"did you mean {close[0]!r}?" if close else "see transformers.TrainingArguments"
         raise RecipeError(f"train: unknown key {unknown[0]!r}; {hint}")
     ours = {"output_dir": str(folder), "seed": seed, "remove_unused_columns": False}
-    if taken := sorted(ours.keys() & settings.keys()):
-        raise RecipeError(f"train: {taken[0]!r} is not a setting here; see `store` and `seed`")
+    if taken := sorted((ours.keys() | _TAKEN) & settings.keys()):
+        raise RecipeError(
+            f"train: {taken[0]!r} is not a setting here; a run has its `store` and `seed`, goes on "
+            "where it stopped, and measures every position (`test`, `general`)"
+        )
+    _require_numbers(settings)
+    if settings.get("save_strategy") == "best":
+        raise RecipeError("train: save_strategy must be no, steps or epoch; none is the best here")
     defaults: dict[str, Any] = {"report_to": "none", "save_total_limit": 2, "logging_steps": 10}
     defaults["dataloader_pin_memory"] = torch.accelerator.is_available()
     try:
-        return TrainingArguments(**{**defaults, **settings, **ours})
+        found = TrainingArguments(**{**defaults, **settings, **ours})
     except (TypeError, ValueError, ImportError) as error:
-        raise RecipeError(
-            f"train: {str(error).removeprefix('TrainingArguments.__init__() ')}"
-        ) from error
+        message = " ".join(str(error).removeprefix("TrainingArguments.__init__() ").split())
+        raise RecipeError(f"train: {message}") from error
+    if found.max_steps <= 0 and found.num_train_epochs <= 0:
+        raise RecipeError("train: num_train_epochs and max_steps leave no step to train")
+    return found
+
+
+def _require_numbers(settings: dict[str, Any]) -> None:
+    """Raise RecipeError for what should be a number and is none, or counts less than one."""
+    defaults = {field.name: field.default for field in fields(TrainingArguments)}
+    for key, value in settings.items():
+        plain = isinstance(value, int | float) and not isinstance(value, bool)
+        number = type(defaults[key]) in (int, float) and value is not None
+        if number and not plain:
+            raise RecipeError(f"train: {key} must be a number, not {value!r}")
+        if key in _COUNTS and not (isinstance(value, int) and value > 0):
+            raise RecipeError(f"train: {key} must be a whole number of at least 1, not {value!r}")
 
 
 def rehearse(
@@ -154,11 +182,16 @@ def rehearse(
             with sparse_tuning(model, {name: torch.zeros(1, dtype=torch.int64)}) as tuning:
                 trainer = SparseTrainer(tuning, args, examples, pad)
                 trainer.add_callback(_OneStep())
-                trainer.train()
+                _require_a_step(trainer.train().global_step, len(examples))
     except (TypeError, ValueError, RuntimeError, ArithmeticError, ImportError) as error:
         raise RecipeError(f"train: {' '.join(str(error).split())}") from error
     finally:
         weight.detach().copy_(before)
+
+
+def _require_a_step(steps: int, examples: int) -> None:
+    if steps == 0:
+        raise RecipeError(f"train: these settings train no step on {examples} examples")
 
 
 class _OneStep(TrainerCallback):
@@ -183,7 +216,11 @@ def fit(
     """
     trainer = SparseTrainer(tuning, args, examples, pad)
     trainer.add_callback(TensorBoardCallback(SummaryWriter(str(logs))))
-    return trainer.train(resume_from_checkpoint=last_checkpoint(Path(str(args.output_dir)))).metrics
+    done = trainer.train(resume_from_checkpoint=last_checkpoint(Path(str(args.output_dir))))
+    _require_a_step(done.global_step, len(examples))
+    if not all(values.isfinite().all() for values in tuning.values().values()):
+        raise RecipeError("train: the values are no longer finite; a lower learning_rate may help")
+    return done.metrics
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -30,6 +30,14 @@ from mm_piece.tasks import Encoded, Rows, digest_of, fitted, tokenizer_of
 from mm_piece.tasks.templates import require_no_visual_tokens
 from mm_piece.trainer import arguments, fit, rehearse
 
+_LEFT = (
+    ".lock",
+    "recipe.yaml",
+    "answers",
+    "work",
+    "logs",
+)  # what may lie there before there is a manifest
+
 
 @dataclass(frozen=True)
 class Run:
@@ -85,12 +93,17 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
     examples, room = run.train[task.name], parse_bytes(recipe.cache)
     encoded = Encoded(examples, processor, work / "encoded", task.max_length, room)
     data = _look_through(encoded, task)
+    pad, logs = pad_of(tokenizer_of(processor)), run.store.path / "logs" / work.name
     mask, sizes, samples = mask_of(
-        model, encoded, recipe.select, work / "mask.safetensors", seeds=(recipe.seed, seed)
+        model,
+        encoded,
+        recipe.select,
+        work / "mask.safetensors",
+        pad=pad,
+        seeds=(recipe.seed, seed),
     )
     scored = time.monotonic()
     args = arguments(recipe.train, work, seed)
-    pad, logs = pad_of(tokenizer_of(processor)), run.store.path / "logs" / work.name
     with sparse_tuning(model, mask) as tuning:
         metrics = fit(tuning, encoded, pad, args, logs)
         delta = tuning.delta(
@@ -168,8 +181,11 @@ def _open_or_create(recipe: Recipe, train_rows: dict[str, Rows]) -> DeltaStore:
     path = Path(recipe.store)
     if (path / "store.json").exists():
         store = DeltaStore.open(path)
-        _same_run(store, recipe)
-        return store
+        if len(store) or store.recipe == recipe.text():
+            _same_run(store, recipe)
+            return store
+    else:
+        _require_room(path)
     model, processor = load_base(recipe.base, recipe.revision, **recipe.model)
     budgets(_eligible(model, recipe.select.exclude), recipe.select.density)
     pad = pad_of(tokenizer_of(processor))
@@ -180,9 +196,21 @@ def _open_or_create(recipe: Recipe, train_rows: dict[str, Rows]) -> DeltaStore:
         for first in {bool(example.images): example for example in examples[:100]}.values():
             inputs, _ = fitted(first, processor, task.max_length)
             rehearse(model, [inputs] * len(examples), recipe.train, pad)
-    return DeltaStore.create(
-        path, describe(model, recipe.base, recipe.revision, path), recipe.text()
-    )
+    base = describe(model, recipe.base, recipe.revision, path)
+    return DeltaStore.create(path, base, recipe.text(), over_empty=True)
+
+
+def _require_room(path: Path) -> None:
+    """Raise StoreError for a folder that holds something else than what a crashed start left."""
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"store {path} is a file; name a folder")
+
+    def left_over(name: str) -> bool:
+        return name in _LEFT or name.startswith(".") and name.endswith(".tmp")
+
+    strange = [f.name for f in path.iterdir() if not left_over(f.name)] if path.is_dir() else []
+    if strange:
+        raise StoreError(f"store {path} holds {sorted(strange)[0]!r} and is no store; name another")
 
 
 def _eligible(model: nn.Module, exclude: Sequence[str]) -> dict[str, int]:

@@ -13,6 +13,8 @@ from mm_piece.checking import check
 from mm_piece.cli import main
 from mm_piece.cli.checking import _example, _histogram
 from mm_piece.errors import RecipeError
+from mm_piece.measuring import rows_of
+from mm_piece.recipe import load_recipe
 
 
 @pytest.fixture
@@ -143,7 +145,30 @@ def _columns(rows):
     recipe.write_text(text)
 
 
+def _image_elsewhere(rows):
+    rows[1]["photo"] = rows[1].pop("image")
+
+
+def _video_elsewhere(rows):
+    del rows[1]["image"]
+    rows[1]["frames"] = ["a.mp4"]
+
+
+def _video_as_image(rows):
+    rows[1]["image"] = "a.mp4"
+
+
+def _tools(rows):
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "x"}]
+    turns[1]["tool_calls"] = [{"function": {"name": "look"}}]
+    rows[1] = {"messages": turns}
+
+
 MISTAKES = {
+    _image_elsewhere: r"row 1: nothing reads 'photo', which names the image '1\.png'; say `columns",
+    _video_elsewhere: r"row 1: videos and audio are not supported: 'frames' names 'a\.mp4'",
+    _video_as_image: r"row 1: videos and audio are not supported: 'image' is 'a\.mp4'",
+    _tools: r"row 1: tool turns are not supported: it has 'tool_calls'",
     _no_image: r"train\.json row 1: image .*absent\.png does not exist",
     _empty_image: r"train\.json row 1: image .*empty\.png is empty",
     _no_picture: r"train\.json row 1: image .*text\.png cannot be read",
@@ -173,6 +198,54 @@ def test_mistakes_in_rows_are_one_line_each(world, mistake):
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error")]
     assert line == f"Error: {error}"
     assert re.search(MISTAKES[mistake], error), error
+
+
+def test_columns_are_mapped(world):
+    """Every mapped column is found, in `check` and in training."""
+    names = {"prompt": "q", "answer": "label", "image": "file"}
+    for file in ("train.json", "test.json"):
+        with open(file, encoding="utf-8") as opened:  # noqa: PTH123
+            rows = json.load(opened)
+        write(file, [{names[key]: value for key, value in row.items()} for row in rows])
+    text = world.read_text().replace(
+        '"max_length"', f'"columns": {json.dumps(names)}, "max_length"'
+    )
+    world.write_text(text)
+    result = run(world)
+    assert result.exit_code == 0, result.stderr
+    assert "⟦red<|end|>⟧" in result.output
+    (task,) = load_recipe(world).tasks
+    assert rows_of(task, task.train).absent == frozenset()
+
+
+def test_what_is_most_likely_not_meant_is_noted(world):
+    with open("train.json", encoding="utf-8") as file:  # noqa: PTH123
+        rows = json.load(file)
+    rows[0] |= {"choices": ["red", "blue"], "id": 7}
+    rows[1]["prompt"] = "Is <|end|> the end?"
+    rows[2]["prompt"] = "long " * 99
+    write("train.json", rows)
+    world.write_text(world.read_text().replace(', "max_length": 60', ""))
+    found = check(world)
+    assert found.errors == []
+    assert found.notes == [
+        "train.json: nothing reads the fields choices",
+        "train.json: 1 rows hold special tokens of the base, which are not read as text",
+        "train.json: 1 rows are longer than the base's 256 positions; set max_length",
+    ]
+    result = run(world)
+    assert result.exit_code == 0
+    assert all(f"Note: {note}" in result.output for note in found.notes)
+    assert json.loads(run(world, "--json").stdout)["notes"] == found.notes
+
+
+def test_one_source_for_both_tells_its_mistakes_once(world):
+    with open("train.json", encoding="utf-8") as file:  # noqa: PTH123
+        rows = json.load(file)
+    rows[1]["image"] = "absent.png"
+    write("train.json", rows)
+    world.write_text(world.read_text().replace("test.json", "train.json"))
+    assert len(check(world).errors) == 1
 
 
 def test_all_mistakes_are_told(world):
@@ -231,6 +304,18 @@ def test_histogram():
         ('"model": {"dtype": "bfloat"}', "unknown dtype 'bfloat'"),
         ('"select": {"density": {"head": 0.1}}', "selects none|head"),
         ('"train": {"output_dir": "x"}', "'output_dir' is not a setting here"),
+        ('"train": {"eval_strategy": "epoch"}', "'eval_strategy' is not a setting here"),
+        ('"train": {"per_device_eval_batch_size": 0}', "per_device_eval_batch_size .* at least 1"),
+        ('"train": {"per_device_eval_batch_size": 2.5}', "a whole number of at least 1, not 2.5"),
+        ('"train": {"gradient_accumulation_steps": 0}', "gradient_accumulation_steps .* at least"),
+        ('"train": {"learning_rate": "high"}', "learning_rate must be a number, not 'high'"),
+        ('"train": {"save_strategy": "best"}', "save_strategy must be no, steps or epoch"),
+        ('"train": {"num_train_epochs": 0}', "leave no step to train"),
+        ('"model": {"dtype": [1]}', r"unknown dtype \[1\]; allowed: float32"),
+        ('"select": {"density": {}}', "density: no group has a density; groups: vision, "),
+        ('"select": {"density": true}', r"density True is out of \(0, 1\]"),
+        ('"select": {"xi": .inf}', "select.xi: Input should be a finite number"),
+        ('"select": {"exclude": "head"}', "select.exclude: Input should be a list"),
         ('"store": "twice"', "key 'store' stands twice"),
     ],
 )

@@ -133,6 +133,9 @@ BAD_RECIPES = [
     (("samples: 6", "memory: 1"), "at least 1KiB"),
     (("dtype: float32", "dtype: float33"), "unknown dtype 'float33'"),
     (("base: ", "base: /absent"), "cannot load base"),
+    (("learning_rate: 1e-2", "per_device_eval_batch_size: 0"), "at least 1"),
+    (("learning_rate: 1e-2", "save_strategy: best"), "no, steps or epoch"),
+    (("density: 0.02", "density: {}"), "no group has a density"),
 ]
 
 
@@ -150,6 +153,30 @@ def test_bad_data_writes_nothing(recipe_file, tmp_path):
     assert "row 0" in message
     assert "gone.png" in message
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_with_something_else_becomes_no_store(recipe_file, tmp_path):
+    (tmp_path / "new").mkdir()
+    recipe = edited(recipe_file, tmp_path)
+    (tmp_path / "new" / "notes.txt").write_text("mine")
+    assert "holds 'notes.txt' and is no store" in mistake("train", recipe)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["notes.txt"]
+    (tmp_path / "file").write_text("")
+    assert "file is a file" in mistake("train", recipe, "--set", f"store={tmp_path / 'file'}")
+
+
+def test_a_run_that_diverges_or_does_not_move_stores_nothing(recipe_file, tmp_path):
+    """And the store it began, which holds no delta, takes the mended recipe."""
+    diverges = edited(recipe_file, tmp_path, ("learning_rate: 1e-2", "learning_rate: 1e39"))
+    assert "no longer finite" in mistake("train", diverges)
+    idle = edited(recipe_file, tmp_path, ("learning_rate: 1e-2", "dataloader_drop_last: true"))
+    idle = ("train", idle, "--set", "train.per_device_train_batch_size=64")
+    assert "train: " in mistake(*idle)
+    assert "train no step on 24 examples" in mistake(*idle, "--set", "train.max_steps=3")
+    assert DeltaStore.open(tmp_path / "new").entries == []
+    run("train", edited(recipe_file, tmp_path))
+    assert len(DeltaStore.open(tmp_path / "new")) == 3
+    DeltaStore.open(tmp_path / "new").verify()
 
 
 def test_mistakes_with_stores(store, recipe_file, tmp_path):

@@ -17,7 +17,7 @@ ORDER = (
     *("errors", "metrics", "scoring", "names", "recipe"),
     *("codec", "tensorfile", "deltaheader", "deltafile"),
     *("delta", "merging", "comparison", "manifest", "store", "interchange"),
-    *("mask", "importance", "sparse", "changes", "scenes", "tasks"),
+    *("mask", "owners", "importance", "sparse", "changes", "scenes", "tasks"),
     *("preprocessing", "models", "trainer", "checkpoint", "assembly"),
     *("loading", "exporting", "derive", "card", "hub", "sharing"),
     *("evaluation", "selection", "measuring", "checking", "training", "report", "cli", "__main__"),

@@ -81,9 +81,9 @@ def _require_weights(open_clip: Any, name: str, pretrained: str | None, quick: b
         return
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     if not tag and not (pretrained and Path(pretrained).is_file()):
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
+        tags = [*open_clip.list_pretrained_tags_by_model(name), "a checkpoint file", RANDOM]
         said = f"has no weights {pretrained!r}" if pretrained else "needs weights (--pretrained)"
-        raise ModelError(f"{name} {said}; allowed: {tags}, a checkpoint file, {RANDOM}")
+        raise ModelError(f"{name} {said}; allowed: {', '.join(tags)}")
     if tag.get("quick_gelu") and not quick:  # open_clip itself only warns
         raise ModelError(f"{pretrained!r} was trained with QuickGELU; use {name}-quickgelu")
 

@@ -42,6 +42,8 @@ def check(recipe: Path, overrides: tuple[str, ...], rows: int, as_json: bool) ->
         click.echo(json.dumps(found.content(), indent=2))
     else:
         _show(found.content())
+    for note in found.notes:
+        click.echo(f"Note: {note}", err=as_json)
     for error in found.errors[:_SHOWN]:
         click.echo(f"Error: {error}", err=True)
     if len(found.errors) > _SHOWN:

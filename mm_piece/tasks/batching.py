@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -53,6 +54,49 @@ def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     """Runs of at most `size` items, in order."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+class Alike(Sequence[dict[str, Tensor]]):
+    """Batches of encoded examples that differ in their texts alone, made when asked for.
+
+    Examples of one batch have the same inputs, images of one shape and about equally many tokens,
+    so that a pass over a batch is a pass over each of them. Images that a processor packs into rows
+    of patches (Qwen-VL) stand alone.
+    """
+
+    def __init__(self, examples: Sequence[dict[str, Tensor]], size: int, pad: int) -> None:
+        """At most `size` examples a batch; `pad` is the padding token."""
+        self.examples, self.pad = examples, pad
+        keys = [_likeness(example) for example in examples]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        groups = [[*group] for _, group in groupby(order, key=lambda position: keys[position][0])]
+        self.batches = [
+            batch
+            for group in groups
+            for batch in batches(group, size if _stacks(examples[group[0]]) else 1)
+        ]
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return len(self.batches)
+
+    def __getitem__(self, number: Any) -> Any:
+        """One batch."""
+        return collate([self.examples[position] for position in self.batches[number]], self.pad)
+
+
+def _stacks(example: dict[str, Tensor]) -> bool:
+    return all(len(value) == 1 for value in example.values())
+
+
+def _likeness(example: dict[str, Tensor]) -> tuple[str, int]:
+    """What examples of one batch share, and their length."""
+    shared = [
+        (key, list(value.shape), [] if value.is_floating_point() else value.tolist())
+        for key, value in sorted(example.items())
+        if key not in _PER_TOKEN
+    ]
+    return f"{sorted(example)} {shared}", example["input_ids"].shape[1]
 
 
 def _row(example: dict[str, Tensor], key: str) -> Tensor:

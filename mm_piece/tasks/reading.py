@@ -7,7 +7,7 @@ from typing import Any
 
 from mm_piece.errors import DataError
 from mm_piece.tasks.examples import Example
-from mm_piece.tasks.rows import example_of, renamed
+from mm_piece.tasks.rows import example_of, renamed, unread
 from mm_piece.tasks.sources import Raw, folder_of, raw_rows, sliced
 
 
@@ -41,6 +41,13 @@ class Rows(Sequence[Example]):
     def raw_row(self, position: int) -> Any:
         """A row as it stands in the source."""
         return self.raw[self.numbers[position] - self.first]
+
+    def unread(self) -> set[str]:
+        """The fields, of any row, that nothing reads."""
+        found: set[str] = set()
+        for position in range(len(self)):
+            found |= unread(renamed(self.raw_row(position), self.columns))
+        return found
 
     def example(self, raw: Any, number: int) -> Example:
         """The example of a raw row."""
@@ -103,7 +110,7 @@ def _problems(rows: Rows, absent: set[str]) -> Iterator[DataError]:
     for position, number in enumerate(rows.numbers):
         try:
             raw = rows.raw_row(position)
-            absent -= raw.keys() if isinstance(raw, Mapping) else set()
+            absent.difference_update(raw if isinstance(raw, Mapping) else ())
             rows.example(raw, number).require_images()
         except DataError as error:
             yield error

@@ -22,6 +22,7 @@ from mm_piece.tasks.examples import Example, Message, text_of
 from mm_piece.tasks.inline import image_of
 from mm_piece.tasks.pictures import Picture
 from mm_piece.tasks.turns import MARK, Turn, pieces, refusal, turns_of
+from mm_piece.tasks.unread import kind_of, require_no_file
 
 _TURNS = ("conversations", "messages")
 _QUESTIONS = ("question", "query", "instruction")
@@ -30,6 +31,10 @@ _IMAGES = ("image", "pic_path", "images")
 _REFUSED = {
     **dict.fromkeys(("video", "videos"), "videos are"),
     **dict.fromkeys(("audio", "audios"), "audio is"),
+}
+_READ = {
+    *(*_TURNS, "prompt", *_QUESTIONS, *_ANSWERS, "answers", *_IMAGES, *_REFUSED),
+    *("id", "system", "input", "history", "kind", "question_type"),
 }
 _HIDES = {  # a column that was asked for stands before what the row has by itself
     **dict.fromkeys(("prompt", "answer"), _TURNS),
@@ -47,6 +52,11 @@ def renamed(raw: Any, columns: Mapping[Any, str]) -> Any:
     return {**{name: value for name, value in raw.items() if name not in hidden}, **found}
 
 
+def unread(row: Any) -> set[str]:
+    """The fields of a (renamed) row that nothing reads."""
+    return {str(n) for n in row if n not in _READ} if isinstance(row, Mapping) else set()
+
+
 def example_of(
     raw: Any, number: int, source: str, folder: Path, prompt: str | None = None
 ) -> Example:
@@ -59,9 +69,7 @@ def example_of(
     if not isinstance(raw, Mapping):
         raise DataError(f"{where}: a row must be an object, not {short(raw)}")
     raw = {name: value for name, value in raw.items() if not _is_gap(value)}
-    for key, what in _REFUSED.items():
-        if raw.get(key):
-            raise refusal(what, f"the row has {key!r}", where)
+    _require_no_video(raw, where)
     listed = _listed_images(raw, folder, where)
     accepted = _accepted(raw, where)
     given = _first(raw, _TURNS)
@@ -74,10 +82,21 @@ def example_of(
     if system := _text(raw.get("system"), where):
         turns = [("system", pieces(system, where)), *turns]
     images = _matched(turns, listed, where)
+    if not images:
+        require_no_file({name: raw[name] for name in raw if name not in _READ}, where)
     messages: list[Message] = [{"role": role, "content": _typed(given)} for role, given in turns]
     _require_order(messages, where)
     kind = str(_first(raw, ("kind", "question_type")) or "")
     return Example(number, messages, images, source, kind, accepted)
+
+
+def _require_no_video(raw: Mapping[str, Any], where: str) -> None:
+    for key, what in _REFUSED.items():
+        if raw.get(key):
+            raise refusal(what, f"the row has {key!r}", where)
+    for name in _IMAGES:
+        if kind_of(raw.get(name)) in ("video", "audio"):
+            raise refusal("videos and audio are", f"{name!r} is {short(raw[name])}", where)
 
 
 def _pairs(
@@ -86,10 +105,11 @@ def _pairs(
     """The turns of a row that has a question and an answer."""
     question, answer = _question(raw, prompt, where), _answer(raw, accepted, where)
     if question is None or answer is None:
-        has = ", ".join(map(str, raw))
+        has, lacks = ", ".join(map(str, raw)), "a question" if question is None else "an answer"
         raise DataError(
-            f"{where}: no known format; expected conversations or messages, or prompt and answer "
-            f"(`columns` may say what they are called); it has {short(has, 200)}"
+            f"{where}: no known format; it lacks {lacks}: expected conversations or messages, or "
+            "prompt and answer (`columns` may say what they are called, `prompt` may give the "
+            f"question); it has {short(has, 200)}"
         )
     try:
         pairs = [*(raw.get("history") or []), (question, answer)]

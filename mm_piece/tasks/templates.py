@@ -69,6 +69,14 @@ def special_at(text: str, start: int, tokenizer: Any) -> str:
     return next((token for token in tokens if text.startswith(token, start)), "")
 
 
+def special_in(example: Example, processor: Any) -> bool:
+    """Whether a text of an example holds what the tokenizer reads as a special token."""
+    added = tokenizer_of(processor).added_tokens_decoder.values()
+    tokens = [token.content for token in added if token.special]
+    texts = [text_of(message) for message in example.messages]
+    return any(token in text for text in texts for token in tokens)
+
+
 def require_no_visual_tokens(example: Example, processor: Any) -> None:
     """Raise DataError if a text holds a token that the base reads as an image."""
     tokens = [value for key, value in vars(processor).items() if key in _VISUAL and value]

@@ -64,8 +64,9 @@ def _turn(turn: Any, folder: Path, where: str) -> Turn:
         raise DataError(f"{where}: a turn must be an object, not {short(turn)}")
     key, text = ("from", "value") if turn.get("from") is not None else ("role", "content")
     role = str(turn.get(key)).lower()
-    if role in _TOOLS:
-        raise refusal("tool turns are", f"{key!r} is {role}", where)
+    if role in _TOOLS or turn.get("tool_calls"):
+        seen = "it has 'tool_calls'" if turn.get("tool_calls") else f"{key!r} is {role}"
+        raise refusal("tool turns are", seen, where)
     if role not in _ROLES:
         allowed = ", ".join(_ROLES)
         raise DataError(

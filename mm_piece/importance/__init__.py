@@ -1,0 +1,22 @@
+"""Importance scores on batches: exact per-example moments of the gradient, in bounded memory.
+
+One pass over the data per block of entries whose accumulators fit the budget; no weight is changed.
+Sources of the rules: PIECE (arXiv 2511.15375); the empirical Fisher uses the data's own answers as
+labels.
+"""
+
+from mm_piece.importance.estimation import estimate, stream
+from mm_piece.importance.reach import patchable
+from mm_piece.importance.rules import DATA_FREE, METHODS, Moments, piece_f, piece_s, resolve
+
+__all__ = [
+    "DATA_FREE",
+    "METHODS",
+    "Moments",
+    "estimate",
+    "patchable",
+    "piece_f",
+    "piece_s",
+    "resolve",
+    "stream",
+]

@@ -1,0 +1,79 @@
+"""Scoring rules: from the moments of a run of entries to their scores. Pure tensors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from mm_piece.errors import SelectionError
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What a scoring rule may see of a run of flat entries: fp32 tensors of equal length."""
+
+    mean: Tensor  # mean over examples of the gradient
+    square: Tensor  # mean over examples of the squared gradient: the diagonal empirical Fisher
+    weight: Tensor  # the entries themselves
+    xi: float
+    generator: torch.Generator
+
+
+Rule = Callable[[Moments], Tensor]
+
+
+def piece_f(moments: Moments) -> Tensor:
+    """PIECE-F: the diagonal Fisher, E_n[g_n ** 2]."""
+    return moments.square
+
+
+def piece_s(moments: Moments) -> Tensor:
+    """PIECE-S: |E_n[g_n]| / sqrt(F + xi), a first-order signal normalised by curvature."""
+    return moments.mean.abs() / (moments.square + moments.xi).sqrt()
+
+
+def magnitude(moments: Moments) -> Tensor:
+    """The entry's absolute value; needs no data."""
+    return moments.weight.abs()
+
+
+def random(moments: Moments) -> Tensor:
+    """Uniform numbers from the seed: the control of equal density."""
+    return torch.rand(moments.weight.shape, generator=moments.generator)
+
+
+def resolve(method: str) -> Rule:
+    """The scoring rule of a method's name or dotted path; SelectionError names the known ones."""
+    if method in METHODS:
+        return METHODS[method]
+    module, _, function = method.rpartition(".")
+    try:
+        rule = getattr(import_module(module), function)
+        nothing = torch.zeros(1)
+        rule(Moments(nothing, nothing, nothing, 1.0, torch.Generator()))
+        return rule
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        allowed = ", ".join(METHODS)
+        raise SelectionError(
+            f"unknown method {method!r}; allowed: {allowed}, or a dotted path to a rule"
+        ) from error
+
+
+def moments_of(method: str) -> tuple[str, ...]:
+    """Which sums a method needs: each costs four bytes an entry. A rule of the user's gets both."""
+    return NEEDS.get(method, ("mean", "square"))
+
+
+METHODS: dict[str, Rule] = {
+    "piece-f": piece_f,
+    "piece-s": piece_s,
+    "magnitude": magnitude,
+    "random": random,
+}
+
+NEEDS: dict[str, tuple[str, ...]] = {"piece-f": ("square",), "magnitude": (), "random": ()}
+
+# The rules that look at the weights alone: no example is run for them.
+DATA_FREE = tuple(method for method, needed in NEEDS.items() if not needed)

@@ -1,0 +1,175 @@
+"""Gradients where they arise, example by example: from a module's inputs and its output's gradient.
+
+The weights stay frozen, so no gradient of the size of the model ever exists. A linear layer's is
+computed in blocks of rows that stay in the cache, and is added to the sums at once.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mm_piece.importance.blocks import Sums
+
+_CPU_ROWS = 128  # of a weight's gradient, times its columns: what a core's cache holds
+_GPU_ENTRIES = 2**24  # of a weight's gradient at once: enough to fill an accelerator
+
+
+class CalledAgain(Exception):
+    """A tapped layer ran twice for one example: its gradient is a sum that no tap sees whole."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class Watcher:
+    """What is told of each call of a module, and of the gradient of its output."""
+
+    def __init__(self, module: nn.Module, sums: Sums) -> None:
+        self.module, self.sums = module, sums
+        self.scales: Sequence[float] = ()
+
+    def begin(self, scales: Sequence[float]) -> None:
+        """A batch of as many examples begins; each one's gradient counts times its scale."""
+        self.scales = scales
+
+    def see(self, call: "Call", gradient: Tensor) -> None:
+        """Add every example's gradient; what was called and given has one part for each."""
+        raise NotImplementedError
+
+
+class Tap(Watcher):
+    """The weight of a linear layer."""
+
+    def __init__(self, name: str, module: nn.Linear, sums: Sums) -> None:
+        super().__init__(module, sums)
+        self.name, self.run, self.rows = name, sums.runs[name], module.out_features
+        self.scratch: Tensor | None = None
+
+    def begin(self, scales: Sequence[float]) -> None:
+        super().begin(scales)
+        self.seen = False
+
+    def see(self, call: "Call", gradient: Tensor) -> None:
+        if self.seen:
+            raise CalledAgain(self.name)
+        self.seen = True
+        x = call.tensors[0].to(gradient.dtype)  # autocast has two dtypes
+        columns = x.shape[-1]
+        inputs = x.reshape(len(self.scales), -1, columns)
+        outputs = gradient.reshape(len(self.scales), -1, gradient.shape[-1])
+        for low, high in self._row_blocks(columns, x.device):
+            for scale, one, out in zip(self.scales, inputs, outputs, strict=True):
+                rows = torch.mm(out[:, low:high].t(), one, out=self._scratch(x, high - low))
+                self.sums.add(self.name, low * columns, rows if scale == 1.0 else rows * scale)
+        self.scratch = None
+
+    def _row_blocks(self, columns: int, device: torch.device) -> Iterator[tuple[int, int]]:
+        """Row ranges that cover the run, on one grid: the same products whatever the budget."""
+        step = _CPU_ROWS if device.type == "cpu" else max(1, _GPU_ENTRIES // columns)
+        first = self.run.start // columns // step * step
+        for low in range(first, -(-self.run.stop // columns), step):
+            yield low, min(low + step, self.rows)
+
+    def _scratch(self, x: Tensor, rows: int) -> Tensor:
+        """Room for a block; memory that is asked for anew would be cleared anew each time."""
+        if self.scratch is None:
+            self.scratch = x.new_empty(rows, x.shape[-1])
+        return self.scratch[:rows]
+
+
+class BiasTap(Watcher):
+    """The bias of a linear layer."""
+
+    def __init__(self, name: str, module: nn.Module, sums: Sums) -> None:
+        super().__init__(module, sums)
+        self.name = name
+
+    def see(self, call: "Call", gradient: Tensor) -> None:
+        parts = gradient.reshape(len(self.scales), -1, gradient.shape[-1])
+        for scale, part in zip(self.scales, parts, strict=True):
+            self.sums.add(self.name, 0, part.sum(0) * scale)
+
+
+@dataclass
+class Call:
+    """What a module was called with: its tensors apart from all else."""
+
+    tensors: tuple[Tensor, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call":
+        """The call with a `_Place` wherever a tensor stood."""
+        tensors: list[Tensor] = []
+
+        def place(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            tensors.append(value)
+            return _Place(len(tensors) - 1)
+
+        places = tuple(map(place, args)), {key: place(value) for key, value in kwargs.items()}
+        return cls(tuple(tensors), *places)
+
+    def again(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
+        """What the module gives for other tensors in the same places."""
+
+        def fill(value: Any) -> Any:
+            return tensors[value.number] if isinstance(value, _Place) else value
+
+        filled = {key: fill(value) for key, value in self.kwargs.items()}
+        return module.forward(*map(fill, self.args), **filled)
+
+
+@dataclass(frozen=True)
+class _Place:
+    number: int
+
+
+class _Show(torch.autograd.Function):
+    """An output, unchanged; its gradient is shown to a watcher, with the module's call."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, output: Tensor, anchor: Tensor, watcher: Watcher, call: Call, *tensors: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(*tensors)  # not an attribute: gradient checkpointing takes these over
+        ctx.shown = watcher, Call((), call.args, call.kwargs)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        watcher, call = ctx.shown
+        tensors = ctx.saved_tensors  # once: recomputed ones are given out once
+        watcher.see(replace(call, tensors=tensors), gradient)
+        return gradient, *(None,) * (3 + len(tensors))
+
+
+@contextmanager
+def watching(watchers: Iterable[Watcher]) -> Iterator[None]:
+    """Every gradient that reaches a watched module is shown to its watcher."""
+    # With every weight frozen, nothing below the first of them asks for a gradient: this does.
+    anchor = torch.zeros((), requires_grad=True)
+    handles = [
+        watcher.module.register_forward_hook(_hook(watcher, anchor), with_kwargs=True)
+        for watcher in watchers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(watcher: Watcher, anchor: Tensor) -> Callable[..., Tensor]:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        call = Call.of(args, kwargs)
+        return _Show.apply(output, anchor, watcher, call, *call.tensors)  # type: ignore
+
+    return hook

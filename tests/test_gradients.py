@@ -1,0 +1,277 @@
+"""Law 4 for every kind of layer: each example's gradient, from whole batches and one by one."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from families import TEXT
+from torch import nn
+
+from mm_piece.importance import estimate, gradients, patchable, taps
+from mm_piece.models import load_base
+from mm_piece.names import weights
+from mm_piece.tasks import Alike, encode, read
+
+
+class Model(nn.Module):
+    """Layers around a vector per example; `labels` of its first tokens decide the loss."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.out = nn.Linear(6, 5)
+
+    def forward(self, x, labels):
+        logits = self.out(self.layers(x))
+        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return SimpleNamespace(loss=loss)
+
+
+class Twice(nn.Module):
+    """A layer that runs twice in one pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.layer(torch.tanh(self.layer(x)))
+
+
+class Tied(nn.Module):
+    """One weight in two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+class Positions(nn.Module):
+    """A bare parameter and an embedding of positions, which never sees the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(6))
+        self.places = nn.Embedding(4, 6)
+
+    def forward(self, x):
+        return self.scale * x + self.places(torch.arange(4)[None])
+
+
+class Experts(nn.Module):
+    """Fused experts: one weight of three dimensions, each token through one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(3, 6, 6) - 0.5)
+
+    def forward(self, x):
+        chosen = x.sum(-1).abs().mul(100).long() % 3
+        return torch.einsum("btoi,bti->bto", self.weight[chosen], x)
+
+
+class Mixing(nn.Module):
+    """What no batch can be taken from: every example sees the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.layer(x) * (1 + x.mean(0, keepdim=True))
+
+
+def _back():
+    """From 4 maps of 2 by 6 (or 2 of them) to a vector for each of 4 tokens."""
+    return [nn.Flatten(1, 2), nn.Unflatten(1, (4, 2)), nn.Flatten(2, 3), nn.Linear(12, 6)]
+
+
+LAYERS = {
+    "linear": lambda: [nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6, bias=False)],
+    "wide": lambda: [nn.Linear(6, 300), nn.ReLU(), nn.Linear(300, 6)],
+    "norms": lambda: [nn.LayerNorm(6), nn.Linear(6, 6), nn.RMSNorm(6)],
+    "embedding": lambda: [nn.Linear(6, 6), Positions()],
+    "experts": lambda: [nn.Linear(6, 6), Experts()],
+    "twice": lambda: [nn.Linear(6, 6), Twice()],
+    "tied": lambda: [Tied(), nn.Linear(6, 6)],
+    "mixing": lambda: [nn.Linear(6, 6), Mixing()],
+    "conv2d": lambda: [
+        nn.Unflatten(1, (2, 2)),
+        nn.Conv2d(2, 4, (1, 3), padding=(0, 1)),
+        *_back(),
+    ],
+    "conv3d": lambda: [
+        nn.Unflatten(1, (1, 2, 2)),
+        nn.Conv3d(1, 2, (1, 1, 3), padding=(0, 0, 1)),
+        nn.Flatten(1, 2),
+        *_back(),
+    ],
+}
+BATCHED = set(LAYERS) - {"tied", "mixing"}
+
+
+def examples_of(count=5, seed=0):
+    """Examples with 1 to 3 supervised tokens each, so that a batch's mean is not theirs."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for number in range(count):
+        labels = torch.randint(0, 5, (1, 4), generator=generator)
+        labels[:, : 1 + number % 3] = -100
+        found.append({"x": torch.randn(1, 4, 6, generator=generator), "labels": labels})
+    return found
+
+
+def loop(model, examples):
+    """Mean and mean square of the gradients of single examples, summed in float64."""
+    first, second = {}, {}
+    for example in examples:
+        model.zero_grad()
+        model(**example).loss.backward()
+        for name, weight in weights(model).items():
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            first[name] = first.get(name, 0) + gradient.double() / len(examples)
+            second[name] = second.get(name, 0) + gradient.double() ** 2 / len(examples)
+    model.zero_grad()
+    return first, second
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """How many examples each backward pass took."""
+    seen = []
+    run = gradients.Gradients._backward
+
+    def counted(self, batch, watchers, rest, scales):
+        seen.append(len(scales))
+        run(self, batch, watchers, rest, scales)
+
+    monkeypatch.setattr(gradients.Gradients, "_backward", counted)
+    return seen
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["single", "batch"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_kind_of_layer_equals_the_loop(kind, together, passes):
+    torch.manual_seed(3)
+    model, examples = Model(*LAYERS[kind]()), examples_of()
+    first, second = loop(model, examples)
+    whole = {key: torch.cat([e[key] for e in examples]) for key in ("x", "labels")}
+    given = [whole] if together else examples
+    fisher = estimate(model, given)
+    signal = estimate(model, given, "piece-s", xi=1e-2)
+    assert fisher.keys() == {name for name in second if second[name].any()}
+    for name in fisher:
+        torch.testing.assert_close(fisher[name].double(), second[name], rtol=1e-4, atol=1e-9)
+        expected = first[name].abs() / (second[name] + 1e-2).sqrt()
+        torch.testing.assert_close(signal[name].double(), expected, rtol=1e-4, atol=1e-6)
+    assert (5 in passes) == (together and kind in BATCHED)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("entries", [1, 7, 50])
+def test_a_cut_budget_gives_the_same_bits(kind, entries):
+    torch.manual_seed(3)
+    model, examples = Model(*LAYERS[kind]()), examples_of(3)
+    whole = estimate(model, examples, "piece-s")
+    cut = estimate(model, examples, "piece-s", memory=8 * entries)
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_tapped_layers_never_have_a_gradient_of_their_size(monkeypatch):
+    largest = {}
+    original = taps.Tap.see
+
+    def see(self, call, gradient):
+        assert self.module.weight.grad is None
+        assert not self.module.weight.requires_grad
+        original(self, call, gradient)
+
+    class Watched(gradients.Sums):
+        def add(self, name, start, gradient):
+            largest[name] = max(largest.get(name, 0), gradient.numel())
+            super().add(name, start, gradient)
+
+    monkeypatch.setattr(taps.Tap, "see", see)
+    monkeypatch.setattr("mm_piece.importance.estimation.Sums", Watched)
+    model = Model(nn.Linear(6, 300, bias=False), nn.Linear(300, 6, bias=False))
+    estimate(model, examples_of(2))
+    assert largest["layers.0.weight"] == 128 * 6 < 300 * 6
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_families_in_batches_equal_single_examples(request, family_base, passes, batch):
+    for family in ("llava", "llava_next", "qwen3_vl", "qwen3_vl_moe", "gemma2", "qwen3"):
+        model, processor = load_base(family_base(family))
+        examples = [encode(e, processor) for e in request.getfixturevalue("rows_for")(family)]
+        names = patchable(model, examples[:1], ("embedding", "head"))
+        _, second = loop(model, examples)
+        passes.clear()
+        fisher = estimate(model, Alike(examples, batch, 0), names=names)
+        for name in fisher:
+            noise = 1e-10 + 1e-4 * float(second[name].max())
+            torch.testing.assert_close(fisher[name].double(), second[name], rtol=1e-3, atol=noise)
+        if batch > 1:
+            assert (max(passes) > 1) == (family in ("llava", *TEXT)), family
+
+
+@pytest.fixture
+def rows_for(folder):
+    """Rows for a family: pictures of one size and texts of several lengths, or texts alone."""
+    import json
+
+    def _rows(family):
+        rows = [{"prompt": f"Is it {'very ' * n}red?", "answer": "no " * (n + 1)} for n in range(4)]
+        if family not in TEXT:
+            names = sorted(p.name for p in folder.glob("*.png"))
+            rows = [{**row, "image": names[n % len(names)]} for n, row in enumerate(rows)]
+        (folder / "four.json").write_text(json.dumps(rows), encoding="utf-8")
+        return list(read(str(folder / "four.json")))
+
+    return _rows
+
+
+def test_unlike_images_are_taken_apart(base, passes):
+    """Two examples whose images are cut into unequal numbers of tiles cannot share a pass."""
+    batch = {
+        "labels": torch.zeros(2, 3, dtype=torch.int64),
+        "pixel_values": torch.zeros(2, 3),
+        "image_sizes": torch.tensor([[4, 4], [4, 8]]),
+    }
+    assert gradients._kind(batch) is None
+    batch["image_sizes"][1] = 4
+    assert gradients._kind(batch) is not None
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")
+def test_recomputed_activations_give_the_same_scores(base):
+    model, processor = load_base(base)
+    examples = [encode(e, processor) for e in read("scenes:digits/train[:3]")]
+    plain = estimate(model, examples)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    modes = [module.training for module in model.modules()]
+    calls = []
+    attention = model.model.language_model.layers[0].self_attn
+    handle = attention.register_forward_pre_hook(lambda *_: calls.append(1))
+    again = estimate(model, examples)
+    handle.remove()
+    assert len(calls) > len(examples) + 1  # it was recomputed
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_alike_groups_what_can_stand_together(base):
+    _, processor = load_base(base)
+    examples = [encode(e, processor) for e in read("scenes:digits/train[:5]")]
+    text = {key: value for key, value in examples[0].items() if key != "pixel_values"}
+    found = list(Alike([*examples, text], 2, 0))
+    assert sorted(len(batch["labels"]) for batch in found) == [1, 1, 2, 2]
+    assert sum("pixel_values" not in batch for batch in found) == 1
+    lengths = [batch["labels"].shape[1] for batch in found if "pixel_values" in batch]
+    assert lengths == sorted(lengths)
+    patches = [{**e, "pixel_values": torch.zeros(4, 3)} for e in examples]  # as Qwen packs them
+    assert len(Alike(patches, 4, 0)) == 5
