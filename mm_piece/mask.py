@@ -18,7 +18,8 @@ Piece = tuple[str, int, Tensor]  # tensor name, offset of the piece in the flat 
 Mask = dict[str, Tensor]  # name -> sorted flat indices
 Density = float | Mapping[Group, float]  # of all entries, or of each group's
 
-_CHUNK = 2**20  # scores looked at in one go: bounds the scratch memory
+_CHUNK = 2**18  # scores looked at in one go: bounds the scratch memory
+_BLOCK = 64  # scores of which only the highest is compared first
 
 
 def select(scores: Mapping[str, Tensor], density: Density = 0.001) -> Mask:
@@ -95,13 +96,9 @@ class TopK:
         return torch.cat(self._indices)
 
     def _offer(self, scores: Tensor, start: int) -> None:
-        if torch.isnan(scores).any():
-            raise SelectionError(
-                "the scores hold NaN; the model or its data gives no finite gradient"
-            )
         # A later entry that equals the threshold loses the tie once k candidates stand before it.
         full = self._held >= self.k and self.threshold > -float("inf")
-        keep = (scores > self.threshold).nonzero().view(-1) if full else torch.arange(len(scores))
+        keep = _above(scores, self.threshold) if full else torch.arange(len(_finite(scores)))
         self._scores.append(scores[keep])
         self._indices.append(keep + start)
         self._held += len(keep)
@@ -117,6 +114,22 @@ class TopK:
         ties = (scores == self.threshold).nonzero().view(-1)[: self.k - int(above.sum())]
         above[ties] = True
         self._scores, self._indices, self._held = [scores[above]], [indices[above]], self.k
+
+
+def _above(scores: Tensor, threshold: float) -> Tensor:
+    """Positions of scores over a threshold, ascending; most blocks are judged by their highest."""
+    whole = len(scores) // _BLOCK * _BLOCK
+    blocks, tail = scores[:whole].view(-1, _BLOCK), _finite(scores[whole:])
+    hit = (_finite(blocks.amax(1)) > threshold).nonzero().view(-1)
+    row, column = (blocks[hit] > threshold).nonzero(as_tuple=True)
+    return torch.cat([hit[row] * _BLOCK + column, (tail > threshold).nonzero().view(-1) + whole])
+
+
+def _finite(scores: Tensor) -> Tensor:
+    """The scores, if none is NaN (as the highest of a block is where any of it is)."""
+    if torch.isnan(scores).any():
+        raise SelectionError("the scores hold NaN; the model or its data gives no finite gradient")
+    return scores
 
 
 def _members(sizes: Mapping[str, int], density: Density) -> dict[str, list[str]]:

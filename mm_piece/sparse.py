@@ -5,7 +5,6 @@ only thing that an optimizer sees; after each step the values are written into t
 other weight is frozen: it gets no gradient, so no optimizer, weight decay or sharding can move it.
 """
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from mm_piece.delta import Delta, fingerprint
 from mm_piece.errors import SelectionError
 from mm_piece.names import weights
 from mm_piece.owners import Owner, owners_of
+from mm_piece.products import Product, product_for
 from mm_piece.tensorfile import bits
 
 _VALUES = "weight_values"  # the trainable parameter that a patched Linear carries
@@ -122,28 +122,22 @@ class Patch:
             undo()
 
 
-class _SampledLinear(torch.autograd.Function):
-    """A linear map whose weight gradient is computed at the selected entries alone."""
+class _Watched(torch.autograd.Function):
+    """An output, unchanged; from its gradient comes that of the selected entries."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, values: Tensor, pattern: Tensor
+        ctx: Any, output: Tensor, values: Tensor, x: Tensor, product: Product
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.pattern = pattern
-        ctx.has_bias = bias is not None
-        return nn.functional.linear(x, weight, bias)
+        # Autocast computes in the output's dtype: what it saw is kept, not what it was given.
+        ctx.save_for_backward(product.keep(x.to(output.dtype)))
+        ctx.product = product
+        return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
-        flat = gradient.reshape(-1, gradient.shape[-1])
-        to_x = gradient @ weight if ctx.needs_input_grad[0] else None
-        to_bias = flat.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
-        # Entry (o, i) is the sum over tokens of g_o x_i: a product sampled at the pattern.
-        factors = flat.float().t(), x.reshape(-1, x.shape[-1]).float()
-        sampled = torch.sparse.sampled_addmm(ctx.pattern, *factors, beta=0.0)
-        return to_x, None, to_bias, sampled.values(), None
+        (kept,) = ctx.saved_tensors
+        return gradient, ctx.product.gradient(kept, gradient), None, None
 
 
 class _Gather(torch.autograd.Function):
@@ -173,16 +167,20 @@ class _Gathered(nn.Module):
 
 
 def _patch_linear(owner: Owner, patch: Patch) -> Callable[[], None]:
-    linear, pattern = owner.module, _pattern(patch.index, patch.weight)
+    """Beside the layer's own product, which its frozen weight leaves without a weight gradient."""
+    linear = owner.module
+    rows, columns = patch.weight.shape
+    product = product_for(patch.index, (rows, columns))
     linear.register_parameter(_VALUES, patch.values)
 
-    def forward(x: Tensor) -> Tensor:
-        return _SampledLinear.apply(x, linear.weight, linear.bias, patch.values, pattern)  # type: ignore
+    @torch.compiler.disable  # a compiled model breaks its graph here
+    def watch(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return _Watched.apply(output, patch.values, inputs[0], product)  # type: ignore
 
-    linear.forward = forward
+    handle = linear.register_forward_hook(watch)  # type: ignore[arg-type] - disable hides its form
 
     def undo() -> None:
-        del linear.forward
+        handle.remove()
         delattr(linear, _VALUES)
 
     return undo
@@ -197,20 +195,6 @@ def _patch_any(owner: Owner, patch: Patch) -> Callable[[], None]:
         parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
 
     return undo
-
-
-def _pattern(index: Tensor, weight: Tensor) -> Tensor:
-    """The selected entries as a CSR pattern; sorted flat indices are already in CSR order."""
-    rows, columns = weight.shape
-    ends = torch.arange(rows + 1, device=index.device) * columns
-    crow = torch.searchsorted(index, ends)
-    ones = torch.ones(len(index), device=index.device)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        shape = (rows, columns)
-        return torch.sparse_csr_tensor(
-            crow, index % columns, ones, size=shape, check_invariants=True
-        )
 
 
 def _check(mask: Mapping[str, Tensor], named: Mapping[str, nn.Parameter]) -> None:

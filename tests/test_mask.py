@@ -95,6 +95,26 @@ def test_nan_scores_are_refused():
         select({"a": torch.tensor([1.0, float("nan")])}, 0.5)
 
 
+@pytest.mark.parametrize("place", [0, 63, 64, 100, 299, 300, 301, 959])
+def test_nan_scores_are_refused_wherever_they_stand(place, monkeypatch):
+    monkeypatch.setattr(masks, "_CHUNK", 300)  # blocks, a tail, several chunks
+    scores = torch.rand(960)
+    scores[place] = float("nan")
+    with pytest.raises(SelectionError, match="NaN"):
+        select({"a": scores}, 0.01)
+
+
+@pytest.mark.parametrize("chunk", [50, 64, 200, 10_000])
+def test_blocks_leave_nothing_out(chunk, monkeypatch):
+    """Many ties at the threshold, entries in blocks and in tails."""
+    monkeypatch.setattr(masks, "_CHUNK", chunk)
+    generator = torch.Generator().manual_seed(2)
+    scores = {"a": torch.randint(0, 60, (3001,), generator=generator).float()}
+    for density in (0.001, 0.02, 0.3):
+        found = {name: index.tolist() for name, index in select(scores, density).items()}
+        assert found == reference(scores, floor(Decimal(repr(density)) * 3001))
+
+
 def test_candidates_stay_few():
     top = TopK(10)
     for start in range(0, 100_000, 1000):

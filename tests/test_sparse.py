@@ -1,5 +1,7 @@
 """Laws 1 and 5 (first half): only selected entries move, and their gradients are the dense ones."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -102,6 +104,87 @@ def test_sparse_training_follows_masked_dense_training(base, batch):
                     parameter.view(-1)[at] -= 0.5 * parameter.grad.reshape(-1)[at]
     for name, parameter in weights(sparse).items():
         torch.testing.assert_close(parameter, weights(dense)[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("density", [0.003, 0.05, 0.5])
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "qwen3_vl_moe", "gemma2"])
+def test_every_family_has_the_dense_gradients(family, family_base, density, folder):
+    """Fused experts, packed images, tied heads; sampled and dense products."""
+    model, processor = load_base(family_base(family))
+    rows = [{"prompt": "Is it red?", "answer": "no"}, {"prompt": "Is it?", "answer": "yes it is"}]
+    if family != "gemma2":
+        pictures = sorted(folder.glob("*.png"))
+        rows = [{**row, "image": p.name} for row, p in zip(rows, pictures, strict=False)]
+    (folder / "two.json").write_text(json.dumps(rows), encoding="utf-8")
+    batch = collate([encode(e, processor) for e in read(str(folder / "two.json"))], 0)
+    mask = every_kind_of_mask(model, density=density)
+    model(**batch).loss.backward()
+    same_as_dense(model, mask, lambda: model(**batch).loss.backward(), 1e-3, 1e-5)
+
+
+def same_as_dense(model, mask, backward, rtol, share):
+    """The gradients that `backward` gives are the dense ones, which it gave before."""
+    dense = {name: p.grad for name, p in weights(model).items()}
+    model.zero_grad()
+    with sparse_tuning(model, mask) as tuning:
+        backward()
+        for name, patch in tuning.patches.items():
+            if dense[name] is None:
+                assert patch.values.grad is None, name
+                continue
+            expected = dense[name].reshape(-1)[mask[name]].float()
+            atol = share * float(dense[name].abs().max()) + 1e-9
+            found = patch.values.grad
+            torch.testing.assert_close(found, expected, rtol=rtol, atol=atol, msg=name)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")
+def test_recomputed_activations_give_the_same_gradients(base, batch, reentrant):
+    model, _ = load_base(base)
+    mask = every_kind_of_mask(model, density=0.01)
+    if reentrant:  # its tower's layers take an input without a gradient, which this way needs
+        mask = {name: index for name, index in mask.items() if not name.startswith("vision")}
+    model(**batch).loss.backward()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.train()
+
+    def backward():
+        model.enable_input_require_grads()  # as Trainer does
+        model(**batch).loss.backward()
+
+    same_as_dense(model, mask, backward, 1e-4, 1e-6)
+
+
+def test_autocast_gives_the_gradients_of_its_dtype(base, batch):
+    model, _ = load_base(base)
+
+    def backward():
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch).loss
+        loss.backward()
+
+    backward()
+    same_as_dense(model, every_kind_of_mask(model, density=0.01), backward, 2e-2, 2e-2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_model_trains_the_same(base, batch):
+    eager, compiled, before = (load_base(base)[0] for _ in range(3))
+    mask = {n: i for n, i in every_kind_of_mask(eager, density=0.01).items() if "layers.1" in n}
+    for model in (eager, compiled):
+        with sparse_tuning(model, mask) as tuning:
+            run = torch.compile(model, backend="aot_eager") if model is compiled else model
+            optimizer = torch.optim.SGD(tuning.parameters(), lr=0.5)
+            for _ in range(2):
+                optimizer.zero_grad()
+                run(**batch).loss.backward()
+                optimizer.step()
+                tuning.write_back()
+    torch._dynamo.reset()
+    for name, weight in weights(eager).items():
+        torch.testing.assert_close(weights(compiled)[name], weight, rtol=1e-4, atol=1e-6)
+    assert any(not torch.equal(weights(compiled)[name], weights(before)[name]) for name in mask)
 
 
 def test_two_micro_batches_of_one_are_one_of_two(base, batch):

@@ -1,0 +1,15 @@
+"""What sparse training costs beside full fine-tuning, LoRA, SHiRA, masked gradients and the floor.
+
+Run:   OMP_NUM_THREADS=1 python eval/bench/train.py [--quick] [--out FILE.json] [--only SECTION]
+Needs: peft; 12 GB of memory. --quick: half a minute, sizes too small to judge by.
+Out:   tables, the goals last; --out: all numbers, versions, commit, goals and whether they are met
+"""
+
+from command import bench
+
+SECTIONS = {"steps": "steps", "growth": "growth"}
+
+main = bench("train", "Measure what a training step costs.", SECTIONS)
+
+if __name__ == "__main__":
+    main()
