@@ -13,7 +13,7 @@ from torch import Tensor
 from mm_piece.names import GROUPS, group_of
 from mm_piece.sparse import sparse_tuning
 
-COLUMNS = ("entries", "patchable", "selected", "changed", "norm", "share")
+COLUMNS = ("entries", "patchable", "selected", "changed", "rounded", "norm", "share")
 
 
 def changes(tuning: sparse_tuning, patchable: Mapping[str, int]) -> dict[str, dict[str, float]]:
@@ -21,7 +21,8 @@ def changes(tuning: sparse_tuning, patchable: Mapping[str, int]) -> dict[str, di
 
     `patchable` maps the weights that a task may change to their number of entries. Columns:
     `entries` of the group, `patchable` ones, `selected` ones, `changed` ones (other bits than
-    before), `norm` of the change, and `share`: that norm over the norm of the group's weights.
+    before), `rounded` ones (trained values that the weights' dtype rounds back to what was there),
+    `norm` of the change, and `share`: that norm over the norm of the group's weights.
     """
     named = {name: weight.detach() for name, weight in tuning.weights.items()}
     rows: dict[str, list[str]] = {group_of(name): [] for name in named}
@@ -58,6 +59,7 @@ def _row(
         "patchable": sum(patchable.get(name, 0) for name in names),
         "selected": sum(len(change) for change in moved),
         "changed": sum(patch.changed() for patch in patches),
+        "rounded": sum(patch.rounded() for patch in patches),
         "norm": _rounded(norm),
         "share": _rounded(norm / whole) if whole else 0.0,
     }

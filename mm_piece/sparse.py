@@ -113,6 +113,11 @@ class Patch:
         """How many of the selected entries have other bits than before."""
         return int((bits(self.entries()) != bits(self.before)).sum())
 
+    def rounded(self) -> int:
+        """How many values moved by less than the weight's dtype can show."""
+        moved = self.values.detach() != self.before.float()
+        return int((moved & (bits(self.entries()) == bits(self.before))).sum())
+
     def write_back(self) -> None:
         flat = self.weight.detach().view(-1)
         flat.index_copy_(0, self.index, self.values.detach().to(flat.dtype))

@@ -36,6 +36,17 @@ def test_every_group_has_its_numbers(base):
     assert not torch.equal(before[tower], weights(model)[tower])
 
 
+def test_what_the_dtype_rounds_away_is_counted(base):
+    model = load_base(base, dtype="bfloat16")[0]
+    name = "language_model.model.norm.weight"  # ones
+    with sparse_tuning(model, {name: torch.tensor([0, 3, 5, 7])}) as tuning:
+        with torch.no_grad():
+            tuning.values()[name][:3] += torch.tensor([1e-4, 1.0, -1e-4])
+        tuning.write_back()
+        row = changes(tuning, {name: 24})["language"]
+    assert (row["selected"], row["changed"], row["rounded"]) == (4, 1, 2)
+
+
 COUNTED = ["vision", "projector", "language", "embedding", "head"]
 
 

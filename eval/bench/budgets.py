@@ -4,13 +4,13 @@ import hashlib
 from typing import Any
 
 import torch
+from accumulators import allocated
 from fresh import Meter, fresh
 from rich.table import Table
 from stacks import batch, stack
 from timing import Bench, goal
 
 from mm_piece import importance
-from mm_piece.importance.blocks import Sums
 from mm_piece.importance.reach import singles
 
 
@@ -31,19 +31,13 @@ def measure(bench: Bench) -> dict[str, Any]:
 def under(layers: int, budget: int, quick: bool) -> dict[str, Any]:
     """Return what PIECE-F takes under a budget, and a digest of its scores."""
     torch.set_num_threads(1)
-    model, held = stack(layers, quick=quick), []
-    kept = Sums.__init__
-
-    def watched(self: Sums, *given: Any) -> None:
-        kept(self, *given)
-        held.append(sum(t.nbytes for t in (*self.first.values(), *self.second.values())))
-
-    Sums.__init__ = watched  # type: ignore[method-assign]
+    model = stack(layers, quick=quick)
     examples = list(singles(batch(16 if quick else 64, 2)))
-    importance.patchable(model, examples)
+    names = importance.patchable(model, examples)
     meter, sha = Meter(), hashlib.sha256()
-    for _, _, scores in importance.stream(model, examples, memory=budget):
-        sha.update(scores.numpy().tobytes())
+    with allocated() as held:
+        for _, _, scores in importance.stream(model, examples, names=names, memory=budget):
+            sha.update(scores.numpy().tobytes())
     meter.mark("passes")
     return {
         **{"budget_B": budget, "held_B": max(held), "passes": len(held)},
