@@ -24,7 +24,7 @@ SHAPES = ((8, 32), (4, 128), (2, 512))  # examples and tokens
 
 def measure(bench: Bench) -> dict[str, Any]:
     """Measure every way at every shape of batch."""
-    layers = 1 if bench.quick else 4
+    layers = 1 if bench.quick else 2
     shapes = SHAPES[:1] if bench.quick else SHAPES
     rows = []
     for examples, tokens in shapes:

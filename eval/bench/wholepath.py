@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accumulators import allocated
 from fresh import Meter
 from rich.table import Table
 from torch import Tensor
@@ -65,14 +66,9 @@ def whole_path(shape: str, folder: Path, device: str, **sizes: Any) -> dict[str,
     copy = _copy_rate(model)
     names = stages.run("reach", lambda: importance.patchable(model, examples[:1], EXCLUDED))
     entries = {name: weights(model)[name].numel() for name in names}
-    mask = stages.run(
-        "estimate, select",
-        lambda: select_stream(
-            importance.stream(model, examples, names=names, memory=sizes["memory"]),
-            entries,
-            DENSITY,
-        ),
-    )
+    with allocated() as held:
+        scores = importance.stream(model, examples, names=names, memory=sizes["memory"])
+        mask = stages.run("estimate, select", lambda: select_stream(scores, entries, DENSITY))
     base = {name: take(tensors(model)[name], index) for name, index in mask.items()}
     identity = fingerprint(tensors(model))
     store = DeltaStore.create(folder / "store", {"fingerprint": identity, "dtype": "bfloat16"}, "")
@@ -92,7 +88,7 @@ def whole_path(shape: str, folder: Path, device: str, **sizes: Any) -> dict[str,
         **{"trained": sum(map(len, mask.values())), "changed": delta.entries, "exact": exact},
         **{"delta_B": file.stat().st_size, "copy_B_per_s": copy, "tokens": _tokens(examples[0])},
         **{"device": _name(device), "stages": stages.rows, **sizes},
-        "accumulators_B": min(sizes["memory"] // 4 * 4, 4 * sum(entries.values())),
+        **{"accumulators_B": max(held), "passes": len(held)},
     }
 
 
@@ -146,7 +142,7 @@ def table(row: dict[str, Any]) -> Table:
     """Return one shape's stages, with what each would take at the least."""
     size = 2 * row["parameters"]
     title = (
-        f"{row['shape']}, {row['parameters'] / 1e9:.2f} B parameters in bf16 "
+        f"{row['shape']}, {row['parameters'] / 1e6:,.0f} M parameters in bf16 "
         f"({size / 1e9:.1f} GB), {row['tokens']} tokens, {row['device']}"
     )
     found = Table(title=title, title_justify="left")
