@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from math import floor
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ Mask = dict[str, Tensor]  # name -> sorted flat indices
 Density = float | Mapping[Group, float]  # of all entries, or of each group's
 
 _CHUNK = 2**18  # scores looked at in one go: bounds the scratch memory
-_BLOCK = 64  # scores of which only the highest is compared first
+_BLOCK = 32  # scores of which only the highest is compared first
 
 
 def select(scores: Mapping[str, Tensor], density: Density = 0.001) -> Mask:
@@ -109,11 +110,17 @@ class TopK:
         if self._held <= self.k:
             return
         scores, indices = torch.cat(self._scores), torch.cat(self._indices)
-        self.threshold = scores.kthvalue(self._held - self.k + 1).values.item()
-        above = scores > self.threshold
-        ties = (scores == self.threshold).nonzero().view(-1)[: self.k - int(above.sum())]
-        above[ties] = True
-        self._scores, self._indices, self._held = [scores[above]], [indices[above]], self.k
+        # numpy's selection takes a tenth of the time of torch's.
+        place = self._held - self.k
+        self.threshold = float(numpy.partition(scores.numpy(), place)[place])
+        keep = (scores >= self.threshold).nonzero().view(-1)
+        scores, indices = scores[keep], indices[keep]
+        if len(keep) > self.k:  # of the entries at the threshold, the last ones lose the tie
+            ties = (scores == self.threshold).nonzero().view(-1)
+            stays = torch.ones(len(keep), dtype=torch.bool)
+            stays[ties[self.k - len(keep) :]] = False
+            scores, indices = scores[stays], indices[stays]
+        self._scores, self._indices, self._held = [scores], [indices], self.k
 
 
 def _above(scores: Tensor, threshold: float) -> Tensor:

@@ -12,7 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from mm_piece.errors import RecipeError
 from mm_piece.names import GROUPS, Group
 
-METHODS = ("piece-f", "piece-s", "magnitude", "random")
+METHODS = (
+    *("piece-f", "piece-s", "piece-f-official", "piece-s-official"),
+    *("magnitude", "random"),
+)
 Metric = Literal["exact", "vqa", "choice", "rouge-l", "bleu", "edit", "cider"]
 Column = Literal["prompt", "answer", "answers", "image", "images", "messages", "conversations"]
 _UNION_BRANCH = re.compile(r"float$|dict\[|\[key\]")  # pydantic's own steps into a union

@@ -13,17 +13,25 @@ FIELDS = {"bench", "quick", "seed", "commit", "dirty", "cpu", "threads", "versio
 GOAL = {"section", "what", "sense", "limit", "found", "met"}
 
 
-@pytest.fixture(scope="module")
-def result(tmp_path_factory):
-    """The numbers of a quick run of the two sections that start no further processes."""
-    file = tmp_path_factory.mktemp("bench") / "delta.json"
-    command = [sys.executable, str(BENCH / "delta.py"), "--quick", "--out", str(file)]
-    command += ["--only", "size", "--only", "apply"]
+def run(name, folder, *options):
+    """The numbers of a quick run."""
+    file = folder / f"{name}.json"
+    command = [sys.executable, str(BENCH / f"{name}.py"), "--quick", "--out", str(file), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Goals" in done.stdout
-    return json.loads(file.read_text(encoding="utf-8"))
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found.keys() == {*FIELDS, "goals", "sections"}
+    assert found["bench"] == name
+    return found
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    """The numbers of the two sections that start no further processes."""
+    folder = tmp_path_factory.mktemp("bench")
+    return run("delta", folder, "--only", "size", "--only", "apply")
 
 
 def test_a_result_says_where_it_comes_from(result):
@@ -55,3 +63,49 @@ def test_applying_stands_beside_a_copy_and_is_undone(result):
     assert found["undo_exact"] is True
     assert {"memcpy", "write", "apply", "undo", "swap", "compose 10"} <= found["times"].keys()
     assert all(row["wall_s"] > 0 and row["rounds"] >= 2 for row in found["times"].values())
+
+
+def test_training_stands_beside_its_rivals(tmp_path):
+    found = run("train", tmp_path)["sections"]
+    for dtype in ("fp32", "bf16"):
+        assert {"full", "floor", "LoRA r=8", "SHiRA", "gradient mask", "ours"} <= found["steps"][
+            dtype
+        ]["backward"].keys()
+    memory = found["steps"]["memory"]
+    assert memory["full"]["peak_B"] > memory["nothing"]["peak_B"]
+    assert memory["floor"]["kept_B"] <= memory["ours"]["kept_B"] <= memory["full"]["kept_B"]
+    assert [row["density"] for row in found["growth"]["density"]] == [0.0001, 0.001, 0.01, 0.05]
+
+
+def test_importance_stands_beside_the_loop_and_keeps_budgets(tmp_path):
+    found = run("importance", tmp_path)
+    differs = found["sections"]["time"]["differs"]
+    assert all(differs[name] < 1e-5 for name in differs), differs
+    assert len(differs) >= 4
+    rows = found["sections"]["budget"]["rows"]
+    assert all(row["held_B"] <= row["budget_B"] for row in rows)
+    assert len({row["scores"] for row in rows}) == 1
+    assert [row["passes"] for row in rows] == sorted({row["passes"] for row in rows})
+
+
+def test_top_k_finds_what_torch_finds(tmp_path):
+    rows = run("topk", tmp_path)["sections"]["topk"]["rows"]
+    assert all(row["same_scores"] for row in rows)
+
+
+def test_models_of_published_shapes_go_the_whole_way(tmp_path):
+    for row in run("gpu", tmp_path)["sections"]["path"]["rows"]:
+        assert row["exact"] is True
+        assert row["accumulators_B"] <= row["memory"]
+        assert row["passes"] > 1
+        assert row["trained"] == int(0.001 * row["eligible"]) > 0
+    row = run("memory", tmp_path)["sections"]["path"]["row"]
+    assert row["exact"] is True
+    assert {"estimate, select", "train", "delta", "checkout 1"} <= row["stages"].keys()
+
+
+def test_committed_results_are_drawn():
+    results = BENCH.parent / "results" / "bench"
+    for name in ("train", "importance", "topk"):
+        assert (results / f"{name}.json").is_file()
+        assert (results / f"{name}.png").is_file()

@@ -172,6 +172,24 @@ def test_every_kind_of_layer_equals_the_loop(kind, together, passes):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
+def test_the_public_codes_sums_are_those_of_micro_batches(kind):
+    torch.manual_seed(3)
+    model, examples = Model(*LAYERS[kind]()), examples_of(6)
+    batches = [
+        {key: torch.cat([e[key] for e in examples[start : start + 2]]) for key in ("x", "labels")}
+        for start in (0, 2, 4)
+    ]
+    first, second = loop(model, batches)
+    fisher = estimate(model, batches, "piece-f-official")
+    signal = estimate(model, batches, "piece-s-official")
+    for name in fisher:
+        squares = 3 * second[name]
+        torch.testing.assert_close(fisher[name].double(), squares, rtol=1e-4, atol=1e-9)
+        expected = (3 * first[name]).abs() / (squares + 1).sqrt()
+        torch.testing.assert_close(signal[name].double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("entries", [1, 7, 50])
 def test_a_cut_budget_gives_the_same_bits(kind, entries):
     torch.manual_seed(3)

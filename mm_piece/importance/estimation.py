@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mm_piece.importance.blocks import Sums, blocks
 from mm_piece.importance.gradients import Gradients
 from mm_piece.importance.reach import Batch, frozen, patchable
-from mm_piece.importance.rules import Moments, moments_of, resolve
+from mm_piece.importance.rules import OF_BATCHES, Moments, moments_of, resolve
 from mm_piece.importance.taps import CalledAgain
 from mm_piece.mask import Piece
 from mm_piece.names import weights
@@ -58,26 +58,28 @@ def stream(
         devices = {run.name: named[run.name].device for run in block}
         sums = Sums(block, kinds, devices)
         if kinds:
-            _accumulate(model, batches, sums, lambda: next(steps, None))
+            whole = method in OF_BATCHES
+            _accumulate(model, batches, sums, whole, lambda: next(steps, None))
         for run in block:
             for start, mean, square in sums.means(run):
                 place = slice(start, start + len(mean))
                 weight = named[run.name].detach().reshape(-1)[place].float().cpu()
-                yield run.name, start, rule(Moments(mean, square, weight, xi, generator))
+                seen = Moments(mean, square, weight, xi, generator, max(sums.examples, 1))
+                yield run.name, start, rule(seen)
     next(steps, None)  # the bar is closed
 
 
 def _accumulate(
-    model: nn.Module, batches: Sequence[Batch], sums: Sums, step: Callable[[], Any]
+    model: nn.Module, batches: Sequence[Batch], sums: Sums, whole: bool, step: Callable[[], Any]
 ) -> None:
-    """One pass over the data."""
+    """One pass over the data, by examples or by `whole` batches."""
     twice: set[str] = set()  # weights whose layers run more than once for an example
     while True:
         gradients = Gradients(model, sums, twice)
         try:
             with frozen(model):
                 for batch in batches:
-                    gradients.add(batch)
+                    gradients.add_whole(batch) if whole else gradients.add(batch)
                     step()
             return
         except CalledAgain as call:

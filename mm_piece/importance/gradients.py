@@ -39,7 +39,11 @@ class Gradients:
             self._backward(batch, watchers, {}, scales_of(batch))
             return
         for example in singles(batch):
-            self._backward(example, self.taps, self.rest, [1.0])
+            self.add_whole(example)
+
+    def add_whole(self, batch: Batch) -> None:
+        """The gradient of a batch's mean loss, as if it were one example's."""
+        self._backward(batch, self.taps, self.rest, [1.0])
 
     def _backward(
         self,

@@ -19,6 +19,7 @@ class Moments:
     weight: Tensor  # the entries themselves
     xi: float
     generator: torch.Generator
+    count: int = 1  # how many gradients were averaged: examples, or batches
 
 
 Rule = Callable[[Moments], Tensor]
@@ -32,6 +33,16 @@ def piece_f(moments: Moments) -> Tensor:
 def piece_s(moments: Moments) -> Tensor:
     """PIECE-S: |E_n[g_n]| / sqrt(F + xi), a first-order signal normalised by curvature."""
     return moments.mean.abs() / (moments.square + moments.xi).sqrt()
+
+
+def piece_f_official(moments: Moments) -> Tensor:
+    """The public code's Fisher: the sum of the squares of micro-batch gradients."""
+    return moments.square * moments.count
+
+
+def piece_s_official(moments: Moments) -> Tensor:
+    """The public code's PIECE-S on sums over micro-batches: |sum g| / sqrt(sum g ** 2 + 1)."""
+    return (moments.mean * moments.count).abs() / (moments.square * moments.count + 1).sqrt()
 
 
 def magnitude(moments: Moments) -> Tensor:
@@ -69,11 +80,21 @@ def moments_of(method: str) -> tuple[str, ...]:
 METHODS: dict[str, Rule] = {
     "piece-f": piece_f,
     "piece-s": piece_s,
+    "piece-f-official": piece_f_official,
+    "piece-s-official": piece_s_official,
     "magnitude": magnitude,
     "random": random,
 }
 
-NEEDS: dict[str, tuple[str, ...]] = {"piece-f": ("square",), "magnitude": (), "random": ()}
+NEEDS: dict[str, tuple[str, ...]] = {
+    "piece-f": ("square",),
+    "piece-f-official": ("square",),
+    "magnitude": (),
+    "random": (),
+}
+
+# The rules that see the gradient of a batch as one; for all others every example counts by itself.
+OF_BATCHES = ("piece-f-official", "piece-s-official")
 
 # The rules that look at the weights alone: no example is run for them.
 DATA_FREE = tuple(method for method, needed in NEEDS.items() if not needed)
