@@ -30,7 +30,7 @@ class Product(Protocol):
 
 
 def product_for(index: Tensor, shape: tuple[int, int]) -> Product:
-    """The cheaper way for a weight of `shape` with these sorted flat entries."""
+    """The cheaper way for a weight of `shape` with these sorted flat entries (int64)."""
     rows, columns = (index // shape[1]).unique(), (index % shape[1]).unique()
     area = len(rows) * len(columns) / (shape[0] * shape[1])
     density = len(index) / (shape[0] * shape[1])
@@ -50,7 +50,7 @@ class Area:
         self.columns = columns if len(columns) < shape[1] else None
         self.early = len(columns) * _FEW <= shape[1]  # cut on the way forward
         local = torch.searchsorted(rows, index // shape[1]) * len(columns)
-        self.local = local + torch.searchsorted(columns, index % shape[1])
+        self.local = _narrow(local + torch.searchsorted(columns, index % shape[1]), shape)
 
     def keep(self, x: Tensor) -> Tensor:
         return _part(x, self.columns) if self.early else x
@@ -58,28 +58,45 @@ class Area:
     def gradient(self, kept: Tensor, gradient: Tensor) -> Tensor:
         x = _tokens(kept if self.early else _part(kept, self.columns))
         out = _tokens(_part(gradient, self.rows))
-        return (out.t() @ x).view(-1)[self.local].float()
+        return (out.t() @ x).view(-1)[self.local.long()].float()
 
 
 class Sampled:
     """A dot product for each entry."""
 
     def __init__(self, index: Tensor, shape: tuple[int, int]) -> None:
-        self.rows, self.columns = index // shape[1], index % shape[1]
-        self.pattern = _pattern(index, shape) if index.device.type == "cpu" else None
+        """Sorted flat entries are already in the order of a CSR pattern."""
+        ends = torch.arange(shape[0] + 1, device=index.device) * shape[1]
+        self.shape, self.starts = shape, _narrow(torch.searchsorted(index, ends), shape)
+        self.columns = _narrow(index % shape[1], shape)
 
     def keep(self, x: Tensor) -> Tensor:
         return x
 
     def gradient(self, kept: Tensor, gradient: Tensor) -> Tensor:
         out, x = _tokens(gradient), _tokens(kept)
-        if self.pattern is not None:
-            return torch.sparse.sampled_addmm(self.pattern, out.t(), x, beta=0.0).values()
+        if x.device.type == "cpu":
+            return torch.sparse.sampled_addmm(self._pattern(), out.t(), x, beta=0.0).values()
+        counts = (self.starts[1:] - self.starts[:-1]).long()
+        rows = torch.arange(self.shape[0], device=x.device).repeat_interleave(counts)
+        turned = out.t().contiguous(), x.t().contiguous()
         if x.is_cuda:
             from mm_piece.triton_kernels import sampled  # only CUDA machines have Triton
 
-            return sampled(out.t().contiguous(), x.t().contiguous(), self.rows, self.columns)
-        return gathered(out.t().contiguous(), x.t().contiguous(), self.rows, self.columns)
+            return sampled(*turned, rows, self.columns)
+        return gathered(*turned, rows, self.columns)
+
+    def _pattern(self) -> Tensor:
+        """The entries as a CSR tensor, made when it is needed: its values are of no use after."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            return torch.sparse_csr_tensor(
+                self.starts,
+                self.columns,
+                torch.zeros(len(self.columns)),
+                size=self.shape,
+                check_invariants=False,
+            )
 
 
 def gathered(out: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -102,16 +119,6 @@ def _tokens(values: Tensor) -> Tensor:
     return flat.float() if flat.device.type == "cpu" else flat
 
 
-def _pattern(index: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The entries as a CSR pattern; sorted flat indices are already in CSR order."""
-    ends = torch.arange(shape[0] + 1) * shape[1]
-    ones = torch.ones(len(index))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(
-            torch.searchsorted(index, ends),
-            index % shape[1],
-            ones,
-            size=shape,
-            check_invariants=True,
-        )
+def _narrow(numbers: Tensor, shape: tuple[int, int]) -> Tensor:
+    """As int32 where any entry's number fits."""
+    return numbers.int() if shape[0] * shape[1] < 2**31 else numbers

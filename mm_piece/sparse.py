@@ -98,7 +98,9 @@ class Patch:
 
     def __init__(self, weight: nn.Parameter, index: Tensor, owners: list[Owner]) -> None:
         self.weight = weight
-        self.index = index.to(weight.device, torch.int64)
+        self.index = index.to(
+            weight.device
+        ).contiguous()  # int32 where that is enough, as the mask has it
         self.before = self.entries()
         self.values = nn.Parameter(self.before.to(torch.float32, copy=True))
         sampled = all(owner.is_linear("weight") for owner in owners)
@@ -107,7 +109,7 @@ class Patch:
 
     def entries(self) -> Tensor:
         """A copy of the selected entries in the weight's dtype."""
-        return self.weight.detach().reshape(-1)[self.index].clone()
+        return self.weight.detach().reshape(-1).index_select(0, self.index)
 
     def changed(self) -> int:
         """How many of the selected entries have other bits than before."""
@@ -120,7 +122,7 @@ class Patch:
 
     def write_back(self) -> None:
         flat = self.weight.detach().view(-1)
-        flat.index_copy_(0, self.index, self.values.detach().to(flat.dtype))
+        flat.index_copy_(0, self.index.long(), self.values.detach().to(flat.dtype))
 
     def remove(self) -> None:
         for undo in self._undo:
@@ -156,7 +158,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (index,) = ctx.saved_tensors
-        return None, gradient.reshape(-1)[index].float(), None
+        return None, gradient.reshape(-1).index_select(0, index).float(), None
 
 
 class _Gathered(nn.Module):
@@ -175,7 +177,7 @@ def _patch_linear(owner: Owner, patch: Patch) -> Callable[[], None]:
     """Beside the layer's own product, which its frozen weight leaves without a weight gradient."""
     linear = owner.module
     rows, columns = patch.weight.shape
-    product = product_for(patch.index, (rows, columns))
+    product = product_for(patch.index.long(), (rows, columns))
     linear.register_parameter(_VALUES, patch.values)
 
     @torch.compiler.disable  # a compiled model breaks its graph here

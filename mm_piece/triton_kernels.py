@@ -14,7 +14,7 @@ def sampled(out: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """For each entry the dot product, fp32, of a row of `out` and one of `x`.
 
     `out` (rows, tokens) and `x` (columns, tokens) are contiguous and of any floating dtype; `rows`
-    and `columns` (entries,) are int64.
+    and `columns` (entries,) are int32 or int64.
     """
     found = torch.empty(len(rows), device=x.device)
     sizes: Any = {"ENTRIES": _ENTRIES, "TOKENS": _TOKENS}
@@ -30,8 +30,8 @@ def _sampled(
     entry = tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)
     real = entry < entries
     # Each entry's two rows lie in one piece: entries of one row of the weight find it in the cache.
-    left = out + tl.load(rows + entry, mask=real, other=0)[:, None] * tokens
-    right = x + tl.load(columns + entry, mask=real, other=0)[:, None] * tokens
+    left = out + tl.load(rows + entry, mask=real, other=0).to(tl.int64)[:, None] * tokens
+    right = x + tl.load(columns + entry, mask=real, other=0).to(tl.int64)[:, None] * tokens
     total = tl.zeros((ENTRIES,), dtype=tl.float32)
     for start in range(0, tokens, TOKENS):
         token = start + tl.arange(0, TOKENS)
