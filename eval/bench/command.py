@@ -33,7 +33,7 @@ def bench(name: str, about: str, sections: Mapping[str, str]) -> click.Command:
         import torch
 
         torch.set_num_threads(1)
-        started = time.monotonic()
+        started, origin = time.monotonic(), provenance()
         found: dict[str, Any] = {}
         tables: list[Table] = []
         for section in only or sections:
@@ -43,7 +43,7 @@ def bench(name: str, about: str, sections: Mapping[str, str]) -> click.Command:
             tables += module.tables(found[section])
         goals = [{"section": key, **goal} for key in found for goal in found[key].pop("goals")]
         result = {
-            **{"bench": name, "quick": quick, "seed": seed, **provenance()},
+            **{"bench": name, "quick": quick, "seed": seed, **origin},
             **{"seconds": round(time.monotonic() - started, 1), "goals": goals, "sections": found},
         }
         if out:

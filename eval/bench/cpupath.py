@@ -29,7 +29,7 @@ def _path(folder: str, quick: bool) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    sizes = {"toy": quick, "text": 24 if quick else 18, "samples": 2, "steps": 3 if quick else 10}
+    sizes = {"toy": quick, "text": 24 if quick else 8, "samples": 2, "steps": 3 if quick else 10}
     memory = 100_000 if quick else 2 * 2**30
     return whole_path(SHAPE, Path(folder), "cpu", **sizes, memory=memory)
 

@@ -2,7 +2,7 @@
 
 SHAPES[name](toy)       a configuration; `toy` keeps the kind and shrinks every size
 build(config, device)   the model in bf16, its weights drawn on the device
-example(config, text)   inputs and labels of one example: one image, `text` tokens, 16 supervised
+example(config, text)   inputs and labels of one example: one image, `text` tokens, 4 supervised
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SUPERVISED = 16  # tokens of an answer
+SUPERVISED = 4  # tokens of an answer
 
 
 def llava_7b(toy: bool = False) -> Any:
