@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mm_piece.importance.blocks import Sums
 
-_CPU_ROWS = 128  # of a weight's gradient, times its columns: what a core's cache holds
+_CPU_ROWS = 256  # of a weight's gradient at once; fewer make slow products of few tokens
 _GPU_ENTRIES = 2**24  # of a weight's gradient at once: enough to fill an accelerator
 
 
