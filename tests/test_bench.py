@@ -102,3 +102,10 @@ def test_models_of_published_shapes_go_the_whole_way(tmp_path):
     row = run("memory", tmp_path)["sections"]["path"]["row"]
     assert row["exact"] is True
     assert {"estimate, select", "train", "delta", "checkout 1"} <= row["stages"].keys()
+
+
+def test_committed_results_are_drawn():
+    results = BENCH.parent / "results" / "bench"
+    for name in ("train", "importance", "topk"):
+        assert (results / f"{name}.json").is_file()
+        assert (results / f"{name}.png").is_file()
