@@ -1,5 +1,7 @@
 """Law 4: scores equal a loop of single-example backward passes, whatever batch or budget."""
 
+from weakref import ref
+
 import pytest
 import torch
 
@@ -70,10 +72,12 @@ def test_budget_changes_nothing(model_and_examples, method, entries):
 @pytest.mark.parametrize("method", ["piece-f", "piece-s"])
 def test_accumulators_stay_inside_the_budget(model_and_examples, monkeypatch, method):
     model, examples = model_and_examples
-    held = []
+    held, made = [], []
 
     class Watched(Sums):
         def __init__(self, *args):
+            assert not any(earlier() for earlier in made)  # never two blocks at a time
+            made.append(ref(self))
             super().__init__(*args)
             held.append(sum(t.nbytes for t in (*self.first.values(), *self.second.values())))
 

@@ -66,6 +66,7 @@ def stream(
                 weight = named[run.name].detach().reshape(-1)[place].float().cpu()
                 seen = Moments(mean, square, weight, xi, generator, max(sums.examples, 1))
                 yield run.name, start, rule(seen)
+        del sums  # before the next ones: two blocks would be twice the budget
     next(steps, None)  # the bar is closed
 
 
