@@ -1,7 +1,7 @@
 """Gradients where they arise, example by example: from a module's inputs and its output's gradient.
 
 The weights stay frozen, so no gradient of the size of the model ever exists. A linear layer's is
-computed in blocks of rows that stay in the cache, and is added to the sums at once.
+computed in blocks of rows, each of which is added to the sums at once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
