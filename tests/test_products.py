@@ -112,6 +112,17 @@ def test_layers_without_entries_keep_nothing():
     assert first <= one_column + weights + 100
 
 
+def test_autocast_keeps_inputs_in_its_own_dtype():
+    layers, kept = nn.Sequential(nn.Linear(8, 8)), []
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
+    )
+    tuning = sparse_tuning(layers, {"0.weight": torch.arange(0, 64, 9)})
+    with tuning, hooks, torch.autocast("cpu", torch.bfloat16):
+        layers(torch.randn(3, 8))
+    assert [tensor.dtype for tensor in kept if tensor.shape == (3, 8)] == [torch.bfloat16]
+
+
 SCRIPT = """
 import torch
 from mm_piece.products import gathered
