@@ -4,19 +4,17 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from mm_piece import importance
 from mm_piece.checkpoint import Checkpoint
 from mm_piece.errors import DataError
-from mm_piece.mask import budgets
 from mm_piece.measuring import absent_columns, rows_of
 from mm_piece.models import as_dtype, blueprint, load_processor, positions_of
-from mm_piece.names import group_of
 from mm_piece.recipe import GeneralTask, Recipe, Task, load_recipe
 from mm_piece.scoring import METRICS
+from mm_piece.selection import require_places
 from mm_piece.tasks import IGNORED, Example, Rows, fitted, problems, tokenizer_of
 from mm_piece.tasks.templates import special_in
 from mm_piece.trainer import arguments
@@ -117,8 +115,7 @@ def _require_base(recipe: Recipe) -> None:
     """Raise unless the base has entries to select and, where it is a folder, all its weights."""
     dtype = as_dtype(recipe.model.get("dtype", "float32"))
     shapes, _ = blueprint(recipe.base, recipe.revision)
-    eligible = {n: prod(s) for n, s in shapes.items() if group_of(n) not in recipe.select.exclude}
-    budgets(eligible, recipe.select.density)
+    require_places(recipe, shapes)
     if Path(recipe.base).is_dir():
         Checkpoint(Path(recipe.base), dtype).require_parameters()
 

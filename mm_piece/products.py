@@ -31,7 +31,7 @@ class Product(Protocol):
 
 
 def product_for(index: Tensor, shape: tuple[int, int]) -> Product:
-    """The cheaper way for a weight of `shape` with these sorted flat entries (int64)."""
+    """The cheaper way for a weight of `shape` with these sorted flat entries (int32 or int64)."""
     rows, columns = (index // shape[1]).unique(), (index % shape[1]).unique()
     area = len(rows) * len(columns) / (shape[0] * shape[1])
     density = len(index) / (shape[0] * shape[1])
@@ -63,13 +63,10 @@ class Area:
 
 
 class Sampled:
-    """A dot product for each entry."""
+    """A dot product for each entry; what is held are the entries, which the mask holds anyway."""
 
     def __init__(self, index: Tensor, shape: tuple[int, int]) -> None:
-        """Sorted flat entries are already in the order of a CSR pattern."""
-        ends = torch.arange(shape[0] + 1, device=index.device) * shape[1]
-        self.shape, self.starts = shape, _narrow(torch.searchsorted(index, ends), shape)
-        self.columns = _narrow(index % shape[1], shape)
+        self.index, self.shape = index, shape
 
     def keep(self, x: Tensor) -> Tensor:
         return x
@@ -78,23 +75,24 @@ class Sampled:
         out, x = _tokens(gradient), _tokens(kept)
         if x.device.type == "cpu":
             return torch.sparse.sampled_addmm(self._pattern(), out.t(), x, beta=0.0).values()
-        counts = (self.starts[1:] - self.starts[:-1]).long()
-        rows = torch.arange(self.shape[0], device=x.device).repeat_interleave(counts)
         turned = out.t().contiguous(), x.t().contiguous()
+        rows, columns = self.index // self.shape[1], self.index % self.shape[1]
         if x.is_cuda:
             from mm_piece.triton_kernels import sampled  # only CUDA machines have Triton
 
-            return sampled(*turned, rows, self.columns)
-        return gathered(*turned, rows, self.columns)
+            return sampled(*turned, rows, columns)
+        return gathered(*turned, rows, columns)
 
     def _pattern(self) -> Tensor:
-        """The entries as a CSR tensor, made when it is needed: its values are of no use after."""
+        """The entries as a CSR tensor, whose order sorted flat entries already have."""
+        ends = torch.arange(self.shape[0] + 1, dtype=self.index.dtype) * self.shape[1]
+        starts = torch.searchsorted(self.index, ends).to(self.index.dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
             return torch.sparse_csr_tensor(
-                self.starts,
-                self.columns,
-                torch.zeros(len(self.columns)),
+                starts,
+                self.index % self.shape[1],
+                torch.zeros(len(self.index)),
                 size=self.shape,
                 check_invariants=False,
             )

@@ -1,68 +1,190 @@
-"""A task's mask: scores of its examples, selected, and kept so that a resumed run has the same."""
+"""A task's selection: scores of its examples streamed into a mask, and how sure the mask is."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mm_piece import importance
-from mm_piece.mask import Mask, select_stream
-from mm_piece.names import Group, group_of, weights
-from mm_piece.recipe import Select, parse_bytes
+from mm_piece import importance, maskfile
+from mm_piece.importance import Folds, Moments
+from mm_piece.mask import Budgets, Mask, contests, select_stream, units_of
+from mm_piece.names import group_of, weights
+from mm_piece.recipe import Recipe, Select, parse_bytes
+from mm_piece.stability import among, overlaps
 from mm_piece.tasks import Alike, Encoded
 
-Sizes = dict[str, int]  # entries per weight
-Density = float | dict[Group, float]
+Shapes = dict[str, tuple[int, ...]]
+
+_ROOM = 8  # the part of the budget that sums of parts of the examples may take
 
 
-def mask_of(
+@dataclass(frozen=True)
+class Selection:
+    """What was selected for a task, out of what, and how much of it other examples would give."""
+
+    mask: Mask
+    sizes: dict[str, int]  # entries per weight that could be selected
+    samples: int
+    stability: dict[str, float]  # examples -> overlap of the masks of two sets of so many
+
+    @property
+    def k(self) -> int:
+        """How many entries are selected."""
+        return sum(len(index) for index in self.mask.values())
+
+    def __str__(self) -> str:
+        """How much was selected and how sure that is, in one line."""
+        total = sum(self.sizes.values())
+        text = f"selected {self.k:,} of {total:,} entries ({self.k / total:.3g})"
+        if not self.stability:
+            return text
+        *fewer, (examples, overlap) = self.stability.items()
+        beside = ", ".join(f"{share:.0%} at {count}" for count, share in reversed(fewer))
+        text += f"; two halves of {examples} examples share {overlap:.0%}"
+        return f"{text} ({beside})" if beside else text
+
+
+def selection_of(
     model: nn.Module,
     encoded: Encoded,
     select: Select,
-    file: Path,
+    folder: Path,
     *,
     pad: int,
     seeds: tuple[int, int],
-) -> tuple[Mask, Sizes, int]:
-    """The mask for a task's examples, the patchable weights, and how many examples were sampled.
+    standing: Mapping[str, str],
+) -> Selection:
+    """The selection for a task's examples, from an earlier run where one had the same to do.
 
-    `file` keeps the mask, `pad` is the padding token. `seeds`: of the run, which draws the
-    examples, and of the task.
+    It is kept in `folder`, or where the recipe says. `pad` is the padding token; `seeds`: of the
+    run, which draws the examples, and of the task; `standing` tells apart the models and the data.
     """
     sample = _sample(encoded, select.samples, seeds[0])
     batches = Alike(sample, select.batch_size, pad)
-    names = importance.patchable(model, batches, select.exclude)
-    sizes = {name: weights(model)[name].numel() for name in names}
-    if file.is_file():
-        stored = load_file(file)  # sorted by name; the optimizer's order must be the first run's
-        return {name: stored[name] for name in names if name in stored}, sizes, len(sample)
-    pieces = importance.stream(
-        model,
-        batches,
-        select.method,
-        names=names,
-        memory=parse_bytes(select.memory),
-        xi=select.xi,
-        seed=seeds[1],
-        progress=_bar,
+    names = importance.scorable(model, batches, select.method, select.exclude)
+    shapes = {name: tuple(weights(model)[name].shape) for name in names}
+    facts = {**standing, "seeds": seeds, "samples": len(sample)}
+    file = maskfile.place(select, folder, facts)
+    kept = maskfile.read(file)
+    if kept is None:
+        estimate = _Estimate(model, batches, select, shapes, seeds[1])
+        kept = estimate.mask(), estimate.stability()
+        maskfile.write(file, *kept)
+    mask, stability = kept
+    in_order = {name: mask[name] for name in names if name in mask}  # safetensors sorts by name
+    sizes = {name: prod(shape) for name, shape in shapes.items()}
+    return Selection(in_order, sizes, len(sample), stability)
+
+
+def budgets_of(select: Select) -> Budgets:
+    """The budgets that a recipe asks for."""
+    return Budgets(
+        select.density,
+        scope=select.scope,
+        unit=select.unit,
+        floor=select.floor,
+        ceiling=select.ceiling,
+        squares=select.method in importance.SQUARES,
     )
-    mask = select_stream(pieces, sizes, _reachable(select.density, sizes))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(mask, file.with_suffix(".tmp"))
-    file.with_suffix(".tmp").replace(file)
-    return mask, sizes, len(sample)
 
 
-def _reachable(density: Density, sizes: Sizes) -> Density:
-    """The density less the groups that no example reaches: a task of texts trains no tower."""
-    if not isinstance(density, dict):
-        return density
-    reached = {group_of(name) for name in sizes}
-    return {g: share for g, share in density.items() if g in reached} or density
+def require_places(recipe: Recipe, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raise SelectionError if the budgets of a task select nothing of a model, or do not fit it."""
+    for task in recipe.tasks:
+        select = recipe.selecting(task)
+        eligible = {n: s for n, s in shapes.items() if group_of(n) not in select.exclude}
+        budgets = budgets_of(select)
+        contests(units_of(eligible, budgets)[0], budgets)
+
+
+class _Estimate:
+    """Scores of a model on batches, streamed into a mask, and sums over parts of the batches."""
+
+    def __init__(
+        self, model: nn.Module, batches: Alike, select: Select, shapes: Shapes, seed: int
+    ) -> None:
+        self.model, self.batches, self.select = model, batches, select
+        self.shapes, self.seed, self.memory = shapes, seed, parse_bytes(select.memory)
+        self.budgets = _reachable(budgets_of(select), shapes)
+        self.sizes, self.widths = units_of(shapes, self.budgets)
+        self.kinds = importance.moments_of(select.method)
+        self.folds = self._folds() if {"mean", "square"} & set(self.kinds) else None
+
+    def mask(self) -> Mask:
+        """The mask, in as many passes over the batches as the memory asks for."""
+        pieces = importance.stream(
+            self.model,
+            self.batches,
+            self.select.method,
+            names=list(self.shapes),
+            memory=self.memory,
+            host=self.select.accumulators == "host",
+            xi=self.select.xi,
+            seed=self.seed,
+            folds=self.folds,
+            progress=_bar,
+        )
+        self.found = select_stream(pieces, self.shapes, self.budgets)
+        return self.found
+
+    def stability(self) -> dict[str, float]:
+        """Overlaps by number of examples, once there is a mask; empty where no data are scored."""
+        if self.folds is None:
+            return {}
+        units = {name: len(index) // self.widths[name] for name, index in self.found.items()}
+        rounds = among(self.folds, contests(self.sizes, self.budgets), self.sizes, units)
+        found = overlaps(self.folds, self._score(), rounds, self.seed)
+        return {str(count): round(share, 4) for count, share in found.items()}
+
+    def _folds(self) -> Folds:
+        return Folds(
+            self.sizes,
+            self.widths,
+            self.kinds,
+            windows=self.batches.windows,
+            room=self.memory // _ROOM,
+            seed=self.seed,
+        )
+
+    def _score(self) -> Callable[[Mapping[str, Tensor], int], Tensor]:
+        """The method's rule at the sampled entries."""
+        assert self.folds is not None
+        rule, named = importance.resolve(self.select.method), weights(self.model)
+        generator = torch.Generator().manual_seed(self.seed)
+        weight = torch.cat(
+            [
+                named[name].detach().reshape(-1)[index.to(named[name].device)].float().cpu()
+                for name, index in self.folds.entries.items()
+            ]
+        )
+        nothing = torch.zeros(1).expand(len(weight))
+
+        def score(means: Mapping[str, Tensor], count: int) -> Tensor:
+            known = {"mean": nothing, "square": nothing, **means}
+            return rule(
+                Moments(**known, weight=weight, xi=self.select.xi, generator=generator, count=count)
+            )
+
+        return score
+
+
+def _reachable(budgets: Budgets, shapes: Shapes) -> Budgets:
+    """The densities less those that no example reaches: a task of texts trains no tower."""
+    if not isinstance(budgets.density, dict):
+        return budgets
+    groups = {group_of(name) for name in shapes}
+    reached = {
+        key: share
+        for key, share in budgets.density.items()
+        if key in groups or any(fnmatchcase(name, key) for name in shapes)
+    }
+    return replace(budgets, density=reached or budgets.density)
 
 
 def _bar(items: Iterable[Any], title: str) -> Iterable[Any]:

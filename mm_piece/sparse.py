@@ -177,7 +177,7 @@ def _patch_linear(owner: Owner, patch: Patch) -> Callable[[], None]:
     """Beside the layer's own product, which its frozen weight leaves without a weight gradient."""
     linear = owner.module
     rows, columns = patch.weight.shape
-    product = product_for(patch.index.long(), (rows, columns))
+    product = product_for(patch.index, (rows, columns))
     linear.register_parameter(_VALUES, patch.values)
 
     @torch.compiler.disable  # a compiled model breaks its graph here

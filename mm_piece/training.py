@@ -1,7 +1,7 @@
 """`train`: the loop over a recipe's tasks, resumable at any instant."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -17,13 +17,12 @@ from mm_piece.delta import Delta
 from mm_piece.errors import BaseError, DataError, StoreError
 from mm_piece.evaluation import pad_of
 from mm_piece.loading import checkout, load
-from mm_piece.mask import Mask, budgets
 from mm_piece.measuring import absent_columns, measure, measured, rows_of
 from mm_piece.models import describe, load_base, locate, trained_dtype
-from mm_piece.names import group_of, weights
-from mm_piece.recipe import Recipe, Task, load_recipe, parse_bytes, parse_recipe
+from mm_piece.names import weights
+from mm_piece.recipe import Recipe, Select, Task, load_recipe, parse_bytes, parse_recipe
 from mm_piece.scoring import METRICS
-from mm_piece.selection import mask_of
+from mm_piece.selection import Selection, require_places, selection_of
 from mm_piece.sparse import sparse_tuning
 from mm_piece.store import DeltaStore
 from mm_piece.tasks import Encoded, Rows, digest_of, fitted, tokenizer_of
@@ -37,6 +36,8 @@ _LEFT = (
     "work",
     "logs",
 )  # what may lie there before there is a manifest
+
+_RESOURCES = {"memory", "accumulators", "cache"}  # of a selection: they change no result
 
 
 @dataclass(frozen=True)
@@ -94,25 +95,29 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
     encoded = Encoded(examples, processor, work / "encoded", task.max_length, room)
     data = _look_through(encoded, task)
     pad, logs = pad_of(tokenizer_of(processor)), run.store.path / "logs" / work.name
-    mask, sizes, samples = mask_of(
+    select, parent = recipe.selecting(task), _parent(run.store)
+    standing = {"base": run.store.base["digest"], "parent": parent, "data": data["data"]}
+    selection = selection_of(
         model,
         encoded,
-        recipe.select,
-        work / "mask.safetensors",
+        select,
+        work,
         pad=pad,
         seeds=(recipe.seed, seed),
+        standing=standing,
     )
+    tqdm.write(f"{task.name}: {selection}")
     scored = time.monotonic()
     args = arguments(recipe.train, work, seed)
-    with sparse_tuning(model, mask) as tuning:
+    with sparse_tuning(model, selection.mask) as tuning:
         metrics = fit(tuning, encoded, pad, args, logs)
         delta = tuning.delta(
             task.name,
             base=run.store.base["fingerprint"],
-            parent=run.store.entries[-1].sha256 if len(run.store) else "",
-            **_facts(recipe, mask, sizes, samples),
+            parent=parent,
+            **_facts(select, selection, recipe.seed),
             **data,
-            groups=changes(tuning, sizes),
+            groups=changes(tuning, selection.sizes),
         )
     run.store.append(delta)
     # Not in the delta: what differs between equal runs would give the same task different files.
@@ -150,15 +155,21 @@ def _summary(delta: Delta) -> str:
     return f"{delta.task}: changed {', '.join(moved)}"
 
 
-def _facts(recipe: Recipe, mask: Mask, sizes: dict[str, int], samples: int) -> dict[str, Any]:
-    return {
-        "method": recipe.select.method,
-        "density": recipe.select.density,
-        "patchable": sum(sizes.values()),
-        "k": sum(len(index) for index in mask.values()),
-        "samples": samples,
-        "seed": recipe.seed,
+def _parent(store: DeltaStore) -> str:
+    """The SHA-256 of the delta that the next one starts from; empty at the base."""
+    return store.entries[-1].sha256 if len(store) else ""
+
+
+def _facts(select: Select, selection: Selection, seed: int) -> dict[str, Any]:
+    facts = {
+        "method": select.method,
+        "density": select.density,
+        "patchable": sum(selection.sizes.values()),
+        "k": selection.k,
+        "samples": selection.samples,
+        "seed": seed,
     }
+    return {**facts, "stability": selection.stability} if selection.stability else facts
 
 
 def _read_all(recipe: Recipe) -> tuple[dict[str, Rows], dict[str, Rows]]:
@@ -187,7 +198,7 @@ def _open_or_create(recipe: Recipe, train_rows: dict[str, Rows]) -> DeltaStore:
     else:
         _require_room(path)
     model, processor = load_base(recipe.base, recipe.revision, **recipe.model)
-    budgets(_eligible(model, recipe.select.exclude), recipe.select.density)
+    require_places(recipe, {name: tuple(p.shape) for name, p in weights(model).items()})
     pad = pad_of(tokenizer_of(processor))
     for task in recipe.tasks:  # data and settings work before a byte is written
         examples = train_rows[task.name]
@@ -213,17 +224,12 @@ def _require_room(path: Path) -> None:
         raise StoreError(f"store {path} holds {sorted(strange)[0]!r} and is no store; name another")
 
 
-def _eligible(model: nn.Module, exclude: Sequence[str]) -> dict[str, int]:
-    named = weights(model)
-    return {name: p.numel() for name, p in named.items() if group_of(name) not in exclude}
-
-
 def _same_run(store: DeltaStore, recipe: Recipe) -> None:
     """A store belongs to one recipe, to which further tasks may be added at the end."""
     if {**store.base, **locate(recipe.base, recipe.revision, store.path)} != store.base:
         _same_base(store, recipe)
-    before = parse_recipe(store.recipe, f"{store.path}/recipe.yaml").model_dump()
-    after = recipe.model_dump()
+    recipes = (parse_recipe(store.recipe, f"{store.path}/recipe.yaml"), recipe)
+    before, after = (r.model_dump(exclude={"select": _RESOURCES}) for r in recipes)
     after["tasks"] = after["tasks"][: len(before["tasks"])]
     for key in before:
         if key not in ("store", "base", "revision", "cache") and after[key] != before[key]:

@@ -21,6 +21,7 @@ ORDER = (
         "mask",
         "owners",
         "importance",
+        "stability",
         "triton_kernels",
         "products",
         "sparse",
@@ -30,7 +31,17 @@ ORDER = (
     ),
     *("preprocessing", "models", "trainer", "checkpoint", "assembly"),
     *("loading", "exporting", "derive", "card", "hub", "sharing"),
-    *("evaluation", "selection", "measuring", "checking", "training", "report", "cli", "__main__"),
+    *(
+        "evaluation",
+        "maskfile",
+        "selection",
+        "measuring",
+        "checking",
+        "training",
+        "report",
+        "cli",
+        "__main__",
+    ),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mm_piece import mask as masks
 from mm_piece.errors import SelectionError
-from mm_piece.mask import TopK, select, select_stream
+from mm_piece.mask import Budgets, TopK, select, select_stream, topk
 
 
 def reference(scores: dict[str, torch.Tensor], k: int) -> dict[str, list[int]]:
@@ -47,19 +47,19 @@ def test_equals_a_full_sort_with_ties(data):
 
 @pytest.mark.parametrize("piece", [1, 7, 64, 1000])
 def test_streaming_equals_concatenated(piece, monkeypatch):
-    monkeypatch.setattr(masks, "_CHUNK", 50)
+    monkeypatch.setattr(topk, "_CHUNK", 50)
     generator = torch.Generator().manual_seed(1)
     scores = {
         name: torch.randint(0, 40, (size,), generator=generator).float()
         for name, size in (("a", 501), ("b", 33), ("c", 1200))
     }
-    sizes = {name: len(flat) for name, flat in scores.items()}
+    shapes = {name: flat.shape for name, flat in scores.items()}
     pieces = (
         (name, start, flat[start : start + piece])
         for name, flat in scores.items()
         for start in range(0, len(flat), piece)
     )
-    whole, streamed = select(scores, 0.03), select_stream(pieces, sizes, 0.03)
+    whole, streamed = select(scores, 0.03), select_stream(pieces, shapes, Budgets(0.03))
     assert whole.keys() == streamed.keys()
     assert all(torch.equal(whole[name], streamed[name]) for name in whole)
 
@@ -97,7 +97,7 @@ def test_nan_scores_are_refused():
 
 @pytest.mark.parametrize("place", [0, 63, 64, 100, 299, 300, 301, 959])
 def test_nan_scores_are_refused_wherever_they_stand(place, monkeypatch):
-    monkeypatch.setattr(masks, "_CHUNK", 300)  # blocks, a tail, several chunks
+    monkeypatch.setattr(topk, "_CHUNK", 300)  # blocks, a tail, several chunks
     scores = torch.rand(960)
     scores[place] = float("nan")
     with pytest.raises(SelectionError, match="NaN"):
@@ -107,7 +107,7 @@ def test_nan_scores_are_refused_wherever_they_stand(place, monkeypatch):
 @pytest.mark.parametrize("chunk", [50, 64, 200, 10_000])
 def test_blocks_leave_nothing_out(chunk, monkeypatch):
     """Many ties at the threshold, entries in blocks and in tails."""
-    monkeypatch.setattr(masks, "_CHUNK", chunk)
+    monkeypatch.setattr(topk, "_CHUNK", chunk)
     generator = torch.Generator().manual_seed(2)
     scores = {"a": torch.randint(0, 60, (3001,), generator=generator).float()}
     for density in (0.001, 0.02, 0.3):

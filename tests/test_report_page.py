@@ -18,7 +18,7 @@ from mm_piece.report.page import percent, points
 CHROMIUM = shutil.which("chromium")
 HOSTILE = "<script>alert('\"&')</script>"
 SECTIONS = ["accuracy", "positions", "metrics", "weights", "overlap"]
-SECTIONS += ["changes", "sizes", "examples", "run"]
+SECTIONS += ["changes", "stability", "sizes", "examples", "run"]
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +220,17 @@ def test_in_a_browser(page, tmp_path, width, scheme):
     paper, ink = luminance(found["paper"]), luminance(found["ink"])
     assert (paper > ink) == (scheme == 1)
     assert (max(paper, ink) + 0.05) / (min(paper, ink) + 0.05) > 7
+
+
+def test_stability_is_told_by_number_of_examples(page):
+    text = Outline(page.read_text(encoding="utf-8")).text
+    assert "41.0 % 125 examples 58.0 % 250 examples 72.5 % 500 examples" in text
+
+
+@pytest.mark.parametrize("carried", [None, 3, [1], {"x": 1}, {"5": "y"}, {}])
+def test_a_stability_that_is_none_leaves_its_section_out(carried):
+    store = FakeStore()
+    for delta in store.deltas:
+        delta.info["stability"] = carried
+    text = render(summarise(store))
+    assert 'id="stability"' not in text

@@ -7,7 +7,7 @@ Out:   tables, the goals last; --out: all numbers, versions, commit, goals and w
 
 from command import bench
 
-SECTIONS = {"steps": "steps", "growth": "growth"}
+SECTIONS = {"steps": "steps", "growth": "growth", "entries": "holdings"}
 
 main = bench("train", "Measure what a training step costs.", SECTIONS)
 

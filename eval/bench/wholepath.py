@@ -19,7 +19,7 @@ from vlms import SHAPES, build, example
 from mm_piece import importance
 from mm_piece.delta import Delta, fingerprint, put_all, take
 from mm_piece.loading import attach, checkout
-from mm_piece.mask import select_stream
+from mm_piece.mask import Budgets, select_stream
 from mm_piece.models import tensors
 from mm_piece.names import weights
 from mm_piece.sparse import sparse_tuning
@@ -65,10 +65,12 @@ def whole_path(shape: str, folder: Path, device: str, **sizes: Any) -> dict[str,
     examples = [example(config, sizes["text"], seed) for seed in range(sizes["samples"])]
     copy = _copy_rate(model)
     names = stages.run("reach", lambda: importance.patchable(model, examples[:1], EXCLUDED))
-    entries = {name: weights(model)[name].numel() for name in names}
+    shapes = {name: weights(model)[name].shape for name in names}
     with allocated() as held:
         scores = importance.stream(model, examples, names=names, memory=sizes["memory"])
-        mask = stages.run("estimate, select", lambda: select_stream(scores, entries, DENSITY))
+        mask = stages.run(
+            "estimate, select", lambda: select_stream(scores, shapes, Budgets(DENSITY))
+        )
     base = {name: take(tensors(model)[name], index) for name, index in mask.items()}
     identity = fingerprint(tensors(model))
     store = DeltaStore.create(folder / "store", {"fingerprint": identity, "dtype": "bfloat16"}, "")
@@ -84,7 +86,11 @@ def whole_path(shape: str, folder: Path, device: str, **sizes: Any) -> dict[str,
     file = folder / "store" / store.entries[0].file
     stages.run("load a delta", lambda: Delta.load(file))
     return {
-        **{"shape": shape, "parameters": total, "eligible": sum(entries.values())},
+        **{
+            "shape": shape,
+            "parameters": total,
+            "eligible": sum(shape.numel() for shape in shapes.values()),
+        },
         **{"trained": sum(map(len, mask.values())), "changed": delta.entries, "exact": exact},
         **{"delta_B": file.stat().st_size, "copy_B_per_s": copy, "tokens": _tokens(examples[0])},
         **{"device": _name(device), "stages": stages.rows, **sizes},

@@ -5,18 +5,36 @@ Sources of the rules: PIECE (arXiv 2511.15375); the empirical Fisher uses the da
 labels.
 """
 
-from mm_piece.importance.estimation import estimate, stream
+from mm_piece.importance.estimation import estimate, scorable, stream
 from mm_piece.importance.reach import patchable
-from mm_piece.importance.rules import DATA_FREE, METHODS, Moments, piece_f, piece_s, resolve
+from mm_piece.importance.resampling import Folds
+from mm_piece.importance.rules import (
+    DATA_FREE,
+    METHODS,
+    OF_BATCHES,
+    OF_OUTPUTS,
+    SQUARES,
+    Moments,
+    moments_of,
+    piece_f,
+    piece_s,
+    resolve,
+)
 
 __all__ = [
     "DATA_FREE",
     "METHODS",
+    "OF_BATCHES",
+    "OF_OUTPUTS",
+    "SQUARES",
+    "Folds",
     "Moments",
     "estimate",
+    "moments_of",
     "patchable",
     "piece_f",
     "piece_s",
     "resolve",
+    "scorable",
     "stream",
 ]

@@ -85,6 +85,12 @@ class Sums:
             place = slice(start - run.start, min(start + _PIECE, run.stop) - run.start)
             yield start, self._mean(self.first, run, place), self._mean(self.second, run, place)
 
+    def at(self, name: str, entries: Tensor) -> dict[str, Tensor]:
+        """The sums at flat entries of a run, on the CPU, by kind."""
+        kept = {"mean": self.first.get(name), "square": self.second.get(name)}
+        places = entries - self.runs[name].start
+        return {kind: s[places.to(s.device)].cpu() for kind, s in kept.items() if s is not None}
+
     def _mean(self, sums: dict[str, Tensor], run: Run, place: slice) -> Tensor:
         if run.name not in sums:
             return torch.zeros(1).expand(place.stop - place.start)

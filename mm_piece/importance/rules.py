@@ -20,6 +20,7 @@ class Moments:
     xi: float
     generator: torch.Generator
     count: int = 1  # how many gradients were averaged: examples, or batches
+    output: Tensor = torch.zeros(1)  # mean over examples of what the entry's row gives out
 
 
 Rule = Callable[[Moments], Tensor]
@@ -43,6 +44,11 @@ def piece_f_official(moments: Moments) -> Tensor:
 def piece_s_official(moments: Moments) -> Tensor:
     """The public code's PIECE-S on sums over micro-batches: |sum g| / sqrt(sum g ** 2 + 1)."""
     return (moments.mean * moments.count).abs() / (moments.square * moments.count + 1).sqrt()
+
+
+def migu(moments: Moments) -> Tensor:
+    """MIGU: the sum over tokens of the absolute output of the entry's row."""
+    return moments.output
 
 
 def magnitude(moments: Moments) -> Tensor:
@@ -73,7 +79,10 @@ def resolve(method: str) -> Rule:
 
 
 def moments_of(method: str) -> tuple[str, ...]:
-    """Which sums a method needs: each costs four bytes an entry. A rule of the user's gets both."""
+    """Which sums a method needs: of gradients each costs four bytes an entry, outputs a row.
+
+    A rule of the user's gets both of gradients.
+    """
     return NEEDS.get(method, ("mean", "square"))
 
 
@@ -82,6 +91,8 @@ METHODS: dict[str, Rule] = {
     "piece-s": piece_s,
     "piece-f-official": piece_f_official,
     "piece-s-official": piece_s_official,
+    "fggm": piece_f,  # summed over rows by the selection
+    "migu": migu,
     "magnitude": magnitude,
     "random": random,
 }
@@ -89,12 +100,20 @@ METHODS: dict[str, Rule] = {
 NEEDS: dict[str, tuple[str, ...]] = {
     "piece-f": ("square",),
     "piece-f-official": ("square",),
+    "fggm": ("square",),
+    "migu": ("output",),
     "magnitude": (),
     "random": (),
 }
 
+# Scores that are squares of gradients.
+SQUARES = ("piece-f", "piece-f-official", "fggm")
+
 # The rules that see the gradient of a batch as one; for all others every example counts by itself.
 OF_BATCHES = ("piece-f-official", "piece-s-official")
+
+# The rules that look at what linear layers give out, and at nothing else.
+OF_OUTPUTS = ("migu",)
 
 # The rules that look at the weights alone: no example is run for them.
 DATA_FREE = tuple(method for method, needed in NEEDS.items() if not needed)

@@ -11,6 +11,7 @@ import numpy as np
 from mm_piece import metrics
 from mm_piece.changes import change_rows
 from mm_piece.report.weights import Indices, Overlap, Shapes, WeightMap, overlap, union, weight_map
+from mm_piece.stability import told
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -116,6 +117,12 @@ class Report:
             for delta in self.deltas
             for group, row in change_rows(delta.info).items()
         ]
+
+    @property
+    def stability(self) -> list[tuple[str, list[tuple[int, float]]]]:
+        """By delta how much of a mask two disjoint sets of so many examples agree on, if told."""
+        rows = [(f"{delta.position} {delta.task}", told(delta.info)) for delta in self.deltas]
+        return [(name, found) for name, found in rows if found]
 
     @property
     def info_keys(self) -> list[str]:

@@ -1,6 +1,6 @@
 """Data formats to chat messages to batches: what a task's rows become before a model sees them."""
 
-from mm_piece.tasks.batching import Alike, batches, collate, digest_of
+from mm_piece.tasks.batching import WINDOW, Alike, batches, collate, digest_of
 from mm_piece.tasks.encoded import Encoded
 from mm_piece.tasks.encoding import IGNORED, encode, encode_prompt
 from mm_piece.tasks.examples import Example
@@ -10,6 +10,7 @@ from mm_piece.tasks.templates import tokenizer_of
 
 __all__ = [
     "IGNORED",
+    "WINDOW",
     "Alike",
     "Encoded",
     "Example",

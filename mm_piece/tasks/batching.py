@@ -56,25 +56,30 @@ def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
+WINDOW = 32  # examples among which like ones are looked for: the most that a batch can have
+
+
 class Alike(Sequence[dict[str, Tensor]]):
     """Batches of encoded examples that differ in their texts alone, made when asked for.
 
     Examples of one batch have the same inputs, images of one shape and about equally many tokens,
     so that a pass over a batch is a pass over each of them. Images that a processor packs into rows
-    of patches (Qwen-VL) stand alone.
+    of patches (Qwen-VL) stand alone. Like is looked for among `WINDOW` neighbours: of examples in
+    random order, every window is then a random part, and parts can be compared.
     """
 
     def __init__(self, examples: Sequence[dict[str, Tensor]], size: int, pad: int) -> None:
         """At most `size` examples a batch; `pad` is the padding token."""
         self.examples, self.pad = examples, pad
-        keys = [_likeness(example) for example in examples]
+        keys = [(n // WINDOW, *_likeness(example)) for n, example in enumerate(examples)]
         order = sorted(range(len(keys)), key=keys.__getitem__)
-        groups = [[*group] for _, group in groupby(order, key=lambda position: keys[position][0])]
+        groups = [[*group] for _, group in groupby(order, key=lambda n: keys[n][:2])]
         self.batches = [
             batch
             for group in groups
             for batch in batches(group, size if _stacks(examples[group[0]]) else 1)
         ]
+        self.windows = [batch[0] // WINDOW for batch in self.batches]
 
     def __len__(self) -> int:
         """The number of batches."""

@@ -1,0 +1,55 @@
+"""Masks kept on disk, each under what it depends on: model, data, settings, seeds, version."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from mm_piece.errors import SelectionError
+from mm_piece.importance import METHODS, OF_BATCHES
+from mm_piece.mask import Mask
+from mm_piece.recipe import Select
+
+_NO_MATTER = {"memory", "accumulators", "cache", "samples"}  # `samples` may exceed what there is
+
+
+def place(select: Select, folder: Path, facts: Mapping[str, Any]) -> Path:
+    """The file of a mask: in `folder`, or where the recipe says.
+
+    `facts` are what it depends on beside the recipe's settings. A method of the user's may change
+    under its name, and so its masks are kept for one run alone. Raises SelectionError if the folder
+    cannot be made.
+    """
+    chosen = Path(select.cache) if select.cache and select.method in METHODS else folder
+    try:
+        chosen.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SelectionError(f"select.cache: cannot make {chosen}: {error.strerror}") from error
+    unheard = _NO_MATTER | (set() if select.method in OF_BATCHES else {"batch_size"})
+    settings = select.model_dump(mode="json", exclude=unheard)
+    known = json.dumps([settings, facts, version("mm-piece")], sort_keys=True)
+    return chosen / f"mask-{hashlib.sha256(known.encode()).hexdigest()[:32]}.safetensors"
+
+
+def write(file: Path, mask: Mask, stability: Mapping[str, float]) -> None:
+    """Keep a mask and how stable it is; whole or not at all."""
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    save_file(mask, temporary, {"stability": json.dumps(stability)})
+    temporary.replace(file)
+
+
+def read(file: Path) -> tuple[Mask, dict[str, float]] | None:
+    """The mask and its stability as an earlier run left them; None if none did, or not whole."""
+    try:
+        with safe_open(file, "pt") as opened:
+            names = opened.keys()
+            stability = json.loads(opened.metadata()["stability"])
+            return {name: opened.get_tensor(name) for name in names}, stability
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None

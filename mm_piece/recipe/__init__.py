@@ -1,0 +1,18 @@
+"""What one YAML recipe may say, and how it is read."""
+
+from mm_piece.recipe.reading import load_recipe, parse_recipe
+from mm_piece.recipe.schema import GeneralTask, Metric, Recipe, Task
+from mm_piece.recipe.select import METHODS, Select
+from mm_piece.recipe.sizes import parse_bytes
+
+__all__ = [
+    "METHODS",
+    "GeneralTask",
+    "Metric",
+    "Recipe",
+    "Select",
+    "Task",
+    "load_recipe",
+    "parse_bytes",
+    "parse_recipe",
+]

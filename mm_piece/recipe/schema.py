@@ -1,0 +1,81 @@
+"""What one YAML recipe may say: strict, frozen, every default spelled out in the store."""
+
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from mm_piece.recipe.select import Density, Select, Strict, require_density
+from mm_piece.recipe.sizes import parse_bytes
+
+Metric = Literal["exact", "vqa", "choice", "rouge-l", "bleu", "edit", "cider"]
+Column = Literal["prompt", "answer", "answers", "image", "images", "messages", "conversations"]
+
+
+class GeneralTask(Strict):
+    """Something measured at every position and never trained on."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$", max_length=100)
+    test: str
+    images: str | None = None
+    columns: dict[Column, str] = {}  # what a row's field is called in the source
+    prompt: str | None = None  # for rows without one, such as labelled images
+    metric: Metric = "exact"
+    max_new_tokens: int = Field(default=32, ge=1)
+    max_length: int | None = Field(default=None, ge=16)  # tokens, images included
+
+
+class Task(GeneralTask):
+    """A named train set and test set, one step of the sequence."""
+
+    train: str
+    density: Density | None = None  # of this task, in place of the one in `select`
+
+    @field_validator("density", mode="before")
+    @classmethod
+    def _density_in_range(cls, density: Any) -> Any:
+        return density if density is None else require_density(density)
+
+
+class Recipe(Strict):
+    """One run: a base, an ordered list of tasks, how to select and how to train."""
+
+    base: str
+    revision: str | None = None
+    model: dict[str, Any] = {}
+    store: str = Field(min_length=1)
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    general: tuple[GeneralTask, ...] = ()
+    select: Select = Select()
+    train: dict[str, Any] = {}
+    cache: str | int = "20GiB"  # disk for the encoded examples of a task while it is learned
+    seed: int = Field(default=42, ge=0, lt=2**31)
+
+    @field_validator("cache")
+    @classmethod
+    def _cache_readable(cls, cache: str | int) -> str | int:
+        parse_bytes(cache)
+        return cache
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Recipe":
+        names = [task.name for task in (*self.tasks, *self.general)]
+        if doubled := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"task name {sorted(doubled)[0]!r} is used twice")
+        return self
+
+    @model_validator(mode="after")
+    def _densities_fit(self) -> "Recipe":
+        for task in self.tasks:
+            self.selecting(task)
+        return self
+
+    def selecting(self, task: Task) -> Select:
+        """The selection of one task, with its own density where it has one."""
+        if task.density is None:
+            return self.select
+        return Select.model_validate({**self.select.model_dump(), "density": task.density})
+
+    def text(self) -> str:
+        """The resolved recipe as YAML, every default spelled out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
