@@ -45,8 +45,8 @@ class Selection:
         if not self.stability:
             return text
         *fewer, (examples, overlap) = self.stability.items()
-        beside = ", ".join(f"{share:.0%} at {count}" for count, share in reversed(fewer))
-        text += f"; two halves of {examples} examples share {overlap:.0%}"
+        beside = ", ".join(f"{count}: {share:.0%}" for count, share in reversed(fewer))
+        text += f"; masks of two sets of {examples} examples share {overlap:.0%}"
         return f"{text} ({beside})" if beside else text
 
 

@@ -85,12 +85,12 @@ def test_it_is_what_fresh_examples_share(model, selected, noise):
 def test_few_examples_tell_less_or_nothing(selected):
     assert list(selected(100, 1.0, density=0.1).stability) == ["25", "50"]
     assert selected(20, 1.0, density=0.1).stability == {}
-    assert "halves" not in str(selected(20, 1.0, density=0.1))
+    assert "masks" not in str(selected(20, 1.0, density=0.1))
 
 
 def test_it_is_said_in_one_line(selected):
     found = selected(512, 1.0, density=0.1)
-    assert str(found).startswith("selected 160 of 1,600 entries (0.1); two halves of 256 ")
+    assert str(found).startswith("selected 160 of 1,600 entries (0.1); masks of two sets of 256 ")
     assert str(found).count("%") == 3 and "\n" not in str(found)
 
 
