@@ -25,12 +25,12 @@ def overlaps(folds: Folds, score: Score, rounds: Sequence[Contest], seed: int) -
     """The mean share of a mask that a second one has too, by number of examples (ascending).
 
     `score` gives the entries of `folds` their scores, `rounds` are the contests among them, see
-    `among`. Empty where there are fewer than two folds.
+    `among`. Empty where there are fewer than two folds, or no room for any entry.
     """
     random = torch.Generator().manual_seed(seed)
     examples, found = sum(folds.counts), {}
     for size in dict.fromkeys(folds.number // part for part in _PARTS):
-        if size:
+        if size and rounds:
             pairs = [_pair(folds, score, rounds, size, random) for _ in range(_PAIRS)]
             found[round(examples * size / folds.number)] = sum(pairs) / _PAIRS
     return found

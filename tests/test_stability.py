@@ -94,6 +94,11 @@ def test_it_is_said_in_one_line(selected):
     assert str(found).count("%") == 3 and "\n" not in str(found)
 
 
+def test_a_budget_without_room_leaves_it_out(selected):
+    found = selected(128, 1.0, density=0.1, memory="1KiB")
+    assert found.stability == {} and len(found.mask["layer.weight"]) == 160
+
+
 @pytest.mark.parametrize("method", ["random", "magnitude", "migu"])
 def test_what_weighs_no_gradient_has_none(selected, method):
     assert selected(128, 1.0, method=method, density=0.1).stability == {}

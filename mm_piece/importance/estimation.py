@@ -63,7 +63,7 @@ def stream(
 
     `names` restricts and orders the weights (default: all that the method scores), `host` keeps
     accumulators on the CPU whatever the model's device, `xi` is PIECE-S's damping on the scale of
-    the mean square, `folds` take down what resampling the examples needs (within `memory`), and
+    the mean square, `folds` take down what parts of the examples add (within `memory`), and
     `progress` wraps the steps of all passes.
     """
     rule, named = resolve(method), weights(model)
