@@ -18,6 +18,7 @@ from mm_piece.mask import Contest, Mask, choose
 Score = Callable[[Mapping[str, Tensor], int], Tensor]  # means by kind, their count -> scores
 
 _PAIRS = 16  # of disjoint parts for each number of examples
+_LEAST = 20  # places among the sampled entries
 _PARTS = (8, 4, 2)  # an eighth of the examples, a quarter, a half
 
 
@@ -25,12 +26,13 @@ def overlaps(folds: Folds, score: Score, rounds: Sequence[Contest], seed: int) -
     """The mean share of a mask that a second one has too, by number of examples (ascending).
 
     `score` gives the entries of `folds` their scores, `rounds` are the contests among them, see
-    `among`. Empty where there are fewer than two folds, or no room for any entry.
+    `among`. Empty where there are fewer than two folds, or too few places to tell a share.
     """
     random = torch.Generator().manual_seed(seed)
     examples, found = sum(folds.counts), {}
+    enough = sum(contest.k for contest in rounds) >= _LEAST
     for size in dict.fromkeys(folds.number // part for part in _PARTS):
-        if size and rounds:
+        if size and enough:
             pairs = [_pair(folds, score, rounds, size, random) for _ in range(_PAIRS)]
             found[round(examples * size / folds.number)] = sum(pairs) / _PAIRS
     return found
