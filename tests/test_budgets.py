@@ -102,6 +102,12 @@ def test_every_tensor_gets_its_share_and_all_of_them_the_exact_number(sizes, den
         assert entries({name: mask.get(name, torch.empty(0))}) == set(ranked(scores, [name])[:got])
 
 
+def test_places_that_are_left_go_to_the_largest_remainders():
+    scores = scores_of(7, 15, 12, 18, 10)  # quotas 1.5, 1.2, 1.8, 1.0: 5 places, 4 of them whole
+    counts = {name: len(index) for name, index in select(scores, 0.1, scope="tensor").items()}
+    assert counts == {VISION: 1, FIRST: 1, PROJECTOR: 2, SECOND: 1}
+
+
 def test_patterns_come_before_groups_and_in_their_order():
     for density, counts in (
         ({"*.q_proj.*": 0.1, "model.layers.*": 0.25}, {FIRST: 6, SECOND: 20}),
