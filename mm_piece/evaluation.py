@@ -6,8 +6,9 @@ from typing import Any, TypedDict
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
+from mm_piece import sharding
+from mm_piece.progress import bar
 from mm_piece.scoring import METRICS
 from mm_piece.tasks import Example, batches, collate, fitted, pictures, tokenizer_of
 from mm_piece.tasks.templates import turn_end
@@ -95,14 +96,17 @@ def evaluate(
 ) -> list[Answer]:
     """Answer and score every example; options: those of `generate`, `batch_size` and the bar's
     `title`.
+
+    Of several processes each answers some of the batches; all get all answers.
     """
     rule, title = METRICS[metric], options.pop("title", "evaluate")
     size = options.pop("batch_size", 8)
-    said: list[str] = []
-    with tqdm(total=len(examples), desc=title, unit="example", leave=False, disable=None) as bar:
-        for batch in batches(examples, size):
-            said += generate(model, processor, batch, **options)
-            bar.update(len(batch))
+    whole = list(batches(examples, size))
+    own = range(sharding.rank(), len(whole), sharding.size())
+    answered = [
+        generate(model, processor, whole[number], **options) for number in bar(own, title, "batch")
+    ]
+    said = [text for texts in sharding.gathered(answered, own, len(whole)) for text in texts]
     accepted = [example.accepted or [example.answer] for example in examples]
     scores = rule(said, accepted)
     return [

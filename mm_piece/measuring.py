@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
-from tqdm.auto import tqdm
 
+from mm_piece import sharding
 from mm_piece.errors import RecipeError
 from mm_piece.evaluation import Answer, by_kind, evaluate, mean_score, on_accelerator
 from mm_piece.loading import as_store, load
+from mm_piece.progress import say
 from mm_piece.recipe import GeneralTask, Recipe, parse_recipe
 from mm_piece.store import DeltaStore
 from mm_piece.tasks import Example, Rows, read
@@ -57,9 +58,11 @@ def measure(
     position: int,
     test: Mapping[str, Sequence[Example]],
 ) -> None:
-    """Evaluate every task and the base ability; write row `position` and the answers."""
+    """Evaluate every task and the base ability; the main process writes row and answers."""
     measured = (*recipe.tasks, *recipe.general)
     answers = {t.name: answer(model, processor, test[t.name], recipe, t) for t in measured}
+    if not sharding.is_main():
+        return
     row = {name: mean_score(given) for name, given in answers.items()}
     store.write_answers(position, answers)
     store.write_results(_results(store, recipe, position, row, answers))
@@ -67,13 +70,14 @@ def measure(
         for name, score in row.items():
             board.add_scalar(f"score/{name}", score, position)
     scores = "  ".join(f"{name} {score:.1%}" for name, score in row.items())
-    tqdm.write(f"position {position}  {scores}")
+    say(f"position {position}  {scores}")
 
 
 def measure_at(
     store: str | Path, at: int | None = None, base: str | None = None, names: Sequence[str] = ()
 ) -> dict[str, float]:
     """Scores of the model at a position on the tasks of the store's recipe (or on those named)."""
+    sharding.start()
     opened = as_store(store)
     recipe = parse_recipe(opened.recipe, f"{store}/recipe.yaml")
     tasks = {task.name: task for task in (*recipe.tasks, *recipe.general)}

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from mm_piece import importance, maskfile
+from mm_piece import importance, maskfile, sharding
 from mm_piece.importance import Folds, Moments
 from mm_piece.mask import Budgets, Mask, contests, select_stream, units_of
 from mm_piece.names import group_of, weights
+from mm_piece.progress import bar
 from mm_piece.recipe import Recipe, Select, parse_bytes
 from mm_piece.stability import among, overlaps
 from mm_piece.tasks import Alike, Encoded
@@ -71,11 +71,12 @@ def selection_of(
     shapes = {name: tuple(weights(model)[name].shape) for name in names}
     facts = {**standing, "seeds": seeds, "samples": len(sample)}
     file = maskfile.place(select, folder, facts)
-    kept = maskfile.read(file)
+    kept = sharding.told(maskfile.read(file))
     if kept is None:
         estimate = _Estimate(model, batches, select, shapes, seeds[1])
         kept = estimate.mask(), estimate.stability()
-        maskfile.write(file, *kept)
+        if sharding.is_main():
+            maskfile.write(file, *kept)
     mask, stability = kept
     in_order = {name: mask[name] for name in names if name in mask}  # safetensors sorts by name
     sizes = {name: prod(shape) for name, shape in shapes.items()}
@@ -122,21 +123,22 @@ class _Estimate:
             self.model,
             self.batches,
             self.select.method,
-            names=list(self.shapes),
+            names=sharding.own({name: prod(shape) for name, shape in self.shapes.items()}),
             memory=self.memory,
             host=self.select.accumulators == "host",
             xi=self.select.xi,
             seed=self.seed,
             folds=self.folds,
-            progress=_bar,
+            progress=_batches,
         )
-        self.found = select_stream(pieces, self.shapes, self.budgets)
+        self.found = select_stream(pieces, self.shapes, self.budgets, apart=sharding.size() > 1)
         return self.found
 
     def stability(self) -> dict[str, float]:
         """Overlaps by number of examples, once there is a mask; empty where no data are scored."""
         if self.folds is None:
             return {}
+        self.folds.share()
         units = {name: len(index) // self.widths[name] for name, index in self.found.items()}
         rounds = among(self.folds, contests(self.sizes, self.budgets), self.sizes, units)
         found = overlaps(self.folds, self._score(), rounds, self.seed)
@@ -187,8 +189,8 @@ def _reachable(budgets: Budgets, shapes: Shapes) -> Budgets:
     return replace(budgets, density=reached or budgets.density)
 
 
-def _bar(items: Iterable[Any], title: str) -> Iterable[Any]:
-    return tqdm(items, title, unit="batch", leave=False, disable=None)
+def _batches(items: Iterable[Any], title: str) -> Iterable[Any]:
+    return bar(items, title, "batch")
 
 
 def _sample(encoded: Encoded, samples: int, seed: int) -> Encoded:

@@ -77,6 +77,10 @@ class DeltaStore:
                 raise StoreError(f"{path}: not a delta store (it has no {MANIFEST})")
         return cls(path, *manifest.read(path))
 
+    def reload(self) -> None:
+        """See what another process has written."""
+        self.base, self._entries = manifest.read(self.path)
+
     def __len__(self) -> int:
         return len(self._entries)
 
@@ -149,7 +153,7 @@ class DeltaStore:
     def writing(self) -> Iterator[None]:
         """Be the only writer; sees what earlier writers added. Nests."""
         with self._locked():
-            self.base, self._entries = manifest.read(self.path)
+            self.reload()
             with reported(self.path):
                 for stale in self._half_written():
                     stale.unlink()

@@ -25,6 +25,7 @@ from transformers import (
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
+from mm_piece import sharding
 from mm_piece.errors import RecipeError
 from mm_piece.names import weights
 from mm_piece.sparse import sparse_tuning
@@ -104,7 +105,7 @@ class _Progress(TrainerCallback):
             initial=state.global_step,
             desc="train",
             unit="step",
-            disable=None,
+            disable=None if state.is_world_process_zero else True,
         )
 
     def on_step_end(
@@ -147,6 +148,8 @@ def arguments(settings: dict[str, Any], folder: Path, seed: int) -> TrainingArgu
         raise RecipeError("train: save_strategy must be no, steps or epoch; none is the best here")
     defaults: dict[str, Any] = {"report_to": "none", "save_total_limit": 2, "logging_steps": 10}
     defaults["dataloader_pin_memory"] = torch.accelerator.is_available()
+    # Without it every process on a CPU would train on the same rows, and nothing would say so.
+    defaults["use_cpu"] = not torch.accelerator.is_available()
     try:
         found = TrainingArguments(**{**defaults, **settings, **ours})
     except (TypeError, ValueError, ImportError) as error:
@@ -215,7 +218,8 @@ def fit(
     Loss, learning rate and gradient norm go to TensorBoard files in `logs`.
     """
     trainer = SparseTrainer(tuning, args, examples, pad)
-    trainer.add_callback(TensorBoardCallback(SummaryWriter(str(logs))))
+    if sharding.is_main():
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(logs))))
     done = trainer.train(resume_from_checkpoint=last_checkpoint(Path(str(args.output_dir))))
     _require_a_step(done.global_step, len(examples))
     if not all(values.isfinite().all() for values in tuning.values().values()):

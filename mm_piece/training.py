@@ -2,15 +2,15 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from mm_piece import importance
+from mm_piece import importance, sharding
 from mm_piece.changes import changes
 from mm_piece.checkpoint import Checkpoint, fetch
 from mm_piece.delta import Delta
@@ -20,6 +20,7 @@ from mm_piece.loading import checkout, load
 from mm_piece.measuring import absent_columns, measure, measured, rows_of
 from mm_piece.models import describe, load_base, locate, trained_dtype
 from mm_piece.names import weights
+from mm_piece.progress import bar, say
 from mm_piece.recipe import Recipe, Select, Task, load_recipe, parse_bytes, parse_recipe
 from mm_piece.scoring import METRICS
 from mm_piece.selection import Selection, require_places, selection_of
@@ -56,6 +57,7 @@ def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
     Everything that can be wrong with the recipe, its data or its base is found before anything is
     written. Raises RecipeError, DataError, ModelError, SelectionError, StoreError.
     """
+    sharding.start()
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     data = _read_all(recipe)
@@ -64,7 +66,7 @@ def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
     for task in (*recipe.tasks, *recipe.general):
         METRICS[task.metric]([], [])  # its library is there
     store = _open_or_create(recipe, data[0])
-    with store.writing():
+    with store.writing() if sharding.is_main() else nullcontext():
         run = Run(recipe, store, *data)
         if min(len(store), measured(store, recipe) - 1) < len(recipe.tasks):
             _go_on(run)
@@ -106,7 +108,7 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
         seeds=(recipe.seed, seed),
         standing=standing,
     )
-    tqdm.write(f"{task.name}: {selection}")
+    say(f"{task.name}: {selection}")
     scored = time.monotonic()
     args = arguments(recipe.train, work, seed)
     with sparse_tuning(model, selection.mask) as tuning:
@@ -119,13 +121,23 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
             **data,
             groups=changes(tuning, selection.sizes),
         )
-    run.store.append(delta)
+    _append(run.store, delta)
     # Not in the delta: what differs between equal runs would give the same task different files.
     timing = {"select": scored - started, "train": time.monotonic() - scored}
-    _note(run, task.name, {**timing, "loss": metrics["train_loss"]})
-    tqdm.write(_summary(delta))
-    rmtree(work, ignore_errors=True)
+    if sharding.is_main():
+        _note(run, task.name, {**timing, "loss": metrics["train_loss"]})
+        rmtree(work, ignore_errors=True)
+    say(_summary(delta))
     return delta
+
+
+def _append(store: DeltaStore, delta: Delta) -> None:
+    """The main process writes; every process has seen it and needs no file of the task any more."""
+    if sharding.is_main():
+        store.append(delta)
+    sharding.wait()
+    if not sharding.is_main():
+        store.reload()
 
 
 def _look_through(encoded: Encoded, task: Task) -> dict[str, Any]:
@@ -135,12 +147,12 @@ def _look_through(encoded: Encoded, task: Task) -> dict[str, Any]:
     if task.max_length is None:
         return {"data": digest}
     cut, most = sum(cuts), task.max_length
-    tqdm.write(f"{task.name}: {cut} of {len(encoded)} examples lost text to max_length {most}")
+    say(f"{task.name}: {cut} of {len(encoded)} examples lost text to max_length {most}")
     return {"data": digest, "truncated": cut}
 
 
 def _noting(encoded: Encoded, cuts: list[bool], title: str) -> Iterator[dict[str, Tensor]]:
-    for position in tqdm(range(len(encoded)), title, unit="example", leave=False, disable=None):
+    for position in bar(range(len(encoded)), title, "example"):
         inputs, cut = encoded.fitted(position)
         cuts.append(cut)
         yield inputs
@@ -190,12 +202,12 @@ def _load_options(recipe: Recipe) -> dict[str, Any]:
 
 def _open_or_create(recipe: Recipe, train_rows: dict[str, Rows]) -> DeltaStore:
     path = Path(recipe.store)
-    if (path / "store.json").exists():
+    if sharding.told((path / "store.json").exists()):
         store = DeltaStore.open(path)
         if len(store) or store.recipe == recipe.text():
             _same_run(store, recipe)
             return store
-    else:
+    elif sharding.is_main():
         _require_room(path)
     model, processor = load_base(recipe.base, recipe.revision, **recipe.model)
     require_places(recipe, {name: tuple(p.shape) for name, p in weights(model).items()})
@@ -207,8 +219,11 @@ def _open_or_create(recipe: Recipe, train_rows: dict[str, Rows]) -> DeltaStore:
         for first in {bool(example.images): example for example in examples[:100]}.values():
             inputs, _ = fitted(first, processor, task.max_length)
             rehearse(model, [inputs] * len(examples), recipe.train, pad)
-    base = describe(model, recipe.base, recipe.revision, path)
-    return DeltaStore.create(path, base, recipe.text(), over_empty=True)
+    if sharding.is_main():
+        base = describe(model, recipe.base, recipe.revision, path)
+        DeltaStore.create(path, base, recipe.text(), over_empty=True)
+    sharding.wait()
+    return DeltaStore.open(path)
 
 
 def _require_room(path: Path) -> None:
@@ -237,7 +252,8 @@ def _same_run(store: DeltaStore, recipe: Recipe) -> None:
                 f"store {store.path} was made by a recipe with another {key!r}; "
                 "only tasks at the end may be added: use a new store"
             )
-    store.write_recipe(recipe.text())
+    if sharding.is_main():
+        store.write_recipe(recipe.text())
 
 
 def _same_base(store: DeltaStore, recipe: Recipe) -> None:

@@ -293,3 +293,17 @@ def test_alike_groups_what_can_stand_together(base):
     assert lengths == sorted(lengths)
     patches = [{**e, "pixel_values": torch.zeros(4, 3)} for e in examples]  # as Qwen packs them
     assert len(Alike(patches, 4, 0)) == 5
+
+
+def test_batches_come_from_one_random_part_of_the_examples_each():
+    """What is compared as a part of the examples must not be those of one length."""
+    lengths = torch.randperm(100, generator=torch.Generator().manual_seed(0)) + 2
+    examples = [
+        {"input_ids": torch.full((1, int(n)), number), "labels": torch.zeros(1, int(n)).long()}
+        for number, n in enumerate(lengths)
+    ]
+    alike = Alike(examples, 8, 0)
+    for batch, window in zip(alike.batches, alike.windows, strict=True):
+        assert {position // 32 for position in batch} == {window}
+        assert [int(lengths[p]) for p in batch] == sorted(int(lengths[p]) for p in batch)
+    assert sorted(sum(alike.batches, [])) == list(range(100))

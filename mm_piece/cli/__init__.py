@@ -8,6 +8,7 @@ deriving    export, squash, extract, merge, without, convert, import
 shipping    fork, gc, push, pull
 """
 
+import os
 from typing import Any
 
 import click
@@ -25,7 +26,8 @@ class _Commands(click.Group):
         except (PieceError, OSError) as error:
             if ctx.params["debug"]:
                 raise
-            click.echo(f"Error: {error}", err=True)
+            if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+                click.echo(f"Error: {error}", err=True)
             ctx.exit(2)
 
 

@@ -19,9 +19,12 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
 
     Run it again and it goes on where it stopped.
     """
+    from mm_piece.sharding import is_main
     from mm_piece.training import train as run
 
     store = run(recipe, *overrides)
+    if not is_main():
+        return
     print_results(store)
     click.echo(f"store: {store.path}  (mm-piece report {store.path} writes a page about it)")
 
@@ -42,8 +45,11 @@ def evaluate(
     On the test sets of its recipe, or on those of the named tasks.
     """
     from mm_piece.measuring import measure_at
+    from mm_piece.sharding import is_main
 
     scores = measure_at(store, at, base, names)
+    if not is_main():
+        return
     rows = [(name, f"{score:.1%}") for name, score in scores.items()]
     show_table(scores, ("task", "score"), rows, as_json)
 

@@ -10,6 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from mm_piece import sharding
 from mm_piece.importance.blocks import Sums
 from mm_piece.mask.rows import entries_of
 
@@ -75,6 +76,10 @@ class Folds:
             for kind, now in sums.at(name, entries).items():
                 self.sums[kind][fold, place] += now - self._before[kind][place]
                 self._before[kind][place] = now
+
+    def share(self) -> None:
+        """Bring together what every process has summed, each for tensors of its own."""
+        self.sums = {kind: sharding.summed(sums) for kind, sums in self.sums.items()}
 
     def means(self, times: Tensor) -> tuple[dict[str, Tensor], int]:
         """Mean of each kind over folds, each so many `times`, and how many examples that are."""

@@ -8,6 +8,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from mm_piece import sharding
 from mm_piece.mask.budgets import Budgets, Contest, Density, Part, contests
 from mm_piece.mask.knee import knee
 from mm_piece.mask.rows import Piece, entries_of, row_scores, width_of
@@ -30,13 +31,19 @@ def select(scores: Mapping[str, Tensor], density: Density = 0.001, **budgets: An
 
 
 def select_stream(
-    pieces: Iterable[Piece], shapes: Mapping[str, Sequence[int]], budgets: Budgets
+    pieces: Iterable[Piece],
+    shapes: Mapping[str, Sequence[int]],
+    budgets: Budgets,
+    apart: bool = False,
 ) -> Mask:
-    """`select` for scores that come in pieces, in the order of `shapes`, never held as a whole."""
+    """`select` for scores that come in pieces, in the order of `shapes`, never held as a whole.
+
+    With `apart` every process gives the pieces of other tensors, and all get the same mask.
+    """
     sizes, widths = units_of(shapes, budgets)
     if budgets.unit == "row":
         pieces = row_scores(pieces, widths)
-    mask = choose(pieces, sizes, contests(sizes, budgets), budgets.squares)
+    mask = choose(pieces, sizes, contests(sizes, budgets), budgets.squares, apart)
     if budgets.unit == "row":
         mask = {name: entries_of(rows, widths[name]) for name, rows in mask.items()}
     return {name: _narrow(index, sizes[name] * widths[name]) for name, index in mask.items()}
@@ -53,7 +60,11 @@ def units_of(
 
 
 def choose(
-    pieces: Iterable[Piece], sizes: Mapping[str, int], rounds: Sequence[Contest], squares: bool
+    pieces: Iterable[Piece],
+    sizes: Mapping[str, int],
+    rounds: Sequence[Contest],
+    squares: bool,
+    apart: bool = False,
 ) -> Mask:
     """The units that win their contests; int64 indices, tensors in the order of `sizes`."""
     races = [(contest, _seats(contest, sizes)) for contest in rounds]
@@ -63,6 +74,8 @@ def choose(
             of[name].top.add(flat, of[name].starts[name] + offset)
     chosen: Mask = {}
     for contest, seats in races:
+        for seat in seats if apart else ():
+            _share(seat.top)
         chosen |= _local(_winners(contest, seats, squares), seats[0].starts, sizes)
     return {name: chosen[name] for name in sizes if name in chosen}
 
@@ -74,6 +87,12 @@ class _Seat:
     part: Part
     starts: dict[str, int]  # of the tensors in the contest's own numbering
     top: TopK
+
+
+def _share(top: TopK) -> None:
+    """Bring the candidates of all processes together."""
+    positions, scores = top.candidates()
+    top.merge(sharding.joined(positions), sharding.joined(scores))
 
 
 def _seats(contest: Contest, sizes: Mapping[str, int]) -> list[_Seat]:

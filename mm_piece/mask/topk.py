@@ -31,10 +31,22 @@ class TopK:
 
     def best(self) -> tuple[Tensor, Tensor]:
         """The chosen global positions, sorted, int64, and their scores, fp32."""
-        self._compact()
         if self._held < self.k:
             raise SelectionError(f"{self._held} scores were given, {self.k} are to be selected")
-        return torch.cat(self._indices), torch.cat(self._scores)
+        return self.candidates()
+
+    def candidates(self) -> tuple[Tensor, Tensor]:
+        """The best so far: at most k global positions, sorted, int64, and their scores, fp32."""
+        self._compact()
+        nothing = torch.empty(0, dtype=torch.int64), torch.empty(0)
+        return torch.cat([nothing[0], *self._indices]), torch.cat([nothing[1], *self._scores])
+
+    def merge(self, positions: Tensor, scores: Tensor) -> None:
+        """Take candidates, in any order, in place of those held."""
+        order = numpy.lexsort((positions.numpy(), -scores.numpy()))[: self.k]
+        kept = torch.from_numpy(order)
+        kept = kept[positions[kept].argsort()]
+        self._indices, self._scores, self._held = [positions[kept]], [scores[kept]], len(kept)
 
     def _offer(self, scores: Tensor, start: int) -> None:
         # A later entry that equals the threshold loses the tie once k candidates stand before it.

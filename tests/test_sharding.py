@@ -1,0 +1,134 @@
+"""Several processes: the same masks as one, the same deltas within rounding, and going on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import mm_piece
+from mm_piece.store import DeltaStore
+
+TESTS = Path(__file__).parent
+LIMIT = 240  # seconds
+
+
+def launch(processes, *command):
+    """Start a command in as many processes, which meet on this machine alone."""
+    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    starter += ["--master-addr", "127.0.0.1", "--rdzv-backend", "c10d"]
+    starter += ["--rdzv-endpoint", "127.0.0.1:0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen(
+        [*starter, *command],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def done(process, status=0):
+    """What a launched command printed."""
+    try:
+        said, _ = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert (process.returncode == 0) == (status == 0), said
+    return said
+
+
+def test_three_processes_choose_what_one_does():
+    assert "same" in done(launch(3, str(TESTS / "sharding_cases.py")))
+
+
+@pytest.fixture
+def recipe(base, tmp_path):
+    """A recipe of two tasks, one of pictures and one where some rows have none."""
+    rows = [{"prompt": f"{n} + 1?", "answer": str(n + 1)} for n in range(8)]
+    (tmp_path / "text.json").write_text(json.dumps(rows))
+    text = f"{tmp_path}/text.json"
+    content = {
+        "base": str(base),
+        "store": str(tmp_path / "store"),
+        "tasks": [
+            {
+                "name": "digits",
+                "train": "scenes:digits/train[:24]",
+                "test": "scenes:digits/test[:5]",
+            },
+            {"name": "sums", "train": text, "test": f"{text}[:3]"},
+        ],
+        "general": [{"name": "base", "test": "scenes:base/test[:4]", "max_new_tokens": 2}],
+        "select": {"method": "piece-s", "density": 0.02, "samples": 12},
+        "train": {
+            "learning_rate": 1e-2,
+            "max_steps": 4,
+            "save_steps": 2,
+            "per_device_train_batch_size": 4,
+        },
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(content))
+    return tmp_path / "recipe.yaml"
+
+
+def arguments_for(recipe, store, processes):
+    per_process = f"train.per_device_train_batch_size={4 // processes}"
+    return ["-m", "mm_piece", "train", str(recipe), "--set", f"store={store}", "--set", per_process]
+
+
+def test_two_processes_learn_what_one_does(recipe, tmp_path):
+    """Law 6: masks equal, deltas within rounding, the same answers at the base."""
+    together = tmp_path / "together"
+    process = launch(2, *arguments_for(recipe, together, 2))
+    alone = mm_piece.train(recipe)
+    said = done(process)
+    assert said.count("position 2") == said.count(f"store: {together}") == 1
+    other = DeltaStore.open(together)
+    other.verify()
+    assert len(other) == len(alone) == 2
+    for position in (1, 2):
+        one, two = alone.delta(position), other.delta(position)
+        for key in ("k", "patchable", "stability", "data", "samples"):
+            assert one.info.get(key) == two.info.get(key), key
+        shared = [name for name in one.indices if name in two.indices]
+        assert len(shared) >= 0.99 * len(one.indices)
+        same = sum(torch.isin(one.indices[n], two.indices[n]).sum() for n in shared)
+        assert int(same) >= 0.99 * one.entries  # the rest moved by too little for one of them
+        for name in shared:
+            if torch.equal(one.indices[name], two.indices[name]):
+                torch.testing.assert_close(one.values[name], two.values[name], rtol=0, atol=2e-4)
+    assert other.answers(0) == alone.answers(0)
+    assert other.results()["matrix"][0] == alone.results()["matrix"][0]
+
+
+def test_killed_processes_go_on_where_they_stopped(recipe, tmp_path):
+    """Law 8, and 5 on equally many processes: the same files in the end, byte for byte."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done(launch(2, *arguments_for(recipe, whole, 2)))
+    process = launch(2, *arguments_for(recipe, cut, 2))
+    deadline = time.monotonic() + LIMIT
+    while not list(cut.glob("work/*/checkpoint-2/trainer_state.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    done(launch(2, *arguments_for(recipe, cut, 2)))
+    first, second = DeltaStore.open(whole), DeltaStore.open(cut)
+    assert [e.sha256 for e in first.entries] == [e.sha256 for e in second.entries]
+    assert first.results()["matrix"] == second.results()["matrix"]
+
+
+def test_a_mistake_is_told_once(recipe, tmp_path):
+    said = done(
+        launch(2, *arguments_for(recipe, tmp_path / "x", 2), "--set", "select.density=2"), 1
+    )
+    assert said.count("density 2.0 is out of (0, 1]") == 1
+    assert not (tmp_path / "x").exists()
