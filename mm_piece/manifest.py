@@ -285,6 +285,7 @@ _RESULTS = {
     "base_ability_name": _TEXT,
     "base_kinds": _OBJECT,
     "seconds": _OBJECTS,
+    "stability": _OBJECTS,
 }
 _ANSWER = {
     "row": _COUNT,

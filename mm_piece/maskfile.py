@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -27,20 +28,32 @@ def place(select: Select, folder: Path, facts: Mapping[str, Any]) -> Path:
     cannot be made.
     """
     chosen = Path(select.cache) if select.cache and select.method in METHODS else folder
-    try:
-        chosen.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SelectionError(f"select.cache: cannot make {chosen}: {error.strerror}") from error
+    require_folder(select)
+    chosen.mkdir(parents=True, exist_ok=True)
     unheard = _NO_MATTER | (set() if select.method in OF_BATCHES else {"batch_size"})
     settings = select.model_dump(mode="json", exclude=unheard)
     known = json.dumps([settings, facts, version("mm-piece")], sort_keys=True)
     return chosen / f"mask-{hashlib.sha256(known.encode()).hexdigest()[:32]}.safetensors"
 
 
+def require_folder(select: Select) -> None:
+    """Raise SelectionError if masks cannot be written where the recipe says."""
+    if select.cache is None:
+        return
+    try:
+        Path(select.cache).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=select.cache):
+            pass
+    except OSError as error:
+        raise SelectionError(
+            f"select.cache: cannot write to {select.cache}: {error.strerror}"
+        ) from error
+
+
 def write(file: Path, mask: Mask, stability: Mapping[str, float]) -> None:
     """Keep a mask and how stable it is; whole or not at all."""
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    save_file(mask, temporary, {"stability": json.dumps(stability)})
+    save_file(mask, temporary, {"stability": json.dumps(stability), "sha256": _seal(mask)})
     temporary.replace(file)
 
 
@@ -48,8 +61,18 @@ def read(file: Path) -> tuple[Mask, dict[str, float]] | None:
     """The mask and its stability as an earlier run left them; None if none did, or not whole."""
     try:
         with safe_open(file, "pt") as opened:
-            names = opened.keys()
-            stability = json.loads(opened.metadata()["stability"])
-            return {name: opened.get_tensor(name) for name in names}, stability
-    except (OSError, SafetensorError, KeyError, ValueError):
+            known = opened.metadata() or {}
+            mask = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
         return None
+    if known.get("sha256") != _seal(mask):
+        return None
+    return mask, json.loads(known["stability"])
+
+
+def _seal(mask: Mask) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(mask):
+        sha.update(f"{name} {mask[name].dtype} ".encode())
+        sha.update(mask[name].contiguous().numpy().tobytes())
+    return sha.hexdigest()

@@ -97,6 +97,7 @@ def budgets_of(select: Select) -> Budgets:
 
 def require_places(recipe: Recipe, shapes: Mapping[str, Sequence[int]]) -> None:
     """Raise SelectionError if the budgets of a task select nothing of a model, or do not fit it."""
+    maskfile.require_folder(recipe.select)
     for task in recipe.tasks:
         select = recipe.selecting(task)
         eligible = {n: s for n, s in shapes.items() if group_of(n) not in select.exclude}
@@ -165,22 +166,26 @@ class _Estimate:
                 for name, index in self.folds.entries.items()
             ]
         )
-        nothing = torch.zeros(1).expand(len(weight))
+        size, xi, method = len(weight), self.select.xi, self.select.method
 
         def score(means: Mapping[str, Tensor], count: int) -> Tensor:
-            known = {"mean": nothing, "square": nothing, **means}
-            return rule(
-                Moments(**known, weight=weight, xi=self.select.xi, generator=generator, count=count)
-            )
+            known = {"mean": torch.zeros(size), "square": torch.zeros(size), **means}
+            seen = Moments(**known, weight=weight.clone(), xi=xi, generator=generator, count=count)
+            return importance.scored(method, rule, seen)
 
         return score
 
 
 def _reachable(budgets: Budgets, shapes: Shapes) -> Budgets:
-    """The densities less those that no example reaches: a task of texts trains no tower."""
+    """The shares less those that no example reaches: a task of texts trains no tower."""
+    groups = {group_of(name) for name in shapes}
+    for bound in ("floor", "ceiling"):
+        shares = getattr(budgets, bound)
+        if isinstance(shares, dict):
+            kept = {group: share for group, share in shares.items() if group in groups}
+            budgets = replace(budgets, **{bound: kept})
     if not isinstance(budgets.density, dict):
         return budgets
-    groups = {group_of(name) for name in shapes}
     reached = {
         key: share
         for key, share in budgets.density.items()

@@ -118,8 +118,9 @@ def _first_rows(results: dict[str, Any], entries: Sequence[Entry]) -> dict[str, 
     cut = {key: results[key][:rows] for key in ("matrix", "base_ability") if key in results}
     if kinds := results.get("base_kinds"):
         cut["base_kinds"] = {kind: values[:rows] for kind, values in kinds.items()}
-    if seconds := results.get("seconds"):
-        cut["seconds"] = {task: facts for task, facts in seconds.items() if task in tasks}
+    for key in ("seconds", "stability"):
+        if told := results.get(key):
+            cut[key] = {task: facts for task, facts in told.items() if task in tasks}
     return {**results, **cut}
 
 

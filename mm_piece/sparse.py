@@ -31,8 +31,13 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
 
     def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
         self.model = model
-        self.mask = {name: index.cpu() for name, index in mask.items() if len(index)}
+        for name, index in mask.items():
+            if not isinstance(index, Tensor):
+                raise SelectionError(f"mask of {name!r}: indices are a tensor, not {index!r}")
+        self.mask = {name: index.cpu() for name, index in mask.items() if index.numel()}
         _check(self.mask, weights(model))
+        if any(getattr(module, _VALUES, None) is not None for module in model.modules()):
+            raise SelectionError("the model is being tuned already; leave that context first")
 
     def __enter__(self) -> "sparse_tuning":
         self.weights = named = weights(self.model)  # while every weight still has its own name
@@ -210,6 +215,8 @@ def _check(mask: Mapping[str, Tensor], named: Mapping[str, nn.Parameter]) -> Non
     for name, index in mask.items():
         if name not in named:
             raise SelectionError(f"the mask names {name!r}, which the model does not have")
+        if index.dtype not in (torch.int32, torch.int64) or index.dim() != 1:
+            raise SelectionError(f"mask of {name!r}: indices are a vector of int32 or int64")
         size = named[name].numel()
         ascending = bool((index[1:] > index[:-1]).all())
         if not ascending or int(index[0]) < 0 or int(index[-1]) >= size:

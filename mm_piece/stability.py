@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from mm_piece.importance import Folds
-from mm_piece.mask import Contest, Mask, choose
+from mm_piece.mask import Contest, Mask, Part, choose
 
 Score = Callable[[Mapping[str, Tensor], int], Tensor]  # means by kind, their count -> scores
 
 _PAIRS = 16  # of disjoint parts for each number of examples
-_LEAST = 20  # places among the sampled entries
+_LEAST = 10  # places among the sampled entries
 _PARTS = (8, 4, 2)  # an eighth of the examples, a quarter, a half
 
 
@@ -38,12 +38,10 @@ def overlaps(folds: Folds, score: Score, rounds: Sequence[Contest], seed: int) -
     return found
 
 
-def told(info: Mapping[str, Any]) -> list[tuple[int, float]]:
-    """Examples and overlap, ascending, that a delta carries: none if it carries something else."""
-    carried = info.get("stability")
-    if not isinstance(carried, dict):
-        return []
-    plain = {k: v for k, v in carried.items() if k.isdecimal() and type(v) in (int, float)}
+def told(results: Mapping[str, Any], task: str) -> list[tuple[int, float]]:
+    """Examples and overlap, ascending, that a store's results tell of a task, if they do."""
+    found = results.get("stability", {}).get(task, {})
+    plain = {k: v for k, v in found.items() if k.isdecimal() and type(v) in (int, float)}
     return sorted((int(count), share) for count, share in plain.items())
 
 
@@ -61,7 +59,7 @@ def among(
             replace(
                 part,
                 low=int(part.low * _sampled(folds, part.names) / _sum(sizes, part.names)),
-                high=_sampled(folds, part.names),
+                high=_most(part, contest, _sampled(folds, part.names), _sum(sizes, part.names)),
             )
             for part in contest.parts
         ]
@@ -91,6 +89,11 @@ def _mask(folds: Folds, score: Score, rounds: Sequence[Contest], part: Tensor) -
     }
     pieces = ((name, 0, scores) for name, scores in units.items())
     return choose(pieces, {name: len(s) for name, s in units.items()}, rounds, squares=False)
+
+
+def _most(part: Part, contest: Contest, sampled: int, size: int) -> int:
+    """The ceiling among sampled units; there is none where a part may have all places."""
+    return sampled if part.high >= contest.k else round(part.high * sampled / size)
 
 
 def _sampled(folds: Folds, names: Sequence[str]) -> int:

@@ -99,15 +99,8 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
     pad, logs = pad_of(tokenizer_of(processor)), run.store.path / "logs" / work.name
     select, parent = recipe.selecting(task), _parent(run.store)
     standing = {"base": run.store.base["digest"], "parent": parent, "data": data["data"]}
-    selection = selection_of(
-        model,
-        encoded,
-        select,
-        work,
-        pad=pad,
-        seeds=(recipe.seed, seed),
-        standing=standing,
-    )
+    facts = {"pad": pad, "seeds": (recipe.seed, seed), "standing": standing}
+    selection = selection_of(model, encoded, select, work, **facts)
     say(f"{task.name}: {selection}")
     scored = time.monotonic()
     args = arguments(recipe.train, work, seed)
@@ -125,7 +118,8 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
     # Not in the delta: what differs between equal runs would give the same task different files.
     timing = {"select": scored - started, "train": time.monotonic() - scored}
     if sharding.is_main():
-        _note(run, task.name, {**timing, "loss": metrics["train_loss"]})
+        _note(run, "seconds", task.name, {**timing, "loss": metrics["train_loss"]})
+        _note(run, "stability", task.name, selection.stability)
         rmtree(work, ignore_errors=True)
     say(_summary(delta))
     return delta
@@ -173,7 +167,7 @@ def _parent(store: DeltaStore) -> str:
 
 
 def _facts(select: Select, selection: Selection, seed: int) -> dict[str, Any]:
-    facts = {
+    return {
         "method": select.method,
         "density": select.density,
         "patchable": sum(selection.sizes.values()),
@@ -181,7 +175,6 @@ def _facts(select: Select, selection: Selection, seed: int) -> dict[str, Any]:
         "samples": selection.samples,
         "seed": seed,
     }
-    return {**facts, "stability": selection.stability} if selection.stability else facts
 
 
 def _read_all(recipe: Recipe) -> tuple[dict[str, Rows], dict[str, Rows]]:
@@ -264,6 +257,6 @@ def _same_base(store: DeltaStore, recipe: Recipe) -> None:
         raise BaseError(f"store {store.path} was made on another base than {recipe.base}")
 
 
-def _note(run: Run, task: str, facts: dict[str, float]) -> None:
+def _note(run: Run, what: str, task: str, facts: dict[str, float]) -> None:
     before = run.store.results()
-    run.store.write_results({**before, "seconds": {**before.get("seconds", {}), task: facts}})
+    run.store.write_results({**before, what: {**before.get(what, {}), task: facts}})

@@ -65,11 +65,13 @@ class FakeStore:
 
     def results(self) -> dict[str, Any]:
         ability = [0.74, 0.733, 0.725, 0.719]
+        shares = {"125": 0.41, "250": 0.58, "500": 0.725}
         return {
             "tasks": list(self.tasks),
             "matrix": self.matrix,
             "base_ability": ability[: len(self.matrix)],
             "base_ability_name": "scenes",
+            "stability": dict.fromkeys(self.tasks[:1], shares),
             "base_kinds": {"colour": ability[: len(self.matrix)], "shape": [0.9, 0.9, 0.89, 0.91]},
         }
 
@@ -116,7 +118,6 @@ def fake_delta(at: int) -> FakeDelta:
         shared = {common.randrange(numel) for _ in range(how_many // 5)}
         indices[name] = torch.tensor(sorted(own | shared), dtype=torch.int32)
     info = {"method": "piece-s", "density": 0.01, "k": 9876, "patchable": 987_600}
-    info |= {"stability": {"125": 0.41, "250": 0.58, "500": 0.725}}
     info |= {"threshold": 3.21e-7, "seconds": {"select": 12.5, "train": 61.0}}
     vision = {"entries": 500_000, "patchable": 490_000, "selected": 2000, "changed": 1990}
     info |= {"groups": {"vision": {**vision, "norm": 0.4321, "share": 0.0123}}}

@@ -304,6 +304,16 @@ def test_batches_come_from_one_random_part_of_the_examples_each():
     ]
     alike = Alike(examples, 8, 0)
     for batch, window in zip(alike.batches, alike.windows, strict=True):
-        assert {position // 32 for position in batch} == {window}
+        assert {position * 13 // 100 for position in batch} == {window}
         assert [int(lengths[p]) for p in batch] == sorted(int(lengths[p]) for p in batch)
     assert sorted(sum(alike.batches, [])) == list(range(100))
+
+
+@pytest.mark.parametrize(("count", "windows"), [(3, 1), (33, 5), (130, 16), (512, 16), (600, 32)])
+def test_random_parts_are_equal(count, windows):
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    alike = Alike([{"input_ids": ids, "labels": ids}] * count, 8, 0)
+    sizes = [0] * windows
+    for batch, window in zip(alike.batches, alike.windows, strict=True):
+        sizes[window] += len(batch)
+    assert sum(sizes) == count and max(sizes) - min(sizes) <= 1 and max(sizes) <= 32

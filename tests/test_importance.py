@@ -157,3 +157,53 @@ def test_a_dotted_path_is_a_method(model_and_examples):
 def test_unknown_methods_are_refused(model_and_examples, method):
     with pytest.raises(SelectionError, match="allowed: piece-f, piece-s"):
         estimate(*model_and_examples, method)
+
+
+def in_place(moments):
+    return moments.weight.abs_() * moments.square.sqrt_()
+
+
+def fails(moments):
+    raise ZeroDivisionError("nothing to divide by")
+
+
+def short(moments):
+    return moments.square[:-1]
+
+
+def no_tensor(moments):
+    return 3.0
+
+
+def misspelt(moments):
+    return moments.nothere
+
+
+def test_a_rule_that_computes_in_place_changes_no_weight(model_and_examples):
+    model, examples = model_and_examples
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    estimate(model, examples[:1], "test_importance.in_place")
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("fails", "fails: ZeroDivisionError: nothing to divide by"),
+        ("short", r"gives \(6,\), not scores of shape \(7,\)"),
+        ("no_tensor", "gives float, not scores"),
+        ("misspelt", "fails: AttributeError: .*nothere"),
+    ],
+)
+def test_mistakes_in_a_rule_are_one_line(model_and_examples, rule, message):
+    with pytest.raises(SelectionError, match=message) as caught:
+        estimate(*model_and_examples, f"test_importance.{rule}")
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_to_score_is_named(model_and_examples):
+    model, examples = model_and_examples
+    with pytest.raises(SelectionError, match="no batches"):
+        estimate(model, [])
+    with pytest.raises(SelectionError, match="the model has no weight 'foo'"):
+        estimate(model, examples, names=["foo"])

@@ -75,6 +75,7 @@ def test_a_budget_that_reaches_nothing_is_named(recipe):
     [
         ({"density": {"*.kproj.*": 0.1}}, r"no patchable weight is called '\*\.kproj\.\*'"),
         ({"density": 0.1, "floor": {"vision": 0.9}}, "floor of vision"),
+        ({"density": 0.1, "floor": {"embedding": 0.01}}, "no patchable entries in embedding"),
     ],
 )
 def test_budgets_that_do_not_fit_the_base_are_found_at_once(recipe, tmp_path, select, message):
@@ -130,11 +131,27 @@ def test_masks_are_found_again(recipe, tmp_path, estimates):
     mm_piece.train(recipe("four", **{**kept, "method": "mm_piece.importance.piece_f"}))
     mm_piece.train(recipe("five", **{**kept, "method": "mm_piece.importance.piece_f"}))
     assert len(estimates) == 4
-    (file, _) = (tmp_path / "masks").iterdir()
-    file.write_bytes(file.read_bytes()[:100])
-    mm_piece.train(recipe("six", rate=0.03, **kept))
-    mm_piece.train(recipe("seven", rate=0.03, **{**kept, "density": 0.2}))
-    assert len(estimates) == 5  # the damaged one is made anew
+    mm_piece.train(recipe("six", task_density=0.2, **kept))
+    assert len(estimates) == 4
+
+
+def cut(data):
+    return data[:100]
+
+
+def flipped(data):
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize("damage", [cut, flipped])
+def test_damaged_masks_are_made_anew(recipe, tmp_path, estimates, damage):
+    kept = {"density": 0.1, "cache": str(tmp_path / "masks")}
+    first = mm_piece.train(recipe("one", **kept))
+    (file,) = (tmp_path / "masks").iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    again = mm_piece.train(recipe("two", **kept))
+    assert len(estimates) == 2
+    assert first.entries[0].sha256 == again.entries[0].sha256
 
 
 def test_the_official_sums_depend_on_the_batches(recipe, tmp_path, estimates):
@@ -146,8 +163,9 @@ def test_the_official_sums_depend_on_the_batches(recipe, tmp_path, estimates):
 
 def test_a_cache_that_cannot_be_made_is_named(recipe, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SelectionError, match="select.cache: cannot make .*file/masks"):
+    with pytest.raises(SelectionError, match="select.cache: cannot write to .*file/masks"):
         mm_piece.train(recipe(density=0.1, cache=str(tmp_path / "file" / "masks")))
+    assert not (tmp_path / "store").exists()
 
 
 def test_sums_may_lie_on_the_host(recipe):
@@ -175,3 +193,10 @@ def test_groups_keep_their_floor(recipe, base):
     vision = sum(len(i) for n, i in found.mask.items() if group_of(n) == "vision")
     assert found.k == int(0.02 * sum(found.sizes.values()))
     assert vision >= int(0.03 * sum(s for n, s in found.sizes.items() if group_of(n) == "vision"))
+
+
+def test_a_delta_does_not_depend_on_the_memory(recipe):
+    stores = [
+        mm_piece.train(recipe(memory, density=0.1, memory=memory)) for memory in ("64KiB", "8GiB")
+    ]
+    assert stores[0].entries[0].sha256 == stores[1].entries[0].sha256

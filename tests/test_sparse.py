@@ -277,6 +277,34 @@ def test_bad_masks_are_refused(base, mask, message):
         sparse_tuning(model, {name: torch.tensor(index) for name, index in mask.items()})
 
 
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ([1, 2], "indices are a tensor"),
+        (None, "indices are a tensor"),
+        (torch.tensor([1.0, 2.0]), "a vector of int32 or int64"),
+        (torch.tensor([True]), "a vector of int32 or int64"),
+        (torch.tensor([[1, 2]]), "a vector of int32 or int64"),
+        (torch.tensor(3), "a vector of int32 or int64"),
+    ],
+)
+def test_indices_of_another_kind_are_refused(base, index, message):
+    model, _ = load_base(base)
+    with pytest.raises(SelectionError, match=message):
+        sparse_tuning(model, {"language_model.model.norm.weight": index})
+
+
+def test_a_model_is_tuned_once_at_a_time(base):
+    model, _ = load_base(base)
+    mask = every_kind_of_mask(model)
+    with sparse_tuning(model, mask) as tuning:
+        with pytest.raises(SelectionError, match="is being tuned already"):
+            sparse_tuning(model, mask)
+        assert len(tuning.parameters()) == len(mask)
+    with sparse_tuning(model, mask):
+        pass
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_delta_rebuilds_the_trained_model(base, batch, dtype):
     model, _ = load_base(base, dtype=dtype)

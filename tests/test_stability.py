@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mm_piece.importance import Folds, estimate, stream
+from mm_piece.importance import Folds, estimate, estimation, moments_of, stream
+from mm_piece.importance.blocks import Sums
 from mm_piece.mask import Budgets, contests, select, select_stream, units_of
 from mm_piece.recipe import Select
 from mm_piece.selection import selection_of
@@ -83,9 +84,10 @@ def test_it_is_what_fresh_examples_share(model, selected, noise):
 
 
 def test_few_examples_tell_less_or_nothing(selected):
-    assert list(selected(100, 1.0, density=0.1).stability) == ["25", "50"]
-    assert selected(20, 1.0, density=0.1).stability == {}
-    assert "masks" not in str(selected(20, 1.0, density=0.1))
+    assert list(selected(100, 1.0, density=0.1).stability) == ["8", "23", "46"]  # of 13 parts
+    assert list(selected(20, 1.0, density=0.1).stability) == ["7"]
+    assert selected(8, 1.0, density=0.1).stability == {}
+    assert "masks" not in str(selected(8, 1.0, density=0.1))
 
 
 def test_it_is_said_in_one_line(selected):
@@ -170,3 +172,40 @@ def test_contests_keep_their_densities_among_sampled_entries():
     assert sampled < 40_000 and contest.k == round(0.01 * sampled)
     vision = next(part for part in contest.parts if "vision_tower.a.weight" in part.names)
     assert vision.low == int(0.02 * len(folds.units["vision_tower.a.weight"]))
+
+
+@pytest.mark.parametrize("method", ["piece-f", "piece-s"])
+def test_what_parts_take_is_left_of_the_budget(model, monkeypatch, method):
+    held = []
+
+    class Watched(Sums):
+        def __init__(self, *args):
+            super().__init__(*args)
+            held.append(sum(t.nbytes for t in (*self.first.values(), *self.second.values())))
+
+    monkeypatch.setattr(estimation, "Sums", Watched)
+    folds = Folds(
+        {"layer.weight": N * N},
+        {"layer.weight": 1},
+        moments_of(method),
+        windows=[0, 1],
+        room=500,
+        seed=0,
+    )
+    list(stream(model, examples_of(2, 1, 1.0), method, memory=4000, folds=folds))
+    assert 0 < folds.nbytes <= 500
+    assert len(held) > 1 and max(held) + folds.nbytes <= 4000 < max(held) + folds.nbytes + 8
+
+
+def test_a_ceiling_holds_among_sampled_entries():
+    shapes = {"vision_tower.a.weight": (200, 50), "model.layers.0.b.weight": (300, 100)}
+    budgets = Budgets(0.05, ceiling={"vision": 0.04})
+    sizes, widths = units_of(shapes, budgets)
+    folds = Folds(sizes, widths, ("square",), windows=[0, 1], room=2**17, seed=0)
+    chosen = {"vision_tower.a.weight": 400, "model.layers.0.b.weight": 1600}
+    (contest,) = among(folds, contests(sizes, budgets), sizes, chosen)
+    vision, language = (
+        next(part for part in contest.parts if name in part.names) for name in shapes
+    )
+    assert vision.high == round(0.04 * len(folds.units["vision_tower.a.weight"]))
+    assert language.high == len(folds.units["model.layers.0.b.weight"])

@@ -9,6 +9,8 @@ shipping    fork, gc, push, pull
 """
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -36,6 +38,7 @@ class _Commands(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:
     """Teach a vision-language model a sequence of tasks; load it at any point of the sequence."""
+    sys.path.append(str(Path.cwd()))  # where a recipe's own rules may lie
 
 
 for _module in (running, checking, building, reading, deriving, shipping):

@@ -19,6 +19,7 @@ from mm_piece.importance.rules import (
     piece_f,
     piece_s,
     resolve,
+    scored,
 )
 
 __all__ = [
@@ -36,5 +37,6 @@ __all__ = [
     "piece_s",
     "resolve",
     "scorable",
+    "scored",
     "stream",
 ]

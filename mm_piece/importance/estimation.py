@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mm_piece.errors import SelectionError
 from mm_piece.importance.blocks import Sums, blocks
 from mm_piece.importance.gradients import Gradients
 from mm_piece.importance.outputs import outputs, passes_of, with_outputs
 from mm_piece.importance.reach import Batch, frozen, patchable
 from mm_piece.importance.resampling import Folds
-from mm_piece.importance.rules import OF_BATCHES, OF_OUTPUTS, Moments, moments_of, resolve
+from mm_piece.importance.rules import OF_BATCHES, OF_OUTPUTS, Moments, moments_of, resolve, scored
 from mm_piece.importance.taps import CalledAgain
 from mm_piece.mask import Piece
 from mm_piece.names import weights
@@ -67,15 +68,20 @@ def stream(
     `progress` wraps the steps of all passes.
     """
     rule, named = resolve(method), weights(model)
+    if not len(batches):
+        raise SelectionError("there are no batches to score weights on")
     names = scorable(model, batches, method) if names is None else names
+    if unknown := [name for name in names if name not in named]:
+        raise SelectionError(f"names: the model has no weight {unknown[0]!r}")
     passes = _Passes(model, batches, method, names, memory, host, folds, progress)
     generator = torch.Generator().manual_seed(seed)
     moments = _of_outputs(passes) if method in OF_OUTPUTS else _of_gradients(passes)
     for name, start, size, facts in moments:
-        weight = named[name].detach().reshape(-1)[start : start + size].float().cpu()
-        nothing = torch.zeros(1).expand(size)
-        known = {"mean": nothing, "square": nothing, **facts}
-        yield name, start, rule(Moments(**known, weight=weight, xi=xi, generator=generator))
+        part = named[name].detach().reshape(-1)[start : start + size]
+        weight = part.to("cpu", torch.float32, copy=True)  # a rule may compute in place
+        known = {"mean": torch.zeros(size), "square": torch.zeros(size), **facts}
+        seen = Moments(**known, weight=weight, xi=xi, generator=generator)
+        yield name, start, scored(method, rule, seen)
 
 
 @dataclass(frozen=True)

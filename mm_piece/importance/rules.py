@@ -65,17 +65,34 @@ def resolve(method: str) -> Rule:
     """The scoring rule of a method's name or dotted path; SelectionError names the known ones."""
     if method in METHODS:
         return METHODS[method]
-    module, _, function = method.rpartition(".")
+    module, _, function = str(method).rpartition(".")
     try:
         rule = getattr(import_module(module), function)
-        nothing = torch.zeros(1)
-        rule(Moments(nothing, nothing, nothing, 1.0, torch.Generator()))
-        return rule
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        allowed = ", ".join(METHODS)
+    except Exception as error:  # a module of the user's may fail in any way
+        known = f"allowed: {', '.join(METHODS)}, or a dotted path to a rule"
+        raise SelectionError(f"unknown method {method!r} ({_said(error)}); {known}") from error
+    mean, square, weight = torch.zeros(3, 7)
+    scored(method, rule, Moments(mean, square, weight, 1.0, torch.Generator()))
+    return rule
+
+
+def scored(method: str, rule: Rule, moments: Moments) -> Tensor:
+    """What a rule gives, fp32; SelectionError unless it is one number for each entry."""
+    try:
+        scores = rule(moments)
+    except Exception as error:
+        raise SelectionError(f"method {method!r} fails: {_said(error)}") from error
+    wanted = moments.weight.shape
+    if not isinstance(scores, Tensor) or scores.shape != wanted or scores.is_complex():
+        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise SelectionError(
-            f"unknown method {method!r}; allowed: {allowed}, or a dotted path to a rule"
-        ) from error
+            f"method {method!r} gives {shape}, not scores of shape {tuple(wanted)}"
+        )
+    return scores.detach().float()
+
+
+def _said(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def moments_of(method: str) -> tuple[str, ...]:

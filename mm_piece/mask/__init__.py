@@ -4,7 +4,7 @@ Ties go to the earliest tensor, then to the lowest index, so that the same score
 same mask, however they are cut into pieces.
 """
 
-from mm_piece.mask.budgets import Budgets, Contest, Density, contests, count
+from mm_piece.mask.budgets import Budgets, Contest, Density, Part, contests, count
 from mm_piece.mask.rows import Piece, width_of
 from mm_piece.mask.selecting import Mask, choose, select, select_stream, units_of
 from mm_piece.mask.topk import TopK
@@ -14,6 +14,7 @@ __all__ = [
     "Contest",
     "Density",
     "Mask",
+    "Part",
     "Piece",
     "TopK",
     "choose",

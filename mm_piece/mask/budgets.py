@@ -45,8 +45,9 @@ class Budgets:
         bounds = (self.floor, self.ceiling)
         if self.scope not in ("global", "tensor") or self.unit not in ("entry", "row"):
             raise SelectionError("scope must be global or tensor, unit must be entry or row")
-        if isinstance(self.density, str) and self.density != "auto":
-            raise SelectionError(f"density {self.density!r} is no number, mapping or auto")
+        _require_density(self.density)
+        if not isinstance(self.floor, Mapping):
+            raise SelectionError(f"floor {self.floor!r} is no mapping of groups to shares")
         if not isinstance(self.ceiling, Mapping) and self.density != "auto":
             raise SelectionError("ceiling: a number bounds density: auto; else name groups")
         named = any(isinstance(bound, Mapping) and bound for bound in bounds)
@@ -100,7 +101,7 @@ def count(density: float, total: int, what: str = "all", unit: Unit = "entry") -
     Entries: `floor(density * total)`. Rows: those at or above the `1 - density` quantile, as FGGM
     and MIGU take it, interpolated linearly. Raises SelectionError if that is none.
     """
-    if not 0 < density <= 1:
+    if not _is_number(density) or not 0 < density <= 1:
         raise SelectionError(f"density {density} is out of (0, 1]")
     share = _decimal(density)
     if unit == "row" and total:
@@ -151,8 +152,13 @@ def _parts(k: int, names: list[str], sizes: Sizes, budgets: Budgets) -> tuple[Pa
     ceilings = budgets.ceiling if isinstance(budgets.ceiling, Mapping) else {}
     if not budgets.floor and not ceilings:
         return (Part(tuple(names), 0, k),)
+    groups = dict.fromkeys(map(group_of, names))
+    if absent := [group for group in (*budgets.floor, *ceilings) if group not in groups]:
+        raise SelectionError(
+            f"floor and ceiling: no patchable entries in {absent[0]}; is the group excluded?"
+        )
     parts = []
-    for group in dict.fromkeys(map(group_of, names)):
+    for group in groups:
         members = tuple(name for name in names if group_of(name) == group)
         total = sum(sizes[name] for name in members)
         high = min(k, floor(_decimal(ceilings.get(group, 1)) * total))
@@ -192,13 +198,24 @@ def _auto_ceiling(budgets: Budgets) -> float:
     return AUTO_CEILING if isinstance(budgets.ceiling, Mapping) else budgets.ceiling
 
 
+def _require_density(density: Any) -> None:
+    if density == {}:
+        raise SelectionError("density: no group or pattern has a share")
+    if density != "auto" and not _is_number(density) and not isinstance(density, Mapping):
+        raise SelectionError(f"density {density!r} is no number, mapping or auto")
+
+
 def _require_shares(bound: float | Mapping[str, float]) -> None:
     shares = bound if isinstance(bound, Mapping) else {"all": bound}
     for group, share in shares.items():
         if isinstance(bound, Mapping) and group not in GROUPS:
             raise SelectionError(f"unknown group {group!r}; groups: {', '.join(GROUPS)}")
-        if not 0 < share <= 1:
-            raise SelectionError(f"bound {share} of {group} is out of (0, 1]")
+        if not _is_number(share) or not 0 < share <= 1:
+            raise SelectionError(f"bound {share!r} of {group} is out of (0, 1]")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _decimal(share: float) -> Decimal:

@@ -23,7 +23,8 @@ class TopK:
     def add(self, scores: Tensor, start: int) -> None:
         """Offer flat fp32 scores whose global positions begin at `start`; positions must ascend."""
         for offset in range(0, scores.numel(), _CHUNK):
-            self._offer(scores[offset : offset + _CHUNK].float().cpu(), start + offset)
+            piece = scores[offset : offset + _CHUNK].detach()
+            self._offer(piece.float().cpu(), start + offset)
 
     def indices(self) -> Tensor:
         """The chosen global positions, sorted, int64."""

@@ -73,7 +73,7 @@ class Select(Strict):
             _require_share(share, "share")
         return bound
 
-    @field_validator("memory")
+    @field_validator("memory", mode="before")
     @classmethod
     def _memory_readable(cls, memory: str | int) -> str | int:
         parse_bytes(memory)

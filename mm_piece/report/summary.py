@@ -103,6 +103,7 @@ class Report:
     overlaps: list[list[Overlap]]
     examples: dict[str, list[Example]]
     recipe: str
+    stability: list[tuple[str, list[tuple[int, float]]]]  # by delta: examples, overlap of masks
 
     @property
     def positions(self) -> list[str]:
@@ -117,12 +118,6 @@ class Report:
             for delta in self.deltas
             for group, row in change_rows(delta.info).items()
         ]
-
-    @property
-    def stability(self) -> list[tuple[str, list[tuple[int, float]]]]:
-        """By delta how much of a mask two disjoint sets of so many examples agree on, if told."""
-        rows = [(f"{delta.position} {delta.task}", told(delta.info)) for delta in self.deltas]
-        return [(name, found) for name, found in rows if found]
 
     @property
     def info_keys(self) -> list[str]:
@@ -150,6 +145,11 @@ def summarise(store: "DeltaStore", examples: Examples | None = None) -> Report:
         overlaps=_overlaps(masks, deltas, store.base["parameters"]),
         examples=_examples(answers, tasks, examples),
         recipe=store.recipe,
+        stability=[
+            (f"{d.position} {d.task}", told(results, d.task))
+            for d in deltas
+            if told(results, d.task)
+        ],
     )
 
 

@@ -56,7 +56,9 @@ def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
-WINDOW = 32  # examples among which like ones are looked for: the most that a batch can have
+WINDOW = 32  # examples in a window at most: the most that a batch can have
+_LEAST = 8  # examples in a window, if there are more
+_PARTS = 16  # the windows come in multiples of this, so that this many parts are equal
 
 
 class Alike(Sequence[dict[str, Tensor]]):
@@ -64,14 +66,15 @@ class Alike(Sequence[dict[str, Tensor]]):
 
     Examples of one batch have the same inputs, images of one shape and about equally many tokens,
     so that a pass over a batch is a pass over each of them. Images that a processor packs into rows
-    of patches (Qwen-VL) stand alone. Like is looked for among `WINDOW` neighbours: of examples in
-    random order, every window is then a random part, and parts can be compared.
+    of patches (Qwen-VL) stand alone. Like is looked for within windows of neighbours: of examples
+    in random order, every window is then a random part, and parts can be compared.
     """
 
     def __init__(self, examples: Sequence[dict[str, Tensor]], size: int, pad: int) -> None:
         """At most `size` examples a batch; `pad` is the padding token."""
         self.examples, self.pad = examples, pad
-        keys = [(n // WINDOW, *_likeness(example)) for n, example in enumerate(examples)]
+        window = _windows(len(examples))
+        keys = [(window[n], *_likeness(example)) for n, example in enumerate(examples)]
         order = sorted(range(len(keys)), key=keys.__getitem__)
         groups = [[*group] for _, group in groupby(order, key=lambda n: keys[n][:2])]
         self.batches = [
@@ -79,7 +82,7 @@ class Alike(Sequence[dict[str, Tensor]]):
             for group in groups
             for batch in batches(group, size if _stacks(examples[group[0]]) else 1)
         ]
-        self.windows = [batch[0] // WINDOW for batch in self.batches]
+        self.windows = [window[batch[0]] for batch in self.batches]
 
     def __len__(self) -> int:
         """The number of batches."""
@@ -88,6 +91,13 @@ class Alike(Sequence[dict[str, Tensor]]):
     def __getitem__(self, number: Any) -> Any:
         """One batch."""
         return collate([self.examples[position] for position in self.batches[number]], self.pad)
+
+
+def _windows(examples: int) -> list[int]:
+    """The window of each example; they differ by one example at most."""
+    few = -(-examples // _LEAST)
+    number = few if few < _PARTS else _PARTS * -(-examples // (_PARTS * WINDOW))
+    return [position * number // examples for position in range(examples)]
 
 
 def _stacks(example: dict[str, Tensor]) -> bool:
