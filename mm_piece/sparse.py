@@ -35,9 +35,9 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
             if not isinstance(index, Tensor):
                 raise SelectionError(f"mask of {name!r}: indices are a tensor, not {index!r}")
         self.mask = {name: index.cpu() for name, index in mask.items() if index.numel()}
-        _check(self.mask, weights(model))
-        if any(getattr(module, _VALUES, None) is not None for module in model.modules()):
+        if any(isinstance(m, _Gathered) or _VALUES in m._parameters for m in model.modules()):
             raise SelectionError("the model is being tuned already; leave that context first")
+        _check(self.mask, weights(model))
 
     def __enter__(self) -> "sparse_tuning":
         self.weights = named = weights(self.model)  # while every weight still has its own name
