@@ -75,6 +75,7 @@ def test_training_stands_beside_its_rivals(tmp_path):
     assert memory["full"]["peak_B"] > memory["nothing"]["peak_B"]
     assert memory["floor"]["kept_B"] <= memory["ours"]["kept_B"] <= memory["full"]["kept_B"]
     assert [row["density"] for row in found["growth"]["density"]] == [0.0001, 0.001, 0.01, 0.05]
+    assert all(row["held_B"] > 20 * row["entries"] for row in found["entries"]["rows"])
 
 
 def test_importance_stands_beside_the_loop_and_keeps_budgets(tmp_path):
@@ -91,6 +92,13 @@ def test_importance_stands_beside_the_loop_and_keeps_budgets(tmp_path):
 def test_top_k_finds_what_torch_finds(tmp_path):
     rows = run("topk", tmp_path)["sections"]["topk"]["rows"]
     assert all(row["same_scores"] for row in rows)
+
+
+def test_stability_stands_beside_fresh_examples(tmp_path):
+    rows = run("stability", tmp_path)["sections"]["overlap"]["rows"]
+    assert {row["method"] for row in rows} == {"piece-f", "piece-s"}
+    assert {row["examples"] for row in rows} == {8, 16, 32}
+    assert all(0 < row["told"] <= 1 and 0 < row["found"] <= 1 for row in rows)
 
 
 def test_models_of_published_shapes_go_the_whole_way(tmp_path):

@@ -15,7 +15,9 @@ import mm_piece
 from mm_piece.store import DeltaStore
 
 TESTS = Path(__file__).parent
-LIMIT = 240  # seconds
+LIMIT = 500  # seconds for one command, a tenth of it where nothing else runs
+
+pytestmark = pytest.mark.timeout(3 * LIMIT)
 
 
 def launch(processes, *command):

@@ -27,7 +27,7 @@ EXCLUDED = ("embedding", "head")
 def measure(bench: Bench) -> dict[str, Any]:
     """Tell and find the overlaps of each task and method at each density."""
     model, processor = load_base(BASE)
-    half, pairs = (128, 1) if bench.quick else (500, 3)
+    half, pairs = (64, 1) if bench.quick else (500, 3)
     rows = []
     for task in TASKS[:1] if bench.quick else TASKS:
         examples = Encoded(read(f"scenes:{task}/train"), processor, bench.folder / task)
