@@ -66,7 +66,8 @@ def selection_of(
     run, which draws the examples, and of the task; `standing` tells apart the models and the data.
     """
     sample = _sample(encoded, select.samples, seeds[0])
-    batches = Alike(sample, select.batch_size, pad)
+    apart = select.method not in importance.OF_BATCHES
+    batches = Alike(sample, select.batch_size, pad, apart)
     names = importance.scorable(model, batches, select.method, select.exclude)
     shapes = {name: tuple(weights(model)[name].shape) for name in names}
     facts = {**standing, "seeds": seeds, "samples": len(sample)}

@@ -317,3 +317,11 @@ def test_random_parts_are_equal(count, windows):
     for batch, window in zip(alike.batches, alike.windows, strict=True):
         sizes[window] += len(batch)
     assert sum(sizes) == count and max(sizes) - min(sizes) <= 1 and max(sizes) <= 32
+
+
+@pytest.mark.parametrize("count", [33, 100])
+def test_batches_that_are_summed_over_are_whole(count):
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    alike = Alike([{"input_ids": ids, "labels": ids}] * count, 4, 0, apart=False)
+    assert [len(batch) for batch in alike.batches[:-1]] == [4] * (count // 4 - (count % 4 == 0))
+    assert alike.windows == list(range(-(-count // 4)))

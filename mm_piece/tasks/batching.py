@@ -70,10 +70,16 @@ class Alike(Sequence[dict[str, Tensor]]):
     in random order, every window is then a random part, and parts can be compared.
     """
 
-    def __init__(self, examples: Sequence[dict[str, Tensor]], size: int, pad: int) -> None:
-        """At most `size` examples a batch; `pad` is the padding token."""
+    def __init__(
+        self, examples: Sequence[dict[str, Tensor]], size: int, pad: int, apart: bool = True
+    ) -> None:
+        """At most `size` examples a batch; `pad` is the padding token.
+
+        Not `apart`, all examples are one window, and every batch is a part: what is to be summed
+        over batches wants whole ones.
+        """
         self.examples, self.pad = examples, pad
-        window = _windows(len(examples))
+        window = _windows(len(examples)) if apart else [0] * len(examples)
         keys = [(window[n], *_likeness(example)) for n, example in enumerate(examples)]
         order = sorted(range(len(keys)), key=keys.__getitem__)
         groups = [[*group] for _, group in groupby(order, key=lambda n: keys[n][:2])]
@@ -82,7 +88,9 @@ class Alike(Sequence[dict[str, Tensor]]):
             for group in groups
             for batch in batches(group, size if _stacks(examples[group[0]]) else 1)
         ]
-        self.windows = [window[batch[0]] for batch in self.batches]
+        self.windows = [
+            window[batch[0]] if apart else number for number, batch in enumerate(self.batches)
+        ]
 
     def __len__(self) -> int:
         """The number of batches."""
