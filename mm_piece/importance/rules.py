@@ -81,7 +81,10 @@ def scored(method: str, rule: Rule, moments: Moments) -> Tensor:
     try:
         scores = rule(moments)
     except Exception as error:
-        raise SelectionError(f"method {method!r} fails: {_said(error)}") from error
+        raise SelectionError(
+            f"method {method!r} fails: {_said(error)}; "
+            "a dotted path to a rule names a function from Moments to scores"
+        ) from error
     wanted = moments.weight.shape
     if not isinstance(scores, Tensor) or scores.shape != wanted or scores.is_complex():
         shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
