@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from math import hypot
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mm_piece.names import GROUPS, group_of
+from mm_piece.sharding import norm as norm_of
+from mm_piece.sharding import shape_of
 from mm_piece.sparse import sparse_tuning
 
 COLUMNS = ("entries", "patchable", "selected", "changed", "rounded", "norm", "share")
@@ -24,7 +25,7 @@ def changes(tuning: sparse_tuning, patchable: Mapping[str, int]) -> dict[str, di
     before), `rounded` ones (trained values that the weights' dtype rounds back to what was there),
     `norm` of the change, and `share`: that norm over the norm of the group's weights.
     """
-    named = {name: weight.detach() for name, weight in tuning.weights.items()}
+    named = tuning.weights
     rows: dict[str, list[str]] = {group_of(name): [] for name in named}
     for name in named:
         rows[group_of(name)].append(name)
@@ -53,9 +54,9 @@ def _row(
     patches = [tuning.patches[name] for name in names if name in tuning.patches]
     moved = [patch.entries().double() - patch.before.double() for patch in patches]
     norm = hypot(*(float(change.norm()) for change in moved))
-    whole = hypot(*(_norm(named[name]) for name in names))
+    whole = hypot(*(norm_of(named[name]) for name in names))
     return {
-        "entries": sum(named[name].numel() for name in names),
+        "entries": sum(shape_of(named[name]).numel() for name in names),
         "patchable": sum(patchable.get(name, 0) for name in names),
         "selected": sum(len(change) for change in moved),
         "changed": sum(patch.changed() for patch in patches),
@@ -63,10 +64,6 @@ def _row(
         "norm": _rounded(norm),
         "share": _rounded(norm / whole) if whole else 0.0,
     }
-
-
-def _norm(weight: Tensor) -> float:
-    return float(torch.linalg.vector_norm(weight, dtype=torch.float32))
 
 
 def _rounded(value: float) -> float:

@@ -11,7 +11,7 @@ NaN payloads and negative zeros survive: values only ever move as same-size inte
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,35 +30,15 @@ from mm_piece.errors import (
     OrderError,
     short,
 )
+from mm_piece.sharding import is_cut, put_all, shape_of, take, whole
 from mm_piece.tensorfile import bits
 
 SAMPLES = 64  # entries of each tensor that enter a fingerprint; small tensors give up to twice that
 
 
-def take(tensor: Tensor, indices: Tensor) -> Tensor:
-    """Copy the entries at flat `indices`, in the tensor's dtype."""
-    return bits(tensor).index_select(0, indices.to(tensor.device)).view(tensor.dtype)
-
-
 def put(tensor: Tensor, indices: Tensor, values: Tensor) -> None:
     """Write `values` at flat `indices` in place, bit for bit."""
     put_all([(tensor, indices, values)])
-
-
-def put_all(writes: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
-    """Write tensors' entries at flat indices in place, all of them or none.
-
-    What can still fail, memory on another device, happens before the first write; on the CPU one
-    row of indices at a time is widened.
-    """
-    staged = [
-        (bits(tensor), indices.to(tensor.device), bits(values).to(tensor.device))
-        for tensor, indices, values in writes
-    ]
-    if any(row.device.type != "cpu" for row, _, _ in staged):
-        staged = [(row, where.to(torch.int64), patterns) for row, where, patterns in staged]
-    for row, where, patterns in staged:
-        row.index_copy_(0, where.to(torch.int64), patterns)
 
 
 def difference(before: Tensor, after: Tensor) -> Tensor:
@@ -76,14 +56,22 @@ def digest(tensor: Tensor) -> str:
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Return a base's identity at a glance: names, shapes, dtypes, a sample of each tensor."""
-    flat = {name: tensor.detach().reshape(-1) for name, tensor in tensors.items()}
-    samples = {name: row[:: step_of(len(row))] for name, row in flat.items()}
-    return identity({name: (tensors[name].shape, row.dtype, row) for name, row in samples.items()})
+    parts = {}
+    for name, tensor in tensors.items():
+        shape = shape_of(tensor)
+        places = torch.arange(0, shape.numel(), step_of(shape.numel()))
+        sample = take(tensor if is_cut(tensor) else tensor.contiguous(), places)
+        parts[name] = (shape, sample.dtype, sample)
+    return identity(parts)
 
 
 def full_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return a base's identity down to the last bit; reads everything."""
-    return identity({name: (row.shape, row.dtype, row) for name, row in tensors.items()})
+    parts: dict[str, tuple[Sequence[int], torch.dtype, Tensor | str]] = {}
+    for name, tensor in tensors.items():
+        with whole([tensor]):
+            parts[name] = (tensor.shape, tensor.dtype, digest(tensor))
+    return identity(parts)
 
 
 def step_of(size: int) -> int:
@@ -174,8 +162,8 @@ class Delta:
             if name not in tensors:
                 raise MismatchError(f"task {self.task!r} changes {name}, which is not there")
             tensor = tensors[name]
-            self.check_kind(name, tensor.shape, tensor.dtype)
-            self._require(name, "contiguous", True, tensor.is_contiguous())
+            self.check_kind(name, shape_of(tensor), tensor.dtype)
+            self._require(name, "contiguous", True, is_cut(tensor) or tensor.is_contiguous())
             before[name] = take(tensor, index).cpu()
             self.check_before(name, digest(before[name]))
         return before

@@ -5,6 +5,7 @@ PieceError
 ├── DataError            a row, an image or a conversation that cannot be used
 ├── ModelError           a base that cannot be loaded or is not of a known family
 ├── SelectionError       a density, a method or a budget that selects nothing sensible
+├── ProcessError         another process of this run has ended, or does not answer
 ├── DeltaError           a delta file that must not be applied
 │   ├── FormatError      not a delta, or of a version or codec this library does not know
 │   ├── DamageError      altered or hostile content
@@ -50,6 +51,10 @@ class ModelError(PieceError):
 
 class SelectionError(PieceError):
     """The selection asked for is impossible or empty."""
+
+
+class ProcessError(PieceError):
+    """Another process of this run has ended, or does not answer in time."""
 
 
 class DeltaError(PieceError):

@@ -41,16 +41,18 @@ def on_accelerator(model: Any) -> Any:
     return model if device is None else model.to(device)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference mode, weights that ZeRO-3 gathers could never train again
 def generate(
     model: Any,
     processor: Any,
     batch: Sequence[Example],
     max_new_tokens: int,
     max_length: int | None = None,
+    synced_gpus: bool = False,
 ) -> list[str]:
     """Greedy answers to one batch, padded on the left; prompts of at most `max_length` tokens.
 
+    With `synced_gpus` every process goes on until all have their answers, as ZeRO-3 needs it.
     Whatever sampling a base's own configuration asks for is left aside: an answer depends on the
     weights and the prompt alone.
     """
@@ -63,6 +65,7 @@ def generate(
         **inputs,
         **_GREEDY,
         max_new_tokens=max_new_tokens,
+        synced_gpus=synced_gpus,
         pad_token_id=pad_of(tokenizer),
         eos_token_id=_ends(model, processor),
     )
@@ -97,16 +100,21 @@ def evaluate(
     """Answer and score every example; options: those of `generate`, `batch_size` and the bar's
     `title`.
 
-    Of several processes each answers some of the batches; all get all answers.
+    Of several processes each answers some of the batches; all get all answers. Where the model
+    lies in parts on them, they go through the same layers at any time.
     """
     rule, title = METRICS[metric], options.pop("title", "evaluate")
     size = options.pop("batch_size", 8)
     whole = list(batches(examples, size))
-    own = range(sharding.rank(), len(whole), sharding.size())
+    cut = any(map(sharding.is_cut, model.parameters()))
+    own = sharding.rounds([any(e.images for e in batch) for batch in whole], level=cut)
     answered = [
-        generate(model, processor, whole[number], **options) for number in bar(own, title, "batch")
+        generate(model, processor, whole[number], synced_gpus=cut, **options)
+        for number, _ in bar(own, title, "batch")
     ]
-    said = [text for texts in sharding.gathered(answered, own, len(whole)) for text in texts]
+    mine = [number for number, first in own if first]
+    kept = [texts for texts, (_, first) in zip(answered, own, strict=True) if first]
+    said = [text for texts in sharding.gathered(kept, mine, len(whole)) for text in texts]
     accepted = [example.accepted or [example.answer] for example in examples]
     scores = rule(said, accepted)
     return [

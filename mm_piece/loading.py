@@ -10,11 +10,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from mm_piece.delta import Delta, digest, fingerprint, put_all, take
+from mm_piece.delta import Delta, digest, fingerprint
 from mm_piece.errors import BaseError, MismatchError, StoreError
 from mm_piece.merging import replay, union
 from mm_piece.models import as_dtype, load_base, tensors, trained_dtype, where
 from mm_piece.names import group_of
+from mm_piece.sharding import put_all, shape_of, take
 from mm_piece.store import DeltaStore
 
 
@@ -212,7 +213,7 @@ def _rehearse(deltas: Sequence[Delta], live: Mapping[str, Tensor]) -> None:
         raise MismatchError(f"a delta names {missing[0]!r}, which the model does not have")
     for delta in deltas:
         for name in delta.shapes:
-            delta.check_kind(name, live[name].shape, live[name].dtype)
+            delta.check_kind(name, shape_of(live[name]), live[name].dtype)
     replay(deltas, index, {name: take(live[name], where).cpu() for name, where in index.items()})
 
 

@@ -20,6 +20,7 @@ from mm_piece import preprocessing  # noqa: F401 - AutoProcessor finds what it r
 from mm_piece.delta import fingerprint, full_digest
 from mm_piece.errors import ModelError, StoreError
 from mm_piece.names import hub_name, rules_of, weights
+from mm_piece.sharding import is_cut, shape_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -118,8 +119,11 @@ def _loader(config: Any) -> Any:
 
 
 def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The live weights under published names, detached: writing to them writes to the model."""
-    return {name: parameter.detach() for name, parameter in weights(model).items()}
+    """The live weights under published names, detached: writing to them writes to the model.
+
+    Weights that lie in parts on several processes stay what they are.
+    """
+    return {name: p if is_cut(p) else p.detach() for name, p in weights(model).items()}
 
 
 def describe(model: Any, base: str | Path, revision: str | None, store: Path) -> dict[str, Any]:
@@ -134,8 +138,8 @@ def describe(model: Any, base: str | Path, revision: str | None, store: Path) ->
         **locate(base, revision, store),
         "family": model.config.model_type,
         "dtype": str(first.dtype).removeprefix("torch."),
-        "parameters": sum(tensor.numel() for tensor in named.values()),
-        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in named.values()),
+        "parameters": sum(shape_of(tensor).numel() for tensor in named.values()),
+        "bytes": sum(shape_of(t).numel() * t.element_size() for t in named.values()),
         "fingerprint": fingerprint(named),
         "digest": full_digest(named),
     }

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from mm_piece import importance, maskfile, sharding
 from mm_piece.importance import Folds, Moments
-from mm_piece.mask import Budgets, Mask, contests, select_stream, units_of
+from mm_piece.mask import Budgets, Mask, contests, select_stream, units_of, width_of
 from mm_piece.names import group_of, weights
 from mm_piece.progress import bar
 from mm_piece.recipe import Recipe, Select, parse_bytes
+from mm_piece.sharding import Share, shape_of, take
 from mm_piece.stability import among, overlaps
 from mm_piece.tasks import Alike, Encoded
 
@@ -69,7 +70,8 @@ def selection_of(
     apart = select.method not in importance.OF_BATCHES
     batches = Alike(sample, select.batch_size, pad, apart)
     names = importance.scorable(model, batches, select.method, select.exclude)
-    shapes = {name: tuple(weights(model)[name].shape) for name in names}
+    named = weights(model)
+    shapes = {name: tuple(shape_of(named[name])) for name in names}
     facts = {**standing, "seeds": seeds, "samples": len(sample)}
     file = maskfile.place(select, folder, facts)
     kept = sharding.told(maskfile.read(file))
@@ -121,11 +123,12 @@ class _Estimate:
 
     def mask(self) -> Mask:
         """The mask, in as many passes over the batches as the memory asks for."""
+        apart = sharding.size() > 1 and self.select.method not in importance.DATA_FREE
         pieces = importance.stream(
             self.model,
             self.batches,
             self.select.method,
-            names=sharding.own({name: prod(shape) for name, shape in self.shapes.items()}),
+            names=self._shares() if apart else [*self.shapes],
             memory=self.memory,
             host=self.select.accumulators == "host",
             xi=self.select.xi,
@@ -133,7 +136,7 @@ class _Estimate:
             folds=self.folds,
             progress=_batches,
         )
-        self.found = select_stream(pieces, self.shapes, self.budgets, apart=sharding.size() > 1)
+        self.found = select_stream(pieces, self.shapes, self.budgets, apart)
         return self.found
 
     def stability(self) -> dict[str, float]:
@@ -145,6 +148,12 @@ class _Estimate:
         rounds = among(self.folds, contests(self.sizes, self.budgets), self.sizes, units)
         found = overlaps(self.folds, self._score(), rounds, self.seed)
         return {str(count): round(share, 4) for count, share in found.items()}
+
+    def _shares(self) -> dict[str, Share]:
+        """What this process scores of every weight: rows where rows are chosen, or have scores."""
+        rows = self.budgets.unit == "row" or self.select.method in importance.OF_OUTPUTS
+        widths = {name: width_of(shape) if rows else 1 for name, shape in self.shapes.items()}
+        return {n: sharding.share(prod(shape), widths[n]) for n, shape in self.shapes.items()}
 
     def _folds(self) -> Folds:
         return Folds(
@@ -161,13 +170,12 @@ class _Estimate:
         assert self.folds is not None
         rule, named = importance.resolve(self.select.method), weights(self.model)
         generator = torch.Generator().manual_seed(self.seed)
-        weight = torch.cat(
-            [
-                named[name].detach().reshape(-1)[index.to(named[name].device)].float().cpu()
-                for name, index in self.folds.entries.items()
-            ]
-        )
-        size, xi, method = len(weight), self.select.xi, self.select.method
+        xi, method = self.select.xi, self.select.method
+        size = sum(map(len, self.folds.entries.values()))
+        weight = torch.zeros(size)
+        if importance.weighs(method):
+            places = self.folds.entries.items()
+            weight = torch.cat([take(named[name], index).float().cpu() for name, index in places])
 
         def score(means: Mapping[str, Tensor], count: int) -> Tensor:
             known = {"mean": torch.zeros(size), "square": torch.zeros(size), **means}

@@ -17,6 +17,7 @@ from mm_piece.errors import SelectionError
 from mm_piece.names import weights
 from mm_piece.owners import Owner, owners_of
 from mm_piece.products import Product, product_for
+from mm_piece.sharding import put_all, shape_of, take, whole
 from mm_piece.tensorfile import bits
 
 _VALUES = "weight_values"  # the trainable parameter that a patched Linear carries
@@ -41,7 +42,7 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
 
     def __enter__(self) -> "sparse_tuning":
         self.weights = named = weights(self.model)  # while every weight still has its own name
-        self._base = fingerprint({name: weight.detach() for name, weight in named.items()})
+        self._base = fingerprint(named)
         self._flags = [
             (parameter, parameter.requires_grad) for parameter in self.model.parameters()
         ]
@@ -64,9 +65,17 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
         """The compact fp32 values, one vector per patched weight: what an optimizer gets."""
         return [patch.values for patch in self.patches.values()]
 
+    def named(self) -> dict[str, nn.Parameter]:
+        """The trained parameters under published names."""
+        return {name: patch.values for name, patch in self.patches.items()}
+
     def values(self) -> dict[str, Tensor]:
-        """The compact fp32 values under published names, detached (not copied)."""
-        return {name: patch.values.detach() for name, patch in self.patches.items()}
+        """A copy of the compact fp32 values under published names, on the CPU."""
+        with whole(self.parameters()):
+            return {
+                name: patch.values.detach().to("cpu", copy=True)
+                for name, patch in self.patches.items()
+            }
 
     @torch.no_grad()
     def restore(self, values: Mapping[str, Tensor]) -> None:
@@ -78,8 +87,8 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
     @torch.no_grad()
     def write_back(self) -> None:
         """Write the values into the weights, rounded to their dtype; call it after each step."""
-        for patch in self.patches.values():
-            patch.write_back()
+        with whole(self.parameters()):
+            put_all(patch.write() for patch in self.patches.values())
 
     def delta(self, task: str, base: str | None = None, parent: str = "", **info: Any) -> Delta:
         """What was learned, as a delta against the model as it stood on entering.
@@ -90,7 +99,7 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
             self.mask,
             {name: patch.before for name, patch in self.patches.items()},
             {name: patch.entries() for name, patch in self.patches.items()},
-            {name: tuple(patch.weight.shape) for name, patch in self.patches.items()},
+            {name: patch.shape for name, patch in self.patches.items()},
             task=task,
             base=self._base if base is None else base,
             parent=parent,
@@ -102,7 +111,7 @@ class Patch:
     """One patched weight: its selected flat entries and their trainable values."""
 
     def __init__(self, weight: nn.Parameter, index: Tensor, owners: list[Owner]) -> None:
-        self.weight = weight
+        self.weight, self.shape = weight, tuple(shape_of(weight))
         self.index = index.to(
             weight.device
         ).contiguous()  # int32 where that is enough, as the mask has it
@@ -114,7 +123,7 @@ class Patch:
 
     def entries(self) -> Tensor:
         """A copy of the selected entries in the weight's dtype."""
-        return self.weight.detach().reshape(-1).index_select(0, self.index)
+        return take(self.weight, self.index)
 
     def changed(self) -> int:
         """How many of the selected entries have other bits than before."""
@@ -122,12 +131,13 @@ class Patch:
 
     def rounded(self) -> int:
         """How many values moved by less than the weight's dtype can show."""
-        moved = self.values.detach() != self.before.float()
+        with whole([self.values]):
+            moved = self.values.detach() != self.before.float()
         return int((moved & (bits(self.entries()) == bits(self.before))).sum())
 
-    def write_back(self) -> None:
-        flat = self.weight.detach().view(-1)
-        flat.index_copy_(0, self.index.long(), self.values.detach().to(flat.dtype))
+    def write(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What is to be written into the weight: itself, flat entries, values in its dtype."""
+        return self.weight, self.index, self.values.detach().to(self.weight.dtype)
 
     def remove(self) -> None:
         for undo in self._undo:
@@ -181,7 +191,7 @@ class _Gathered(nn.Module):
 def _patch_linear(owner: Owner, patch: Patch) -> Callable[[], None]:
     """Beside the layer's own product, which its frozen weight leaves without a weight gradient."""
     linear = owner.module
-    rows, columns = patch.weight.shape
+    rows, columns = patch.shape
     product = product_for(patch.index, (rows, columns))
     linear.register_parameter(_VALUES, patch.values)
 
@@ -217,7 +227,7 @@ def _check(mask: Mapping[str, Tensor], named: Mapping[str, nn.Parameter]) -> Non
             raise SelectionError(f"the mask names {name!r}, which the model does not have")
         if index.dtype not in (torch.int32, torch.int64) or index.dim() != 1:
             raise SelectionError(f"mask of {name!r}: indices are a vector of int32 or int64")
-        size = named[name].numel()
+        size = shape_of(named[name]).numel()
         ascending = bool((index[1:] > index[:-1]).all())
         if not ascending or int(index[0]) < 0 or int(index[-1]) >= size:
             raise SelectionError(f"mask of {name!r}: indices must ascend within 0…{size - 1}")

@@ -18,12 +18,13 @@ from mm_piece.errors import BaseError, DataError, StoreError
 from mm_piece.evaluation import pad_of
 from mm_piece.loading import checkout, load
 from mm_piece.measuring import absent_columns, measure, measured, rows_of
-from mm_piece.models import describe, load_base, locate, trained_dtype
+from mm_piece.models import as_dtype, describe, load_base, locate, trained_dtype
 from mm_piece.names import weights
 from mm_piece.progress import bar, say
 from mm_piece.recipe import Recipe, Select, Task, load_recipe, parse_bytes, parse_recipe
 from mm_piece.scoring import METRICS
 from mm_piece.selection import Selection, require_places, selection_of
+from mm_piece.sharding import Zero, shape_of
 from mm_piece.sparse import sparse_tuning
 from mm_piece.store import DeltaStore
 from mm_piece.tasks import Encoded, Rows, digest_of, fitted, tokenizer_of
@@ -57,10 +58,16 @@ def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
     Everything that can be wrong with the recipe, its data or its base is found before anything is
     written. Raises RecipeError, DataError, ModelError, SelectionError, StoreError.
     """
-    sharding.start()
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
+    sharding.start(float(recipe.train.get("ddp_timeout", sharding.PATIENCE)))
+    with sharding.lost():
+        return _train(recipe)
+
+
+def _train(recipe: Recipe) -> DeltaStore:
     data = _read_all(recipe)
+    zero_of(recipe).require_launcher()
     arguments(recipe.train, Path(recipe.store) / "work", recipe.seed)
     importance.resolve(recipe.select.method)
     for task in (*recipe.tasks, *recipe.general):
@@ -75,17 +82,24 @@ def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
 
 def _go_on(run: Run) -> None:
     """Measure what was learned but not measured, then learn what is missing."""
-    recipe, store = run.recipe, run.store
-    model, processor = load(recipe.base, store, at=len(store), **_load_options(recipe))
-    if "device_map" not in recipe.model:  # Trainer would move it, but scores come before it
+    recipe, store, zero = run.recipe, run.store, zero_of(run.recipe)
+    with zero.entering():
+        model, processor = load(recipe.base, store, at=len(store), **_load_options(recipe))
+    if "device_map" not in recipe.model and zero.stage < 3:
+        # Trainer would move it, but scores come before it.
         model.to(arguments(recipe.train, store.work, recipe.seed).device)
+
+    def measure_here(position: int) -> None:
+        with zero.running(model):
+            measure(store, recipe, model, processor, position=position, test=run.test)
+
     for position in range(measured(store, recipe), len(store) + 1):
         checkout(model, position)
-        measure(store, recipe, model, processor, position=position, test=run.test)
+        measure_here(position)
     checkout(model, len(store))
     for task in recipe.tasks[len(store) :]:
         learn(run, model, processor, task)
-        measure(store, recipe, model, processor, position=len(store), test=run.test)
+        measure_here(len(store))
 
 
 def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
@@ -100,7 +114,8 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
     select, parent = recipe.selecting(task), _parent(run.store)
     standing = {"base": run.store.base["digest"], "parent": parent, "data": data["data"]}
     facts = {"pad": pad, "seeds": (recipe.seed, seed), "standing": standing}
-    selection = selection_of(model, encoded, select, work, **facts)
+    with zero_of(recipe).running(model):
+        selection = selection_of(model, encoded, select, work, **facts)
     say(f"{task.name}: {selection}")
     scored = time.monotonic()
     args = arguments(recipe.train, work, seed)
@@ -188,6 +203,12 @@ def _read_all(recipe: Recipe) -> tuple[dict[str, Rows], dict[str, Rows]]:
     return train, test
 
 
+def zero_of(recipe: Recipe) -> Zero:
+    """How the recipe's DeepSpeed configuration divides its model."""
+    dtype = as_dtype(recipe.model.get("dtype", "float32"))
+    return sharding.zero_of(recipe.train, str(dtype).removeprefix("torch."))
+
+
 def _load_options(recipe: Recipe) -> dict[str, Any]:
     options = {key: value for key, value in recipe.model.items() if key != "dtype"}
     return {**options, "revision": recipe.revision}
@@ -202,8 +223,9 @@ def _open_or_create(recipe: Recipe, train_rows: dict[str, Rows]) -> DeltaStore:
             return store
     elif sharding.is_main():
         _require_room(path)
-    model, processor = load_base(recipe.base, recipe.revision, **recipe.model)
-    require_places(recipe, {name: tuple(p.shape) for name, p in weights(model).items()})
+    with zero_of(recipe).entering():
+        model, processor = load_base(recipe.base, recipe.revision, **recipe.model)
+    require_places(recipe, {name: tuple(shape_of(p)) for name, p in weights(model).items()})
     pad = pad_of(tokenizer_of(processor))
     for task in recipe.tasks:  # data and settings work before a byte is written
         examples = train_rows[task.name]
@@ -212,8 +234,8 @@ def _open_or_create(recipe: Recipe, train_rows: dict[str, Rows]) -> DeltaStore:
         for first in {bool(example.images): example for example in examples[:100]}.values():
             inputs, _ = fitted(first, processor, task.max_length)
             rehearse(model, [inputs] * len(examples), recipe.train, pad)
+    base = describe(model, recipe.base, recipe.revision, path)
     if sharding.is_main():
-        base = describe(model, recipe.base, recipe.revision, path)
         DeltaStore.create(path, base, recipe.text(), over_empty=True)
     sharding.wait()
     return DeltaStore.open(path)

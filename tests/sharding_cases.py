@@ -1,9 +1,11 @@
 """What several processes find together, run by `torchrun`; in the end the main one says `same`."""
 
 import torch
+from torch import nn
 
 from mm_piece import sharding
-from mm_piece.mask import Budgets, select, select_stream
+from mm_piece.mask import Budgets, select, select_stream, width_of
+from mm_piece.tensorfile import bits
 
 NAMES = [f"{group}.{n}.weight" for n in range(4) for group in ("vision_tower", "model.layers")]
 
@@ -16,7 +18,6 @@ def selections():
         for n, name in enumerate(NAMES)
     }
     shapes = {name: tuple(score.shape) for name, score in scores.items()}
-    own = sharding.own({name: score.numel() for name, score in scores.items()})
     for wanted in (
         {"density": 0.03},
         {"density": 0.9},
@@ -26,7 +27,13 @@ def selections():
         {"density": 0.3, "unit": "row"},
         {"density": "auto", "ceiling": 0.5},
     ):
-        pieces = ((name, 0, scores[name].flatten()) for name in own)
+        step = 11 if wanted.get("unit") == "row" else 1
+        assert step in (1, width_of(shapes[NAMES[0]]))
+        shares = {name: sharding.share(scores[name].numel(), step) for name in NAMES}
+        pieces = (
+            (name, share.start, scores[name].flatten()[share.start : share.stop])
+            for name, share in shares.items()
+        )
         apart, whole = (
             select_stream(pieces, shapes, Budgets(**wanted), apart=True),
             select(scores, **wanted),
@@ -45,15 +52,73 @@ def exchanges():
     assert torch.equal(sharding.summed(torch.full((2, 3), 1.0 + me)), torch.full((2, 3), 6.0))
     places = range(me, 10, size)
     assert sharding.gathered([f"{n}" for n in places], places, 10) == [f"{n}" for n in range(10)]
-    names = sharding.own(dict.fromkeys("abcdefgh", 5))
-    shares = sharding.gathered([names], [me], size)
-    assert sorted(sum(shares, [])) == list("abcdefgh") and all(shares)
+    assert sharding.agreed(me == 2) and not sharding.agreed(False)
     sharding.wait()
+
+
+def divisions():
+    """Shares and rounds have no holes and nothing twice."""
+    me, size = sharding.rank(), sharding.size()
+    for entries, step in ((0, 1), (1, 1), (5, 1), (7, 3), (30, 5), (100, 1)):
+        shares = sharding.gathered([sharding.share(entries, step)], [me], size)
+        covered = [entry for share in shares for entry in range(share.start, share.stop)]
+        assert covered == list(range(entries))
+        assert all(share.stop - share.start <= share.most == shares[0].most for share in shares)
+        assert all(share.start % step == 0 or share.start == entries for share in shares)
+    for kinds in ("", "a", "aabba", "abbbbabaa"):
+        for level in (False, True):
+            found = sharding.gathered([sharding.rounds(kinds, level)], [me], size)
+            own = [item for rounds in found for item, first in rounds if first]
+            assert sorted(own) == list(range(len(kinds)))
+            if level:
+                assert len({len(rounds) for rounds in found}) == 1
+                for together in zip(*found, strict=True):
+                    assert len({kinds[item] for item, _ in together}) == 1
+
+
+def shards(threshold):
+    """Entries of weights that ZeRO-3 has cut, in and out, bit for bit."""
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 1, bias=False)).bfloat16()
+    with torch.no_grad():
+        model[0].weight[1, 2], model[0].weight[6, 4] = float("nan"), -0.0
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    config = {"stage": 3, "stage3_param_persistence_threshold": threshold}
+    zero = sharding.zero_of({"deepspeed": {"zero_optimization": config}}, "bfloat16")
+    with zero.running(model):
+        assert all(map(sharding.is_cut, model.parameters()))
+        for kept in (True, False):  # small weights stay whole once a pass has gathered them
+            if kept:
+                model(torch.ones(2, 5, dtype=torch.bfloat16))
+            entries_in_and_out(model, before)
+            sharding.release(model)
+
+
+def entries_in_and_out(model, before):
+    for name, weight in model.named_parameters():
+        expected = before[name].flatten()
+        assert sharding.shape_of(weight) == before[name].shape
+        everywhere = torch.arange(len(expected))
+        for places in (everywhere, everywhere[::3], everywhere[-1:], everywhere[:0]):
+            assert torch.equal(bits(sharding.take(weight, places)), bits(expected[places]))
+            changed = -expected[places]
+            sharding.put_all([(weight, places, changed)])
+            assert torch.equal(bits(sharding.take(weight, places)), bits(changed))
+            with sharding.whole([weight]):
+                assert torch.equal(bits(weight.view(-1)[places]), bits(changed))
+            sharding.put_all([(weight, places.int(), expected[places])])
+        with sharding.whole([weight]):
+            assert torch.equal(bits(weight), bits(before[name]))
+        norm = torch.linalg.vector_norm(before[name].float())
+        torch.testing.assert_close(torch.tensor(sharding.norm(weight)), norm, equal_nan=True)
 
 
 if __name__ == "__main__":
     sharding.start()
     exchanges()
+    divisions()
     selections()
+    for threshold in (0, 10):
+        shards(threshold)
     if sharding.is_main():
         print("same")

@@ -3,48 +3,16 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from launching import LIMIT, TESTS, done, launch
 
 import mm_piece
 from mm_piece.store import DeltaStore
 
-TESTS = Path(__file__).parent
-LIMIT = 500  # seconds for one command, a tenth of it where nothing else runs
-
 pytestmark = pytest.mark.timeout(3 * LIMIT)
-
-
-def launch(processes, *command):
-    """Start a command in as many processes, which meet on this machine alone."""
-    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    starter += ["--master-addr", "127.0.0.1", "--rdzv-backend", "c10d"]
-    starter += ["--rdzv-endpoint", "127.0.0.1:0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.Popen(
-        [*starter, *command],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-
-
-def done(process, status=0):
-    """What a launched command printed."""
-    try:
-        said, _ = process.communicate(timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert (process.returncode == 0) == (status == 0), said
-    return said
 
 
 def test_three_processes_choose_what_one_does():

@@ -18,6 +18,7 @@ from mm_piece.importance.blocks import Sums, blocks
 from mm_piece.importance.gradients import Gradients
 from mm_piece.importance.reach import frozen, singles
 from mm_piece.names import weights
+from mm_piece.sharding import Share
 
 SHAPES = ((8, 32), (4, 128), (2, 512))  # examples and tokens
 
@@ -137,7 +138,8 @@ def _of_the_batch(model: Any, inputs: dict[str, Tensor]) -> Callable[[], Sums]:
 
 def _sums(model: Any, kinds: tuple[str, ...]) -> Sums:
     sizes = {name: weight.numel() for name, weight in linears(model).items()}
-    (block,) = blocks(sizes, 2**40, len(kinds))
+    shares = {name: Share(0, size, size) for name, size in sizes.items()}
+    (block,) = blocks(shares, 2**40, len(kinds))
     return Sums(block, kinds, {name: weights(model)[name].device for name in sizes})
 
 

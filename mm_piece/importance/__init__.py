@@ -20,6 +20,7 @@ from mm_piece.importance.rules import (
     piece_s,
     resolve,
     scored,
+    weighs,
 )
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "scorable",
     "scored",
     "stream",
+    "weighs",
 ]

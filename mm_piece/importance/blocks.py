@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from mm_piece.errors import SelectionError
+from mm_piece.sharding import Share
 
 
 @dataclass(frozen=True)
 class Run:
-    """Flat entries `start` to `stop` - 1 of one weight."""
+    """Flat entries `start` to `stop` - 1 of one weight, perhaps none."""
 
     name: str
     start: int
@@ -24,29 +25,31 @@ _BYTES = 4  # of one fp32 sum
 _PIECE = 2**20  # entries that leave in one go: bounds the copies on the way out
 
 
-def blocks(sizes: Mapping[str, int], memory: int, sums: int) -> list[Block]:
+def blocks(shares: Mapping[str, Share], memory: int, sums: int) -> list[Block]:
     """Runs whose `sums` fp32 accumulators an entry take at most `memory` bytes together.
 
-    In order, cutting weights where needed; one block if nothing is accumulated. Raises
+    In order, cutting weights where needed; one block if nothing is accumulated. Every process has
+    equally many blocks, of runs of the same weights, some of which may be empty. Raises
     SelectionError if the budget holds no entry.
     """
     if not sums:
-        return [[Run(name, 0, size) for name, size in sizes.items()]]
+        return [[Run(name, share.start, share.stop) for name, share in shares.items()]]
     capacity = memory // (_BYTES * sums)
     if capacity < 1:
         raise SelectionError(f"memory: {memory} bytes hold not even one entry ({_BYTES * sums})")
     found: list[Block] = [[]]
     room = capacity
-    for name, size in sizes.items():
-        start = 0
-        while start < size:
+    for name, share in shares.items():
+        first = 0
+        while first < share.most:
             if room == 0:
                 found.append([])
                 room = capacity
-            stop = min(size, start + room)
-            found[-1].append(Run(name, start, stop))
-            room -= stop - start
-            start = stop
+            end = min(share.most, first + room)
+            edges = (min(share.start + place, share.stop) for place in (first, end))
+            found[-1].append(Run(name, *edges))
+            room -= end - first
+            first = end
     return [block for block in found if block]
 
 

@@ -1,6 +1,6 @@
 """The passes over the data: block by block, batch by batch, scores as they become known."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,18 +8,28 @@ import torch
 from torch import Tensor, nn
 
 from mm_piece.errors import SelectionError
-from mm_piece.importance.blocks import Sums, blocks
+from mm_piece.importance.blocks import Run, Sums, blocks
 from mm_piece.importance.gradients import Gradients
 from mm_piece.importance.outputs import outputs, passes_of, with_outputs
 from mm_piece.importance.reach import Batch, frozen, patchable
 from mm_piece.importance.resampling import Folds
-from mm_piece.importance.rules import OF_BATCHES, OF_OUTPUTS, Moments, moments_of, resolve, scored
+from mm_piece.importance.rules import (
+    OF_BATCHES,
+    OF_OUTPUTS,
+    Moments,
+    moments_of,
+    resolve,
+    scored,
+    weighs,
+)
 from mm_piece.importance.taps import CalledAgain
 from mm_piece.mask import Piece
 from mm_piece.names import weights
+from mm_piece.sharding import Share, shape_of, whole
 
 Progress = Callable[[Sequence[int], str], Iterable[Any]]
-_Seen = tuple[str, int, int, dict[str, Any]]  # weight, first entry, how many, what is known
+_Seen = tuple[int, int, dict[str, Any]]  # first entry, how many, what is known of them
+_Runs = Iterator[tuple[str, Iterable[_Seen]]]  # of each run of a weight's entries, its pieces
 _CPU = torch.device("cpu")
 
 
@@ -36,7 +46,7 @@ def estimate(
     parts: dict[str, list[Tensor]] = {}
     for name, _, flat in stream(model, batches, method, **options):
         parts.setdefault(name, []).append(flat)
-    return {name: torch.cat(flats).view(named[name].shape) for name, flats in parts.items()}
+    return {name: torch.cat(flats).view(shape_of(named[name])) for name, flats in parts.items()}
 
 
 def scorable(
@@ -52,7 +62,7 @@ def stream(
     batches: Sequence[Batch],
     method: str = "piece-f",
     *,
-    names: Sequence[str] | None = None,
+    names: Sequence[str] | Mapping[str, Share] | None = None,
     memory: int = 2**33,
     host: bool = False,
     xi: float = 1e-3,
@@ -62,26 +72,44 @@ def stream(
 ) -> Iterator[Piece]:
     """Scores as flat pieces in tensor order; accumulators never exceed `memory` bytes.
 
-    `names` restricts and orders the weights (default: all that the method scores), `host` keeps
-    accumulators on the CPU whatever the model's device, `xi` is PIECE-S's damping on the scale of
-    the mean square, `folds` take down what parts of the examples add (within `memory`), and
-    `progress` wraps the steps of all passes.
+    `names` restricts and orders the weights (default: all that the method scores); as a mapping it
+    says also which entries of each are scored here, where several processes divide them and all go
+    through the same weights and batches. `host` keeps accumulators on the CPU whatever the model's
+    device, `xi` is PIECE-S's damping on the scale of the mean square, `folds` take down what parts
+    of the examples add (within `memory`), and `progress` wraps the steps of all passes.
     """
     rule, named = resolve(method), weights(model)
     if not len(batches):
         raise SelectionError("there are no batches to score weights on")
-    names = scorable(model, batches, method) if names is None else names
+    if names is None:
+        names = scorable(model, batches, method)
+    shares = names if isinstance(names, Mapping) else _wholes(named, names)
+    passes = _Passes(model, batches, method, shares, memory, host, folds, progress)
+    generator = torch.Generator().manual_seed(seed)
+    runs = _of_outputs(passes) if method in OF_OUTPUTS else _of_gradients(passes)
+    for name, pieces in runs:
+        with whole([named[name]] if weighs(method) else []):
+            for start, size, facts in pieces:
+                weight = _entries(named[name], start, size, method)
+                known = {"mean": torch.zeros(size), "square": torch.zeros(size), **facts}
+                seen = Moments(**known, weight=weight, xi=xi, generator=generator)
+                yield name, start, scored(method, rule, seen)
+
+
+def _wholes(named: Mapping[str, nn.Parameter], names: Sequence[str]) -> dict[str, Share]:
+    """Shares that are the whole of some weights."""
     if unknown := [name for name in names if name not in named]:
         raise SelectionError(f"names: the model has no weight {unknown[0]!r}")
-    passes = _Passes(model, batches, method, names, memory, host, folds, progress)
-    generator = torch.Generator().manual_seed(seed)
-    moments = _of_outputs(passes) if method in OF_OUTPUTS else _of_gradients(passes)
-    for name, start, size, facts in moments:
-        part = named[name].detach().reshape(-1)[start : start + size]
-        weight = part.to("cpu", torch.float32, copy=True)  # a rule may compute in place
-        known = {"mean": torch.zeros(size), "square": torch.zeros(size), **facts}
-        seen = Moments(**known, weight=weight, xi=xi, generator=generator)
-        yield name, start, scored(method, rule, seen)
+    sizes = {name: shape_of(named[name]).numel() for name in names}
+    return {name: Share(0, size, size) for name, size in sizes.items()}
+
+
+def _entries(weight: nn.Parameter, start: int, size: int, method: str) -> Tensor:
+    """Some entries of a weight, fp32, on the CPU, to compute with; zeros for who looks away."""
+    if not weighs(method):
+        return torch.zeros(size)
+    part = weight.detach().reshape(-1)[start : start + size]
+    return part.to("cpu", torch.float32, copy=True)
 
 
 @dataclass(frozen=True)
@@ -91,7 +119,7 @@ class _Passes:
     model: nn.Module
     batches: Sequence[Batch]
     method: str
-    names: Sequence[str]
+    shares: Mapping[str, Share]
     memory: int
     host: bool
     folds: Folds | None
@@ -105,19 +133,18 @@ class _Passes:
         return lambda: next(steps, None)
 
 
-def _of_outputs(passes: _Passes) -> Iterator[_Seen]:
-    budget = (passes.model, passes.names, passes.memory)
+def _of_outputs(passes: _Passes) -> _Runs:
+    budget = (passes.model, passes.shares, passes.memory)
     step = passes.steps(passes_of(*budget))
-    for name, start, output in outputs(passes.model, passes.batches, *budget[1:], step=step):
-        yield name, start, len(output), {"output": output}
+    for name, pieces in outputs(passes.model, passes.batches, *budget[1:], step=step):
+        yield name, ((start, len(output), {"output": output}) for start, output in pieces)
     step()
 
 
-def _of_gradients(passes: _Passes) -> Iterator[_Seen]:
+def _of_gradients(passes: _Passes) -> _Runs:
     kinds, named = moments_of(passes.method), weights(passes.model)
-    sizes = {name: named[name].numel() for name in passes.names}
     room = passes.memory - (passes.folds.nbytes if passes.folds else 0)
-    plan = blocks(sizes, room, len(kinds))
+    plan = blocks(passes.shares, room, len(kinds))
     step = passes.steps(len(plan) if kinds else 0)
     for block in plan:
         devices = {r.name: _CPU if passes.host else named[r.name].device for r in block}
@@ -125,11 +152,15 @@ def _of_gradients(passes: _Passes) -> Iterator[_Seen]:
         if kinds:
             _accumulate(passes, sums, step)
         for run in block:
-            for start, mean, square in sums.means(run):
-                count = max(sums.examples, 1)
-                yield run.name, start, len(mean), {"mean": mean, "square": square, "count": count}
+            yield run.name, _means(sums, run)
         del sums  # before the next ones: two blocks would be twice the budget
     step()
+
+
+def _means(sums: Sums, run: Run) -> Iterator[_Seen]:
+    count = max(sums.examples, 1)
+    for start, mean, square in sums.means(run):
+        yield start, len(mean), {"mean": mean, "square": square, "count": count}
 
 
 def _accumulate(passes: _Passes, sums: Sums, step: Callable[[], Any]) -> None:

@@ -14,6 +14,7 @@ from mm_piece.importance.blocks import Block, blocks
 from mm_piece.importance.reach import Batch, frozen, loss_of, singles
 from mm_piece.names import weights
 from mm_piece.owners import owners_of
+from mm_piece.sharding import Share, shape_of
 
 _PIECE = 2**20  # entries that leave in one go
 
@@ -27,31 +28,48 @@ def with_outputs(model: nn.Module, names: Sequence[str]) -> list[str]:
 def outputs(
     model: nn.Module,
     batches: Sequence[Batch],
-    names: Sequence[str],
+    shares: Mapping[str, Share],
     memory: int,
     step: Callable[[], Any],
-) -> Iterator[tuple[str, int, Tensor]]:
-    """Pieces of entries in tensor order: name, first entry, mean output of each one's row.
+) -> Iterator[tuple[str, Iterator[tuple[int, Tensor]]]]:
+    """Weights in order, each with pieces of its entries: the first, mean output of each one's row.
+
+    `shares` are of whole rows.
 
     The mean is over examples, of the sum over tokens of the absolute output; padding does not
     count. Sums of rows (fp32) never exceed `memory` bytes.
     """
     named = weights(model)
-    rows = {name: len(named[name]) for name in names}
-    for block in blocks(rows, memory, 1):
+    for block in blocks(_rows(model, shares), memory, 1):
         sums = _sums(model, batches, block, step)
         for run in block:
-            width = named[run.name].shape[1]
-            per_piece = max(1, _PIECE // width)
-            for low in range(run.start, run.stop, per_piece):
-                part = sums[run.name][low - run.start : low - run.start + per_piece].cpu()
-                yield run.name, low * width, part.repeat_interleave(width)
+            yield run.name, _pieces(sums[run.name], run.start, shape_of(named[run.name])[1])
 
 
-def passes_of(model: nn.Module, names: Sequence[str], memory: int) -> int:
+def _pieces(sums: Tensor, start: int, width: int) -> Iterator[tuple[int, Tensor]]:
+    """The entries of the rows from `start` on, each with its row's number."""
+    per_piece = max(1, _PIECE // width)
+    for low in range(0, len(sums), per_piece):
+        rows = sums[low : low + per_piece].cpu()
+        yield (start + low) * width, rows.repeat_interleave(width)
+
+
+def passes_of(model: nn.Module, shares: Mapping[str, Share], memory: int) -> int:
     """How many passes over the data `outputs` makes."""
-    named = weights(model)
-    return len(blocks({name: len(named[name]) for name in names}, memory, 1))
+    return len(blocks(_rows(model, shares), memory, 1))
+
+
+def _rows(model: nn.Module, shares: Mapping[str, Share]) -> dict[str, Share]:
+    """Shares counted in rows."""
+    widths = {
+        name: shape_of(weight)[1] for name, weight in weights(model).items() if name in shares
+    }
+    return {
+        name: Share(
+            share.start // widths[name], share.stop // widths[name], share.most // widths[name]
+        )
+        for name, share in shares.items()
+    }
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mm_piece.errors import SelectionError
 from mm_piece.names import group_of, weights
+from mm_piece.sharding import release
 
 Batch = Mapping[str, Any]  # what the model's forward takes, labels included
 
@@ -52,6 +53,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
         for module, mode in modes:
             module.training = mode
+        release(model)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ class Moments:
 
     mean: Tensor  # mean over examples of the gradient
     square: Tensor  # mean over examples of the squared gradient: the diagonal empirical Fisher
-    weight: Tensor  # the entries themselves
+    weight: Tensor  # the entries themselves, for rules that look at them (`weighs`)
     xi: float
     generator: torch.Generator
     count: int = 1  # how many gradients were averaged: examples, or batches
@@ -104,6 +104,11 @@ def moments_of(method: str) -> tuple[str, ...]:
     A rule of the user's gets both of gradients.
     """
     return NEEDS.get(method, ("mean", "square"))
+
+
+def weighs(method: str) -> bool:
+    """Whether a rule looks at the weights themselves, as a rule of the user's may."""
+    return method == "magnitude" or method not in METHODS
 
 
 METHODS: dict[str, Rule] = {

@@ -58,6 +58,8 @@ class Tap(Watcher):
         if self.seen:
             raise CalledAgain(self.name)
         self.seen = True
+        if self.run.start == self.run.stop:
+            return
         # Autocast has two dtypes; a CPU multiplies fp32 faster and better than halves.
         dtype = torch.float32 if gradient.device.type == "cpu" else gradient.dtype
         x, gradient = call.tensors[0].to(dtype), gradient.to(dtype)
@@ -159,7 +161,8 @@ def watching(watchers: Iterable[Watcher]) -> Iterator[None]:
     # With every weight frozen, nothing below the first of them asks for a gradient: this does.
     anchor = torch.zeros((), requires_grad=True)
     handles = [
-        watcher.module.register_forward_hook(_hook(watcher, anchor), with_kwargs=True)
+        # Before others' hooks, and so after theirs on the way back: weights are gathered by then.
+        watcher.module.register_forward_hook(_hook(watcher, anchor), with_kwargs=True, prepend=True)
         for watcher in watchers
     ]
     try:

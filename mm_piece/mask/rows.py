@@ -20,12 +20,16 @@ def width_of(shape: Sequence[int]) -> int:
 
 
 def row_scores(pieces: Iterable[Piece], widths: Mapping[str, int]) -> Iterator[Piece]:
-    """Sums over rows of scores that arrive in pieces, however these cut the rows."""
+    """Sums over rows of scores that arrive in pieces, however these cut the rows.
+
+    A tensor's first piece begins with a row.
+    """
     name, rest, done = "", torch.empty(0), 0
-    for piece_name, _, flat in pieces:
+    for piece_name, start, flat in pieces:
+        width = widths[piece_name]
         if piece_name != name:
-            name, rest, done = piece_name, flat[:0], 0
-        joined, width = torch.cat([rest, flat]), widths[name]
+            name, rest, done = piece_name, flat[:0], start // width
+        joined = torch.cat([rest, flat])
         whole = len(joined) // width
         rest = joined[whole * width :]
         if whole:

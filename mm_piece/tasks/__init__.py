@@ -1,6 +1,6 @@
 """Data formats to chat messages to batches: what a task's rows become before a model sees them."""
 
-from mm_piece.tasks.batching import WINDOW, Alike, batches, collate, digest_of
+from mm_piece.tasks.batching import WINDOW, Alike, batches, collate, digest_of, pictured
 from mm_piece.tasks.encoded import Encoded
 from mm_piece.tasks.encoding import IGNORED, encode, encode_prompt
 from mm_piece.tasks.examples import Example
@@ -21,6 +21,7 @@ __all__ = [
     "encode",
     "encode_prompt",
     "fitted",
+    "pictured",
     "problems",
     "read",
     "tokenizer_of",

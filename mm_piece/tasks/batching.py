@@ -41,6 +41,11 @@ def collate(batch: Sequence[dict[str, Tensor]], pad: int, left: bool = False) ->
     return joined
 
 
+def pictured(example: dict[str, Tensor]) -> bool:
+    """Whether an encoded example has an image."""
+    return any(key not in _PER_TOKEN for key in example)
+
+
 def digest_of(encoded: Iterable[dict[str, Tensor]]) -> str:
     """SHA-256 of everything that the task's training examples feed to the model."""
     sha = hashlib.sha256()

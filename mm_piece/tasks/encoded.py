@@ -36,7 +36,7 @@ class Encoded(Sequence[dict[str, Tensor]]):
         self.max_length, self.room = max_length, room
         template = tokenizer_of(processor).chat_template
         self._setting = f"{processor!r} {template} {max_length}"
-        self._held = sum(file.stat().st_size for file in folder.glob("*")) if room else 0
+        self._held = sum(map(_bytes_of, folder.glob("*"))) if room else 0
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -75,3 +75,11 @@ class Encoded(Sequence[dict[str, Tensor]]):
         save_file(content, temporary, {"truncated": str(cut)})
         temporary.replace(file)
         self._held += file.stat().st_size
+
+
+def _bytes_of(file: Path) -> int:
+    """The size of a file, nothing if another process has just renamed it."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0

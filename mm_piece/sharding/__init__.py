@@ -1,0 +1,57 @@
+"""Other processes and what lies on them: the only module that knows DDP and DeepSpeed ZeRO.
+
+processes   start them, talk to them, divide work
+shards      a weight that lies in parts on several processes (ZeRO-3): read, write, gather it
+engines     DeepSpeed around a model: partitioned loading, passes outside of training, saved state
+"""
+
+from mm_piece.sharding.engines import Zero, leave, load_optimizer, optimizer_state, release, zero_of
+from mm_piece.sharding.processes import (
+    PATIENCE,
+    Share,
+    agreed,
+    gathered,
+    is_main,
+    joined,
+    lost,
+    rank,
+    rounds,
+    share,
+    size,
+    start,
+    summed,
+    told,
+    wait,
+)
+from mm_piece.sharding.shards import is_cut, norm, part_of, put_all, shape_of, take, whole
+
+__all__ = [
+    "PATIENCE",
+    "Share",
+    "Zero",
+    "agreed",
+    "gathered",
+    "is_cut",
+    "is_main",
+    "joined",
+    "leave",
+    "load_optimizer",
+    "lost",
+    "norm",
+    "optimizer_state",
+    "part_of",
+    "put_all",
+    "rank",
+    "release",
+    "rounds",
+    "shape_of",
+    "share",
+    "size",
+    "start",
+    "summed",
+    "take",
+    "told",
+    "wait",
+    "whole",
+    "zero_of",
+]

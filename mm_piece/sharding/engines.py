@@ -1,0 +1,204 @@
+"""DeepSpeed around a model: partitioned loading, passes outside of training, saved state.
+
+Trainer builds the engine that trains. What needs one beside it is loading under ZeRO-3, where no
+process ever holds the whole model, and the passes that score weights and answer questions.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from mm_piece.errors import RecipeError
+
+_HALVES = ("bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Zero:
+    """How a recipe's DeepSpeed configuration divides a model: `stage` 0 is without DeepSpeed."""
+
+    stage: int = 0
+    section: Mapping[str, Any] = field(default_factory=dict)  # `zero_optimization`
+    dtype: str = "float32"
+
+    def require_launcher(self) -> None:
+        """Raise RecipeError if DeepSpeed is asked for and no launcher came with it."""
+        if self.stage and "RANK" not in os.environ:
+            raise RecipeError(
+                "train: deepspeed needs a launcher: torchrun --nproc-per-node N -m mm_piece train …"
+            )
+
+    def entering(self) -> AbstractContextManager[Any]:
+        """Context in which a base loads: at stage 3 each process keeps its part of every weight."""
+        if self.stage < 3:
+            return nullcontext()
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+        # What from_pretrained looks for, as long as it lives.
+        return nullcontext(HfDeepSpeedConfig(self._plain()))
+
+    @contextmanager
+    def running(self, model: nn.Module) -> Iterator[None]:
+        """Context in which the model can be called, outside of training: layers are gathered."""
+        if self.stage < 3:
+            yield
+            return
+        import deepspeed
+
+        engine, *_ = deepspeed.initialize(model=model, config=self._plain())
+        _engines[model] = engine
+        try:
+            yield
+        finally:
+            release(model)
+            del _engines[model]
+            engine.destroy()
+
+    def _plain(self) -> dict[str, Any]:
+        """A configuration for no optimizer: what Trainer would fill in has DeepSpeed's defaults."""
+        section = {key: value for key, value in self.section.items() if value != "auto"}
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": section,
+            "bf16": {"enabled": self.dtype == "bfloat16"},
+            "fp16": {"enabled": self.dtype == "float16"},
+        }
+
+
+def zero_of(train: Mapping[str, Any], dtype: str) -> Zero:
+    """The division that a recipe's `train:` asks for, for weights of a dtype.
+
+    Raises RecipeError for a configuration that cannot be read, that asks for what cannot be done,
+    or that no launcher came with.
+    """
+    source = train.get("deepspeed")
+    if source is None:
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+            raise RecipeError("train: deepspeed must name the configuration that is launched")
+        return Zero()
+    config = source if isinstance(source, dict) else _read(source)
+    section = config.get("zero_optimization", {})
+    _require(train, config, section)
+    _prepare()
+    return Zero(section["stage"], section, dtype)
+
+
+def _read(source: Any) -> dict[str, Any]:
+    try:
+        config = json.loads(Path(source).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError) as error:
+        raise RecipeError(f"train: deepspeed: cannot read {source}: {error}") from error
+    if not isinstance(config, dict):
+        raise RecipeError(f"train: deepspeed: {source} is no JSON object")
+    return config
+
+
+def _require(train: Mapping[str, Any], config: Mapping[str, Any], section: Any) -> None:
+    """Raise RecipeError for what would change weights behind our back, or hide them from us."""
+    if not isinstance(section, dict) or section.get("stage") not in (1, 2, 3):
+        raise RecipeError("train: deepspeed: zero_optimization.stage must be 1, 2 or 3")
+    for half in _HALVES:
+        if train.get(half) or (config.get(half) or {}).get("enabled") is True:
+            raise RecipeError(
+                f"train: {half} under DeepSpeed would cast every weight; "
+                "leave it out and set model: {dtype: bfloat16} instead"
+            )
+    if (section.get("offload_param") or {}).get("device") == "nvme":
+        raise RecipeError("train: deepspeed: offload_param.device must be cpu or none, not nvme")
+    for key in ("zero_quantized_weights", "zero_quantized_nontrainable_weights"):
+        if section.get(key):
+            raise RecipeError(f"train: deepspeed: {key} would change the frozen weights; remove it")
+    if section.get("zero_hpz_partition_size", 1) > 1:
+        raise RecipeError("train: deepspeed: zero_hpz_partition_size must be 1")
+
+
+def _prepare() -> None:
+    """Have DeepSpeed run on a machine without an accelerator, and need no compiler there."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    if torch.accelerator.is_available():
+        return
+    try:
+        from deepspeed.ops import __compatible_ops__
+    except ImportError as error:
+        message = "train: deepspeed is not installed: pip install 'mm-piece[deepspeed]'"
+        raise RecipeError(message) from error
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    torch._dynamo.config.disable = True  # type: ignore[attr-defined] - it would call a C++ compiler
+
+
+def release(model: nn.Module) -> None:
+    """Let go of the weights that a backward pass has left gathered."""
+    if model in _engines:
+        _engines[model].optimizer.partition_all_parameters()
+
+
+def leave(engine: Any) -> None:
+    """End a training engine: its weights in parts again, its hooks gone."""
+    engine.empty_partition_cache()
+    engine.destroy()
+
+
+_engines: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # of `Zero.running`
+
+
+def optimizer_state(engine: Any, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimizer's state, whole, for each of the trained parameters: `name/key`, on the CPU.
+
+    What is one number for all parameters (the step) stands under its key alone. All processes call
+    it, and all of them get it.
+    """
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    flat = _flats(engine)[0]
+    state = engine.optimizer.optimizer.state[flat]
+    keys = [key for key, value in state.items() if _spans(value, flat)]
+    found = {key: torch.as_tensor(state[key]).cpu() for key in state if key not in keys}
+    for name, parameter in named.items():
+        for key in keys:
+            whole = safe_get_full_optimizer_state(parameter, key)
+            assert whole is not None
+            found[f"{name}/{key}"] = whole.cpu()
+    return found
+
+
+def load_optimizer(
+    engine: Any, named: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]
+) -> None:
+    """Take up an optimizer's state, saved on however many processes."""
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    shared = {key: value for key, value in saved.items() if "/" not in key}
+    keys = dict.fromkeys(key.rpartition("/")[2] for key in saved.keys() - shared.keys())
+    for flat in _flats(engine):
+        numbers = {key: value.clone() for key, value in shared.items()}
+        engine.optimizer.optimizer.state[flat] = {
+            **numbers,
+            **{key: torch.zeros_like(flat, requires_grad=False) for key in keys},
+        }
+    if engine.zero_optimization_stage() < 3:
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    for name, parameter in named.items():
+        for key in keys:
+            value = saved[f"{name}/{key}"].to(engine.device)
+            safe_set_full_optimizer_state(parameter, value, key)
+
+
+def _flats(engine: Any) -> Sequence[Tensor]:
+    """This process's parts of the trained parameters, as its optimizer steps them."""
+    if engine.zero_optimization_stage() == 3:
+        return engine.optimizer.fp32_partitioned_groups_flat
+    return engine.optimizer.single_partition_of_fp32_groups
+
+
+def _spans(value: Any, flat: Tensor) -> bool:
+    """Whether a piece of an optimizer's state has one number for each of a part's entries."""
+    return isinstance(value, Tensor) and value.shape == flat.shape

@@ -1,0 +1,6 @@
+"""Training through transformers' Trainer: its settings, sparse values, checkpoints."""
+
+from mm_piece.trainer.fitting import SparseTrainer, fit, last_checkpoint, rehearse
+from mm_piece.trainer.settings import arguments
+
+__all__ = ["SparseTrainer", "arguments", "fit", "last_checkpoint", "rehearse"]

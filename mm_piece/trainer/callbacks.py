@@ -1,0 +1,94 @@
+"""What happens between the steps of a training."""
+
+import signal
+from threading import current_thread, main_thread
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mm_piece import sharding
+from mm_piece.sparse import sparse_tuning
+
+
+class WriteBack(TrainerCallback):
+    """Writes the values into the model after each optimizer step."""
+
+    def __init__(self, tuning: sparse_tuning) -> None:
+        self.tuning = tuning
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.tuning.write_back()
+
+
+class Progress(TrainerCallback):
+    """One progress bar with rate, ETA and the last loss."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="train",
+            unit="step",
+            disable=None if state.is_world_process_zero else True,
+        )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.bar.close()
+
+
+class OneStep(TrainerCallback):
+    """Stops after the first step."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        control.should_training_stop = True
+
+
+class Stop(TrainerCallback):
+    """After SIGTERM: a checkpoint at the end of the step, on all processes, and the end."""
+
+    def __init__(self) -> None:
+        self.asked = self.agreed = False
+
+    def __enter__(self) -> "Stop":
+        self._listens = current_thread() is main_thread()  # no other one may
+        if self._listens:
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._listens:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if sharding.agreed(self.asked):
+            self.agreed = control.should_save = control.should_training_stop = True
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True

@@ -1,0 +1,224 @@
+"""`SparseTrainer`: transformers' Trainer over the compact values of a sparse tuning."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from signal import SIGTERM
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.trainer import TRAINER_STATE_NAME
+
+from mm_piece import sharding
+from mm_piece.errors import RecipeError
+from mm_piece.names import weights
+from mm_piece.progress import say
+from mm_piece.sparse import sparse_tuning
+from mm_piece.trainer.callbacks import OneStep, Progress, Stop, WriteBack
+from mm_piece.trainer.feeding import Company, Feed
+from mm_piece.trainer.settings import arguments
+
+_VALUES = "values.safetensors"
+_OPTIMIZER = "optimizer.safetensors"  # under DeepSpeed, for any number of processes
+_SCHEDULER = "scheduler.json"
+
+
+class SparseTrainer(Trainer):
+    """A Trainer whose only trainable parameters are a tuning's values.
+
+    Checkpoints hold the values, the optimizer and the random state; the model's weights are never
+    copied. The loss of a step is the mean over its answers' tokens, on however many processes and
+    in however many batches they come.
+    """
+
+    def __init__(
+        self,
+        tuning: sparse_tuning,
+        args: TrainingArguments,
+        examples: Sequence[dict[str, Tensor]],
+        pad: int,
+    ) -> None:
+        """`examples` are encoded ones, batch dimension 1 each; `pad` is the padding token."""
+        self.tuning, self.company = tuning, Company(examples, pad)
+        super().__init__(
+            model=tuning.model,  # type: ignore[arg-type]
+            args=args,
+            train_dataset=self.company,  # type: ignore[arg-type]
+            data_collator=self.company.collate,
+            callbacks=[WriteBack(tuning)],
+        )
+        if not self.model_accepts_loss_kwargs:
+            self.compute_loss_func = _mean_over_tokens
+        self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+        if not args.disable_tqdm:
+            self.add_callback(Progress())
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This process's part of the examples."""
+        args = self.args
+        feed = Feed(
+            len(self.company),
+            args.per_device_train_batch_size,
+            args.seed if args.data_seed is None else args.data_seed,
+            args.dataloader_drop_last,
+        )
+        return _Loader(
+            self.company,  # type: ignore[arg-type]
+            batch_sampler=feed,  # type: ignore[arg-type]
+            collate_fn=self.company.collate,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the values; all processes call it, one writes."""
+        values, folder = self.tuning.values(), Path(output_dir or str(self.args.output_dir))
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(values, folder / _VALUES)
+
+    def close(self) -> None:
+        """Let go of the model."""
+        if self.is_deepspeed_enabled:
+            sharding.leave(self.model_wrapped)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        """Nothing: `fit` has put the values in place, before an engine copied them."""
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
+    ) -> Any:
+        if not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(
+                max_steps, train_dataloader, resume_from_checkpoint
+            )
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            folder = Path(resume_from_checkpoint)
+            sharding.load_optimizer(
+                self.model_wrapped, self.tuning.named(), load_file(folder / _OPTIMIZER)
+            )
+            self._take_up_schedule(json.loads((folder / _SCHEDULER).read_text(encoding="utf-8")))
+        return prepared
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = sharding.optimizer_state(self.model_wrapped, self.tuning.named())
+        if self.args.should_save:
+            save_file(state, Path(output_dir) / _OPTIMIZER)
+            schedule = json.dumps(self._schedule.state_dict())
+            (Path(output_dir) / _SCHEDULER).write_text(schedule, encoding="utf-8")
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        sharding.wait()  # the state that makes a checkpoint whole is written after this
+
+    @property
+    def _schedule(self) -> Any:
+        """The learning rate's schedule, DeepSpeed's or Trainer's."""
+        assert self.model_wrapped is not None
+        own = self.model_wrapped.lr_scheduler
+        return self.lr_scheduler if own is None else own
+
+    def _take_up_schedule(self, state: dict[str, Any]) -> None:
+        self._schedule.load_state_dict(state)
+        groups: Any = self.optimizer
+        rates = self._schedule.get_last_lr()
+        for group, rate in zip(groups.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+class _Loader(DataLoader):
+    """A DataLoader that hands the number of the epoch on."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+def _mean_over_tokens(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    """The loss of families that would not divide by a whole step's tokens themselves."""
+    logits = outputs["logits"]
+    return ForCausalLMLoss(logits, labels, logits.shape[-1], num_items_in_batch)
+
+
+def rehearse(
+    model: nn.Module, examples: Sequence[dict[str, Tensor]], settings: dict[str, Any], pad: int
+) -> None:
+    """One training step that leaves no trace; RecipeError for settings that Trainer trips over."""
+    name, weight = next(reversed(weights(model).items()))
+    entry = torch.zeros(1, dtype=torch.int64)
+    before = sharding.take(weight, entry)
+    settings = {**settings, "disable_tqdm": True, "save_strategy": "no"}
+    try:
+        with TemporaryDirectory() as folder:
+            args = arguments(settings, Path(folder), seed=0)
+            with sparse_tuning(model, {name: entry}) as tuning:
+                trainer = SparseTrainer(tuning, args, examples, pad)
+                trainer.add_callback(OneStep())
+                _require_a_step(trainer.train().global_step, len(examples))
+                trainer.close()
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, ImportError) as error:
+        raise RecipeError(f"train: {' '.join(str(error).split())}") from error
+    finally:
+        sharding.put_all([(weight, entry, before)])
+
+
+def _require_a_step(steps: int, examples: int) -> None:
+    if steps == 0:
+        raise RecipeError(f"train: these settings train no step on {examples} examples")
+
+
+def fit(
+    tuning: sparse_tuning,
+    examples: Sequence[dict[str, Tensor]],
+    pad: int,
+    args: TrainingArguments,
+    logs: Path,
+) -> dict[str, float]:
+    """Train the values on encoded examples, from the last checkpoint if any; Trainer's metrics.
+
+    Loss, learning rate and gradient norm go to TensorBoard files in `logs`. After SIGTERM: a
+    checkpoint and SystemExit.
+    """
+    checkpoint = sharding.told(last_checkpoint(Path(str(args.output_dir))))
+    if checkpoint is not None:
+        tuning.restore(load_file(Path(checkpoint) / _VALUES))
+    trainer = SparseTrainer(tuning, args, examples, pad)
+    if sharding.is_main():
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(logs))))
+    with Stop() as stop:
+        trainer.add_callback(stop)
+        done = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.close()
+    if stop.agreed:
+        say(f"stopped at step {done.global_step}; the same command goes on from there")
+        raise SystemExit(128 + SIGTERM)
+    _require_a_step(done.global_step, len(examples))
+    if not all(values.isfinite().all() for values in tuning.values().values()):
+        raise RecipeError("train: the values are no longer finite; a lower learning_rate may help")
+    return done.metrics
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint of a folder: one with the state, which Trainer writes last."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    for checkpoint in reversed(found):
+        try:
+            json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # killed while it was written
+            continue
+        return str(checkpoint)
+    return None

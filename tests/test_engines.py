@@ -1,0 +1,131 @@
+"""Law 6 over all engines: plain, DDP, ZeRO-1, 2 and 3 choose the same and learn the same.
+
+Data with every unevenness: rows with and without images, numbers that no number of processes
+divides, answers of unequal length.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from launching import LIMIT, done, launch
+from made_up_rows import COLOURS, data_of
+from safetensors.torch import load_file
+
+import mm_piece
+from mm_piece.store import DeltaStore
+
+pytest.importorskip("deepspeed")
+pytestmark = pytest.mark.timeout(3 * LIMIT)
+
+# A model as small as these is gathered once and for all with DeepSpeed's own thresholds.
+NEVER_KEPT = {
+    "stage3_param_persistence_threshold": 0,
+    "stage3_max_live_parameters": 0,
+    "stage3_max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 0,
+}
+CPU = {"device": "cpu", "pin_memory": False}
+ENGINES = {
+    "ddp": None,
+    "zero1": {"stage": 1},
+    "zero2": {"stage": 2},
+    "zero2-offload": {"stage": 2, "offload_optimizer": CPU},
+    "zero3": {"stage": 3, **NEVER_KEPT},
+    "zero3-kept": {"stage": 3},
+    "zero3-offload": {"stage": 3, **NEVER_KEPT, "offload_optimizer": CPU, "offload_param": CPU},
+}
+
+
+def config_of(section, optimizer=True):
+    """A DeepSpeed configuration as `pipelines/deepspeed` has them."""
+    file = Path(__file__).parent.parent / "pipelines" / "deepspeed" / "zero1.json"
+    config = json.loads(file.read_text(encoding="utf-8")) | {"zero_optimization": section}
+    config["zero_force_ds_cpu_optimizer"] = False
+    return config if optimizer else {k: v for k, v in config.items() if k != "optimizer"}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes a recipe for an engine, and the data it reads."""
+    rows = []
+    for n in range(11):
+        turns = [f"{n} + 1?", "many " * (n % 4) + str(n + 1)]
+        row = {}
+        if n % 3 != 1:
+            (tmp_path / f"{n}.png").write_bytes(data_of(list(COLOURS)[n % len(COLOURS)]))
+            row, turns = {"image": f"{n}.png"}, [f"<image>\n{turns[0]}", turns[1]]
+        speakers = zip(("human", "gpt"), turns, strict=True)
+        rows.append({**row, "conversations": [{"from": w, "value": t} for w, t in speakers]})
+    data = str(tmp_path / "rows.json")
+    Path(data).write_text(json.dumps(rows), encoding="utf-8")
+
+    def _write(base, engine, processes, section=None, **train):
+        content = {
+            "base": str(base),
+            "store": str(tmp_path / engine),
+            "tasks": [
+                {"name": "seen", "train": f"{data}[:7]", "test": f"{data}[:3]"},
+                {"name": "mixed", "train": data, "test": f"{data}[:5]"},
+            ],
+            "select": {
+                "method": "piece-s",
+                "density": 0.02,
+                "cache": str(tmp_path / f"m-{engine}"),
+            },
+            "train": {
+                "learning_rate": 1e-2,
+                "num_train_epochs": 2,
+                "per_device_train_batch_size": 4 // processes,
+                **train,
+            },
+        }
+        content["tasks"] = [
+            {**t, "images": str(tmp_path), "max_new_tokens": 3} for t in content["tasks"]
+        ]
+        if section is not None:
+            content["train"]["deepspeed"] = config_of(section)
+        recipe = tmp_path / f"{engine}.yaml"
+        recipe.write_text(json.dumps(content), encoding="utf-8")
+        return recipe
+
+    return _write
+
+
+def masks_of(folder):
+    """The masks of a run, in the order of its tasks."""
+    files = sorted(folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
+    return [load_file(file) for file in files]
+
+
+def require_same(folder, engine, atol=1e-6):
+    """Raise unless an engine chose and learned what one process did."""
+    expected, found = masks_of(folder / "m-plain"), masks_of(folder / f"m-{engine}")
+    assert len(expected) == len(found) == 2
+    for mask, other in zip(expected, found, strict=True):
+        assert mask.keys() == other.keys()
+        assert all(torch.equal(mask[name], other[name]) for name in mask), engine
+    one, other = DeltaStore.open(folder / "plain"), DeltaStore.open(folder / engine)
+    other.verify()
+    assert one.results()["stability"] == other.results()["stability"]
+    for position in range(3):
+        assert one.answers(position) == other.answers(position), engine
+    for position in (1, 2):
+        alone, together = one.delta(position), other.delta(position)
+        assert alone.info["data"] == together.info["data"]
+        for name, index in alone.indices.items():
+            assert torch.equal(index, together.indices[name]), (engine, name)
+            torch.testing.assert_close(
+                together.values[name].float(), alone.values[name].float(), rtol=0, atol=atol
+            )
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_every_engine_learns_what_one_process_does(family, family_base, write, tmp_path):
+    base = family_base(family)
+    recipes = [write(base, engine, 2, section) for engine, section in ENGINES.items()]
+    done(launch(2, str(Path(__file__).parent / "train_all.py"), *map(str, recipes)))
+    mm_piece.train(write(base, "plain", 1))
+    for engine in ENGINES:
+        require_same(tmp_path, engine)
