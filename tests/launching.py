@@ -1,10 +1,11 @@
 """Starts commands in several processes, as a user's launcher would, on this machine alone."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
 
 TESTS = Path(__file__).parent
 LIMIT = 500  # seconds for one command, a tenth of it where nothing else runs
@@ -36,7 +37,15 @@ def done(process, status=0):
     try:
         said, _ = process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill(process)
         raise
     assert (process.returncode == 0) == (status == 0), said
     return said
+
+
+def kill(process):
+    """`kill -9` for a launcher and all that it has started, sessions of their own included."""
+    everyone = [*psutil.Process(process.pid).children(recursive=True), process]
+    for one in everyone:
+        one.kill()
+    return process.communicate()[0]

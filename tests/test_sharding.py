@@ -1,13 +1,11 @@
 """Several processes: the same masks as one, the same deltas within rounding, and going on."""
 
 import json
-import os
-import signal
 import time
 
 import pytest
 import torch
-from launching import LIMIT, TESTS, done, launch
+from launching import LIMIT, TESTS, done, kill, launch
 
 import mm_piece
 from mm_piece.store import DeltaStore
@@ -88,8 +86,7 @@ def test_killed_processes_go_on_where_they_stopped(recipe, tmp_path):
     while not list(cut.glob("work/*/checkpoint-2/trainer_state.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    kill(process)
     done(launch(2, *arguments_for(recipe, cut, 2)))
     first, second = DeltaStore.open(whole), DeltaStore.open(cut)
     assert [e.sha256 for e in first.entries] == [e.sha256 for e in second.entries]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_piece.errors import RecipeError
+from mm_piece.sharding.shards import is_cut, own_part
 
 _HALVES = ("bf16", "fp16")
 
@@ -174,10 +175,11 @@ def load_optimizer(
     engine: Any, named: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]
 ) -> None:
     """Take up an optimizer's state, saved on however many processes."""
-    from deepspeed.utils import safe_set_full_optimizer_state
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
     shared = {key: value for key, value in saved.items() if "/" not in key}
-    keys = dict.fromkeys(key.rpartition("/")[2] for key in saved.keys() - shared.keys())
+    # In one order on all processes, which gather these later on.
+    keys = sorted({key.rpartition("/")[2] for key in saved if "/" in key})
     for flat in _flats(engine):
         numbers = {key: value.clone() for key, value in shared.items()}
         engine.optimizer.optimizer.state[flat] = {
@@ -189,7 +191,10 @@ def load_optimizer(
     for name, parameter in named.items():
         for key in keys:
             value = saved[f"{name}/{key}"].to(engine.device)
-            safe_set_full_optimizer_state(parameter, value, key)
+            if is_cut(parameter):  # DeepSpeed's own cut would miss the padding
+                safe_set_local_optimizer_state(parameter, own_part(parameter, value), key)
+            else:
+                safe_set_full_optimizer_state(parameter, value, key)
 
 
 def _flats(engine: Any) -> Sequence[Tensor]:

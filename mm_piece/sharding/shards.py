@@ -36,6 +36,14 @@ def part_of(weight: Tensor) -> tuple[int, Tensor]:
     return first, shard[: max(0, prod(shape_of(weight)) - first)]  # the last ones end in padding
 
 
+def own_part(weight: Tensor, flat: Tensor) -> Tensor:
+    """This process's part of something with one number for each entry of a cut weight, padded."""
+    first, part = part_of(weight)
+    own = flat.new_zeros(len(weight.ds_tensor))  # type: ignore[attr-defined]
+    own[: len(part)] = flat[first : first + len(part)]
+    return own
+
+
 def take(weight: Tensor, indices: Tensor) -> Tensor:
     """Copy the entries at flat `indices`, in the weight's dtype, on its device."""
     if not is_cut(weight):
