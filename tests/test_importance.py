@@ -69,6 +69,14 @@ def test_budget_changes_nothing(model_and_examples, method, entries):
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+def test_a_text_among_pictures_has_no_part_in_the_tower(model_and_examples):
+    model, examples = model_and_examples
+    text = {key: torch.arange(5, 12)[None] for key in ("input_ids", "labels")}
+    whole = estimate(model, [*examples[:2], text])
+    cut = estimate(model, [*examples[:2], text], memory=4000)
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
 @pytest.mark.parametrize("method", ["piece-f", "piece-s"])
 def test_accumulators_stay_inside_the_budget(model_and_examples, monkeypatch, method):
     model, examples = model_and_examples

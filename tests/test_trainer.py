@@ -3,9 +3,13 @@
 import json
 
 import pytest
+import torch
 
 from mm_piece.errors import RecipeError
+from mm_piece.sharding import zero_of
+from mm_piece.tasks import IGNORED
 from mm_piece.trainer import arguments, last_checkpoint
+from mm_piece.trainer.feeding import Company, Feed
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):
@@ -27,3 +31,74 @@ def test_settings_go_through_as_they_stand(tmp_path):
 def test_settings_that_transformers_refuses(tmp_path, settings):
     with pytest.raises(RecipeError, match="train: .*(learning_rte|sideways)"):
         arguments(settings, tmp_path, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"deepspeed": "absent.json"}, "cannot read absent.json"),
+        ({"deepspeed": {}}, "zero_optimization.stage must be 1, 2 or 3"),
+        ({"deepspeed": {"zero_optimization": {"stage": 4}}}, "stage must be 1, 2 or 3"),
+        ({"bf16": True, "deepspeed": {"zero_optimization": {"stage": 2}}}, "bf16 under DeepSpeed"),
+        (
+            {"deepspeed": {"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}}},
+            "fp16 under DeepSpeed",
+        ),
+        (
+            {"deepspeed": {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}},
+            "must be cpu or none, not nvme",
+        ),
+        (
+            {"deepspeed": {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}},
+            "zero_hpz_partition_size must be 1",
+        ),
+        (
+            {"deepspeed": {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}},
+            "zero_quantized_weights would change",
+        ),
+    ],
+)
+def test_divisions_that_cannot_be(train, message):
+    with pytest.raises(RecipeError, match=message):
+        zero_of(train, "float32")
+
+
+def test_deepspeed_comes_with_a_launcher(monkeypatch):
+    pytest.importorskip("deepspeed")
+    monkeypatch.delenv("RANK", raising=False)
+    zero = zero_of({"deepspeed": {"zero_optimization": {"stage": 1}}}, "float32")
+    with pytest.raises(RecipeError, match="needs a launcher: torchrun"):
+        zero.require_launcher()
+    zero_of({}, "float32").require_launcher()
+
+
+def test_an_order_of_examples_is_dealt_out(monkeypatch):
+    """Every example once an epoch, blanks at the end, the order of one process."""
+    alone = [n for batch in Feed(11, 4, seed=5, drop_last=False) for n in batch]
+    assert sorted(alone) == list(range(11))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    feeds = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        feeds.append(list(Feed(11, 2, seed=5, drop_last=False)))
+    dealt = [n for pair in zip(*feeds, strict=True) for batch in pair for n in batch]
+    assert dealt == [*alone, 11]
+    kept = Feed(11, 2, seed=5, drop_last=True)
+    assert len(kept) == len(list(kept)) == 2
+    kept.set_epoch(1)
+    assert list(kept) != list(Feed(11, 2, seed=5, drop_last=True))
+
+
+def test_a_batch_without_a_picture_gets_a_blank(monkeypatch):
+    ids = torch.tensor([[5, 6, 7]])
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    picture = {**text, "pixel_values": torch.rand(1, 3, 4, 4)}
+    company = Company([text, picture, text], pad=0)
+    assert len(company.collate([text, text])["labels"]) == 2  # one process needs none
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    batch = company.collate([text, text])
+    assert batch["labels"].tolist() == [[5, 6, 7], [5, 6, 7], [IGNORED] * 3]
+    assert torch.equal(batch["pixel_values"], picture["pixel_values"])
+    assert len(company.collate([text, picture])["labels"]) == 2
+    assert (company[3]["labels"] == IGNORED).all() and "pixel_values" in company[3]
+    assert len(Company([text, text], pad=0).collate([text])["labels"]) == 1
