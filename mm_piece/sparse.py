@@ -17,7 +17,7 @@ from mm_piece.errors import SelectionError
 from mm_piece.names import weights
 from mm_piece.owners import Owner, owners_of
 from mm_piece.products import Product, product_for
-from mm_piece.sharding import put_all, shape_of, take, whole
+from mm_piece.sharding import is_cut, put_all, shape_of, take, whole
 from mm_piece.tensorfile import bits
 
 _VALUES = "weight_values"  # the trainable parameter that a patched Linear carries
@@ -70,11 +70,14 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
         return {name: patch.values for name, patch in self.patches.items()}
 
     def values(self) -> dict[str, Tensor]:
-        """A copy of the compact fp32 values under published names, on the CPU."""
+        """The compact fp32 values under published names, detached.
+
+        Not copied, unless they lie in parts on several processes.
+        """
         with whole(self.parameters()):
             return {
-                name: patch.values.detach().to("cpu", copy=True)
-                for name, patch in self.patches.items()
+                name: values.detach().clone() if is_cut(values) else values.detach()
+                for name, values in self.named().items()
             }
 
     @torch.no_grad()

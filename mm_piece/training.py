@@ -31,15 +31,15 @@ from mm_piece.tasks import Encoded, Rows, digest_of, fitted, tokenizer_of
 from mm_piece.tasks.templates import require_no_visual_tokens
 from mm_piece.trainer import arguments, fit, rehearse
 
-_LEFT = (
-    ".lock",
-    "recipe.yaml",
-    "answers",
-    "work",
-    "logs",
-)  # what may lie there before there is a manifest
+# What may lie there before there is a manifest.
+_LEFT = (".lock", "recipe.yaml", "answers", "work", "logs")
 
 _RESOURCES = {"memory", "accumulators", "cache"}  # of a selection: they change no result
+
+
+_DIVISION = {  # of a step's examples: as long as there are as many
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "deepspeed", "ddp_timeout"),
+}
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,7 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
             parent=parent,
             **_facts(select, selection, recipe.seed),
             **data,
+            batch=batch_of(recipe),
             groups=changes(tuning, selection.sizes),
         )
     _append(run.store, delta)
@@ -203,6 +204,12 @@ def _read_all(recipe: Recipe) -> tuple[dict[str, Rows], dict[str, Rows]]:
     return train, test
 
 
+def batch_of(recipe: Recipe) -> int:
+    """How many examples a step learns, on all processes together."""
+    each = recipe.train.get("per_device_train_batch_size", 8)
+    return each * recipe.train.get("gradient_accumulation_steps", 1) * sharding.size()
+
+
 def zero_of(recipe: Recipe) -> Zero:
     """How the recipe's DeepSpeed configuration divides its model."""
     dtype = as_dtype(recipe.model.get("dtype", "float32"))
@@ -259,7 +266,8 @@ def _same_run(store: DeltaStore, recipe: Recipe) -> None:
     if {**store.base, **locate(recipe.base, recipe.revision, store.path)} != store.base:
         _same_base(store, recipe)
     recipes = (parse_recipe(store.recipe, f"{store.path}/recipe.yaml"), recipe)
-    before, after = (r.model_dump(exclude={"select": _RESOURCES}) for r in recipes)
+    left_out = {"select": _RESOURCES, "train": _DIVISION}
+    before, after = (r.model_dump(exclude=left_out) for r in recipes)
     after["tasks"] = after["tasks"][: len(before["tasks"])]
     for key in before:
         if key not in ("store", "base", "revision", "cache") and after[key] != before[key]:
@@ -267,6 +275,12 @@ def _same_run(store: DeltaStore, recipe: Recipe) -> None:
                 f"store {store.path} was made by a recipe with another {key!r}; "
                 "only tasks at the end may be added: use a new store"
             )
+    now = batch_of(recipe)
+    if len(store) and (batch := store.delta(len(store)).info.get("batch", now)) != now:
+        raise StoreError(
+            f"store {store.path} learns {batch} examples a step, here it would be {now}: processes "
+            "times per_device_train_batch_size times gradient_accumulation_steps"
+        )
     if sharding.is_main():
         store.write_recipe(recipe.text())
 

@@ -177,6 +177,21 @@ def test_another_recipe_is_refused(trained, base):
         mm_piece.train(recipe_for(base, store.path, "piece-s", store.base["dtype"]))
 
 
+def test_another_number_of_examples_a_step_is_refused(trained, base):
+    """How a step is divided may change, what it learns may not."""
+    store, _ = trained
+    recipe = recipe_for(base, store.path, dtype=store.base["dtype"])
+    step = recipe.train.get("per_device_train_batch_size", 8)
+    halves = {"per_device_train_batch_size": step // 2, "gradient_accumulation_steps": 2}
+    mm_piece.train(recipe.model_copy(update={"train": {**recipe.train, **halves}}))
+    other = {**recipe.train, "per_device_train_batch_size": 2 * step}
+    with pytest.raises(
+        StoreError, match=f"learns {step} examples a step, here it would be {2 * step}"
+    ):
+        mm_piece.train(recipe.model_copy(update={"train": other}))
+    mm_piece.train(recipe)
+
+
 def test_a_run_goes_on_after_base_and_store_have_moved(trained, base, tmp_path):
     store, _ = trained
     shutil.copytree(store.path, tmp_path / "store")
