@@ -107,12 +107,12 @@ def test_one_process_is_lost(how, base, write, tmp_path):  # noqa: F811
         time.sleep(1)
         os.killpg(pair[1].pid, how)
         begun = time.monotonic()
-        said, _ = pair[0].communicate(timeout=LIMIT)
+        pair[0].wait(timeout=LIMIT)
+        said = pair[0].stdout.read()
         assert time.monotonic() - begun < 60
         assert pair[0].returncode == 2
         assert said.count("Error: another process ended or did not answer in time") == 1
         assert "Traceback" not in said
     finally:
         for process in pair:
-            if process.poll() is None:
-                kill(process)
+            kill(process) if process.poll() is None else process.communicate()
