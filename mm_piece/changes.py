@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mm_piece.names import GROUPS, group_of
-from mm_piece.sharding import norm as norm_of
-from mm_piece.sharding import shape_of
+from mm_piece.sharding import norm_of, shape_of
 from mm_piece.sparse import sparse_tuning
 
 COLUMNS = ("entries", "patchable", "selected", "changed", "rounded", "norm", "share")

@@ -15,7 +15,7 @@ from mm_piece.models import as_dtype, blueprint, load_processor, positions_of
 from mm_piece.recipe import GeneralTask, Recipe, Task, load_recipe
 from mm_piece.scoring import METRICS
 from mm_piece.selection import require_places
-from mm_piece.sharding import zero_of
+from mm_piece.sharding import alone, zero_of
 from mm_piece.tasks import IGNORED, Example, Rows, fitted, problems, tokenizer_of
 from mm_piece.tasks.templates import special_in
 from mm_piece.trainer import arguments
@@ -102,8 +102,7 @@ def check(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     zero_of(recipe.train, "float32")
-    alone = {key: value for key, value in recipe.train.items() if key != "deepspeed"}
-    arguments(alone, Path(recipe.store) / "work", recipe.seed)
+    arguments(alone(recipe.train), Path(recipe.store) / "work", recipe.seed)
     importance.resolve(recipe.select.method)
     for task in (*recipe.tasks, *recipe.general):
         METRICS[task.metric]([], [])  # its library is there

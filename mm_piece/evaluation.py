@@ -41,7 +41,7 @@ def on_accelerator(model: Any) -> Any:
     return model if device is None else model.to(device)
 
 
-@torch.no_grad()  # in inference mode, weights that ZeRO-3 gathers could never train again
+@torch.no_grad()  # in inference mode, weights gathered from parts could never train again
 def generate(
     model: Any,
     processor: Any,
@@ -52,7 +52,8 @@ def generate(
 ) -> list[str]:
     """Greedy answers to one batch, padded on the left; prompts of at most `max_length` tokens.
 
-    With `synced_gpus` every process goes on until all have their answers, as ZeRO-3 needs it.
+    With `synced_gpus` every process goes on until all have their answers, as a model that lies
+    in parts on them needs it.
     Whatever sampling a base's own configuration asks for is left aside: an answer depends on the
     weights and the prompt alone.
     """

@@ -50,6 +50,7 @@ class Run:
     store: DeltaStore
     train: dict[str, Rows]
     test: dict[str, Rows]  # of the tasks and of the general ones
+    zero: Zero
 
 
 def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
@@ -66,15 +67,15 @@ def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
 
 
 def _train(recipe: Recipe) -> DeltaStore:
-    data = _read_all(recipe)
-    zero_of(recipe).require_launcher()
+    data, zero = _read_all(recipe), zero_of(recipe)
+    zero.require_launcher()
     arguments(recipe.train, Path(recipe.store) / "work", recipe.seed)
     importance.resolve(recipe.select.method)
     for task in (*recipe.tasks, *recipe.general):
         METRICS[task.metric]([], [])  # its library is there
-    store = _open_or_create(recipe, data[0])
+    store = _open_or_create(recipe, data[0], zero)
     with store.writing() if sharding.is_main() else nullcontext():
-        run = Run(recipe, store, *data)
+        run = Run(recipe, store, *data, zero)
         if min(len(store), measured(store, recipe) - 1) < len(recipe.tasks):
             _go_on(run)
     return store
@@ -82,7 +83,7 @@ def _train(recipe: Recipe) -> DeltaStore:
 
 def _go_on(run: Run) -> None:
     """Measure what was learned but not measured, then learn what is missing."""
-    recipe, store, zero = run.recipe, run.store, zero_of(run.recipe)
+    recipe, store, zero = run.recipe, run.store, run.zero
     with zero.entering():
         model, processor = load(recipe.base, store, at=len(store), **_load_options(recipe))
     if "device_map" not in recipe.model and zero.stage < 3:
@@ -114,7 +115,7 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
     select, parent = recipe.selecting(task), _parent(run.store)
     standing = {"base": run.store.base["digest"], "parent": parent, "data": data["data"]}
     facts = {"pad": pad, "seeds": (recipe.seed, seed), "standing": standing}
-    with zero_of(recipe).running(model):
+    with run.zero.running(model):
         selection = selection_of(model, encoded, select, work, **facts)
     say(f"{task.name}: {selection}")
     scored = time.monotonic()
@@ -221,7 +222,7 @@ def _load_options(recipe: Recipe) -> dict[str, Any]:
     return {**options, "revision": recipe.revision}
 
 
-def _open_or_create(recipe: Recipe, train_rows: dict[str, Rows]) -> DeltaStore:
+def _open_or_create(recipe: Recipe, train_rows: dict[str, Rows], zero: Zero) -> DeltaStore:
     path = Path(recipe.store)
     if sharding.told((path / "store.json").exists()):
         store = DeltaStore.open(path)
@@ -230,7 +231,7 @@ def _open_or_create(recipe: Recipe, train_rows: dict[str, Rows]) -> DeltaStore:
             return store
     elif sharding.is_main():
         _require_room(path)
-    with zero_of(recipe).entering():
+    with zero.entering():
         model, processor = load_base(recipe.base, recipe.revision, **recipe.model)
     require_places(recipe, {name: tuple(shape_of(p)) for name, p in weights(model).items()})
     pad = pad_of(tokenizer_of(processor))

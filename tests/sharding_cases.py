@@ -110,7 +110,7 @@ def entries_in_and_out(model, before):
         with sharding.whole([weight]):
             assert torch.equal(bits(weight), bits(before[name]))
         norm = torch.linalg.vector_norm(before[name].float())
-        torch.testing.assert_close(torch.tensor(sharding.norm(weight)), norm, equal_nan=True)
+        torch.testing.assert_close(torch.tensor(sharding.norm_of(weight)), norm, equal_nan=True)
 
 
 if __name__ == "__main__":

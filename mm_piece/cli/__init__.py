@@ -36,7 +36,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mm-piece")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.option("--local_rank", hidden=True, expose_value=False)  # DeepSpeed's launcher gives it
+@click.option("--local_rank", hidden=True, expose_value=False)  # a launcher may give it
 def main(debug: bool) -> None:
     """Teach a vision-language model a sequence of tasks; load it at any point of the sequence."""
     sys.path.append(str(Path.cwd()))  # where a recipe's own rules may lie

@@ -5,7 +5,15 @@ shards      a weight that lies in parts on several processes (ZeRO-3): read, wri
 engines     DeepSpeed around a model: partitioned loading, passes outside of training, saved state
 """
 
-from mm_piece.sharding.engines import Zero, leave, load_optimizer, optimizer_state, release, zero_of
+from mm_piece.sharding.engines import (
+    Zero,
+    alone,
+    leave,
+    load_state,
+    release,
+    save_state,
+    zero_of,
+)
 from mm_piece.sharding.processes import (
     PATIENCE,
     Share,
@@ -23,27 +31,27 @@ from mm_piece.sharding.processes import (
     told,
     wait,
 )
-from mm_piece.sharding.shards import is_cut, norm, part_of, put_all, shape_of, take, whole
+from mm_piece.sharding.shards import is_cut, norm_of, put_all, shape_of, take, whole
 
 __all__ = [
     "PATIENCE",
     "Share",
     "Zero",
+    "alone",
     "agreed",
     "gathered",
     "is_cut",
     "is_main",
     "joined",
     "leave",
-    "load_optimizer",
+    "load_state",
     "lost",
-    "norm",
-    "optimizer_state",
-    "part_of",
+    "norm_of",
     "put_all",
     "rank",
     "release",
     "rounds",
+    "save_state",
     "shape_of",
     "share",
     "size",

@@ -15,12 +15,14 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mm_piece.errors import RecipeError
 from mm_piece.sharding.shards import is_cut, own_part
 
 _HALVES = ("bf16", "fp16")
+_OPTIMIZER, _SCHEDULE = "optimizer.safetensors", "schedule.json"
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,7 @@ class Zero:
 def zero_of(train: Mapping[str, Any], dtype: str) -> Zero:
     """The division that a recipe's `train:` asks for, for weights of a dtype.
 
-    Raises RecipeError for a configuration that cannot be read, that asks for what cannot be done,
-    or that no launcher came with.
+    Raises RecipeError for a configuration that cannot be read or asks for what cannot be done.
     """
     source = train.get("deepspeed")
     if source is None:
@@ -91,6 +92,11 @@ def zero_of(train: Mapping[str, Any], dtype: str) -> Zero:
     _require(train, config, section)
     _prepare()
     return Zero(section["stage"], section, dtype)
+
+
+def alone(train: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's `train:` as one process without a launcher may look at it."""
+    return {key: value for key, value in train.items() if key != "deepspeed"}
 
 
 def _read(source: Any) -> dict[str, Any]:
@@ -151,11 +157,35 @@ def leave(engine: Any) -> None:
 _engines: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # of `Zero.running`
 
 
-def optimizer_state(engine: Any, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def save_state(
+    engine: Any, named: Mapping[str, nn.Parameter], schedule: Any, folder: Path, writes: bool
+) -> None:
+    """Write the state of an engine's optimizer and schedule, for any number of processes.
+
+    All processes call it, one of them `writes`; `schedule` is Trainer's, for where DeepSpeed has
+    none of its own.
+    """
+    state = _optimizer_state(engine, named)
+    if writes:
+        save_file(state, folder / _OPTIMIZER)
+        steps = json.dumps((engine.lr_scheduler or schedule).state_dict())
+        (folder / _SCHEDULE).write_text(steps, encoding="utf-8")
+
+
+def load_state(engine: Any, named: Mapping[str, nn.Parameter], schedule: Any, folder: Path) -> None:
+    """Take up what `save_state` wrote, on however many processes."""
+    _load_optimizer(engine, named, load_file(folder / _OPTIMIZER))
+    schedule = engine.lr_scheduler or schedule
+    schedule.load_state_dict(json.loads((folder / _SCHEDULE).read_text(encoding="utf-8")))
+    rates = schedule.get_last_lr()
+    for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def _optimizer_state(engine: Any, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The optimizer's state, whole, for each of the trained parameters: `name/key`, on the CPU.
 
-    What is one number for all parameters (the step) stands under its key alone. All processes call
-    it, and all of them get it.
+    What is one number for all parameters (the step) stands under its key alone.
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -171,19 +201,17 @@ def optimizer_state(engine: Any, named: Mapping[str, nn.Parameter]) -> dict[str,
     return found
 
 
-def load_optimizer(
+def _load_optimizer(
     engine: Any, named: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]
 ) -> None:
-    """Take up an optimizer's state, saved on however many processes."""
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
     shared = {key: value for key, value in saved.items() if "/" not in key}
     # In one order on all processes, which gather these later on.
     keys = sorted({key.rpartition("/")[2] for key in saved if "/" in key})
     for flat in _flats(engine):
-        numbers = {key: value.clone() for key, value in shared.items()}
         engine.optimizer.optimizer.state[flat] = {
-            **numbers,
+            **{key: value.clone() for key, value in shared.items()},
             **{key: torch.zeros_like(flat, requires_grad=False) for key in keys},
         }
     if engine.zero_optimization_stage() < 3:

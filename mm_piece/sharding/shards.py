@@ -73,7 +73,7 @@ def put_all(writes: Iterable[Write]) -> None:
         row.index_copy_(0, where.to(torch.int64), patterns)
 
 
-def norm(weight: Tensor) -> float:
+def norm_of(weight: Tensor) -> float:
     """The Euclidean norm of the whole weight, computed in fp32."""
     _, part = part_of(weight)
     own = torch.linalg.vector_norm(part, dtype=torch.float32)

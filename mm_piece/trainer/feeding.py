@@ -6,6 +6,7 @@ tower out, a blank stands in: an example without anything to learn, which adds e
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -54,10 +55,12 @@ class Company(Sequence[dict[str, Tensor]]):
     def __init__(self, examples: Sequence[dict[str, Tensor]], pad: int) -> None:
         """`examples` are encoded ones, batch dimension 1 each; `pad` is the padding token."""
         self.examples, self.pad = examples, pad
-        shown = next((example for example in examples if pictured(example)), None)
-        first = examples[0] if shown is None else shown
-        self.blank = {**first, "labels": torch.full_like(first["labels"], IGNORED)}
-        self.mixed = shown is not None
+
+    @cached_property
+    def blank(self) -> dict[str, Tensor]:
+        """The first example with a picture, if any has one, without its labels."""
+        first = next(filter(pictured, self.examples), self.examples[0])
+        return {**first, "labels": torch.full_like(first["labels"], IGNORED)}
 
     def __len__(self) -> int:
         """The number of examples; the blank is one more."""
@@ -69,5 +72,6 @@ class Company(Sequence[dict[str, Tensor]]):
 
     def collate(self, batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """One batch; of several processes each has a picture in it, or none ever has."""
-        alone = sharding.size() == 1 or not self.mixed or any(map(pictured, batch))
-        return collate(batch if alone else [*batch, self.blank], self.pad)
+        if sharding.size() > 1 and pictured(self.blank) and not any(map(pictured, batch)):
+            batch = [*batch, self.blank]
+        return collate(batch, self.pad)

@@ -27,8 +27,6 @@ from mm_piece.trainer.feeding import Company, Feed
 from mm_piece.trainer.settings import arguments
 
 _VALUES = "values.safetensors"
-_OPTIMIZER = "optimizer.safetensors"  # under DeepSpeed, for any number of processes
-_SCHEDULER = "scheduler.json"
 
 
 class SparseTrainer(Trainer):
@@ -105,40 +103,20 @@ class SparseTrainer(Trainer):
             )
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         if resume_from_checkpoint is not None:
-            folder = Path(resume_from_checkpoint)
-            sharding.load_optimizer(
-                self.model_wrapped, self.tuning.named(), load_file(folder / _OPTIMIZER)
-            )
-            self._take_up_schedule(json.loads((folder / _SCHEDULER).read_text(encoding="utf-8")))
+            state = (self.model_wrapped, self.tuning.named(), self.lr_scheduler)
+            sharding.load_state(*state, Path(resume_from_checkpoint))
         return prepared
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_deepspeed_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = sharding.optimizer_state(self.model_wrapped, self.tuning.named())
-        if self.args.should_save:
-            save_file(state, Path(output_dir) / _OPTIMIZER)
-            schedule = json.dumps(self._schedule.state_dict())
-            (Path(output_dir) / _SCHEDULER).write_text(schedule, encoding="utf-8")
+        state = (self.model_wrapped, self.tuning.named(), self.lr_scheduler)
+        sharding.save_state(*state, Path(output_dir), self.args.should_save)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         sharding.wait()  # the state that makes a checkpoint whole is written after this
-
-    @property
-    def _schedule(self) -> Any:
-        """The learning rate's schedule, DeepSpeed's or Trainer's."""
-        assert self.model_wrapped is not None
-        own = self.model_wrapped.lr_scheduler
-        return self.lr_scheduler if own is None else own
-
-    def _take_up_schedule(self, state: dict[str, Any]) -> None:
-        self._schedule.load_state_dict(state)
-        groups: Any = self.optimizer
-        rates = self._schedule.get_last_lr()
-        for group, rate in zip(groups.param_groups, rates, strict=True):
-            group["lr"] = rate
 
 
 class _Loader(DataLoader):
@@ -163,7 +141,7 @@ def rehearse(
     before = sharding.take(weight, entry)
     settings = {**settings, "disable_tqdm": True, "save_strategy": "no"}
     try:
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory() as folder, sharding.lost():
             args = arguments(settings, Path(folder), seed=0)
             with sparse_tuning(model, {name: entry}) as tuning:
                 trainer = SparseTrainer(tuning, args, examples, pad)
