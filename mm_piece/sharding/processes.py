@@ -5,6 +5,7 @@ them. Without a launcher everything here is what it is for one process. What one
 read by the others, so that they share a file system.
 """
 
+import atexit
 import os
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,11 +30,18 @@ def start(patience: float = PATIENCE) -> None:
     """
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed would search, and say so
+    atexit.register(_part)
     if size() > 1 and not distributed.is_initialized():
         from accelerate import PartialState
 
         limit = timedelta(seconds=patience)
         PartialState(cpu=not torch.accelerator.is_available(), timeout=limit)
+
+
+def _part() -> None:
+    """End the talk between processes: threads that still listen would abort a finished run."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @contextmanager
