@@ -3,7 +3,9 @@
 import sys
 
 import mm_piece
+from mm_piece import sharding
 
 if __name__ == "__main__":
     for recipe in sys.argv[1:]:
         mm_piece.train(recipe)
+    sharding.end(0)

@@ -22,6 +22,16 @@ from mm_piece.errors import PieceError
 class _Commands(click.Group):
     """Prints a user's mistake as one line and exits with status 2; --debug shows the traceback."""
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().main(*args, **options)
+        except SystemExit as finished:
+            if os.environ.get("WORLD_SIZE", "1") != "1" and isinstance(finished.code, int):
+                from mm_piece.sharding import end
+
+                end(finished.code)
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
