@@ -1,11 +1,12 @@
 """Several processes: the same masks as one, the same deltas within rounding, and going on."""
 
 import json
+import sys
 import time
 
 import pytest
 import torch
-from launching import LIMIT, TESTS, done, kill, launch
+from launching import LIMIT, TESTS, done, kill, launch, started
 
 import mm_piece
 from mm_piece.store import DeltaStore
@@ -99,3 +100,18 @@ def test_a_mistake_is_told_once(recipe, tmp_path):
     )
     assert said.count("density 2.0 is out of (0, 1]") == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_the_first_process_alone_speaks_however_late(recipe, tmp_path):
+    """The launcher ends all when one ends: another one must not be the first to."""
+    late = [str(TESTS / "late.py"), "train", str(recipe), "--set", "select.density=2"]
+    assert done(launch(2, *late), 1).count("density 2.0 is out of (0, 1]") == 1
+
+
+def test_a_mistake_of_another_process_is_told(tmp_path):
+    """Here: a launcher that started the second of two only."""
+    alone = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    command = [sys.executable, "-m", "mm_piece", "train", str(tmp_path / "absent.yaml")]
+    process = started(command, **alone)
+    assert "absent.yaml" in done(process, 2)
+    assert process.returncode == 2

@@ -10,6 +10,7 @@ shipping    fork, gc, push, pull
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ import click
 
 from mm_piece.cli import building, checking, deriving, reading, running, shipping
 from mm_piece.errors import PieceError
+
+# Of several processes the first tells a mistake, and the launcher ends the others when it has. One
+# that is still there after so many seconds has a mistake of its own, or has lost the first.
+_FIRST_WORD = 20
 
 
 class _Commands(click.Group):
@@ -38,8 +43,9 @@ class _Commands(click.Group):
         except (PieceError, OSError) as error:
             if ctx.params["debug"]:
                 raise
-            if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-                click.echo(f"Error: {error}", err=True)
+            if os.environ.get("RANK", "0") != "0":
+                time.sleep(_FIRST_WORD)
+            click.echo(f"Error: {error}", err=True)
             ctx.exit(2)
 
 
