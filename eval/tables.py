@@ -1,9 +1,10 @@
-"""Tables and plots from the committed results; README shows them between its markers.
+"""Tables and plots from the committed results; documents show them between their markers.
 
-Run:   python eval/tables.py          rewrite README's tables and the plots
+Run:   python eval/tables.py          rewrite the tables and the plots
        python eval/tables.py --check  only compare, exit status 1 if they differ
 """
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import click
 import matplotlib
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md", "eval/scale.md")
 HEADER = (
     "| method | rate | learned | OP | BWT | base kept | trained entries | bytes a task |\n"
     "|---|---|---|---|---|---|---|---|"
@@ -21,21 +23,22 @@ HEADER = (
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Write nothing; fail if README is out of date.")
+@click.option("--check", is_flag=True, help="Write nothing; fail if a table is out of date.")
 def main(check: bool) -> None:
-    """Bring README's tables and the plots up to date with the committed results."""
-    readme = ROOT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    after = fill(before)
+    """Bring the documents' tables and the plots up to date with the committed results."""
+    files = [ROOT / name for name in DOCUMENTS]
+    before = [file.read_text(encoding="utf-8") for file in files]
+    after = [fill(text) for text in before]
     if check:
         sys.exit(int(before != after))
-    readme.write_text(after, encoding="utf-8")
+    for file, text in zip(files, after, strict=True):
+        file.write_text(text, encoding="utf-8")
     for folder in sorted({p.parent for p in ROOT.glob("eval/results/*/*-validation.json")}):
         plot(folder)
 
 
 def fill(text: str) -> str:
-    """README with every block `<!-- table: NAME -->` … `<!-- end -->` built anew."""
+    """A document with every block `<!-- table: NAME -->` … `<!-- end -->` built anew."""
     parts = text.split("<!-- table: ")
     for number, part in enumerate(parts[1:], start=1):
         name, _, rest = part.partition(" -->")
@@ -51,8 +54,35 @@ def runs(folder: Path, split: str) -> list[dict[str, Any]]:
 
 
 def table(name: str) -> str:
-    """The goals of a bench, if NAME is `bench/FILE`, else the methods of an experiment."""
-    return _goals(name) if name.startswith("bench/") else _methods(name)
+    """What NAME stands for.
+
+    `bench/FILE`: the goals of a bench; `bench/FILE SECTION`: what it prints of a section;
+    else the methods of an experiment.
+    """
+    if not name.startswith("bench/"):
+        return _methods(name)
+    file, _, section = name.partition(" ")
+    return _section(file.removeprefix("bench/"), section) if section else _goals(file)
+
+
+def _section(bench: str, section: str) -> str:
+    """The tables that a bench prints of a section."""
+    sys.path.insert(0, str(ROOT / "eval" / "bench"))
+    try:
+        module = importlib.import_module(importlib.import_module(bench).SECTIONS[section])
+    finally:
+        sys.path.pop(0)
+    file = ROOT / "eval" / "results" / "bench" / f"{bench}.json"
+    found = json.loads(file.read_text(encoding="utf-8"))["sections"][section]
+    return "\n\n".join(map(_markdown, module.tables(found)))
+
+
+def _markdown(table: Any) -> str:
+    """A table that rich would print."""
+    sides = ("---:" if column.justify == "right" else "---" for column in table.columns)
+    lines = [[column.header for column in table.columns], list(sides)]
+    lines += [list(row) for row in zip(*(column.cells for column in table.columns), strict=True)]
+    return "\n".join([f"*{table.title}*\n", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def _goals(name: str) -> str:

@@ -34,7 +34,8 @@ def qwen_7b(toy: bool = False) -> Any:
         text = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
         heads = {"num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064}
         return Qwen2_5_VLConfig(
-            text_config={**text, **heads}, vision_config={"out_hidden_size": 3584}
+            text_config={**text, **heads},
+            vision_config={"hidden_size": 1280, "out_hidden_size": 3584},
         )
     text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 152064}

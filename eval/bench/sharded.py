@@ -1,0 +1,134 @@
+"""A stack of layers in several processes, trained in one of the ways of `tuners`, by one engine.
+
+prepare(folder, layers, quick)      a stack on disk, and entries to train beside it
+load(stage, folder)                 the stack as an engine wants it; stage 0 is DDP, 1 to 3 are ZeRO
+Party(stage, folder, way, tokens)   one process's side of a training: `step()`
+sent()                              bytes that this machine has sent to itself so far
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from stacks import VOCABULARY, mask, stack
+from tuners import TUNERS
+
+from mm_piece import sharding
+
+DENSITY = 0.001
+_NEVER_KEPT = {  # as in a model too large for one process: each layer is gathered when it runs
+    "stage3_param_persistence_threshold": 0,
+    "stage3_max_live_parameters": 0,
+    "stage3_max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 0,
+}
+
+
+def prepare(folder: Path, layers: int, quick: bool, density: float = DENSITY) -> dict[str, int]:
+    """Write a stack and a uniform mask over its linear layers; return its size and the mask's."""
+    from safetensors.torch import save_file
+
+    model = stack(layers, quick=quick)
+    chosen = mask(model, "uniform", density)
+    model.save_pretrained(folder)
+    save_file(chosen, folder / "mask")
+    every = sum(p.numel() for p in model.parameters())
+    return {"parameters": every, "k": sum(map(len, chosen.values()))}
+
+
+def load(stage: int, folder: Path) -> Any:
+    """Return the stack, under ZeRO-3 in parts."""
+    from transformers import LlamaForCausalLM
+
+    zero = sharding.zero_of({"deepspeed": _config(stage)} if stage else {}, "float32")
+    with zero.entering():
+        return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
+
+
+def mask_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the entries to train."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / "mask")
+
+
+def batch_of(tokens: int) -> dict[str, torch.Tensor]:
+    """Return a batch that is this process's own."""
+    random = torch.Generator().manual_seed(sharding.rank())
+    ids = torch.randint(VOCABULARY, (1, tokens), generator=random)
+    return {"input_ids": ids, "labels": ids}
+
+
+def engine_of(stage: int, model: Any, parameters: list[torch.nn.Parameter]) -> Any:
+    """Return DeepSpeed's engine around a model."""
+    import deepspeed
+
+    config = _config(stage)
+    return deepspeed.initialize(model=model, model_parameters=parameters, config=config)[0]
+
+
+class Party:
+    """One process's side of a training."""
+
+    def __init__(self, stage: int, folder: Path, way: str, tokens: int) -> None:
+        model, self.batch = load(stage, folder), batch_of(tokens)
+        self.loaded = held()
+        self.tuner = TUNERS[way](model, mask_of(folder))
+        self._step = self._with_deepspeed(stage) if stage else self._with_ddp()
+
+    def step(self) -> None:
+        """A whole training step."""
+        self._step()
+        self.tuner.written()
+
+    def held(self) -> int:
+        """Bytes that training holds between steps, beside the weights."""
+        return held() - self.loaded
+
+    def _with_ddp(self) -> Any:
+        model = torch.nn.parallel.DistributedDataParallel(self.tuner.model)
+
+        def step() -> None:
+            model(**self.batch).loss.backward()
+            self.tuner.optimizer.step()
+            self.tuner.optimizer.zero_grad(set_to_none=False)
+
+        return step
+
+    def _with_deepspeed(self, stage: int) -> Any:
+        engine = engine_of(stage, self.tuner.model, self.tuner.parameters)
+
+        def step() -> None:
+            engine.backward(engine(**self.batch).loss)
+            engine.step()
+
+        return step
+
+
+def held() -> int:
+    """Bytes that this process has and no file backs."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError("the kernel tells no RssAnon")
+
+
+def sent() -> int:
+    """Bytes that went through the loopback device since the machine started."""
+    (line,) = (x for x in Path("/proc/net/dev").read_text().splitlines() if x.strip()[:3] == "lo:")
+    return int(line.split()[9])
+
+
+def _config(stage: int) -> dict[str, Any]:
+    """The shipped configuration, with what Trainer would fill in."""
+    folder = Path(__file__).parent.parent.parent / "pipelines" / "deepspeed"
+    config = json.loads((folder / f"zero{stage}.json").read_text(encoding="utf-8"))
+    section = {k: v for k, v in config["zero_optimization"].items() if v != "auto"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-5, "torch_adam": True}},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": section | (_NEVER_KEPT if stage == 3 else {}),
+    }
