@@ -1,10 +1,12 @@
 """Kill writers of delta stores at random instants: what is listed is whole, the end is the same.
 
-Run:    python tests/kill.py --kills 50 --out RESULT.json [--seed 0] [--what store|train]
+Run:    python tests/kill.py --kills 50 --out RESULT.json [--seed 0] [--what VICTIM]
 Again:  the same command goes on where it stopped
 
     store    a writer that appends deltas, answers and results in a loop
     train    `mm_piece.train` on a tiny LLaVA, the recipe of `test_laws`
+    ddp      the same in two processes, of which one or both are killed
+    zero3    the same under DeepSpeed ZeRO-3
 
 A round starts a victim, kills it, inspects what it left and starts it again, until one comes to
 its end; that must be, bit for bit, the end of a run that nobody killed. Instants are uniform over
@@ -31,6 +33,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # victims are forks: no other thread may run
 
 import click  # noqa: E402
+import psutil  # noqa: E402
 from fuzz import provenance, write_json  # noqa: E402
 from kill_victims import VICTIMS, End, Finding, Report, Victim, end_of, inspect, require  # noqa: E402
 from tqdm import tqdm  # noqa: E402
@@ -38,6 +41,7 @@ from tqdm import tqdm  # noqa: E402
 tqdm.monitor_interval = 0  # nor a thread of the progress bar
 FORKS = get_context("fork")
 PATIENCE = 600  # seconds; a victim that takes longer hangs
+ORPHANS = 60  # seconds that processes may take to notice that one of them was killed
 MOST_FINDINGS = 10
 
 # --- processes ------------------------------------------------------------------------------------
@@ -86,6 +90,23 @@ def _in_child(call: Callable[[Report], None], sender: Connection, log: Path) -> 
     os._exit(0)
 
 
+def kill(child: Child, chance: random.Random) -> None:
+    """Kill a child and what it has started; of several processes sometimes only one."""
+    started = psutil.Process(child.process.pid).children(recursive=True)
+    if started and chance.random() < 0.5:
+        chance.choice(started).kill()
+        child.process.join(ORPHANS)
+        alone = child.process.exitcode is None
+    else:
+        alone = False
+    for process in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    child.process.kill()
+    child.process.join()
+    require(not alone, f"processes that lost one of them were there {ORPHANS} seconds later")
+
+
 def finish(child: Child) -> None:
     """Wait for the end of a child that nobody kills; it must be a good one."""
     child.process.join(PATIENCE)
@@ -123,17 +144,15 @@ class Campaign:
         """Kill victims of one store until one comes to its end, or `kills` are done."""
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             store = Path(name) / "store"
-            while not self._victim(store, self._instant() if self.state["kills"] < kills else None):
+            while not self._victim(store, self.state["kills"] < kills):
                 pass
             require(ask(end_of, store) == self.whole, "another end than that of a whole run")
         self.state["rounds"] += 1
 
-    def _instant(self) -> float:
-        chance = random.Random(f"{self.seed}/{self.state['kills']}/{self.state['rounds']}")
-        return chance.random() * self.state["seconds"]
-
-    def _victim(self, store: Path, instant: float | None) -> bool:
+    def _victim(self, store: Path, dies: bool) -> bool:
         """Return whether a victim came to its end before the instant of its death."""
+        chance = random.Random(f"{self.seed}/{self.state['kills']}/{self.state['rounds']}")
+        instant = chance.random() * self.state["seconds"] if dies else None
         fresh, began = not store.exists(), time.monotonic()
         child = start(partial(self.victim, store), self.folder / "log")
         child.process.join(PATIENCE if instant is None else instant)
@@ -142,8 +161,7 @@ class Campaign:
             if fresh:  # the clock of a machine that others use
                 self.state["seconds"] = round(time.monotonic() - began, 3)
             return True
-        child.process.kill()
-        child.process.join()
+        kill(child, chance)
         self.state["kills"] += 1
         place = ask(inspect, store, child.acknowledged(), self.whole)
         self.state["died"][place] = self.state["died"].get(place, 0) + 1

@@ -6,8 +6,11 @@ inspect    what is listed is whole and right, whenever the writer died
 """
 
 import hashlib
+import os
+import socket
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,50 @@ def train(base: Path, folder: Path, report: Report) -> None:
     mm_piece.train(recipe)
 
 
+def train_together(
+    base: Path, section: dict[str, Any] | None, folder: Path, report: Report
+) -> None:
+    """The same in two processes, which this one has started and waits for."""
+    from test_engines import config_of
+    from test_laws import recipe_for
+
+    recipe = recipe_for(base, folder, "piece-s")
+    engine = {} if section is None else {"deepspeed": config_of(section)}
+    half = recipe.train["per_device_train_batch_size"] // 2
+    together = {**recipe.train, **engine, "per_device_train_batch_size": half}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    fork = get_context("fork").Process
+    recipe = recipe.model_copy(update={"train": together})
+    ranks = [fork(target=_rank, args=(recipe, rank, port)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    report(0)
+    for process in ranks:
+        process.join()
+    failed = [rank for rank, process in enumerate(ranks) if process.exitcode]
+    if failed:
+        raise RuntimeError(f"processes {failed} failed")
+
+
+def _rank(recipe: Any, rank: int, port: int) -> None:
+    import mm_piece
+    from mm_piece import sharding
+
+    os.environ |= {
+        **{"RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"},
+        **{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+    }
+    try:
+        mm_piece.train(recipe)
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        sharding.end(1)
+    sharding.end(0)
+
+
 def make_base(folder: Path, report: Report) -> None:
     """Make the tiny LLaVA that is trained."""
     from conftest import make_llava
@@ -88,7 +135,25 @@ def prepare_train(folder: Path, run: Callable[[Callable[[Report], None]], None])
     return partial(train, folder / "base")
 
 
-VICTIMS = {"store": prepare_store, "train": prepare_train}
+def prepare_ddp(folder: Path, run: Callable[[Callable[[Report], None]], None]) -> Victim:
+    """Return the training in two processes."""
+    prepare_train(folder, run)
+    return partial(train_together, folder / "base", None)
+
+
+def prepare_zero3(folder: Path, run: Callable[[Callable[[Report], None]], None]) -> Victim:
+    """Return the training in two processes, each with its part of every weight."""
+    import deepspeed  # noqa: F401 - no victim shall spend its time on it
+    from test_engines import ENGINES
+
+    prepare_train(folder, run)
+    return partial(train_together, folder / "base", ENGINES["zero3"])
+
+
+VICTIMS = {
+    **{"store": prepare_store, "train": prepare_train},
+    **{"ddp": prepare_ddp, "zero3": prepare_zero3},
+}
 
 
 # --- what must be true ----------------------------------------------------------------------------

@@ -117,3 +117,16 @@ def test_committed_results_are_drawn():
     for name in ("train", "importance", "topk"):
         assert (results / f"{name}.json").is_file()
         assert (results / f"{name}.png").is_file()
+
+
+def test_engines_stand_beside_each_other(tmp_path):
+    found = run("distributed", tmp_path, "--only", "steps", "--only", "plan")["sections"]
+    rows = found["steps"]["rows"]
+    assert [row["engine"] for row in rows] == ["DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3"]
+    for row in rows:
+        ours, lora, full = (row["ways"][way]["sent_B"] for way in ("ours", "LoRA r=8", "full"))
+        assert ours < lora < full
+        if row["engine"] == "DDP":
+            assert full == pytest.approx(4 * found["steps"]["parameters"], rel=0.1)
+            assert ours >= 4 * found["steps"]["k"]
+    assert {row["model"] for row in found["plan"]["rows"]} >= {"LLaVA-1.5-7B"}

@@ -1,6 +1,7 @@
 """A training that always goes on: killed, told to stop, left alone, on more processes or fewer."""
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ from mm_piece.store import DeltaStore
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.timeout(4 * LIMIT)
 
-STEPS = {"save_steps": 1, "num_train_epochs": 8}  # 16 steps of the first task, 24 of the second
+STEPS = {"save_steps": 5, "num_train_epochs": 20}  # 40 steps of the first task, 60 of the second
 
 
 def train(recipe):
@@ -32,36 +33,55 @@ def wait_for(process, folder, pattern):
         time.sleep(0.02)
 
 
-def files_of(store):
-    return [entry.sha256 for entry in DeltaStore.open(store).entries]
+def found_in(store):
+    """What a run has to come to, killed or not: its files, byte for byte, and its scores."""
+    store = DeltaStore.open(store)
+    return [entry.sha256 for entry in store.entries], store.results()["matrix"]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Stores of runs that nothing stopped, by engine."""
+    return {}
+
+
+@pytest.fixture
+def unstopped(whole, base, write, tmp_path_factory):  # noqa: F811
+    """A function that runs an engine's recipe to its end, once, and returns the store."""
+
+    def _unstopped(engine):
+        if engine not in whole:
+            store = tmp_path_factory.mktemp("whole") / engine
+            recipe = write(base, f"{engine}-whole", 2, ENGINES[engine], **STEPS)
+            done(launch(2, *train(recipe), "--set", f"store={store}"))
+            whole[engine] = store
+        return whole[engine]
+
+    return _unstopped
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])
-def test_killed_and_started_again(engine, base, write, tmp_path):  # noqa: F811
+def test_killed_and_started_again(engine, base, write, unstopped, tmp_path):  # noqa: F811
     """Laws 5 and 8: the same files in the end, byte for byte, in a later epoch too."""
-    options = (base, f"{engine}", 2, ENGINES[engine])
-    done(launch(2, *train(write(base, f"{engine}-whole", 2, ENGINES[engine], **STEPS))))
-    recipe = write(*options, **STEPS)
+    recipe = write(base, engine, 2, ENGINES[engine], **STEPS)
     for task in ("0001", "0002"):
         process = launch(2, *train(recipe))
-        wait_for(process, tmp_path / engine, f"work/{task}/checkpoint-[3-9]/trainer_state.json")
+        wait_for(process, tmp_path / engine, f"work/{task}/checkpoint-[123]?/trainer_state.json")
         kill(process)
     done(launch(2, *train(recipe)))
-    assert files_of(tmp_path / engine) == files_of(tmp_path / f"{engine}-whole")
+    assert found_in(tmp_path / engine) == found_in(unstopped(engine))
 
 
-def test_on_another_number_of_processes(base, write, tmp_path):  # noqa: F811
+def test_on_another_number_of_processes(base, write, unstopped, tmp_path):  # noqa: F811
     """From ZeRO-3 on two processes to four of them, and on to ZeRO-1 on one."""
-    whole = write(base, "whole", 2, ENGINES["zero3"], **STEPS)
-    done(launch(2, *train(whole)))
     process = launch(2, *train(write(base, "moved", 2, ENGINES["zero3"], **STEPS)))
-    wait_for(process, tmp_path / "moved", "work/0001/checkpoint-[3-9]/trainer_state.json")
+    wait_for(process, tmp_path / "moved", "work/0001/checkpoint-[123]?/trainer_state.json")
     kill(process)
     process = launch(4, *train(write(base, "moved", 4, ENGINES["zero3"], **STEPS)))
-    wait_for(process, tmp_path / "moved", "work/0002/checkpoint-[3-9]/trainer_state.json")
+    wait_for(process, tmp_path / "moved", "work/0002/checkpoint-[123]?/trainer_state.json")
     kill(process)
     done(launch(1, *train(write(base, "moved", 1, ENGINES["zero1"], **STEPS))))
-    one, other = DeltaStore.open(tmp_path / "whole"), DeltaStore.open(tmp_path / "moved")
+    one, other = DeltaStore.open(unstopped("zero3")), DeltaStore.open(tmp_path / "moved")
     for position in (1, 2):
         first, second = one.delta(position), other.delta(position)
         for name, index in first.indices.items():
@@ -70,20 +90,18 @@ def test_on_another_number_of_processes(base, write, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])
-def test_told_to_stop(engine, base, write, tmp_path):  # noqa: F811
+def test_told_to_stop(engine, base, write, unstopped, tmp_path):  # noqa: F811
     """SIGTERM: a checkpoint, a line, status 143; the same command goes on to the same files."""
-    many = {"save_strategy": "no", "num_train_epochs": 60}
-    recipe = write(base, engine, 2, ENGINES[engine], **many)
-    done(launch(2, *train(write(base, f"{engine}-whole", 2, ENGINES[engine], **many))))
+    recipe = write(base, engine, 2, ENGINES[engine], **STEPS)
     process = launch(2, *train(recipe))
-    wait_for(process, tmp_path / engine, "logs/0001/events*")
-    time.sleep(1)
+    wait_for(process, tmp_path / engine, "work/0002/checkpoint-5/trainer_state.json")
     process.terminate()
     said, _ = process.communicate(timeout=LIMIT)
-    assert "stopped at step" in said and process.returncode != 0
-    assert list((tmp_path / engine).glob("work/0001/checkpoint-*/trainer_state.json"))
+    assert process.returncode != 0
+    (step,) = re.findall(r"stopped at step (\d+)", said)
+    assert (tmp_path / engine / f"work/0002/checkpoint-{step}/trainer_state.json").exists()
     done(launch(2, *train(recipe)))
-    assert files_of(tmp_path / engine) == files_of(tmp_path / f"{engine}-whole")
+    assert found_in(tmp_path / engine) == found_in(unstopped(engine))
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from mm_piece.errors import RecipeError
+from mm_piece.models import load_base
 from mm_piece.sharding import zero_of
-from mm_piece.tasks import IGNORED
-from mm_piece.trainer import arguments, last_checkpoint
+from mm_piece.sparse import sparse_tuning
+from mm_piece.tasks import IGNORED, encode, read
+from mm_piece.trainer import arguments, fit, last_checkpoint
 from mm_piece.trainer.feeding import Company, Feed
 
 
@@ -31,6 +33,30 @@ def test_settings_go_through_as_they_stand(tmp_path):
 def test_settings_that_transformers_refuses(tmp_path, settings):
     with pytest.raises(RecipeError, match="train: .*(learning_rte|sideways)"):
         arguments(settings, tmp_path, seed=1)
+
+
+@pytest.mark.parametrize(
+    "key", ["gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"]
+)
+def test_checkpointing_that_would_leave_a_tower_untrained_is_refused(tmp_path, key):
+    with pytest.raises(RecipeError, match="train: use_reentrant must be false"):
+        arguments({"gradient_checkpointing": True, key: {"use_reentrant": True}}, tmp_path, seed=1)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_backward_stops_below_the_lowest_entry(base, tmp_path, checkpointing):
+    model, processor = load_base(base)
+    examples = [encode(example, processor) for example in read("scenes:digits/train[:4]")]
+    settings = {"max_steps": 2, "gradient_checkpointing": checkpointing, "disable_tqdm": True}
+    asks = []
+    lowest = model.get_decoder().layers[0]
+    lowest.register_forward_hook(lambda *given: asks.append(given[2].requires_grad))
+    name = "language_model.model.layers.1.mlp.down_proj.weight"
+    with sparse_tuning(model, {name: torch.arange(5)}) as tuning:
+        fit(tuning, examples, 0, arguments(settings, tmp_path, 0), tmp_path / "logs")
+        assert tuning.patches[name].changed() == 5
+    assert asks == [False] * 2
 
 
 @pytest.mark.parametrize(

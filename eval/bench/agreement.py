@@ -100,7 +100,7 @@ def _compared(folder: Path, alone: DeltaStore, other: DeltaStore) -> dict[str, A
 
 def _weights(store: DeltaStore, position: int) -> dict[str, Tensor]:
     model, _ = mm_piece.load(store=store, at=position)
-    return weights(model)  # type: ignore[return-value]
+    return {name: weight.detach() for name, weight in weights(model).items()}
 
 
 def _masks(folder: Path) -> list[dict[str, list[int]]]:

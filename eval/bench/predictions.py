@@ -98,7 +98,7 @@ def _run(stage: int, folder: str, lengths: list[int], rounds: int) -> list[dict[
                 runs.append((time.perf_counter() - begun, through_loopback() - bytes_before))
         wall, together_sent = (statistics.median(column) for column in zip(*runs, strict=True))
         sent_by_one = together_sent / sharding.size()
-        rows.append({"measured_s": wall, "measured_B": sent_by_one, "loaded_B": loaded})
+        rows.append({"measured_s": wall, "measured_B": sent_by_one, "measured_loaded_B": loaded})
     return rows
 
 

@@ -22,6 +22,7 @@ from mm_piece.errors import RecipeError
 from mm_piece.sharding.shards import is_cut, own_part
 
 _HALVES = ("bf16", "fp16")
+_LEFT_BEHIND = ("pre_bwd_fn", "post_bwd_fn", "applied_pre_backward_ref_cnt", "ds_grads_remaining")
 _OPTIMIZER, _SCHEDULE = "optimizer.safetensors", "schedule.json"
 
 
@@ -62,9 +63,8 @@ class Zero:
         try:
             yield
         finally:
-            release(model)
             del _engines[model]
-            engine.destroy()
+            leave(engine)
 
     def _plain(self) -> dict[str, Any]:
         """A configuration for no optimizer: what Trainer would fill in has DeepSpeed's defaults."""
@@ -149,9 +149,12 @@ def release(model: nn.Module) -> None:
 
 
 def leave(engine: Any) -> None:
-    """End a training engine: its weights in parts again, its hooks gone."""
+    """End an engine: its weights in parts again, its hooks gone."""
     engine.empty_partition_cache()
     engine.destroy()
+    for module in engine.module.modules():  # or the next engine would run backward in this one
+        for name in _LEFT_BEHIND:
+            vars(module).pop(name, None)
 
 
 _engines: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # of `Zero.running`

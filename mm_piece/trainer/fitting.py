@@ -97,6 +97,9 @@ class SparseTrainer(Trainer):
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
     ) -> Any:
+        # With checkpointing, Trainer has just had the embeddings ask for gradients: every backward
+        # pass would run through all layers, also those below the lowest trained entry.
+        self.tuning.model.disable_input_require_grads()
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(
                 max_steps, train_dataloader, resume_from_checkpoint

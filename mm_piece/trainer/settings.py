@@ -14,6 +14,7 @@ _TAKEN = {
     *("resume_from_checkpoint", "push_to_hub", "load_best_model_at_end"),
     *("eval_strategy", "do_eval", "eval_steps", "metric_for_best_model"),
 }
+_KWARGS = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 _COUNTS = {
     *("per_device_train_batch_size", "per_device_eval_batch_size"),
     "gradient_accumulation_steps",
@@ -34,6 +35,11 @@ def arguments(settings: dict[str, Any], folder: Path, seed: int) -> TrainingArgu
             "where it stopped, and measures every position (`test`, `general`)"
         )
     _require_numbers(settings)
+    if any((settings.get(key) or {}).get("use_reentrant") for key in _KWARGS):
+        raise RecipeError(
+            "train: use_reentrant must be false: the other way finds no gradients where a layer's "
+            "inputs have none, as those of a frozen tower"
+        )
     if settings.get("save_strategy") == "best":
         raise RecipeError("train: save_strategy must be no, steps or epoch; none is the best here")
     defaults: dict[str, Any] = {"report_to": "none", "save_total_limit": 2, "logging_steps": 10}
