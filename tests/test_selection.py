@@ -8,10 +8,12 @@ import torch
 import mm_piece
 from mm_piece import importance, selection
 from mm_piece.errors import RecipeError, SelectionError, StoreError
+from mm_piece.importance import estimate
+from mm_piece.mask import select
 from mm_piece.models import load_base
 from mm_piece.names import group_of
 from mm_piece.recipe import Select
-from mm_piece.tasks import Encoded, read
+from mm_piece.tasks import Encoded, collate, read
 
 
 @pytest.fixture
@@ -20,14 +22,19 @@ def recipe(base, tmp_path):
     (tmp_path / "text.json").write_text(json.dumps(rows))
     task = {"name": "sums", "train": f"{tmp_path}/text.json", "test": f"{tmp_path}/text.json[:1]"}
 
-    def _recipe(store="store", task_density=None, rate=0.01, **select):
+    def _recipe(store="store", task_density=None, rate=0.01, times=1, rows="", **select):
         content = {
             "base": str(base),
             "store": str(tmp_path / store),
-            "tasks": [{**task, "max_new_tokens": 1, "density": task_density}],
+            "tasks": [
+                {**task, "name": f"sums{n}", "max_new_tokens": 1, "density": task_density}
+                for n in range(times)
+            ],
             "select": select,
             "train": {"max_steps": 1, "learning_rate": rate, "max_grad_norm": 0},
         }
+        for each in content["tasks"]:
+            each["train"] += rows
         (tmp_path / "recipe.yaml").write_text(json.dumps(content))
         return tmp_path / "recipe.yaml"
 
@@ -63,6 +70,13 @@ def test_a_pattern_that_no_example_reaches_is_left_out(recipe):
     density = {"vision_tower.*": 0.1, "*.q_proj.weight": 0.1}
     names = mask_of(mm_piece.train(recipe(density=density)))
     assert names and all(name.endswith("q_proj.weight") for name in names)
+
+
+def test_a_floor_that_no_example_reaches_is_left_out(recipe):
+    store = mm_piece.train(recipe(density=0.1, floor={"vision": 0.05, "language": 0.05}))
+    groups = store.delta(1).info["groups"]
+    assert groups["vision"]["changed"] == 0
+    assert store.delta(1).info["k"] == int(0.1 * store.delta(1).info["patchable"])
 
 
 def test_a_budget_that_reaches_nothing_is_named(recipe):
@@ -135,6 +149,18 @@ def test_masks_are_found_again(recipe, tmp_path, estimates):
     assert len(estimates) == 4
 
 
+def test_masks_of_other_seeds_data_and_positions_are_others(recipe, tmp_path, estimates):
+    kept = {"density": 0.1, "cache": str(tmp_path / "masks")}
+    mm_piece.train(recipe("one", **kept))
+    mm_piece.train(recipe("two", **kept), "seed=5")
+    assert len(estimates) == 2
+    mm_piece.train(recipe("three", rows="[:3]", samples=3, **kept))
+    mm_piece.train(recipe("four", rows="[1:]", samples=3, **kept))
+    assert len(estimates) == 4
+    mm_piece.train(recipe("five", times=2, **kept))  # the first one's is there
+    assert len(estimates) == 5
+
+
 def cut(data):
     return data[:100]
 
@@ -159,6 +185,21 @@ def test_the_official_sums_depend_on_the_batches(recipe, tmp_path, estimates):
     mm_piece.train(recipe("one", **kept))
     mm_piece.train(recipe("two", **kept, batch_size=2))
     assert len(estimates) == 2
+
+
+def test_the_official_batches_are_neighbours_whatever_their_lengths(base, tmp_path):
+    model, processor = load_base(base)
+    source = [*read("scenes:digits/train[:4]"), *read("scenes:words/train[:4]")]
+    encoded = Encoded(source, processor, tmp_path / "encoded")
+    wanted = Select(density=0.02, method="piece-f-official", batch_size=3)
+    facts = {"pad": 0, "seeds": (0, 0), "standing": {}}
+    found = selection.selection_of(model, encoded, wanted, tmp_path / "mask", **facts)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0)).tolist()
+    drawn = [encoded[place] for place in order]
+    batches = [collate(part, 0) for part in (drawn[:3], drawn[3:6], drawn[6:])]
+    expected = select(estimate(model, batches, "piece-f-official"), 0.02)
+    assert expected.keys() == found.mask.keys()
+    assert all(torch.equal(expected[name], index) for name, index in found.mask.items())
 
 
 def test_a_cache_that_cannot_be_made_is_named(recipe, tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from costs import Model, Speed, computing, gatherings, held, seconds, sent
 from rich.table import Table
-from sharded import Party, prepare
+from sharded import Party, load, prepare
 from sharded import held as holding
 from sharded import sent as through_loopback
 from stacks import QUICK, SIZES, VOCABULARY
@@ -83,6 +83,7 @@ def _measured(
 
 
 def _run(stage: int, folder: str, lengths: list[int], rounds: int) -> list[dict[str, float]]:
+    load(stage, Path(folder))  # what comes with the first one is no weights
     rows = []
     for tokens in lengths:
         before = holding()
