@@ -38,6 +38,40 @@ class Twice(nn.Module):
         return self.layer(torch.tanh(self.layer(x)))
 
 
+class Sometimes(nn.Module):
+    """A layer that runs twice for some examples only."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        once = self.layer(x)
+        return self.layer(torch.tanh(once)) if x.sum() > 0 else once
+
+
+class Gate(nn.Module):
+    """A bare parameter beside two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(6))
+
+    def forward(self, x, gate):
+        return self.scale * x * torch.tanh(gate)
+
+
+class Gated(nn.Module):
+    """A module that is called with two tensors, one of them by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.gate = nn.Linear(6, 6), Gate()
+
+    def forward(self, x):
+        return self.gate(self.layer(x), gate=x)
+
+
 class Tied(nn.Module):
     """One weight in two layers."""
 
@@ -97,6 +131,8 @@ LAYERS = {
     "embedding": lambda: [nn.Linear(6, 6), Positions()],
     "experts": lambda: [nn.Linear(6, 6), Experts()],
     "twice": lambda: [nn.Linear(6, 6), Twice()],
+    "sometimes": lambda: [Sometimes(), nn.Linear(6, 6)],
+    "gated": lambda: [nn.Linear(6, 6), Gated()],
     "tied": lambda: [Tied(), nn.Linear(6, 6)],
     "mixing": lambda: [nn.Linear(6, 6), Mixing()],
     "conv2d": lambda: [
@@ -111,7 +147,7 @@ LAYERS = {
         *_back(),
     ],
 }
-BATCHED = set(LAYERS) - {"tied", "mixing"}
+BATCHED = set(LAYERS) - {"tied", "mixing", "sometimes"}
 
 
 def examples_of(count=5, seed=0):
@@ -169,6 +205,36 @@ def test_every_kind_of_layer_equals_the_loop(kind, together, passes):
         expected = first[name].abs() / (second[name] + 1e-2).sqrt()
         torch.testing.assert_close(signal[name].double(), expected, rtol=1e-4, atol=1e-6)
     assert (5 in passes) == (together and kind in BATCHED)
+
+
+def test_halves_are_multiplied_in_fp32():
+    """The gradient of a bf16 layer is the fp32 product of what it was given, not rounded again."""
+    torch.manual_seed(3)
+    model = Model(*LAYERS["linear"]()).bfloat16()
+    examples = [{**e, "x": e["x"].bfloat16()} for e in examples_of()]
+    named = {f"{name}.weight": m for name, m in model.named_modules() if type(m) is nn.Linear}
+    expected = dict.fromkeys(named, 0)
+
+    def note(name):
+        def see(module, given, output):
+            x = given[0].detach().float().flatten(0, -2)
+
+            def add(gradient):
+                product = gradient.float().flatten(0, -2).t() @ x
+                expected[name] += product**2 / len(examples)
+
+            output.register_hook(add)
+
+        return see
+
+    handles = [module.register_forward_hook(note(name)) for name, module in named.items()]
+    for example in examples:
+        model(**example).loss.backward()
+    for handle in handles:
+        handle.remove()
+    fisher = estimate(model, examples)
+    for name, square in expected.items():
+        torch.testing.assert_close(fisher[name], square, rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
