@@ -35,7 +35,8 @@ def arguments(settings: dict[str, Any], folder: Path, seed: int) -> TrainingArgu
             "where it stopped, and measures every position (`test`, `general`)"
         )
     _require_numbers(settings)
-    if any((settings.get(key) or {}).get("use_reentrant") for key in _KWARGS):
+    asked = (settings.get(key) for key in _KWARGS)
+    if any(isinstance(given, dict) and given.get("use_reentrant") for given in asked):
         raise RecipeError(
             "train: use_reentrant must be false: the other way finds no gradients where a layer's "
             "inputs have none, as those of a frozen tower"
