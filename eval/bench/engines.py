@@ -77,8 +77,9 @@ def tables(result: dict[str, Any]) -> list[Table]:
         f"{result['tokens']} tokens: each process, each step"
     )
     table = Table(title=title, title_justify="left")
-    for column in ("", "", "", "sent, kB", "of full", "seconds", "of LoRA", "held, MB", "of full"):
-        table.add_column(column, justify="right" if column else "left")
+    numbers = ("sent, kB", "of full", "seconds", "of LoRA", "held, MB", "of full")
+    for column in ("engine", "processes", "", *numbers):
+        table.add_column(column, justify="right" if column in numbers else "left")
     for row in result["rows"]:
         ways = row["ways"]
         for way, found in ways.items():

@@ -104,7 +104,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         *(str(row["processes"]), row["engine"], memory, f"{row['sent_B'] / 1e9:,.2f} GB"),
         _seconds(_range(row["computing_s"], row["sending_s"])),
         _seconds(row["training_s"]),
-        f"{_seconds(row['importance_s'])}, {row['passes']} passes",
+        f"{_seconds(row['importance_s'])}, {row['passes']} pass{'es' if row['passes'] > 1 else ''}",
     )
 
 

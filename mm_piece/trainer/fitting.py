@@ -99,7 +99,7 @@ class SparseTrainer(Trainer):
     ) -> Any:
         # With checkpointing, Trainer has just had the embeddings ask for gradients: every backward
         # pass would run through all layers, also those below the lowest trained entry.
-        self.tuning.model.disable_input_require_grads()
+        self.tuning.model.disable_input_require_grads()  # type: ignore[operator]
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(
                 max_steps, train_dataloader, resume_from_checkpoint
