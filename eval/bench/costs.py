@@ -55,9 +55,13 @@ def sent(model: Model, engine: str, processes: int) -> float:
         return 2 * around * values
     if engine in ("ZeRO-1", "ZeRO-2"):
         return 3 * around * values  # gradients summed, new values gathered
-    weights = model.width * (2 * model.weights - model.looked_up)
     # values gathered twice with their layer and once to be written, gradients summed in parts
-    return around * (weights + 4 * values)
+    return around * (gathered(model) + 4 * values)
+
+
+def gathered(model: Model) -> int:
+    """Bytes of weights that ZeRO-3 gathers for one forward and backward pass."""
+    return model.width * (2 * model.weights - model.looked_up)
 
 
 def computing(model: Model) -> float:
@@ -109,7 +113,7 @@ def importance(
     """
     operations = (4 * passes + 2 / processes) * model.active * model.tokens
     around = (processes - 1) / processes if engine == "ZeRO-3" else 0.0
-    weights = around * model.width * (2 * model.weights - model.looked_up)
+    weights = around * gathered(model)
     waits = speed.latency * gatherings(model, engine) if processes > 1 else 0.0
     computing = operations / speed.flops + passes * speed.call * model.modules
     sending = passes * (weights / speed.bandwidth + waits)
