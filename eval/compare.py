@@ -135,22 +135,28 @@ def _sparse(recipe: Any, method: dict[str, Any], folder: Path) -> dict[str, Any]
 
 
 def _peer(recipe: Any, method: dict[str, Any], folder: Path) -> dict[str, Any]:
+    import torch
+
     from mm_piece import load
     from mm_piece.evaluation import pad_of
     from mm_piece.tasks import encode, read, tokenizer_of
     from mm_piece.trainer import arguments
 
-    peer = importlib.import_module(method["peer"])
-    options = method.get("options", {})
+    torch.manual_seed(recipe.seed)  # adapters are drawn before a Trainer sets its own
+    module, _, name = method["peer"].rpartition(".")
     model, processor = load(recipe.base, **recipe.model)
+    tasks = [
+        [encode(example, processor) for example in read(task.train, task.images)]
+        for task in recipe.tasks
+    ]
     pad = pad_of(tokenizer_of(processor))
-    entries, rows = peer.trainable(model, **options), [_row(recipe, model, processor)]
+    kind = getattr(importlib.import_module(module), name)
+    peer = kind(model, tasks, pad, **method.get("options", {}))
+    entries, rows = peer.entries, [_row(recipe, peer.model, processor)]
     for number, task in enumerate(recipe.tasks):
-        examples = [encode(example, processor) for example in read(task.train, task.images)]
         settings = {**recipe.train, "save_strategy": "no"}
-        args = arguments(settings, folder / task.name, recipe.seed + number)
-        model = peer.learn(model, examples, args, pad, **options)
-        rows.append(_row(recipe, model, processor))
+        peer.learn(number, arguments(settings, folder / task.name, recipe.seed + number))
+        rows.append(_row(recipe, peer.model, processor))
     return {
         "matrix": [tasks for tasks, _ in rows],
         "base_ability": [ability for _, ability in rows],

@@ -2,11 +2,14 @@
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlavaForConditionalGeneration
 
+from mm_piece import importance
 from mm_piece.models import load_base, tensors
 from mm_piece.tasks import encode, read
 from mm_piece.trainer import arguments
@@ -25,22 +28,162 @@ def scripts(monkeypatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # PEFT asks transformers for it
-@pytest.mark.parametrize(("peer", "options"), [("full", {}), ("lora", {"rank": 2})])
-def test_peers_learn_and_hand_on_a_plain_model(base, tmp_path, monkeypatch, peer, options):
+PEERS = {
+    "zero": ("zero.Zero", {}),
+    "full": ("full.Full", {}),
+    "multitask": ("multitask.MultiTask", {}),
+    "replay": ("replay.Replay", {"share": 0.5}),
+    "agem": ("agem.AGem", {"share": 0.5}),
+    "ewc": ("ewc.Ewc", {"strength": 1e3, "samples": 4}),
+    "lwf": ("lwf.LwF", {}),
+    "lora": ("lora.Lora", {"rank": 2}),
+    "olora": ("olora.OLora", {"rank": 2}),
+    "shira": ("shira.Shira", {"rank": 2}),
+}
+ADAPTERS = ("lora", "olora", "shira")
+
+
+@pytest.fixture
+def learner(base, tmp_path, monkeypatch):
+    """A peer before two tasks of eight rows, and a function that has it learn one."""
     monkeypatch.syspath_prepend(str(EVAL))
-    module = __import__(f"peers.{peer}", fromlist=["learn"])
     model, processor = load_base(base)
-    before = {name: tensor.clone() for name, tensor in tensors(model).items()}
-    examples = [encode(example, processor) for example in read("scenes:digits/train[:8]")]
-    settings = {"max_steps": 2, "learning_rate": 1e-2, "save_strategy": "no", "disable_tqdm": True}
-    entries = module.trainable(model, **options)
-    learned = module.learn(model, examples, arguments(settings, tmp_path, 0), 0, **options)
-    after = tensors(learned)
+    sources = ("scenes:digits/train[:8]", "scenes:words/train[:8]")
+    tasks = [[encode(example, processor) for example in read(source)] for source in sources]
+    settings = {"max_steps": 3, "save_strategy": "no", "disable_tqdm": True}
+
+    def make(peer, rate=1e-3, **options):
+        settings["learning_rate"] = rate
+        module, _, kind = PEERS[peer][0].partition(".")
+        found = getattr(import_module(f"peers.{module}"), kind)
+        made = found(model, tasks, 0, **{**PEERS[peer][1], **options})
+        return made, lambda number: made.learn(number, arguments(settings, tmp_path, number))
+
+    yield make
+    for name in [name for name in sys.modules if name.partition(".")[0] == "peers"]:
+        sys.modules.pop(name)
+
+
+def copies(model):
+    return {name: tensor.detach().clone() for name, tensor in tensors(model).items()}
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # PEFT asks transformers for it
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # PEFT's SHiRA
+@pytest.mark.parametrize("peer", PEERS)
+def test_peers_learn_and_hand_on_a_plain_model(learner, peer):
+    found, learn = learner(peer)
+    before = copies(found.model)
+    total, entries = sum(tensor.numel() for tensor in before.values()), found.entries
+    assert entries < total if peer in ADAPTERS else entries == (0 if peer == "zero" else total)
+    for number in (0, 1):
+        learn(number)
+        assert not found.model.training
+        assert type(found.model) is LlavaForConditionalGeneration
+    after = copies(found.model)
     assert after.keys() == before.keys()
-    assert any(not torch.equal(after[name], before[name]) for name in before)
-    total = sum(tensor.numel() for tensor in before.values())
-    assert entries == total if peer == "full" else 0 < entries < total
+    moved = any(not torch.equal(after[name], before[name]) for name in before)
+    assert moved == (peer != "zero")
+
+
+def seen(monkeypatch, found):
+    """What a peer trains on, task by task, without training."""
+    calls = []
+    monkeypatch.setattr(found, "train", lambda model, examples, args: calls.append(examples))
+    return calls
+
+
+def test_multitask_learns_everything_at_once(learner, monkeypatch):
+    found, learn = learner("multitask")
+    calls = seen(monkeypatch, found)
+    learn(0), learn(1)
+    assert [len(call) for call in calls] == [16]
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.5, 4), (0.01, 1)])
+def test_replay_adds_a_share_of_every_earlier_task(learner, monkeypatch, share, kept):
+    found, learn = learner("replay", share=share)
+    calls = seen(monkeypatch, found)
+    learn(0), learn(1)
+    assert [len(call) for call in calls] == [8, 8 + kept]
+    assert all(any(one is row for row in found.tasks[0]) for one in calls[1][8:])
+
+
+def along(found, examples):
+    """The product of a model's gradients with those of some examples, and these gradients."""
+    now = {name: p.grad.clone() for name, p in found.model.named_parameters() if p.grad is not None}
+    found.model.zero_grad()
+    found.model(**found.batch(examples)).loss.backward()
+    named = found.model.named_parameters()
+    there = {name: p.grad.clone() for name, p in named if p.grad is not None}
+    return sum(float((now[name] * there[name]).sum()) for name in now), now
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_agem_takes_out_what_raises_the_loss_on_memory(learner, monkeypatch, sign):
+    found, learn = learner("agem", share=1.0)
+    seen(monkeypatch, found)
+    learn(1)
+    found.size = len(found.memory)
+    found.model(**found.batch(found.memory)).loss.backward()
+    for parameter in found.model.parameters():
+        if parameter.grad is not None:
+            parameter.grad = sign * parameter.grad + 1e-3
+    before = {n: p.grad.clone() for n, p in found.model.named_parameters() if p.grad is not None}
+    found.project(found.model)
+    product, after = along(found, found.memory)
+    if sign > 0:
+        assert product > 0
+        assert all(torch.equal(after[name], before[name]) for name in before)
+    else:
+        norm = sum(float(g.square().sum()) for g in before.values())
+        assert abs(product) < 1e-3 * norm
+        assert not torch.equal(after["lm_head.weight"], before["lm_head.weight"])
+
+
+def test_ewc_holds_what_the_fisher_holds_dear(learner):
+    moved = {}
+    for strength in (0.0, 1e8):
+        found, learn = learner("ewc", strength=strength)
+        learn(0)
+        before = copies(found.model)
+        assert set(found.fisher) == set(importance.estimate(found.model, found.tasks[0]))
+        learn(1)
+        after = copies(found.model)
+        moved[strength] = sum(
+            float((f * (after[name] - before[name]).square()).sum())
+            for name, f in found.fisher.items()
+            if name in after
+        )
+    assert 0 < moved[1e8] < 0.5 * moved[0.0]
+
+
+def test_lwf_keeps_what_the_model_said(learner):
+    moved = {}
+    for strength in (0.0, 100.0):
+        found, learn = learner("lwf", strength=strength)
+        inputs = found.batch(found.tasks[0])
+        with torch.no_grad():
+            before = found.model(**inputs).logits
+            found.teacher = found.model
+            assert float(found.price(found.model, inputs, before)) == 0
+        learn(0)
+        with torch.no_grad():
+            moved[strength] = float((found.model(**inputs).logits - before).square().mean())
+    assert 0 < moved[100.0] < 0.8 * moved[0.0]
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+def test_olora_turns_away_from_earlier_adapters(learner):
+    overlaps = {}
+    for strength in (0.0, 10.0):
+        torch.manual_seed(0)
+        found, learn = learner("olora", rate=1e-2, strength=strength)
+        learn(0), learn(1)
+        overlaps[strength] = sum(
+            float((first @ second.t()).abs().sum()) for first, second in found.earlier.values()
+        )
+    assert overlaps[10.0] < 0.9 * overlaps[0.0]
 
 
 def run_of(method, rate, seed, split, op, kept):

@@ -1,0 +1,22 @@
+"""Sequential SHiRA (arXiv 2406.13175, PEFT): a random sparse adapter per task, merged.
+
+As many entries of each linear layer as LoRA of the same rank would have.
+"""
+
+from typing import Any
+
+from peers.adapters import Adapted
+from peft import PeftConfig, ShiraConfig
+
+
+class Shira(Adapted):
+    """A fresh random pattern for every task."""
+
+    def __init__(self, *args: Any, rank: int) -> None:
+        super().__init__(*args)
+        self.rank, self.drawn = rank, 0
+
+    def config(self, linear: str) -> PeftConfig:
+        """SHiRA with another seed each time."""
+        self.drawn += 1
+        return ShiraConfig(r=self.rank, random_seed=self.drawn, target_modules=linear)
