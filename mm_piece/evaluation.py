@@ -98,15 +98,31 @@ def evaluate(
     metric: str = "exact",
     **options: Any,
 ) -> list[Answer]:
-    """Answer and score every example; options: those of `generate`, `batch_size` and the bar's
-    `title`.
+    """Answer and score every example; options: those of `said`."""
+    rule, predictions = METRICS[metric], said(model, processor, examples, **options)
+    accepted = [example.accepted or [example.answer] for example in examples]
+    scores = rule(predictions, accepted)
+    return [
+        _answer(example, text, score)
+        for example, text, score in zip(examples, predictions, scores, strict=True)
+    ]
+
+
+def said(
+    model: nn.Module,
+    processor: Any,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 8,
+    title: str = "evaluate",
+    **options: Any,
+) -> list[str]:
+    """The model's greedy answer to every example; options: those of `generate`.
 
     Of several processes each answers some of the batches; all get all answers. Where the model
     lies in parts on them, they go through the same layers at any time.
     """
-    rule, title = METRICS[metric], options.pop("title", "evaluate")
-    size = options.pop("batch_size", 8)
-    whole = list(batches(examples, size))
+    whole = list(batches(examples, batch_size))
     cut = any(map(sharding.is_cut, model.parameters()))
     own = sharding.rounds([any(e.images for e in batch) for batch in whole], level=cut)
     answered = [
@@ -115,13 +131,7 @@ def evaluate(
     ]
     mine = [number for number, first in own if first]
     kept = [texts for texts, (_, first) in zip(answered, own, strict=True) if first]
-    said = [text for texts in sharding.gathered(kept, mine, len(whole)) for text in texts]
-    accepted = [example.accepted or [example.answer] for example in examples]
-    scores = rule(said, accepted)
-    return [
-        _answer(example, text, score)
-        for example, text, score in zip(examples, said, scores, strict=True)
-    ]
+    return [text for texts in sharding.gathered(kept, mine, len(whole)) for text in texts]
 
 
 def mean_score(answers: Sequence[Answer]) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mm_piece import importance, maskfile, sharding
 from mm_piece.importance import Folds, Moments
+from mm_piece.keeping import Kept
 from mm_piece.mask import Budgets, Mask, contests, select_stream, units_of, width_of
 from mm_piece.names import group_of, weights
 from mm_piece.progress import bar
@@ -60,13 +61,15 @@ def selection_of(
     pad: int,
     seeds: tuple[int, int],
     standing: Mapping[str, str],
+    keep: Callable[[], Kept] = lambda: Kept([]),
 ) -> Selection:
     """The selection for a task's examples, from an earlier run where one had the same to do.
 
     It is kept in `folder`, or where the recipe says. `pad` is the padding token; `seeds`: of the
-    run, which draws the examples, and of the task; `standing` tells apart the models and the data.
+    run, which draws the examples, and of the task; `standing` tells apart the models and the data;
+    `keep` finds what the model is to keep, if the method asks.
     """
-    sample = _sample(encoded, select.samples, seeds[0])
+    sample = encoded.drawn(select.samples, seeds[0])
     apart = select.method not in importance.OF_BATCHES
     batches = Alike(sample, select.batch_size, pad, apart)
     names = importance.scorable(model, batches, select.method, select.exclude)
@@ -76,7 +79,8 @@ def selection_of(
     file = maskfile.place(select, folder, facts)
     kept = sharding.told(maskfile.read(file))
     if kept is None:
-        estimate = _Estimate(model, batches, select, shapes, seeds[1])
+        known = keep() if select.method in importance.KEEPING else None
+        estimate = _Estimate(model, batches, select, shapes, seeds[1], known)
         kept = estimate.mask(), estimate.stability()
         if sharding.is_main():
             maskfile.write(file, *kept)
@@ -112,9 +116,15 @@ class _Estimate:
     """Scores of a model on batches, streamed into a mask, and sums over parts of the batches."""
 
     def __init__(
-        self, model: nn.Module, batches: Alike, select: Select, shapes: Shapes, seed: int
+        self,
+        model: nn.Module,
+        batches: Alike,
+        select: Select,
+        shapes: Shapes,
+        seed: int,
+        kept: Kept | None,
     ) -> None:
-        self.model, self.batches, self.select = model, batches, select
+        self.model, self.batches, self.select, self.kept = model, batches, select, kept
         self.shapes, self.seed, self.memory = shapes, seed, parse_bytes(select.memory)
         self.budgets = _reachable(budgets_of(select), shapes)
         self.sizes, self.widths = units_of(shapes, self.budgets)
@@ -134,6 +144,7 @@ class _Estimate:
             xi=self.select.xi,
             seed=self.seed,
             folds=self.folds,
+            kept=self.kept.at if self.kept else None,
             progress=_batches,
         )
         self.found = select_stream(pieces, self.shapes, self.budgets, apart)
@@ -172,14 +183,16 @@ class _Estimate:
         generator = torch.Generator().manual_seed(self.seed)
         xi, method = self.select.xi, self.select.method
         size = sum(map(len, self.folds.entries.values()))
-        weight = torch.zeros(size)
+        weight, kept, places = torch.zeros(size), torch.zeros(size), self.folds.entries.items()
+        if self.kept:
+            kept = torch.cat([self.kept.at(name, index) for name, index in places])
         if importance.weighs(method):
-            places = self.folds.entries.items()
             weight = torch.cat([take(named[name], index).float().cpu() for name, index in places])
 
         def score(means: Mapping[str, Tensor], count: int) -> Tensor:
             known = {"mean": torch.zeros(size), "square": torch.zeros(size), **means}
-            seen = Moments(**known, weight=weight.clone(), xi=xi, generator=generator, count=count)
+            facts = {"weight": weight.clone(), "kept": kept, "count": count}
+            seen = Moments(**known, **facts, xi=xi, generator=generator)
             return importance.scored(method, rule, seen)
 
         return score
@@ -205,8 +218,3 @@ def _reachable(budgets: Budgets, shapes: Shapes) -> Budgets:
 
 def _batches(items: Iterable[Any], title: str) -> Iterable[Any]:
     return bar(items, title, "batch")
-
-
-def _sample(encoded: Encoded, samples: int, seed: int) -> Encoded:
-    order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(seed))
-    return encoded.part(order[:samples].tolist())

@@ -4,42 +4,31 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
 from torch import Tensor, nn
 
-from mm_piece import importance, sharding
+from mm_piece import importance, keeping, sharding
 from mm_piece.changes import changes
-from mm_piece.checkpoint import Checkpoint, fetch
 from mm_piece.delta import Delta
-from mm_piece.errors import BaseError, DataError, StoreError
+from mm_piece.errors import DataError
 from mm_piece.evaluation import pad_of
+from mm_piece.keeping import Kept
 from mm_piece.loading import checkout, load
 from mm_piece.measuring import absent_columns, measure, measured, rows_of
-from mm_piece.models import as_dtype, describe, load_base, locate, trained_dtype
-from mm_piece.names import weights
+from mm_piece.opening import batch_of, store_of, zero_of
 from mm_piece.progress import bar, say
-from mm_piece.recipe import Recipe, Select, Task, load_recipe, parse_bytes, parse_recipe
+from mm_piece.recipe import Recipe, Select, Task, load_recipe, parse_bytes
 from mm_piece.scoring import METRICS
-from mm_piece.selection import Selection, require_places, selection_of
-from mm_piece.sharding import Zero, shape_of
+from mm_piece.selection import Selection, selection_of
+from mm_piece.sharding import Zero
 from mm_piece.sparse import sparse_tuning
 from mm_piece.store import DeltaStore
-from mm_piece.tasks import Encoded, Rows, digest_of, fitted, tokenizer_of
-from mm_piece.tasks.templates import require_no_visual_tokens
-from mm_piece.trainer import arguments, fit, rehearse
-
-# What may lie there before there is a manifest.
-_LEFT = (".lock", "recipe.yaml", "answers", "work", "logs")
-
-_RESOURCES = {"memory", "accumulators", "cache"}  # of a selection: they change no result
-
-
-_DIVISION = {  # of a step's examples: as long as there are as many
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "deepspeed", "ddp_timeout"),
-}
+from mm_piece.tasks import Encoded, Rows, digest_of, tokenizer_of
+from mm_piece.trainer import arguments, fit
 
 
 @dataclass(frozen=True)
@@ -73,7 +62,7 @@ def _train(recipe: Recipe) -> DeltaStore:
     importance.resolve(recipe.select.method)
     for task in (*recipe.tasks, *recipe.general):
         METRICS[task.metric]([], [])  # its library is there
-    store = _open_or_create(recipe, data[0], zero)
+    store = store_of(recipe, data[0], zero)
     with store.writing() if sharding.is_main() else nullcontext():
         run = Run(recipe, store, *data, zero)
         if min(len(store), measured(store, recipe) - 1) < len(recipe.tasks):
@@ -97,6 +86,8 @@ def _go_on(run: Run) -> None:
     for position in range(measured(store, recipe), len(store) + 1):
         checkout(model, position)
         measure_here(position)
+    if len(store) < len(recipe.tasks):
+        keep_learned(run, model, processor)
     checkout(model, len(store))
     for task in recipe.tasks[len(store) :]:
         learn(run, model, processor, task)
@@ -107,16 +98,16 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
     """One task: scores, mask, sparse training, delta; the model stands there afterwards."""
     started = time.monotonic()
     recipe, seed = run.recipe, run.recipe.seed + len(run.store)
-    work = run.store.work / f"{len(run.store) + 1:04d}"
-    examples, room = run.train[task.name], parse_bytes(recipe.cache)
-    encoded = Encoded(examples, processor, work / "encoded", task.max_length, room)
+    position = len(run.store) + 1
+    work, encoded = _work(run, position), encoded_of(run, processor, task, position)
     data = _look_through(encoded, task)
     pad, logs = pad_of(tokenizer_of(processor)), run.store.path / "logs" / work.name
     select, parent = recipe.selecting(task), _parent(run.store)
     standing = {"base": run.store.base["digest"], "parent": parent, "data": data["data"]}
     facts = {"pad": pad, "seeds": (recipe.seed, seed), "standing": standing}
+    keep = partial(kept_before, run, model, encoded, select)
     with run.zero.running(model):
-        selection = selection_of(model, encoded, select, work, **facts)
+        selection = selection_of(model, encoded, select, work, **facts, keep=keep)
     say(f"{task.name}: {selection}")
     scored = time.monotonic()
     args = arguments(recipe.train, work, seed)
@@ -132,6 +123,9 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
             groups=changes(tuning, selection.sizes),
         )
     _append(run.store, delta)
+    if keeps(recipe, task):
+        with run.zero.running(model):
+            note_kept(run, model, encoded, task, position)
     # Not in the delta: what differs between equal runs would give the same task different files.
     timing = {"select": scored - started, "train": time.monotonic() - scored}
     if sharding.is_main():
@@ -140,6 +134,57 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
         rmtree(work, ignore_errors=True)
     say(_summary(delta))
     return delta
+
+
+def keeps(recipe: Recipe, task: Task) -> bool:
+    """Whether a later task will ask what this one is to be kept by."""
+    return recipe.selecting(task).method in importance.KEEPING
+
+
+def keep_learned(run: Run, model: nn.Module, processor: Any) -> None:
+    """Estimate what is missing of learned tasks' importance: a run may have ended before it."""
+    for position, task in enumerate(run.recipe.tasks[: len(run.store)], start=1):
+        if keeps(run.recipe, task):
+            checkout(model, position)
+            with run.zero.running(model):
+                note_kept(run, model, encoded_of(run, processor, task, position), task, position)
+            if sharding.is_main():
+                rmtree(_work(run, position), ignore_errors=True)
+
+
+def kept_before(run: Run, model: nn.Module, encoded: Encoded, select: Select) -> Kept:
+    """What the model is to keep while it learns its next task."""
+    files = [_kept_file(run, position) for position in range(1, len(run.store) + 1)]
+    pairs = zip(files, run.store.entries, strict=True)
+    earlier = [keeping.read(file, entry.sha256) for file, entry in pairs]
+    return keeping.kept_by(model, encoded, select, run.recipe.seed + len(run.store), earlier)
+
+
+def note_kept(run: Run, model: nn.Module, encoded: Encoded, task: Task, position: int) -> None:
+    """Estimate what a learned task is to be kept by, once; the model stands after it."""
+    file, delta = _kept_file(run, position), run.store.entries[position - 1].sha256
+    if sharding.told(keeping.read(file, delta) is not None):
+        return
+    select = run.recipe.selecting(task)
+    found = keeping.importance_of(model, encoded.drawn(select.samples, run.recipe.seed), select)
+    if sharding.is_main():
+        keeping.write(file, found, delta)
+    sharding.wait()
+
+
+def encoded_of(run: Run, processor: Any, task: Task, position: int) -> Encoded:
+    """A task's training examples as model inputs, kept on disk while the task is learned."""
+    room, folder = parse_bytes(run.recipe.cache), _work(run, position) / "encoded"
+    return Encoded(run.train[task.name], processor, folder, task.max_length, room)
+
+
+def _work(run: Run, position: int) -> Path:
+    return run.store.work / f"{position:04d}"
+
+
+def _kept_file(run: Run, position: int) -> Path:
+    """Where the importance of a learned task lies."""
+    return run.store.path / "kept" / f"{position:04d}.safetensors"
 
 
 def _append(store: DeltaStore, delta: Delta) -> None:
@@ -205,93 +250,9 @@ def _read_all(recipe: Recipe) -> tuple[dict[str, Rows], dict[str, Rows]]:
     return train, test
 
 
-def batch_of(recipe: Recipe) -> int:
-    """How many examples a step learns, on all processes together."""
-    each = recipe.train.get("per_device_train_batch_size", 8)
-    return each * recipe.train.get("gradient_accumulation_steps", 1) * sharding.size()
-
-
-def zero_of(recipe: Recipe) -> Zero:
-    """How the recipe's DeepSpeed configuration divides its model."""
-    dtype = as_dtype(recipe.model.get("dtype", "float32"))
-    return sharding.zero_of(recipe.train, str(dtype).removeprefix("torch."))
-
-
 def _load_options(recipe: Recipe) -> dict[str, Any]:
     options = {key: value for key, value in recipe.model.items() if key != "dtype"}
     return {**options, "revision": recipe.revision}
-
-
-def _open_or_create(recipe: Recipe, train_rows: dict[str, Rows], zero: Zero) -> DeltaStore:
-    path = Path(recipe.store)
-    if sharding.told((path / "store.json").exists()):
-        store = DeltaStore.open(path)
-        if len(store) or store.recipe == recipe.text():
-            _same_run(store, recipe)
-            return store
-    elif sharding.is_main():
-        _require_room(path)
-    with zero.entering():
-        model, processor = load_base(recipe.base, recipe.revision, **recipe.model)
-    require_places(recipe, {name: tuple(shape_of(p)) for name, p in weights(model).items()})
-    pad = pad_of(tokenizer_of(processor))
-    for task in recipe.tasks:  # data and settings work before a byte is written
-        examples = train_rows[task.name]
-        for example in examples:
-            require_no_visual_tokens(example, processor)
-        for first in {bool(example.images): example for example in examples[:100]}.values():
-            inputs, _ = fitted(first, processor, task.max_length)
-            rehearse(model, [inputs] * len(examples), recipe.train, pad)
-    base = describe(model, recipe.base, recipe.revision, path)
-    if sharding.is_main():
-        DeltaStore.create(path, base, recipe.text(), over_empty=True)
-    sharding.wait()
-    return DeltaStore.open(path)
-
-
-def _require_room(path: Path) -> None:
-    """Raise StoreError for a folder that holds something else than what a crashed start left."""
-    if path.exists() and not path.is_dir():
-        raise StoreError(f"store {path} is a file; name a folder")
-
-    def left_over(name: str) -> bool:
-        return name in _LEFT or name.startswith(".") and name.endswith(".tmp")
-
-    strange = [f.name for f in path.iterdir() if not left_over(f.name)] if path.is_dir() else []
-    if strange:
-        raise StoreError(f"store {path} holds {sorted(strange)[0]!r} and is no store; name another")
-
-
-def _same_run(store: DeltaStore, recipe: Recipe) -> None:
-    """A store belongs to one recipe, to which further tasks may be added at the end."""
-    if {**store.base, **locate(recipe.base, recipe.revision, store.path)} != store.base:
-        _same_base(store, recipe)
-    recipes = (parse_recipe(store.recipe, f"{store.path}/recipe.yaml"), recipe)
-    left_out = {"select": _RESOURCES, "train": _DIVISION}
-    before, after = (r.model_dump(exclude=left_out) for r in recipes)
-    after["tasks"] = after["tasks"][: len(before["tasks"])]
-    for key in before:
-        if key not in ("store", "base", "revision", "cache") and after[key] != before[key]:
-            raise StoreError(
-                f"store {store.path} was made by a recipe with another {key!r}; "
-                "only tasks at the end may be added: use a new store"
-            )
-    now = batch_of(recipe)
-    if len(store) and (batch := store.delta(len(store)).info.get("batch", now)) != now:
-        raise StoreError(
-            f"store {store.path} learns {batch} examples a step, here it would be {now}: processes "
-            "times per_device_train_batch_size times gradient_accumulation_steps"
-        )
-    if sharding.is_main():
-        store.write_recipe(recipe.text())
-
-
-def _same_base(store: DeltaStore, recipe: Recipe) -> None:
-    """Raise unless the base has the store's weights, wherever the two lie by now."""
-    dtype = trained_dtype(store.base, store.path)
-    base = Checkpoint(fetch(recipe.base, recipe.revision), dtype)
-    if base.fingerprint() != store.base["fingerprint"]:
-        raise BaseError(f"store {store.path} was made on another base than {recipe.base}")
 
 
 def _note(run: Run, what: str, task: str, facts: dict[str, float]) -> None:

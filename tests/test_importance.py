@@ -51,6 +51,18 @@ def test_equals_the_loop(model_and_examples):
         assert fisher[name].dtype == torch.float32
 
 
+def test_first_order_rules_are_those_of_the_loop(model_and_examples):
+    model, examples = model_and_examples
+    first, _ = loop(model, examples)
+    named = weights(model)
+    found, snip = (estimate(model, examples, method) for method in ("gradient", "snip"))
+    assert found.keys() == snip.keys() == first.keys()
+    for name in found:
+        torch.testing.assert_close(found[name].double(), first[name].abs(), rtol=1e-4, atol=1e-7)
+        expected = (first[name] * named[name].double()).abs()
+        torch.testing.assert_close(snip[name].double(), expected, rtol=1e-4, atol=1e-7)
+
+
 def test_is_not_the_square_of_the_batch_gradient(model_and_examples):
     model, examples = model_and_examples
     model.zero_grad()
@@ -60,7 +72,7 @@ def test_is_not_the_square_of_the_batch_gradient(model_and_examples):
     model.zero_grad()
 
 
-@pytest.mark.parametrize("method", ["piece-f", "piece-s", "random", "magnitude"])
+@pytest.mark.parametrize("method", ["piece-f", "piece-s", "snip", "random", "magnitude"])
 @pytest.mark.parametrize("entries", [997, 5000, 10**9])
 def test_budget_changes_nothing(model_and_examples, method, entries):
     model, examples = model_and_examples

@@ -34,9 +34,11 @@ ORDER = (
     *("loading", "exporting", "derive", "card", "hub", "sharing"),
     *(
         "evaluation",
+        "keeping",
         "maskfile",
         "selection",
         "measuring",
+        "opening",
         "checking",
         "training",
         "report",

@@ -221,6 +221,18 @@ def test_leaving_restores_the_plain_model(base):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+def test_leaving_writes_the_values(base):
+    model, _ = load_base(base)
+    mask = every_kind_of_mask(model)
+    with sparse_tuning(model, mask) as tuning, torch.no_grad():
+        for values in tuning.parameters():
+            values += 1
+        kept = tuning.values()
+    named = weights(model)
+    written = {name: named[name].detach().flatten()[mask[name].long()] for name in kept}
+    assert all(torch.equal(written[name], kept[name]) for name in kept)
+
+
 def test_an_exception_inside_leaves_a_plain_model(base):
     model, _ = load_base(base)
     names = [name for name, _ in model.named_parameters()]

@@ -5,11 +5,13 @@ Sources of the rules: PIECE (arXiv 2511.15375); the empirical Fisher uses the da
 labels.
 """
 
+from mm_piece.importance.compact import Compact, compact
 from mm_piece.importance.estimation import estimate, scorable, stream
 from mm_piece.importance.reach import patchable
 from mm_piece.importance.resampling import Folds
 from mm_piece.importance.rules import (
     DATA_FREE,
+    KEEPING,
     METHODS,
     OF_BATCHES,
     OF_OUTPUTS,
@@ -25,12 +27,15 @@ from mm_piece.importance.rules import (
 
 __all__ = [
     "DATA_FREE",
+    "KEEPING",
     "METHODS",
     "OF_BATCHES",
     "OF_OUTPUTS",
     "SQUARES",
+    "Compact",
     "Folds",
     "Moments",
+    "compact",
     "estimate",
     "moments_of",
     "patchable",

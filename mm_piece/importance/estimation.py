@@ -28,6 +28,7 @@ from mm_piece.names import weights
 from mm_piece.sharding import Share, shape_of, whole
 
 Progress = Callable[[Sequence[int], str], Iterable[Any]]
+Kept = Callable[[str, Tensor], Tensor]  # weight, flat entries -> their importance, fp32
 _Seen = tuple[int, int, dict[str, Any]]  # first entry, how many, what is known of them
 _Runs = Iterator[tuple[str, Iterable[_Seen]]]  # of each run of a weight's entries, its pieces
 _CPU = torch.device("cpu")
@@ -57,7 +58,7 @@ def scorable(
     return with_outputs(model, names) if method in OF_OUTPUTS else names
 
 
-def stream(
+def stream(  # noqa: PLR0913 - each is a setting of its own
     model: nn.Module,
     batches: Sequence[Batch],
     method: str = "piece-f",
@@ -68,6 +69,7 @@ def stream(
     xi: float = 1e-3,
     seed: int = 0,
     folds: Folds | None = None,
+    kept: Kept | None = None,
     progress: Progress = lambda steps, title: steps,
 ) -> Iterator[Piece]:
     """Scores as flat pieces in tensor order; accumulators never exceed `memory` bytes.
@@ -75,8 +77,10 @@ def stream(
     `names` restricts and orders the weights (default: all that the method scores); as a mapping it
     says also which entries of each are scored here, where several processes divide them and all go
     through the same weights and batches. `host` keeps accumulators on the CPU whatever the model's
-    device, `xi` is PIECE-S's damping on the scale of the mean square, `folds` take down what parts
-    of the examples add (within `memory`), and `progress` wraps the steps of all passes.
+    device, `xi` is PIECE-S's damping on the scale of the mean square, and PIECE-R's on that of
+    `kept`, the importance of entries for what is to be kept (without it none is known). `folds`
+    take down what parts of the examples add (within `memory`), and `progress` wraps the steps of
+    all passes.
     """
     rule, named = resolve(method), weights(model)
     if not len(batches):
@@ -92,6 +96,8 @@ def stream(
             for start, size, facts in pieces:
                 weight = _entries(named[name], start, size, method)
                 known = {"mean": torch.zeros(size), "square": torch.zeros(size), **facts}
+                if kept is not None:
+                    known["kept"] = kept(name, torch.arange(start, start + size))
                 seen = Moments(**known, weight=weight, xi=xi, generator=generator)
                 yield name, start, scored(method, rule, seen)
 

@@ -21,6 +21,7 @@ class Moments:
     generator: torch.Generator
     count: int = 1  # how many gradients were averaged: examples, or batches
     output: Tensor = torch.zeros(1)  # mean over examples of what the entry's row gives out
+    kept: Tensor = torch.zeros(1)  # importance for what the model is to keep, about 1 on average
 
 
 Rule = Callable[[Moments], Tensor]
@@ -36,6 +37,15 @@ def piece_s(moments: Moments) -> Tensor:
     return moments.mean.abs() / (moments.square + moments.xi).sqrt()
 
 
+def piece_r(moments: Moments) -> Tensor:
+    """PIECE-R: Fisher of the task over that of what is to be kept, F / (K + xi).
+
+    Moving an entry by d gains about g d on the task and costs K d ** 2 / 2 in divergence from what
+    the model was: at the best d the gain is g ** 2 / (2 K), here with F for g ** 2.
+    """
+    return moments.square / (moments.kept + moments.xi)
+
+
 def piece_f_official(moments: Moments) -> Tensor:
     """The public code's Fisher: the sum of the squares of micro-batch gradients."""
     return moments.square * moments.count
@@ -44,6 +54,16 @@ def piece_f_official(moments: Moments) -> Tensor:
 def piece_s_official(moments: Moments) -> Tensor:
     """The public code's PIECE-S on sums over micro-batches: |sum g| / sqrt(sum g ** 2 + 1)."""
     return (moments.mean * moments.count).abs() / (moments.square * moments.count + 1).sqrt()
+
+
+def gradient(moments: Moments) -> Tensor:
+    """Gradient magnitude: |E_n[g_n]|, what SIFT (arXiv 2312.11875) selects by."""
+    return moments.mean.abs()
+
+
+def snip(moments: Moments) -> Tensor:
+    """SNIP (arXiv 1810.02340): |E_n[g_n] w|, what the loss would change by without the entry."""
+    return (moments.mean * moments.weight).abs()
 
 
 def migu(moments: Moments) -> Tensor:
@@ -108,14 +128,17 @@ def moments_of(method: str) -> tuple[str, ...]:
 
 def weighs(method: str) -> bool:
     """Whether a rule looks at the weights themselves, as a rule of the user's may."""
-    return method == "magnitude" or method not in METHODS
+    return method in ("magnitude", "snip") or method not in METHODS
 
 
 METHODS: dict[str, Rule] = {
     "piece-f": piece_f,
     "piece-s": piece_s,
+    "piece-r": piece_r,
     "piece-f-official": piece_f_official,
     "piece-s-official": piece_s_official,
+    "gradient": gradient,
+    "snip": snip,
     "fggm": piece_f,  # summed over rows by the selection
     "migu": migu,
     "magnitude": magnitude,
@@ -124,7 +147,10 @@ METHODS: dict[str, Rule] = {
 
 NEEDS: dict[str, tuple[str, ...]] = {
     "piece-f": ("square",),
+    "piece-r": ("square",),
     "piece-f-official": ("square",),
+    "gradient": ("mean",),
+    "snip": ("mean",),
     "fggm": ("square",),
     "migu": ("output",),
     "magnitude": (),
@@ -132,7 +158,10 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }
 
 # Scores that are squares of gradients.
-SQUARES = ("piece-f", "piece-f-official", "fggm")
+SQUARES = ("piece-f", "piece-r", "piece-f-official", "fggm")
+
+# The rules that look at what the model is to keep.
+KEEPING = ("piece-r",)
 
 # The rules that see the gradient of a batch as one; for all others every example counts by itself.
 OF_BATCHES = ("piece-f-official", "piece-s-official")

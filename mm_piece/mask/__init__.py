@@ -5,7 +5,7 @@ same mask, however they are cut into pieces.
 """
 
 from mm_piece.mask.budgets import Budgets, Contest, Density, Part, contests, count
-from mm_piece.mask.rows import Piece, width_of
+from mm_piece.mask.rows import Piece, row_scores, width_of
 from mm_piece.mask.selecting import Mask, choose, select, select_stream, units_of
 from mm_piece.mask.topk import TopK
 
@@ -23,5 +23,6 @@ __all__ = [
     "select",
     "select_stream",
     "units_of",
+    "row_scores",
     "width_of",
 ]

@@ -9,12 +9,12 @@ from mm_piece.names import GROUPS, Group
 from mm_piece.recipe.sizes import parse_bytes
 
 METHODS = (
-    *("piece-f", "piece-s", "piece-f-official", "piece-s-official"),
-    *("fggm", "migu", "magnitude", "random"),
+    *("piece-f", "piece-s", "piece-r", "piece-f-official", "piece-s-official"),
+    *("gradient", "snip", "fggm", "migu", "magnitude", "random"),
 )
 _OF_ROWS = {"unit": "row", "scope": "tensor", "density": 0.3}
 # What a method's paper has where the recipe says nothing.
-_OWN: dict[str, dict[str, Any]] = {"fggm": _OF_ROWS, "migu": _OF_ROWS}
+_OWN: dict[str, dict[str, Any]] = {"fggm": _OF_ROWS, "migu": _OF_ROWS, "piece-r": {"xi": 0.1}}
 _WITHOUT_SCORES = ("magnitude", "random")
 Density = float | str | dict[str, float]
 
@@ -43,6 +43,7 @@ class Select(Strict):
         "head",
     )
     xi: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    prompts: tuple[str, ...] = ()  # what a model is asked to tell what it is to keep
     cache: str | None = None  # a folder where masks are kept for other runs
 
     @model_validator(mode="before")

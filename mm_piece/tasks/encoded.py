@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -52,6 +53,11 @@ class Encoded(Sequence[dict[str, Tensor]]):
         """The examples at some positions, in that order."""
         chosen = [self.examples[position] for position in positions]
         return Encoded(chosen, self.processor, self.folder, self.max_length, self.room)
+
+    def drawn(self, number: int, seed: int) -> "Encoded":
+        """So many of the examples in random order; all of them if there are no more."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.part(order[:number].tolist())
 
     def fitted(self, position: int) -> tuple[dict[str, Tensor], bool]:
         """One encoded example, and whether it lost text to `max_length`."""

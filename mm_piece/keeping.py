@@ -1,0 +1,153 @@
+"""What a model is to keep while it learns: importance for its own answers and for earlier tasks.
+
+No old data are needed. The model answers general prompts about the new task's images, and the
+Fisher of these answers says which weights hold what it can do; each earlier task's Fisher was
+estimated when it ended. Both are kept compact.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from mm_piece import importance, sharding
+from mm_piece.evaluation import pad_of, said
+from mm_piece.importance import Compact, compact
+from mm_piece.mask import width_of
+from mm_piece.names import weights
+from mm_piece.progress import bar
+from mm_piece.recipe import Select, parse_bytes
+from mm_piece.sharding import shape_of
+from mm_piece.tasks import Alike, Encoded, Example, tokenizer_of
+
+PROMPTS = (
+    "Describe the image.",
+    "What is in the image?",
+    "What colours are in the image?",
+    "How many things are in the image?",
+    "What text is in the image?",
+    "Where is the largest thing in the image?",
+)
+_ANSWERS = 96  # of its own that a model gives
+_TOKENS = 32  # of an answer, at most
+
+
+class Kept:
+    """What is to be kept of a model's weights: sums of compact importances."""
+
+    def __init__(self, parts: Sequence[Compact]) -> None:
+        self.parts = parts
+
+    def at(self, name: str, entries: Tensor) -> Tensor:
+        """The importance of some flat entries, fp32, each part relative to its mean."""
+        return sum((part.at(name, entries) for part in self.parts), torch.zeros(len(entries)))
+
+
+def own_answers(
+    model: nn.Module, processor: Any, examples: Sequence[Example], prompts: Sequence[str], seed: int
+) -> list[Example]:
+    """What the model says to general prompts about some examples' images, as further examples.
+
+    Each of about a hundred images, drawn by `seed`, is asked about by the next prompt in turn.
+    Where there are no images, the prompts stand alone, each once.
+    """
+    pictured = [example for example in examples if example.images]
+    order = torch.randperm(len(pictured), generator=torch.Generator().manual_seed(seed)).tolist()
+    images = [pictured[place].images[:1] for place in order[:_ANSWERS]] or [[] for _ in prompts]
+    asked = [_turns(row, prompts[row % len(prompts)], images[row]) for row in range(len(images))]
+    given = said(model, processor, asked, max_new_tokens=_TOKENS, title="own answers")
+    return [_answered(one, text) for one, text in zip(asked, given, strict=True) if text]
+
+
+def _turns(row: int, prompt: str, images: list[Any]) -> Example:
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": []}]
+    return Example(row, turns, images, "own answers")
+
+
+def _answered(asked: Example, text: str) -> Example:
+    answer = {"role": "assistant", "content": [{"type": "text", "text": text}]}
+    return Example(asked.row, [asked.messages[0], answer], asked.images, asked.source)
+
+
+def kept_by(
+    model: nn.Module,
+    encoded: Encoded,
+    select: Select,
+    seed: int,
+    earlier: Sequence[Compact | None],
+) -> Kept:
+    """What a model is to keep before it learns a task: its own answers, and earlier tasks."""
+    prompts = select.prompts or PROMPTS
+    own = own_answers(model, encoded.processor, encoded.examples, prompts, seed)
+    asked = Encoded(own, encoded.processor, encoded.folder, encoded.max_length, room=0)
+    parts = [importance_of(model, asked, select)] if own else []
+    return Kept([*parts, *(part for part in earlier if part is not None)])
+
+
+def importance_of(model: nn.Module, encoded: Encoded, select: Select) -> Compact:
+    """The compact Fisher of some examples, over the weights that a task may change."""
+    batches = Alike(encoded, select.batch_size, pad_of(tokenizer_of(encoded.processor)))
+    names = importance.scorable(model, batches, "piece-f", select.exclude)
+    named = weights(model)
+    shapes = {name: tuple(shape_of(named[name])) for name in names}
+    shares = {n: sharding.share(prod(shape), width_of(shape)) for n, shape in shapes.items()}
+    pieces = importance.stream(
+        model,
+        batches,
+        names=shares,
+        memory=parse_bytes(select.memory),
+        host=select.accumulators == "host",
+        progress=lambda items, title: bar(items, f"{title}, to keep", "batch"),
+    )
+    return compact(pieces, shapes)
+
+
+def write(file: Path, found: Compact, delta: str) -> None:
+    """Keep an importance beside the delta (its SHA-256) that it was estimated after."""
+    file.parent.mkdir(exist_ok=True)
+    tensors = dict(_flat(found))
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    # One key: the order of several would differ from file to file.
+    facts = json.dumps({"delta": delta, "sha256": _seal(tensors)})
+    temporary.write_bytes(save(tensors, {"facts": facts}))
+    temporary.replace(file)
+
+
+def read(file: Path, delta: str) -> Compact | None:
+    """The importance that stands beside a delta; None if there is none, or not whole."""
+    try:
+        with safe_open(file, "pt") as opened:
+            known = json.loads((opened.metadata() or {}).get("facts", "{}"))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError):
+        return None
+    if known.get("delta") != delta or known.get("sha256") != _seal(tensors):
+        return None
+    parts = {"rows": {}, "columns": {}}
+    for key, values in tensors.items():
+        kind, _, name = key.partition(".")
+        parts[kind][name] = values
+    return Compact(**parts)
+
+
+def _flat(found: Compact) -> Iterator[tuple[str, Tensor]]:
+    for kind, parts in (("rows", found.rows), ("columns", found.columns)):
+        for name, values in parts.items():
+            yield f"{kind}.{name}", values
+
+
+def _seal(tensors: dict[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        sha.update(json.dumps([name, list(tensors[name].shape)]).encode())
+        sha.update(tensors[name].view(torch.int16).numpy().tobytes())
+    return sha.hexdigest()

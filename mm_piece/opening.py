@@ -1,0 +1,115 @@
+"""A recipe's store: a new one if everything works, or the one that a run goes on with."""
+
+from pathlib import Path
+
+from mm_piece import sharding
+from mm_piece.checkpoint import Checkpoint, fetch
+from mm_piece.errors import BaseError, StoreError
+from mm_piece.evaluation import pad_of
+from mm_piece.models import as_dtype, describe, load_base, locate, trained_dtype
+from mm_piece.names import weights
+from mm_piece.recipe import Recipe, parse_recipe
+from mm_piece.selection import require_places
+from mm_piece.sharding import Zero, shape_of
+from mm_piece.store import DeltaStore
+from mm_piece.tasks import Rows, fitted, tokenizer_of
+from mm_piece.tasks.templates import require_no_visual_tokens
+from mm_piece.trainer import rehearse
+
+# What may lie there before there is a manifest.
+_LEFT = (".lock", "recipe.yaml", "answers", "work", "logs")
+
+_RESOURCES = {"memory", "accumulators", "cache"}  # of a selection: they change no result
+
+
+_DIVISION = {  # of a step's examples: as long as there are as many
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "deepspeed", "ddp_timeout"),
+}
+
+
+def store_of(recipe: Recipe, train_rows: dict[str, Rows], zero: Zero) -> DeltaStore:
+    """The store of a recipe, opened or made.
+
+    Raises StoreError if it is another run's, and whatever a rehearsal of the training finds.
+    """
+    path = Path(recipe.store)
+    if sharding.told((path / "store.json").exists()):
+        store = DeltaStore.open(path)
+        if len(store) or store.recipe == recipe.text():
+            _same_run(store, recipe)
+            return store
+    elif sharding.is_main():
+        _require_room(path)
+    with zero.entering():
+        model, processor = load_base(recipe.base, recipe.revision, **recipe.model)
+    require_places(recipe, {name: tuple(shape_of(p)) for name, p in weights(model).items()})
+    pad = pad_of(tokenizer_of(processor))
+    for task in recipe.tasks:  # data and settings work before a byte is written
+        examples = train_rows[task.name]
+        for example in examples:
+            require_no_visual_tokens(example, processor)
+        for first in {bool(example.images): example for example in examples[:100]}.values():
+            inputs, _ = fitted(first, processor, task.max_length)
+            rehearse(model, [inputs] * len(examples), recipe.train, pad)
+    base = describe(model, recipe.base, recipe.revision, path)
+    if sharding.is_main():
+        DeltaStore.create(path, base, recipe.text(), over_empty=True)
+    sharding.wait()
+    return DeltaStore.open(path)
+
+
+def _require_room(path: Path) -> None:
+    """Raise StoreError for a folder that holds something else than what a crashed start left."""
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"store {path} is a file; name a folder")
+
+    def left_over(name: str) -> bool:
+        return name in _LEFT or name.startswith(".") and name.endswith(".tmp")
+
+    strange = [f.name for f in path.iterdir() if not left_over(f.name)] if path.is_dir() else []
+    if strange:
+        raise StoreError(f"store {path} holds {sorted(strange)[0]!r} and is no store; name another")
+
+
+def _same_run(store: DeltaStore, recipe: Recipe) -> None:
+    """A store belongs to one recipe, to which further tasks may be added at the end."""
+    if {**store.base, **locate(recipe.base, recipe.revision, store.path)} != store.base:
+        _same_base(store, recipe)
+    recipes = (parse_recipe(store.recipe, f"{store.path}/recipe.yaml"), recipe)
+    left_out = {"select": _RESOURCES, "train": _DIVISION}
+    before, after = (r.model_dump(exclude=left_out) for r in recipes)
+    after["tasks"] = after["tasks"][: len(before["tasks"])]
+    for key in before:
+        if key not in ("store", "base", "revision", "cache") and after[key] != before[key]:
+            raise StoreError(
+                f"store {store.path} was made by a recipe with another {key!r}; "
+                "only tasks at the end may be added: use a new store"
+            )
+    now = batch_of(recipe)
+    if len(store) and (batch := store.delta(len(store)).info.get("batch", now)) != now:
+        raise StoreError(
+            f"store {store.path} learns {batch} examples a step, here it would be {now}: processes "
+            "times per_device_train_batch_size times gradient_accumulation_steps"
+        )
+    if sharding.is_main():
+        store.write_recipe(recipe.text())
+
+
+def _same_base(store: DeltaStore, recipe: Recipe) -> None:
+    """Raise unless the base has the store's weights, wherever the two lie by now."""
+    dtype = trained_dtype(store.base, store.path)
+    base = Checkpoint(fetch(recipe.base, recipe.revision), dtype)
+    if base.fingerprint() != store.base["fingerprint"]:
+        raise BaseError(f"store {store.path} was made on another base than {recipe.base}")
+
+
+def batch_of(recipe: Recipe) -> int:
+    """How many examples a step learns, on all processes together."""
+    each = recipe.train.get("per_device_train_batch_size", 8)
+    return each * recipe.train.get("gradient_accumulation_steps", 1) * sharding.size()
+
+
+def zero_of(recipe: Recipe) -> Zero:
+    """How the recipe's DeepSpeed configuration divides its model."""
+    dtype = as_dtype(recipe.model.get("dtype", "float32"))
+    return sharding.zero_of(recipe.train, str(dtype).removeprefix("torch."))

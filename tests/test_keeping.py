@@ -1,0 +1,196 @@
+"""PIECE-R: what a model is to keep, through a recipe, across a run that ends in the middle."""
+
+import json
+from shutil import copytree
+
+import pytest
+import torch
+
+import mm_piece
+from mm_piece import importance, keeping
+from mm_piece.evaluation import generate
+from mm_piece.keeping import PROMPTS, kept_by, own_answers
+from mm_piece.mask import select
+from mm_piece.models import load_base
+from mm_piece.recipe import Select
+from mm_piece.selection import selection_of
+from mm_piece.tasks import Encoded, read
+
+
+@pytest.fixture(scope="module")
+def world(base, tmp_path_factory):
+    """A model, its processor, and a task's examples as model inputs."""
+    model, processor = load_base(base)
+    folder = tmp_path_factory.mktemp("encoded")
+    return model, processor, Encoded(read("scenes:charts/train[:12]"), processor, folder)
+
+
+def test_the_model_is_asked_about_the_tasks_images(world):
+    model, processor, encoded = world
+    own = own_answers(model, processor, encoded.examples, PROMPTS, seed=0)
+    assert 0 < len(own) <= 12
+    images = [picture.tobytes() for example in encoded.examples for picture in example.pictures()]
+    for example in own:
+        assert example.prompt == PROMPTS[example.row % len(PROMPTS)]
+        assert [picture.tobytes() in images for picture in example.pictures()] == [True]
+        assert generate(model, processor, [example], 32) == [example.answer]
+    assert {example.prompt for example in own} == set(PROMPTS)
+
+
+def test_texts_are_asked_without_images(world, tmp_path):
+    model, processor, _ = world
+    (tmp_path / "rows.json").write_text(json.dumps([{"prompt": "1 + 1?", "answer": "2"}] * 3))
+    own = own_answers(model, processor, read(str(tmp_path / "rows.json")), ("Say a.", "b?"), seed=0)
+    assert [(example.prompt, example.images) for example in own] == [("Say a.", []), ("b?", [])]
+
+
+def test_a_hundred_images_are_enough(world, monkeypatch):
+    model, processor, encoded = world
+    monkeypatch.setattr(keeping, "_ANSWERS", 5)
+    chosen = [
+        [
+            example.images[0]
+            for example in own_answers(model, processor, encoded.examples, PROMPTS, seed)
+        ]
+        for seed in (0, 0, 1)
+    ]
+    assert len(chosen[0]) == 5
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def dense(fisher):
+    """Rank one, relative to the mean of all weights: in plain fp32."""
+    mean = torch.cat([scores.flatten() for scores in fisher.values()]).mean()
+    found = {}
+    for name, scores in fisher.items():
+        whole = scores.flatten(1) if scores.dim() > 1 else scores[:, None]
+        found[name] = (whole.sum(1)[:, None] * whole.sum(0) / whole.sum() / mean).view(scores.shape)
+    return found
+
+
+def test_scores_are_the_tasks_fisher_over_what_is_to_be_kept(world, tmp_path):
+    model, processor, encoded = world
+    wanted = Select(method="piece-r", density=0.05, prompts=("Why?",))
+    every = importance.estimate(model, [*encoded])
+    shapes = {name: scores.shape for name, scores in every.items()}
+    earlier = importance.compact(((n, 0, scores.flatten()) for n, scores in every.items()), shapes)
+    found = selection_of(
+        model,
+        encoded,
+        wanted,
+        tmp_path / "masks",
+        pad=0,
+        seeds=(0, 3),
+        standing={},
+        keep=lambda: kept_by(model, encoded, wanted, 3, [earlier]),
+    )
+    own = own_answers(model, processor, encoded.examples, ("Why?",), seed=3)
+    answers = [*Encoded(own, processor, tmp_path / "own")]
+    names = importance.scorable(model, [*encoded], "piece-f", wanted.exclude)
+    fisher = {name: every[name] for name in names}
+    said = {n: scores for n, scores in importance.estimate(model, answers).items() if n in names}
+    kept = dense(said), dense(every)
+    expected = select({n: f / (kept[0][n] + kept[1][n] + 0.1) for n, f in fisher.items()}, 0.05)
+    chosen, other = (
+        {(name, int(place)) for name, index in mask.items() for place in index}
+        for mask in (found.mask, expected)
+    )
+    assert len(chosen) == len(other)
+    assert len(chosen & other) > 0.98 * len(chosen)  # bf16 moves a few at the threshold
+    plain = select(fisher, 0.05)
+    without = {(name, int(place)) for name, index in plain.items() for place in index}
+    assert len(chosen & without) < 0.9 * len(chosen)
+
+
+@pytest.fixture
+def recipe(base, tmp_path):
+    def _recipe(store="store", tasks=3, **settings):
+        content = {
+            "base": str(base),
+            "store": str(tmp_path / store),
+            "tasks": [
+                {
+                    "name": name,
+                    "train": f"scenes:{name}/train[:6]",
+                    "test": f"scenes:{name}/test[:1]",
+                    "max_new_tokens": 1,
+                }
+                for name in ("digits", "charts", "words")[:tasks]
+            ],
+            "select": {"method": "piece-r", "density": 0.05, **settings},
+            "train": {"max_steps": 1, "learning_rate": 0.01},
+        }
+        (tmp_path / f"{store}.yaml").write_text(json.dumps(content))
+        return tmp_path / f"{store}.yaml"
+
+    return _recipe
+
+
+def bytes_of(store):
+    names = ("*.safetensors", "kept/*.safetensors")
+    return {
+        str(file.relative_to(store.path)): file.read_bytes()
+        for pattern in names
+        for file in sorted(store.path.glob(pattern))
+    }
+
+
+def test_earlier_tasks_count(recipe, base):
+    store = mm_piece.train(recipe(tasks=2))
+    alone = [f"kept/{number:04d}.safetensors" for number in (1, 2)]
+    assert [name for name in bytes_of(store) if "kept" in name] == alone
+    first, _ = store.delta(1), store.delta(2)
+    assert first.info["method"] == "piece-r"
+    found = keeping.read(store.path / alone[0], store.entries[0].sha256)
+    model, processor = mm_piece.load(base, store, at=1)
+    encoded = Encoded(read("scenes:digits/train[:6]"), processor, store.path / "encoded")
+    again = keeping.importance_of(model, encoded.drawn(1000, 42), Select())
+    assert found is not None
+    assert all(torch.equal(found.rows[name], rows) for name, rows in again.rows.items())
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "other", "of another delta"])
+def test_what_is_missing_is_made_again(recipe, tmp_path, damage):
+    whole = mm_piece.train(recipe("whole"))
+    mm_piece.train(recipe("part", tasks=2))
+    file = tmp_path / "part" / "kept" / "0001.safetensors"
+    content, second = file.read_bytes(), file.with_name("0002.safetensors").read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        changed = content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
+        file.write_bytes({"cut": content[:-9], "other": changed}.get(damage, second))
+    part = mm_piece.train(recipe("part"))
+    assert bytes_of(part) == bytes_of(whole)
+    assert not any((part.path / "work").iterdir())
+
+
+def test_a_run_that_ended_before_the_last_importance_goes_on(recipe, monkeypatch):
+    whole = mm_piece.train(recipe("whole"))
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(keeping, "write", die)
+        mm_piece.train(recipe("part"))
+    part = mm_piece.train(recipe("part"))
+    assert bytes_of(part) == bytes_of(whole)
+
+
+def test_does_not_depend_on_the_budget(recipe):
+    one = mm_piece.train(recipe("one", tasks=2))
+    other = mm_piece.train(recipe("other", tasks=2, memory="20KiB"))
+    assert bytes_of(one) == bytes_of(other)
+
+
+def test_other_methods_keep_nothing(recipe):
+    store = mm_piece.train(recipe("plain", tasks=1, method="piece-f"))
+    assert not (store.path / "kept").exists()
+
+
+def test_a_copied_store_goes_on(recipe, tmp_path):
+    mm_piece.train(recipe("here", tasks=1))
+    copytree(tmp_path / "here", tmp_path / "there")
+    there, here = mm_piece.train(recipe("there", tasks=2)), mm_piece.train(recipe("here", tasks=2))
+    assert bytes_of(there) == bytes_of(here)
