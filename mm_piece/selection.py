@@ -79,7 +79,7 @@ def selection_of(
     file = maskfile.place(select, folder, facts)
     kept = sharding.told(maskfile.read(file))
     if kept is None:
-        known = keep() if select.method in importance.KEEPING else None
+        known = keep() if select.method in importance.KEEPING else Kept([])
         estimate = _Estimate(model, batches, select, shapes, seeds[1], known)
         kept = estimate.mask(), estimate.stability()
         if sharding.is_main():
@@ -122,7 +122,7 @@ class _Estimate:
         select: Select,
         shapes: Shapes,
         seed: int,
-        kept: Kept | None,
+        kept: Kept,
     ) -> None:
         self.model, self.batches, self.select, self.kept = model, batches, select, kept
         self.shapes, self.seed, self.memory = shapes, seed, parse_bytes(select.memory)
@@ -144,7 +144,7 @@ class _Estimate:
             xi=self.select.xi,
             seed=self.seed,
             folds=self.folds,
-            kept=self.kept.at if self.kept else None,
+            kept=self.kept.at,
             progress=_batches,
         )
         self.found = select_stream(pieces, self.shapes, self.budgets, apart)
@@ -183,9 +183,8 @@ class _Estimate:
         generator = torch.Generator().manual_seed(self.seed)
         xi, method = self.select.xi, self.select.method
         size = sum(map(len, self.folds.entries.values()))
-        weight, kept, places = torch.zeros(size), torch.zeros(size), self.folds.entries.items()
-        if self.kept:
-            kept = torch.cat([self.kept.at(name, index) for name, index in places])
+        weight, places = torch.zeros(size), self.folds.entries.items()
+        kept = torch.cat([self.kept.at(name, index) for name, index in places])
         if importance.weighs(method):
             weight = torch.cat([take(named[name], index).float().cpu() for name, index in places])
 

@@ -64,7 +64,9 @@ def among(
             for part in contest.parts
         ]
         there = sum(part.high for part in parts)
-        if there:
+        complete = there == _sum(sizes, contest.names)
+        # One place of the one or two units that were drawn would always be the same.
+        if there and (complete or share * there >= _LEAST):
             k = min(there, max(1, round(share * there)))
             found.append(replace(contest, parts=tuple(parts), k=k, auto=False))
     return found

@@ -28,7 +28,7 @@ from mm_piece.sharding import Zero
 from mm_piece.sparse import sparse_tuning
 from mm_piece.store import DeltaStore
 from mm_piece.tasks import Encoded, Rows, digest_of, tokenizer_of
-from mm_piece.trainer import arguments, fit
+from mm_piece.trainer import arguments, fit, require_numbers
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
+    require_numbers(recipe.train)
     sharding.start(float(recipe.train.get("ddp_timeout", sharding.PATIENCE)))
     with sharding.lost():
         return _train(recipe)

@@ -84,7 +84,9 @@ def shards(threshold):
         model[0].weight[1, 2], model[0].weight[6, 4] = float("nan"), -0.0
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     config = {"stage": 3, "stage3_param_persistence_threshold": threshold}
-    zero = sharding.zero_of({"deepspeed": {"zero_optimization": config}}, "bfloat16")
+    filled = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    whole = {**dict.fromkeys(filled, "auto"), "zero_optimization": config}
+    zero = sharding.zero_of({"deepspeed": whole}, "bfloat16")
     with zero.running(model):
         assert all(map(sharding.is_cut, model.parameters()))
         model(torch.ones(2, 5, dtype=torch.bfloat16))

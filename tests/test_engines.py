@@ -6,12 +6,13 @@ divides, answers of unequal length.
 
 import json
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
 from launching import LIMIT, done, launch
 from made_up_rows import COLOURS, data_of
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import mm_piece
 from mm_piece.store import DeltaStore
@@ -139,9 +140,21 @@ def test_every_engine_learns_what_one_process_does(family, family_base, write, t
         require_same(tmp_path, engine)
 
 
-def test_bf16_weights_keep_their_dtype_and_their_masks(base, write, tmp_path):
+@pytest.fixture
+def biased(base, tmp_path):
+    """A base whose biases, nil when a model is made, count."""
+    folder = copytree(base, tmp_path / "biased")
+    tensors, random = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(0)
+    for name, tensor in tensors.items():
+        if name.endswith(".bias"):
+            tensor.normal_(0, 0.5, generator=random)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_bf16_weights_keep_their_dtype_and_their_masks(biased, write, tmp_path):
     """Values are trained in fp32; what is written rounds, so that runs part by a bf16 step."""
-    half = {"dtype": "bfloat16"}
+    half, base = {"dtype": "bfloat16"}, biased
     engines = ("ddp", "zero2", "zero3")
     recipes = {e: write(base, e, 2, ENGINES[e], **half) for e in engines}
     train_all(recipes)

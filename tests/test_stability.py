@@ -12,6 +12,7 @@ from mm_piece.mask import Budgets, contests, select, select_stream, units_of
 from mm_piece.recipe import Select
 from mm_piece.selection import selection_of
 from mm_piece.stability import among
+from mm_piece.tasks import Encoded
 
 N = 40  # inputs and outputs
 
@@ -29,6 +30,8 @@ class Layer(nn.Module):
 
 class Examples(list):
     """Encoded examples, as a training has them."""
+
+    drawn = Encoded.drawn
 
     def part(self, positions):
         return Examples(self[position] for position in positions)

@@ -60,31 +60,82 @@ def test_backward_stops_below_the_lowest_entry(base, tmp_path, checkpointing):
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ddp_timeout": "abc"}, "ddp_timeout must be a number, not 'abc'"),
+        ({"ddp_timeout": 0}, "ddp_timeout must be above 0, not 0"),
+        ({"use_cpu": "maybe"}, "use_cpu must be true or false, not 'maybe'"),
+        ({"save_steps": 0}, "save_steps must be above 0, not 0"),
+        ({"max_grad_norm": -1}, "max_grad_norm must be at least 0"),
+        ({"per_device_train_batch_size": 0}, "a whole number of at least 1, not 0"),
+        ({"warmup_steps": True}, "warmup_steps must be a number, not True"),
+    ],
+)
+def test_settings_out_of_range_are_named(tmp_path, settings, message):
+    with pytest.raises(RecipeError, match=f"^train: {message}|{message}$"):
+        arguments(settings, tmp_path, seed=1)
+
+
+FILLED = dict.fromkeys(
+    ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"), "auto"
+)
+
+
+def of_stage(stage, **more):
+    return {"deepspeed": {**FILLED, "zero_optimization": {"stage": stage, **more}}}
+
+
+def with_section(**sections):
+    return {"deepspeed": {**of_stage(2)["deepspeed"], **sections}}
+
+
+@pytest.mark.parametrize(
     ("train", "message"),
     [
         ({"deepspeed": "absent.json"}, "cannot read absent.json"),
         ({"deepspeed": {}}, "zero_optimization.stage must be 1, 2 or 3"),
-        ({"deepspeed": {"zero_optimization": {"stage": 4}}}, "stage must be 1, 2 or 3"),
-        ({"bf16": True, "deepspeed": {"zero_optimization": {"stage": 2}}}, "bf16 under DeepSpeed"),
+        (of_stage(4), "stage must be 1, 2 or 3"),
+        (of_stage(True), "stage must be 1, 2 or 3"),
+        ({"bf16": True, **of_stage(2)}, "bf16 under DeepSpeed"),
+        (with_section(fp16={"enabled": True}), "fp16 under DeepSpeed"),
+        (with_section(bf16=True), "bf16 must be a section"),
+        (with_section(optimizer=5), "optimizer must be a section"),
+        (with_section(optimizer={"type": "Nope"}), "optimizer.type 'nope' is none of .*adamw"),
+        (with_section(optimizer={"type": "AdamW"}), "torch_adam must be true on a CPU"),
+        (with_section(scheduler={"type": "Nope"}), "scheduler.type 'Nope' is none of .*WarmupLR"),
         (
-            {"deepspeed": {"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}}},
-            "fp16 under DeepSpeed",
+            {
+                "optim": "sgd",
+                **with_section(optimizer={"type": "AdamW", "params": {"torch_adam": True}}),
+            },
+            "optim and the configuration's optimizer exclude each other",
         ),
-        (
-            {"deepspeed": {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}},
-            "must be cpu or none, not nvme",
-        ),
-        (
-            {"deepspeed": {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}},
-            "zero_hpz_partition_size must be 1",
-        ),
-        (
-            {"deepspeed": {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}},
-            "zero_quantized_weights would change",
+        (of_stage(3, offload_param={"device": "nvme"}), "must be cpu or none, not nvme"),
+        (of_stage(1, offload_optimizer={"device": "nvme"}), "must be cpu or none, not nvme"),
+        (of_stage(3, offload_param={"device": "disk"}), "zero_optimization.offload_param.device: "),
+        (of_stage(3, offload_param="cpu"), "zero_optimization.offload_param: "),
+        (of_stage(1, foo=1), "zero_optimization.foo: Extra inputs are not permitted$"),
+        (of_stage(3, zero_hpz_partition_size=2), "zero_hpz_partition_size must be 1"),
+        (of_stage(3, zero_hpz_partition_size="two"), "zero_optimization.zero_hpz_partition_size: "),
+        (of_stage(3, zero_quantized_weights=True), "zero_quantized_weights would change"),
+        *(
+            (
+                {
+                    "deepspeed": {
+                        key: value
+                        for key, value in with_section()["deepspeed"].items()
+                        if key != name
+                    }
+                },
+                f"{name} must be there",
+            )
+            for name in FILLED
         ),
     ],
 )
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="one of them is about CPUs")
 def test_divisions_that_cannot_be(train, message):
+    pytest.importorskip("deepspeed")
     with pytest.raises(RecipeError, match=message):
         zero_of(train, "float32")
 
@@ -92,8 +143,8 @@ def test_divisions_that_cannot_be(train, message):
 def test_deepspeed_comes_with_a_launcher(monkeypatch):
     pytest.importorskip("deepspeed")
     monkeypatch.delenv("RANK", raising=False)
-    zero = zero_of({"deepspeed": {"zero_optimization": {"stage": 1}}}, "float32")
-    with pytest.raises(RecipeError, match="needs a launcher: torchrun"):
+    zero = zero_of({"deepspeed": {**FILLED, "zero_optimization": {"stage": 1}}}, "float32")
+    with pytest.raises(RecipeError, match="needs a launcher that starts processes: torchrun"):
         zero.require_launcher()
     zero_of({}, "float32").require_launcher()
 

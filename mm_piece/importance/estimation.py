@@ -69,7 +69,7 @@ def stream(  # noqa: PLR0913 - each is a setting of its own
     xi: float = 1e-3,
     seed: int = 0,
     folds: Folds | None = None,
-    kept: Kept | None = None,
+    kept: Kept = lambda name, entries: torch.zeros(len(entries)),
     progress: Progress = lambda steps, title: steps,
 ) -> Iterator[Piece]:
     """Scores as flat pieces in tensor order; accumulators never exceed `memory` bytes.
@@ -78,9 +78,8 @@ def stream(  # noqa: PLR0913 - each is a setting of its own
     says also which entries of each are scored here, where several processes divide them and all go
     through the same weights and batches. `host` keeps accumulators on the CPU whatever the model's
     device, `xi` is PIECE-S's damping on the scale of the mean square, and PIECE-R's on that of
-    `kept`, the importance of entries for what is to be kept (without it none is known). `folds`
-    take down what parts of the examples add (within `memory`), and `progress` wraps the steps of
-    all passes.
+    `kept`, the importance of entries for what is to be kept. `folds` take down what parts of the
+    examples add (within `memory`), and `progress` wraps the steps of all passes.
     """
     rule, named = resolve(method), weights(model)
     if not len(batches):
@@ -96,8 +95,7 @@ def stream(  # noqa: PLR0913 - each is a setting of its own
             for start, size, facts in pieces:
                 weight = _entries(named[name], start, size, method)
                 known = {"mean": torch.zeros(size), "square": torch.zeros(size), **facts}
-                if kept is not None:
-                    known["kept"] = kept(name, torch.arange(start, start + size))
+                known["kept"] = kept(name, torch.arange(start, start + size))
                 seen = Moments(**known, weight=weight, xi=xi, generator=generator)
                 yield name, start, scored(method, rule, seen)
 

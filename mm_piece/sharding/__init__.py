@@ -2,6 +2,7 @@
 
 processes   start them, talk to them, divide work
 shards      a weight that lies in parts on several processes (ZeRO-3): read, write, gather it
+configuration   what a DeepSpeed configuration may ask for
 engines     DeepSpeed around a model: partitioned loading, passes outside of training, saved state
 """
 

@@ -1,6 +1,6 @@
 """Training through transformers' Trainer: its settings, sparse values, checkpoints."""
 
 from mm_piece.trainer.fitting import SparseTrainer, fit, last_checkpoint, rehearse
-from mm_piece.trainer.settings import arguments
+from mm_piece.trainer.settings import arguments, require_numbers
 
-__all__ = ["SparseTrainer", "arguments", "fit", "last_checkpoint", "rehearse"]
+__all__ = ["SparseTrainer", "arguments", "fit", "last_checkpoint", "rehearse", "require_numbers"]

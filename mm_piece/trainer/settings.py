@@ -19,6 +19,7 @@ _COUNTS = {
     *("per_device_train_batch_size", "per_device_eval_batch_size"),
     "gradient_accumulation_steps",
 }
+_POSITIVE = {"save_steps", "logging_steps", "ddp_timeout"}
 
 
 def arguments(settings: dict[str, Any], folder: Path, seed: int) -> TrainingArguments:
@@ -34,7 +35,7 @@ def arguments(settings: dict[str, Any], folder: Path, seed: int) -> TrainingArgu
             f"train: {taken[0]!r} is not a setting here; a run has its `store` and `seed`, goes on "
             "where it stopped, and measures every position (`test`, `general`)"
         )
-    _require_numbers(settings)
+    require_numbers(settings)
     asked = (settings.get(key) for key in _KWARGS)
     if any(isinstance(given, dict) and given.get("use_reentrant") for given in asked):
         raise RecipeError(
@@ -59,13 +60,26 @@ def arguments(settings: dict[str, Any], folder: Path, seed: int) -> TrainingArgu
     return found
 
 
-def _require_numbers(settings: dict[str, Any]) -> None:
-    """Raise RecipeError for what should be a number and is none, or counts less than one."""
-    defaults = {field.name: field.default for field in fields(TrainingArguments)}
+def require_numbers(settings: dict[str, Any]) -> None:
+    """Raise RecipeError for what should be a number or a flag and is none, or is out of range."""
     for key, value in settings.items():
-        plain = isinstance(value, int | float) and not isinstance(value, bool)
-        number = type(defaults[key]) in (int, float) and value is not None
-        if number and not plain:
-            raise RecipeError(f"train: {key} must be a number, not {value!r}")
-        if key in _COUNTS and not (isinstance(value, int) and value > 0):
-            raise RecipeError(f"train: {key} must be a whole number of at least 1, not {value!r}")
+        if wanted := _wanted(key, value):
+            raise RecipeError(f"train: {key} must be {wanted}, not {value!r}")
+
+
+def _wanted(key: str, value: Any) -> str:
+    """What a setting must be, if its value is not that."""
+    kind = type(_DEFAULTS.get(key))
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is bool and not isinstance(value, bool):
+        return "true or false"
+    if kind in (int, float) and not plain:
+        return "" if value is None else "a number"
+    if key in _COUNTS and not (isinstance(value, int) and value > 0):
+        return "a whole number of at least 1"
+    if plain and key in _POSITIVE and value <= 0:
+        return "above 0"
+    return "at least 0 (no clipping)" if plain and key == "max_grad_norm" and value < 0 else ""
+
+
+_DEFAULTS = {field.name: field.default for field in fields(TrainingArguments)}
