@@ -62,7 +62,7 @@ def write(tmp_path):
     data = str(tmp_path / "rows.json")
     Path(data).write_text(json.dumps(rows), encoding="utf-8")
 
-    def _write(base, engine, processes, section=None, dtype="float32", **train):
+    def _write(base, engine, processes, section=None, dtype="float32", method="piece-s", **train):
         content = {
             "base": str(base),
             "store": str(tmp_path / engine),
@@ -72,7 +72,7 @@ def write(tmp_path):
             ],
             "model": {"dtype": dtype},
             "select": {
-                "method": "piece-s",
+                "method": method,
                 "density": 0.02,
                 "cache": str(tmp_path / f"m-{engine}"),
             },
@@ -138,6 +138,25 @@ def test_every_engine_learns_what_one_process_does(family, family_base, write, t
     mm_piece.train(write(base, "plain", 1))
     for engine in recipes:
         require_same(tmp_path, engine)
+
+
+def test_what_is_to_be_kept_is_the_same(base, write, tmp_path):
+    kept = {"method": "piece-r"}
+    recipes = {
+        engine: write(base, engine, 2, ENGINES[engine], **kept) for engine in ("ddp", "zero3")
+    }
+    train_all(recipes)
+    mm_piece.train(write(base, "plain", 1, **kept))
+    for engine in recipes:
+        require_same(tmp_path, engine)
+        for position in ("0001", "0002"):
+            files = (
+                tmp_path / name / "kept" / f"{position}.safetensors" for name in ("plain", engine)
+            )
+            one, other = map(load_file, files)
+            assert one.keys() == other.keys()
+            for name, values in one.items():
+                torch.testing.assert_close(other[name], values, rtol=2**-7, atol=1e-4)
 
 
 @pytest.fixture

@@ -200,6 +200,25 @@ def test_what_parts_take_is_left_of_the_budget(model, monkeypatch, method):
     assert len(held) > 1 and max(held) + folds.nbytes <= 4000 < max(held) + folds.nbytes + 8
 
 
+def test_contests_of_which_little_was_drawn_do_not_count():
+    """One place of two rows would be the same for any examples, and look like certainty."""
+    shapes = {f"model.layers.{n}.a.weight": (rows, 64) for n, rows in enumerate((8, 40, 400))}
+    budgets = Budgets(0.3, unit="row", scope="tensor")
+    sizes, widths = units_of(shapes, budgets)
+    rounds = contests(sizes, budgets)
+    chosen = {contest.names[0]: contest.k for contest in rounds}
+    few, all_of_them = (
+        Folds(sizes, widths, ("square",), windows=[0, 1], room=room, seed=0)
+        for room in (2**17, 2**30)
+    )
+    assert 0 < len(few.units["model.layers.1.a.weight"]) < 20
+    assert [contest.names[0] for contest in among(few, rounds, sizes, chosen)] == [
+        "model.layers.2.a.weight"
+    ]
+    whole = among(all_of_them, rounds, sizes, chosen)
+    assert [(c.names, c.k) for c in whole] == [(c.names, c.k) for c in rounds]
+
+
 def test_a_ceiling_holds_among_sampled_entries():
     shapes = {"vision_tower.a.weight": (200, 50), "model.layers.0.b.weight": (300, 100)}
     budgets = Budgets(0.05, ceiling={"vision": 0.04})
