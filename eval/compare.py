@@ -4,7 +4,7 @@ Run:   python eval/compare.py eval/experiments/tiny.yaml [--jobs 2] [--only NAME
 Out:   one JSON per run under eval/results/EXPERIMENT/, never run twice; eval/tables.py reads them
 
 Rates are chosen on the validation split with one seed; the test split is used once per seed, at
-the chosen rate.
+the chosen rate. A method with one rate is not tuned. `order` names the tasks in another order.
 """
 
 import importlib
@@ -34,16 +34,24 @@ def main(experiment: Path, jobs: int, only: tuple[str, ...]) -> None:
     plan = yaml.safe_load(experiment.read_text(encoding="utf-8"))
     out = HERE / "results" / experiment.stem
     out.mkdir(parents=True, exist_ok=True)
-    names = [name for name in plan["methods"] if not only or name in only]
+    if unknown := set(only) - set(plan["methods"]):
+        raise click.BadParameter(f"{sorted(unknown)[0]!r} is none of {', '.join(plan['methods'])}")
+    rates = {
+        name: [float(rate) for rate in method["rates"]]
+        for name, method in plan["methods"].items()
+        if not only or name in only
+    }
     tuning = [
-        {"method": name, "rate": float(rate), "seed": plan["tune"]["seed"], "split": "validation"}
-        for name in names
-        for rate in plan["methods"][name]["rates"]
+        {"method": name, "rate": rate, "seed": plan["tune"]["seed"], "split": "validation"}
+        for name, tried in rates.items()
+        for rate in tried
+        if len(tried) > 1
     ]
     _run_all(plan, tuning, out, jobs)
+    chosen = {n: best_rate(out, n) if len(tried) > 1 else tried[0] for n, tried in rates.items()}
     final = [
-        {"method": name, "rate": best_rate(out, name), "seed": seed, "split": "test"}
-        for name in names
+        {"method": name, "rate": rate, "seed": seed, "split": "test"}
+        for name, rate in chosen.items()
         for seed in plan["seeds"]
     ]
     _run_all(plan, final, out, jobs)
@@ -76,18 +84,12 @@ def _run(plan: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from mm_piece.metrics import summary
-    from mm_piece.recipe import load_recipe
 
     torch.set_num_threads(1)
     method = plan["methods"][job["method"]]
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [f"store={folder}/store", f"seed={job['seed']}"]
-        overrides += [f"train.learning_rate={job['rate']}", "train.disable_tqdm=true"]
-        overrides += [
-            f"select.{key}={json.dumps(value)}" for key, value in method.get("select", {}).items()
-        ]
-        recipe = load_recipe(plan["recipe"], overrides)
+        recipe = recipe_of(plan, method, job["rate"], job["seed"], Path(folder) / "store")
         if job["split"] == "validation":
             recipe = _on_validation(recipe, plan["tune"]["rows"])
         learner = _peer if "peer" in method else _sparse
@@ -108,6 +110,23 @@ def _run(plan: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         "recipe": recipe.model_dump(mode="json", exclude={"store"}),
         **_provenance(),
     }
+
+
+def recipe_of(
+    plan: dict[str, Any], method: dict[str, Any], rate: float, seed: int, to: Path
+) -> Any:
+    """The experiment's recipe as a method has it, with its tasks in the experiment's order."""
+    from mm_piece.recipe import load_recipe
+
+    overrides = [f"store={to}", f"seed={seed}"]
+    overrides += [f"train.learning_rate={rate}", "train.disable_tqdm=true"]
+    overrides += [
+        f"select.{key}={json.dumps(value)}" for key, value in method.get("select", {}).items()
+    ]
+    recipe = load_recipe(plan["recipe"], overrides)
+    tasks = {task.name: task for task in recipe.tasks}
+    order = plan.get("order", list(tasks))
+    return recipe.model_copy(update={"tasks": tuple(tasks[name] for name in order)})
 
 
 def _on_validation(recipe: Any, rows: int) -> Any:

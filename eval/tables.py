@@ -8,18 +8,20 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import click
 import matplotlib
+from intervals import interval, shown
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "eval/scale.md")
 HEADER = (
-    "| method | rate | learned | OP | BWT | base kept | trained entries | bytes a task |\n"
-    "|---|---|---|---|---|---|---|---|"
+    "| method | seeds | rate | learned | OP | BWT | base kept | trained entries | bytes a task |\n"
+    "|---|---|---|---|---|---|---|---|---|"
 )
+SHOWN = ("learned", "op", "bwt", "base_kept")
 
 
 @click.command()
@@ -57,11 +59,12 @@ def table(name: str) -> str:
     """What NAME stands for.
 
     `bench/FILE`: the goals of a bench; `bench/FILE SECTION`: what it prints of a section;
-    else the methods of an experiment.
+    `EXPERIMENT`: its methods; `EXPERIMENT against METHOD`: what each has more than that one.
     """
-    if not name.startswith("bench/"):
-        return _methods(name)
     file, _, section = name.partition(" ")
+    if not name.startswith("bench/"):
+        against = section.removeprefix("against ")
+        return _differences(file, against) if against else _methods(file)
     return _section(file.removeprefix("bench/"), section) if section else _goals(file)
 
 
@@ -98,25 +101,46 @@ def _goals(name: str) -> str:
 
 
 def _methods(name: str) -> str:
-    """One line per method: mean over seeds, ± standard deviation."""
+    """One line per method: mean over seeds, ± half the 95 % confidence interval."""
     found = runs(ROOT / "eval" / "results" / name, "test")
     methods = sorted({run["method"] for run in found}, key=lambda m: -_mean(found, m, "op"))
     return "\n".join([HEADER, *(_line([r for r in found if r["method"] == m]) for m in methods)])
 
 
 def _line(group: list[dict[str, Any]]) -> str:
-    cells = [_spread([run[key] for run in group]) for key in ("learned", "op", "bwt", "base_kept")]
+    cells = [shown([run[key] for run in group]) for key in SHOWN]
     size = mean(mean(run["bytes"]) for run in group)
     first = group[0]
     entries = f"{first['trainable']:,}"
     return (
-        f"| {first['method']} | {first['rate']:g} | {' | '.join(cells)} | {entries} | {size:,.0f} |"
+        f"| {first['method']} | {len(group)} | {first['rate']:g} | {' | '.join(cells)} | "
+        f"{entries} | {size:,.0f} |"
     )
 
 
-def _spread(values: list[float]) -> str:
-    deviation = stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * mean(values):.1f} ± {100 * deviation:.1f}"
+def _differences(name: str, control: str) -> str:
+    """One line per method: what it has more than a control with the same seed.
+
+    Bold where the 95 % confidence interval of the paired differences leaves out zero.
+    """
+    found = runs(ROOT / "eval" / "results" / name, "test")
+    base = {run["seed"]: run for run in found if run["method"] == control}
+    methods = sorted({run["method"] for run in found} - {control})
+    lines = []
+    for method in sorted(methods, key=lambda m: -_mean(found, m, "op")):
+        pairs = [(r, base[r["seed"]]) for r in found if r["method"] == method and r["seed"] in base]
+        columns = [[run[key] - other[key] for run, other in pairs] for key in SHOWN]
+        lines.append(f"| {method} | {len(pairs)} | {' | '.join(map(_marked, columns))} |")
+    head = (
+        f"| against {control} | seeds | learned | OP | BWT | base kept |\n|---|---|---|---|---|---|"
+    )
+    return "\n".join([head, *lines])
+
+
+def _marked(differences: list[float]) -> str:
+    middle, half = interval(differences)
+    text = shown(differences, "+")
+    return f"**{text}**" if abs(middle) > half else text
 
 
 def _mean(found: list[dict[str, Any]], method: str, key: str) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import LlavaForConditionalGeneration
 
 from mm_piece import importance
@@ -24,7 +25,7 @@ def scripts(monkeypatch):
     import tables
 
     yield compare, tables
-    for name in ("compare", "tables"):
+    for name in ("compare", "tables", "intervals"):
         sys.modules.pop(name, None)
 
 
@@ -209,7 +210,37 @@ def test_the_best_rate_is_chosen_on_validation(scripts, tmp_path):
     assert compare.best_rate(tmp_path, "full") == 3e-4
 
 
-def test_tables_give_mean_and_deviation(scripts, tmp_path, monkeypatch):
+EXPERIMENTS = sorted((EVAL / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_each_experiment_can_be_run(scripts, file, tmp_path, monkeypatch):
+    """Its methods exist, and recipes take what they are given."""
+    compare, _ = scripts
+    text = file.read_text(encoding="utf-8")
+    assert all(f"\n# {part}" in text for part in ("Run:", "Needs:", "Expect:"))
+    monkeypatch.chdir(EVAL.parent)
+    plan = yaml.safe_load(text)
+    assert set(plan) <= {"recipe", "seeds", "tune", "methods", "order"}
+    for name, method in plan["methods"].items():
+        recipe = compare.recipe_of(plan, method, float(method["rates"][0]), 1, tmp_path / "store")
+        assert len(recipe.tasks) == 5, name
+        if "peer" in method:
+            module, _, kind = method["peer"].rpartition(".")
+            assert kind in vars(import_module(module))
+
+
+def test_an_order_is_that_of_the_experiment(scripts, tmp_path, monkeypatch):
+    compare, _ = scripts
+    monkeypatch.chdir(EVAL.parent)
+    order = ["words", "charts", "digits"]
+    plan = {"recipe": "pipelines/tiny.yaml", "order": order}
+    recipe = compare.recipe_of(plan, {"select": {"xi": 0.5}}, 1e-3, 7, tmp_path / "store")
+    assert [task.name for task in recipe.tasks] == order
+    assert (recipe.select.xi, recipe.seed) == (0.5, 7)
+
+
+def test_tables_give_mean_and_interval(scripts, tmp_path, monkeypatch):
     _, tables = scripts
     folder = tmp_path / "eval" / "results" / "x"
     folder.mkdir(parents=True)
@@ -220,6 +251,23 @@ def test_tables_give_mean_and_deviation(scripts, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     line = tables.table("x").splitlines()[-1]
     assert line == (
-        "| full | 0.0001 | 50.0 ± 0.0 | 20.0 ± 10.0 | -10.0 ± 0.0 | 50.0 ± 0.0 | 1,000 | 150 |"
-    )
+        "| full | 3 | 0.0001 | 50.0 ± 0.0 | 20.0 ± 24.8 | -10.0 ± 0.0 | 50.0 ± 0.0 | 1,000 | 150 |"
+    )  # 4.303 is Student's t with two degrees of freedom: 4.303 * 10 / sqrt(3)
     assert tables.plot(folder).is_file()
+
+
+def test_differences_are_paired_by_seed(scripts, tmp_path, monkeypatch):
+    _, tables = scripts
+    folder = tmp_path / "eval" / "results" / "x"
+    folder.mkdir(parents=True)
+    for seed, op in ((1, 0.1), (2, 0.2), (3, 0.3)):
+        for method, more in (("random", 0.0), ("ours", 0.05 + 0.01 * seed), ("noisy", 0.4 - op)):
+            run = run_of(method, 1e-4, seed, "test", op + more, 0.5)
+            (folder / f"{method}-{seed}-test.json").write_text(json.dumps(run))
+    extra = run_of("ours", 1e-4, 4, "test", 0.9, 0.5)  # without a partner
+    (folder / "ours-4-test.json").write_text(json.dumps(extra))
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    head, _, ours, noisy = tables.table("x against random").splitlines()
+    assert head.startswith("| against random | seeds |")
+    assert ours == "| ours | 3 | +0.0 ± 0.0 | **+7.0 ± 2.5** | +0.0 ± 0.0 | +0.0 ± 0.0 |"
+    assert noisy.startswith("| noisy | 3 | +0.0 ± 0.0 | +20.0 ± 24.8 |")

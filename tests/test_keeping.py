@@ -90,7 +90,8 @@ def test_scores_are_the_tasks_fisher_over_what_is_to_be_kept(world, tmp_path):
     fisher = {name: every[name] for name in names}
     said = {n: scores for n, scores in importance.estimate(model, answers).items() if n in names}
     kept = dense(said), dense(every)
-    expected = select({n: f / (kept[0][n] + 0.1 * kept[1][n] + 0.01) for n, f in fisher.items()}, 0.05)
+    relative = {n: f / (kept[0][n] + 0.1 * kept[1][n] + 0.01) for n, f in fisher.items()}
+    expected = select(relative, 0.05)
     chosen, other = (
         {(name, int(place)) for name, index in mask.items() for place in index}
         for mask in (found.mask, expected)

@@ -1,0 +1,21 @@
+"""Means over seeds and their 95 % confidence intervals, by Student's t."""
+
+from collections.abc import Sequence
+from math import sqrt
+from statistics import mean, stdev
+
+from scipy.stats import t
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean and half the width of its interval; the width is infinite for a single value."""
+    if len(values) < 2:
+        return mean(values), float("inf")
+    quantile = float(t.ppf(0.975, len(values) - 1))
+    return mean(values), quantile * stdev(values) / sqrt(len(values))
+
+
+def shown(values: Sequence[float], sign: str = "") -> str:
+    """Fractions in percent: mean ± half the interval; the mean alone for a single value."""
+    middle, half = interval([100 * value for value in values])
+    return f"{middle:{sign}.1f}" + (f" ± {half:.1f}" if len(values) > 1 else "")
