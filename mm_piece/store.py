@@ -5,6 +5,7 @@
     0001-name.safetensors   one delta per position, only ever added
     results.json            the accuracy matrix
     answers/0001.json       answers given at that position
+    kept/0001.safetensors   what a learned task is to be kept by, where the method asks
     work/0002/              scratch of a training in progress
 
 Every file is written whole under a temporary name and renamed; the manifest comes last. After a
