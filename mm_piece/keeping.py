@@ -68,18 +68,13 @@ def own_answers(
     images = [pictured[place].images[:1] for place in order[:_ANSWERS]] or [[] for _ in prompts]
     asked = [_turns(row, prompts[row % len(prompts)], images[row]) for row in range(len(images))]
     given = said(model, processor, asked, max_new_tokens=_TOKENS, title="own answers")
-    return [_answered(one, text) for one, text in zip(asked, given, strict=True) if text]
+    return [one.answered(text) for one, text in zip(asked, given, strict=True) if text]
 
 
 def _turns(row: int, prompt: str, images: list[Any]) -> Example:
     content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
     turns = [{"role": "user", "content": content}, {"role": "assistant", "content": []}]
     return Example(row, turns, images, "own answers")
-
-
-def _answered(asked: Example, text: str) -> Example:
-    answer = {"role": "assistant", "content": [{"type": "text", "text": text}]}
-    return Example(asked.row, [asked.messages[0], answer], asked.images, asked.source)
 
 
 def kept_by(

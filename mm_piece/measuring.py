@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from mm_piece import sharding
+from mm_piece.divergence import divergence
 from mm_piece.errors import RecipeError
 from mm_piece.evaluation import Answer, by_kind, evaluate, mean_score, on_accelerator
 from mm_piece.loading import as_store, load
@@ -78,12 +79,7 @@ def measure_at(
 ) -> dict[str, float]:
     """Scores of the model at a position on the tasks of the store's recipe (or on those named)."""
     sharding.start()
-    opened = as_store(store)
-    recipe = parse_recipe(opened.recipe, f"{store}/recipe.yaml")
-    tasks = {task.name: task for task in (*recipe.tasks, *recipe.general)}
-    if unknown := set(names) - set(tasks):
-        raise RecipeError(f"unknown task {sorted(unknown)[0]!r}; the store has {', '.join(tasks)}")
-    chosen = [tasks[name] for name in names or tasks]
+    recipe, opened, chosen = _chosen(store, names)
     test = {task.name: rows_of(task, task.test) for task in chosen}
     model, processor = load(base, opened, at)
     model = on_accelerator(model)
@@ -91,6 +87,39 @@ def measure_at(
         task.name: mean_score(answer(model, processor, test[task.name], recipe, task))
         for task in chosen
     }
+
+
+def divergences_at(
+    store: str | Path, at: int | None = None, base: str | None = None, names: Sequence[str] = ()
+) -> dict[str, float]:
+    """How far the model at a position is from the base, by task, in nats a token."""
+    recipe, opened, chosen = _chosen(store, names)
+    model, processor = load(base, opened, 0)
+    model, position = on_accelerator(model), opened.position(at)
+    return {
+        task.name: divergence(
+            model,
+            processor,
+            rows_of(task, task.test),
+            position,
+            max_new_tokens=task.max_new_tokens,
+            max_length=task.max_length,
+            batch_size=recipe.train.get("per_device_eval_batch_size", 8),
+        )
+        for task in chosen
+    }
+
+
+def _chosen(
+    store: str | Path, names: Sequence[str]
+) -> tuple[Recipe, DeltaStore, list[GeneralTask]]:
+    """A store's recipe, the store, and those of its tasks that are named; all without names."""
+    opened = as_store(store)
+    recipe = parse_recipe(opened.recipe, f"{store}/recipe.yaml")
+    tasks = {task.name: task for task in (*recipe.tasks, *recipe.general)}
+    if unknown := set(names) - set(tasks):
+        raise RecipeError(f"unknown task {sorted(unknown)[0]!r}; the store has {', '.join(tasks)}")
+    return recipe, opened, [tasks[name] for name in names or tasks]
 
 
 def measured(store: DeltaStore, recipe: Recipe) -> int:

@@ -84,6 +84,15 @@ def test_eval_repeats_the_matrix(store):
     assert list(json.loads(run("eval", str(store), "--task", "words", "--json"))) == ["words"]
 
 
+def test_eval_tells_how_far_the_base_is(store):
+    there = json.loads(run("eval", str(store), "--at", "0", "--kl", "--json"))
+    gone = json.loads(run("eval", str(store), "--at", "3", "--kl", "--json"))
+    assert there.keys() == gone.keys() >= {"digits", "words", "charts"}
+    assert set(there.values()) == {0.0}
+    assert all(nats > 0 for nats in gone.values())
+    assert "KL from the base" in run("eval", str(store), "--kl", "--task", "words")
+
+
 def test_ask(store, base, tmp_path):
     Image.new("RGB", (30, 30), "blue").save(tmp_path / "blue.png")
     image = str(tmp_path / "blue.png")

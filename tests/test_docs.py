@@ -67,7 +67,8 @@ def test_commands_about_deltas_run(tmp_path, monkeypatch):
         assert result.exit_code == 0, f"{line}: {result.output}"
 
 
-def test_tables_are_rebuilt_from_the_results():
+def test_tables_are_rebuilt_from_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "eval"))
     tables = runpy.run_path(str(ROOT / "eval" / "tables.py"))
     for document in tables["DOCUMENTS"]:
         text = (ROOT / document).read_text(encoding="utf-8")

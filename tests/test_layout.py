@@ -34,6 +34,7 @@ ORDER = (
     *("loading", "exporting", "derive", "card", "hub", "sharing"),
     *(
         "evaluation",
+        "divergence",
         "keeping",
         "maskfile",
         "selection",

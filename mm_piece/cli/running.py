@@ -36,19 +36,24 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
 @click.option(
     "--task", "names", multiple=True, help="Only these tasks of the store's recipe. [all]"
 )
+@click.option(
+    "--kl", is_flag=True, help="How far its answers are from the base's, in nats a token."
+)
 @JSON
-def evaluate(
-    store: Path, at: int | None, base: str | None, names: tuple[str, ...], as_json: bool
-) -> None:
+def evaluate(as_json: bool, kl: bool, **options: Any) -> None:
     """Measure the model at a position of STORE.
 
     On the test sets of its recipe, or on those of the named tasks.
     """
-    from mm_piece.measuring import measure_at
+    from mm_piece.measuring import divergences_at, measure_at
     from mm_piece.sharding import is_main
 
-    scores = measure_at(store, at, base, names)
+    scores = divergences_at(**options) if kl else measure_at(**options)
     if not is_main():
+        return
+    if kl:
+        apart = [(name, f"{nats:.4f}") for name, nats in scores.items()]
+        show_table(scores, ("task", "KL from the base"), apart, as_json)
         return
     rows = [(name, f"{score:.1%}") for name, score in scores.items()]
     show_table(scores, ("task", "score"), rows, as_json)

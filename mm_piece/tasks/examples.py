@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,11 @@ class Example:
     def answer(self) -> str:
         """The text of the last answer."""
         return text_of(self.messages[-1])
+
+    def answered(self, text: str) -> "Example":
+        """The same question with another last answer, which is the only one that is accepted."""
+        turn = {**self.messages[-1], "content": [{"type": "text", "text": text}]}
+        return replace(self, messages=[*self.messages[:-1], turn], accepted=[])
 
     def pictures(self) -> list[Image.Image]:
         """The images, opened, in RGB; DataError names row and path of one that cannot be read."""
