@@ -7,7 +7,6 @@ estimated when it ended. Both are kept compact.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mm_piece import importance, sharding
+from mm_piece import deltafile, importance, sharding
 from mm_piece.evaluation import pad_of, said
 from mm_piece.importance import Compact, compact
 from mm_piece.mask import width_of
@@ -114,11 +113,9 @@ def write(file: Path, found: Compact, delta: str) -> None:
     """Keep an importance beside the delta (its SHA-256) that it was estimated after."""
     file.parent.mkdir(exist_ok=True)
     tensors = dict(_flat(found))
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
     # One key: the order of several would differ from file to file.
     facts = json.dumps({"delta": delta, "sha256": _seal(tensors)})
-    temporary.write_bytes(save(tensors, {"facts": facts}))
-    temporary.replace(file)
+    deltafile.write(file, save(tensors, {"facts": facts}))
 
 
 def read(file: Path, delta: str) -> Compact | None:

@@ -93,6 +93,7 @@ def divergences_at(
     store: str | Path, at: int | None = None, base: str | None = None, names: Sequence[str] = ()
 ) -> dict[str, float]:
     """How far the model at a position is from the base, by task, in nats a token."""
+    sharding.start()
     recipe, opened, chosen = _chosen(store, names)
     model, processor = load(base, opened, 0)
     model, position = on_accelerator(model), opened.position(at)

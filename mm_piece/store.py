@@ -30,6 +30,7 @@ from mm_piece.errors import LockedError, PieceError, PositionError, StoreError
 from mm_piece.manifest import FILE_NAME, MANIFEST, Entry, reported
 
 _HALF_WRITTEN = re.compile(r"\..+\.[0-9]+\.tmp")  # as deltafile.write calls it
+_NUMBERED = {"answers": ".json", "kept": ".safetensors"}
 _NUMBER = re.compile(r"[0-9]{4,}")
 
 
@@ -179,8 +180,8 @@ class DeltaStore:
     def gc(self, dry_run: bool = False) -> list[Path]:
         """Remove what this library made and the store does not list; return it.
 
-        That is: unlisted deltas, half-written files, scratch of tasks that were learned, answers
-        past the last position. Scratch of the next task stays: a training can be resumed from it.
+        That is: unlisted deltas, half-written files, scratch of learned tasks, answers and
+        importances past the end. Scratch of the next task stays: a training resumes from it.
         With `dry_run` nothing is removed. Raises LockedError while another writer is at work.
         """
         with self._locked(), reported(self.path):
@@ -253,7 +254,7 @@ class DeltaStore:
 
     def _half_written(self) -> Iterator[Path]:
         """Yield what a crashed writer left; only the holder of the lock may touch it."""
-        for path in (*self._own(), *self._own("answers")):
+        for path in (*self._own(), *self._own("answers"), *self._own("kept")):
             if _HALF_WRITTEN.fullmatch(path.name) and path.is_file():
                 yield path
 
@@ -262,8 +263,8 @@ class DeltaStore:
         for path in self._own():
             if FILE_NAME.fullmatch(path.name) and path.name not in listed and path.is_file():
                 yield path
-        for path in self._own("answers"):
-            numbered = path.suffix == ".json" and _NUMBER.fullmatch(path.stem)
+        for path in (*self._own("answers"), *self._own("kept")):
+            numbered = path.suffix == _NUMBERED[path.parent.name] and _NUMBER.fullmatch(path.stem)
             if numbered and int(path.stem) > last and path.is_file():
                 yield path
         for path in self._own("work"):

@@ -257,6 +257,7 @@ def test_gc_removes_what_the_library_made_and_nothing_lists(store):
     kept = ["README.md", "base/model.safetensors", "report.html", "notes.tmp", ".hidden.tmp"]
     kept += ["0009-Mine.safetensors", "009-mine.safetensors", "0009-mine.bin", "0000.json"]
     kept += ["work/0004/mask.safetensors", "work/0005/x", "work/notes", "answers/notes.json"]
+    kept += ["kept/0003.safetensors", "kept/0004.json", "answers/0004.safetensors"]
     kept += ["logs/0001/events", "answers/0004.txt", "base/0004-x.safetensors", "work/0001.txt"]
     plant(store, *kept)
     (store.path / "0008-link.safetensors").symlink_to(store.entries[0].file)
@@ -267,6 +268,7 @@ def test_gc_removes_what_the_library_made_and_nothing_lists(store):
     garbage += plant(store, "0009-damaged.safetensors")
     garbage += plant(store, ".0004-x.safetensors.1.tmp", "answers/.0003.json.77.tmp")
     garbage += plant(store, "answers/0004.json", "answers/10000.json")
+    garbage += plant(store, "kept/0004.safetensors", "kept/.0003.safetensors.77.tmp")
     plant(store, "work/0001/checkpoint-2/model", "work/0003/x")
     garbage += [store.path / "work" / "0001", store.path / "work" / "0003"]
     littered = listing(store)

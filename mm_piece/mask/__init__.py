@@ -21,8 +21,8 @@ __all__ = [
     "contests",
     "count",
     "select",
+    "row_scores",
     "select_stream",
     "units_of",
-    "row_scores",
     "width_of",
 ]
