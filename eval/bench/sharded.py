@@ -131,6 +131,8 @@ def _config(stage: int) -> dict[str, Any]:
     section = {k: v for k, v in config["zero_optimization"].items() if v != "auto"}
     return {
         "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-5, "torch_adam": True}},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
