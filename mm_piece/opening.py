@@ -21,7 +21,6 @@ _LEFT = (".lock", "recipe.yaml", "answers", "work", "logs")
 
 _RESOURCES = {"memory", "accumulators", "cache"}  # of a selection: they change no result
 
-
 _DIVISION = {  # of a step's examples: as long as there are as many
     *("per_device_train_batch_size", "gradient_accumulation_steps", "deepspeed", "ddp_timeout"),
 }

@@ -14,6 +14,7 @@ from mm_piece.importance.outputs import outputs, passes_of, with_outputs
 from mm_piece.importance.reach import Batch, frozen, patchable
 from mm_piece.importance.resampling import Folds
 from mm_piece.importance.rules import (
+    KEEPING,
     OF_BATCHES,
     OF_OUTPUTS,
     Moments,
@@ -77,15 +78,14 @@ def stream(  # noqa: PLR0913 - each is a setting of its own
     `names` restricts and orders the weights (default: all that the method scores); as a mapping it
     says also which entries of each are scored here, where several processes divide them and all go
     through the same weights and batches. `host` keeps accumulators on the CPU whatever the model's
-    device, `xi` is PIECE-S's damping on the scale of the mean square, and PIECE-R's on that of
-    `kept`, the importance of entries for what is to be kept. `folds` take down what parts of the
-    examples add (within `memory`), and `progress` wraps the steps of all passes.
+    device, `xi` is PIECE-S's damping on the scale of the mean square, PIECE-R's on that of `kept`,
+    the importance for what is to be kept. `folds` take down what parts of the examples add (within
+    `memory`), and `progress` wraps the steps of all passes.
     """
     rule, named = resolve(method), weights(model)
     if not len(batches):
         raise SelectionError("there are no batches to score weights on")
-    if names is None:
-        names = scorable(model, batches, method)
+    names = scorable(model, batches, method) if names is None else names
     shares = names if isinstance(names, Mapping) else _wholes(named, names)
     passes = _Passes(model, batches, method, shares, memory, host, folds, progress)
     generator = torch.Generator().manual_seed(seed)
@@ -95,7 +95,8 @@ def stream(  # noqa: PLR0913 - each is a setting of its own
             for start, size, facts in pieces:
                 weight = _entries(named[name], start, size, method)
                 known = {"mean": torch.zeros(size), "square": torch.zeros(size), **facts}
-                known["kept"] = kept(name, torch.arange(start, start + size))
+                if method in KEEPING:
+                    known["kept"] = kept(name, torch.arange(start, start + size))
                 seen = Moments(**known, weight=weight, xi=xi, generator=generator)
                 yield name, start, scored(method, rule, seen)
 
