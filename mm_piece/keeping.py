@@ -5,19 +5,15 @@ Fisher of these answers says which weights hold what it can do; each earlier tas
 estimated when it ended. Both are kept compact.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from mm_piece import deltafile, importance, sharding
+from mm_piece import importance, sealed, sharding
 from mm_piece.evaluation import pad_of, said
 from mm_piece.importance import Compact, compact
 from mm_piece.mask import width_of
@@ -112,24 +108,16 @@ def importance_of(model: nn.Module, encoded: Encoded, select: Select) -> Compact
 def write(file: Path, found: Compact, delta: str) -> None:
     """Keep an importance beside the delta (its SHA-256) that it was estimated after."""
     file.parent.mkdir(exist_ok=True)
-    tensors = dict(_flat(found))
-    # One key: the order of several would differ from file to file.
-    facts = json.dumps({"delta": delta, "sha256": _seal(tensors)})
-    deltafile.write(file, save(tensors, {"facts": facts}))
+    sealed.write(file, dict(_flat(found)), {"delta": delta})
 
 
 def read(file: Path, delta: str) -> Compact | None:
     """The importance that stands beside a delta; None if there is none, or not whole."""
-    try:
-        with safe_open(file, "pt") as opened:
-            known = json.loads((opened.metadata() or {}).get("facts", "{}"))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError):
-        return None
-    if known.get("delta") != delta or known.get("sha256") != _seal(tensors):
+    kept = sealed.read(file)
+    if kept is None or kept[1] != {"delta": delta}:
         return None
     parts = {"rows": {}, "columns": {}}
-    for key, values in tensors.items():
+    for key, values in kept[0].items():
         kind, _, name = key.partition(".")
         parts[kind][name] = values
     return Compact(**parts)
@@ -139,11 +127,3 @@ def _flat(found: Compact) -> Iterator[tuple[str, Tensor]]:
     for kind, parts in (("rows", found.rows), ("columns", found.columns)):
         for name, values in parts.items():
             yield f"{kind}.{name}", values
-
-
-def _seal(tensors: dict[str, Tensor]) -> str:
-    sha = hashlib.sha256()
-    for name in sorted(tensors):
-        sha.update(json.dumps([name, list(tensors[name].shape)]).encode())
-        sha.update(tensors[name].view(torch.int16).numpy().tobytes())
-    return sha.hexdigest()

@@ -2,16 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-
+from mm_piece import sealed
 from mm_piece.errors import SelectionError
 from mm_piece.importance import METHODS, OF_BATCHES
 from mm_piece.mask import Mask
@@ -52,27 +49,10 @@ def require_folder(select: Select) -> None:
 
 def write(file: Path, mask: Mask, stability: Mapping[str, float]) -> None:
     """Keep a mask and how stable it is; whole or not at all."""
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    save_file(mask, temporary, {"stability": json.dumps(stability), "sha256": _seal(mask)})
-    temporary.replace(file)
+    sealed.write(file, mask, {"stability": dict(stability)})
 
 
 def read(file: Path) -> tuple[Mask, dict[str, float]] | None:
     """The mask and its stability as an earlier run left them; None if none did, or not whole."""
-    try:
-        with safe_open(file, "pt") as opened:
-            known = opened.metadata() or {}
-            mask = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
-        return None
-    if known.get("sha256") != _seal(mask):
-        return None
-    return mask, json.loads(known["stability"])
-
-
-def _seal(mask: Mask) -> str:
-    sha = hashlib.sha256()
-    for name in sorted(mask):
-        sha.update(f"{name} {mask[name].dtype} ".encode())
-        sha.update(mask[name].contiguous().numpy().tobytes())
-    return sha.hexdigest()
+    kept = sealed.read(file)
+    return None if kept is None else (kept[0], kept[1]["stability"])

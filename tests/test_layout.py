@@ -15,7 +15,7 @@ PACKAGE = ROOT / "mm_piece"
 # Each module may import only those above it.
 ORDER = (
     *("errors", "metrics", "scoring", "names", "recipe"),
-    *("codec", "tensorfile", "sharding", "deltaheader", "deltafile"),
+    *("codec", "tensorfile", "sharding", "deltaheader", "deltafile", "sealed"),
     *("delta", "merging", "comparison", "manifest", "store", "interchange"),
     "progress",
     *(
