@@ -51,8 +51,8 @@ def main(experiment: Path, jobs: int, only: tuple[str, ...]) -> None:
     chosen = {n: best_rate(out, n) if len(tried) > 1 else tried[0] for n, tried in rates.items()}
     final = [
         {"method": name, "rate": rate, "seed": seed, "split": "test"}
+        for seed in plan["seeds"]  # outermost: what is broken off has all methods on some seeds
         for name, rate in chosen.items()
-        for seed in plan["seeds"]
     ]
     _run_all(plan, final, out, jobs)
 
