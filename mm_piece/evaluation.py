@@ -68,13 +68,13 @@ def generate(
         max_new_tokens=max_new_tokens,
         synced_gpus=synced_gpus,
         pad_token_id=pad_of(tokenizer),
-        eos_token_id=_ends(model, processor),
+        eos_token_id=ends_of(model, processor),
     )
     new = ids[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
-def _ends(model: Any, processor: Any) -> list[int]:
+def ends_of(model: Any, processor: Any) -> list[int]:
     """The tokens that end an answer: the model's own, and what its chat template ends a turn with.
 
     The two differ in bases that were never tuned to chat.

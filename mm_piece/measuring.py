@@ -79,7 +79,7 @@ def measure_at(
 ) -> dict[str, float]:
     """Scores of the model at a position on the tasks of the store's recipe (or on those named)."""
     sharding.start()
-    recipe, opened, chosen = _chosen(store, names)
+    recipe, opened, chosen = chosen_of(store, names)
     test = {task.name: rows_of(task, task.test) for task in chosen}
     model, processor = load(base, opened, at)
     model = on_accelerator(model)
@@ -94,9 +94,20 @@ def divergences_at(
 ) -> dict[str, float]:
     """How far the model at a position is from the base, by task, in nats a token."""
     sharding.start()
-    recipe, opened, chosen = _chosen(store, names)
+    recipe, opened, chosen = chosen_of(store, names)
+    position = opened.position(at)
     model, processor = load(base, opened, 0)
-    model, position = on_accelerator(model), opened.position(at)
+    return divergences_of(on_accelerator(model), processor, recipe, chosen, position)
+
+
+def divergences_of(
+    model: nn.Module,
+    processor: Any,
+    recipe: Recipe,
+    tasks: Sequence[GeneralTask],
+    position: int,
+) -> dict[str, float]:
+    """How far a model at a position of its store is from the base, by task, in nats a token."""
     return {
         task.name: divergence(
             model,
@@ -107,11 +118,11 @@ def divergences_at(
             max_length=task.max_length,
             batch_size=recipe.train.get("per_device_eval_batch_size", 8),
         )
-        for task in chosen
+        for task in tasks
     }
 
 
-def _chosen(
+def chosen_of(
     store: str | Path, names: Sequence[str]
 ) -> tuple[Recipe, DeltaStore, list[GeneralTask]]:
     """A store's recipe, the store, and those of its tasks that are named; all without names."""

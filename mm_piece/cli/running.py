@@ -39,14 +39,23 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
 @click.option(
     "--kl", is_flag=True, help="How far its answers are from the base's, in nats a token."
 )
+@click.option(
+    "--suite", default=None, help="What others measure general ability by: general, or a YAML file."
+)
 @JSON
-def evaluate(as_json: bool, kl: bool, **options: Any) -> None:
+def evaluate(as_json: bool, kl: bool, suite: str | None, **options: Any) -> None:
     """Measure the model at a position of STORE.
 
     On the test sets of its recipe, or on those of the named tasks.
     """
     from mm_piece.measuring import divergences_at, measure_at
     from mm_piece.sharding import is_main
+
+    if suite is not None:
+        if kl or options.pop("names"):
+            raise click.UsageError("--suite says what is measured: leave out --kl and --task")
+        _print_suite(suite, as_json, **options)
+        return
 
     scores = divergences_at(**options) if kl else measure_at(**options)
     if not is_main():
@@ -57,6 +66,33 @@ def evaluate(as_json: bool, kl: bool, **options: Any) -> None:
         return
     rows = [(name, f"{score:.1%}") for name, score in scores.items()]
     show_table(scores, ("task", "score"), rows, as_json)
+
+
+def _print_suite(name: str, as_json: bool, **options: Any) -> None:
+    """What a suite found; what was found before a harness failed is printed all the same.
+
+    A table shows the tasks and groups that the suite names, JSON their parts too.
+    """
+    from mm_piece.suite import load_suite, run
+
+    suite, found = load_suite(name), {}
+    named = {task for part in suite.parts().values() for task in part.tasks}
+    try:
+        found.update(run(suite=suite, **options))
+    finally:
+        rows = [
+            (harness, task, metric, f"{score['value']:.4f}", _spread(score["stderr"]))
+            for harness, scores in found.items()
+            for task, metrics in scores.items()
+            if task in named or not named & scores.keys()
+            for metric, score in metrics.items()
+        ]
+        if found:
+            show_table(found, ("", "task", "metric", "value", ""), rows, as_json)
+
+
+def _spread(error: float | None) -> str:
+    return "" if error is None else f"± {error:.4f}"
 
 
 @click.command()

@@ -1,0 +1,63 @@
+"""What a suite may say: a YAML file, or one of those that have a name here."""
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from mm_piece.errors import RecipeError
+from mm_piece.recipe.parsing import Sections, first_problem, mapping_of, text_of
+from mm_piece.recipe.select import Strict
+
+
+class Part(Strict):
+    """What one harness measures."""
+
+    tasks: tuple[str, ...] = Field(min_length=1)  # its names, or files that define tasks
+    include: str | None = None  # a folder of such files, beside the suite's own
+    limit: int | None = Field(default=None, ge=1)  # rows of a task
+    batch_size: int = Field(default=8, ge=1)
+
+
+class Texts(Part):
+    """What lm-eval measures."""
+
+    fewshot: int | None = Field(default=None, ge=0)  # as each task says
+    chat: bool = False  # questions are put in the base's chat template
+
+
+class Suite(Strict):
+    """What is measured of a model beside the tasks of its store."""
+
+    kl: bool = True  # how far the store's general tasks went from the base, or all its tasks
+    texts: Texts | None = Field(default=None, alias="lm-eval")
+    images: Part | None = Field(default=None, alias="lmms-eval")
+
+    def parts(self) -> dict[str, Part]:
+        """What each harness is asked for."""
+        asked = {"lm-eval": self.texts, "lmms-eval": self.images}
+        return {name: part for name, part in asked.items() if part}
+
+
+_SECTIONS: Sections = {"lm-eval": Texts, "lmms-eval": Part}
+
+SUITES: dict[str, Suite] = {
+    "general": Suite.model_validate(
+        {
+            "lm-eval": {"tasks": ("mmlu", "gsm8k", "bbh", "humaneval")},
+            "lmms-eval": {"tasks": ("pope", "mme", "coco2017_cap_val")},
+        }
+    )
+}
+
+
+def load_suite(name: str) -> Suite:
+    """The suite of a name, or in a file; RecipeError in one line for what is neither."""
+    if name in SUITES:
+        return SUITES[name]
+    if not Path(name).is_file():
+        raise RecipeError(f"unknown suite {name!r}; allowed: {', '.join(SUITES)}, or a YAML file")
+    content = mapping_of(text_of(name, "suite"), name, "kl, lm-eval, lmms-eval")
+    try:
+        return Suite.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"{name}: {first_problem(error, Suite, _SECTIONS)}") from error

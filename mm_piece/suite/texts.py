@@ -1,0 +1,84 @@
+"""lm-eval (EleutherAI's harness) on a model in memory: tasks of text alone."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lm_eval
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from mm_piece.errors import RecipeError
+from mm_piece.evaluation import ends_of, pad_of
+from mm_piece.progress import say
+from mm_piece.suite.schema import Part, Texts
+from mm_piece.suite.scores import Scores, readable
+from mm_piece.tasks import tokenizer_of
+
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
+# Decorators hide from type checkers what these take.
+_evaluate: Any = lm_eval.simple_evaluate
+_Model: Any = HFLM
+_RESAMPLES = 1000  # for the standard error of a metric that has no formula for it
+
+
+class Harness:
+    """The tasks that a part names, and the scores of a model on them."""
+
+    def __init__(self, part: Part) -> None:
+        """Raises RecipeError for a task that is not known."""
+        assert isinstance(part, Texts)
+        self.part, self.tasks = part, TaskManager(include_path=part.include)
+        known = self.tasks.task_index
+        if unknown := [name for name in part.tasks if name not in known]:
+            raise RecipeError(
+                f"lm-eval has no task {unknown[0]!r}; `lm-eval ls tasks` lists them, and `include` "
+                "names a folder of your own"
+            )
+        runs = [name for name in part.tasks if (known[name].cfg or {}).get("unsafe_code")]
+        self.trusted = os.environ.get("HF_ALLOW_CODE_EVAL") == "1"
+        self.left_out = [] if self.trusted else runs
+
+    def scores(self, model: Any, processor: Any) -> Scores:
+        """Every metric of every task and group."""
+        for name in self.left_out:
+            say(f"{name}: left out, it runs what the model writes (HF_ALLOW_CODE_EVAL=1 allows it)")
+        names = [name for name in self.part.tasks if name not in self.left_out]
+        if not names:
+            return {}
+        tokenizer = tokenizer_of(processor)
+        with _greedy(model, processor):
+            wrapped = _Model(
+                pretrained=model,
+                tokenizer=tokenizer,
+                backend="causal",
+                batch_size=self.part.batch_size,
+                max_length=model.config.get_text_config().max_position_embeddings,
+            )
+            found = _evaluate(
+                wrapped,
+                tasks=names,
+                task_manager=self.tasks,
+                num_fewshot=self.part.fewshot,
+                limit=self.part.limit,
+                apply_chat_template=self.part.chat,
+                log_samples=False,
+                bootstrap_iters=_RESAMPLES,
+                confirm_run_unsafe_code=self.trusted,
+            )
+        return readable(found["results"])
+
+
+@contextmanager
+def _greedy(model: Any, processor: Any) -> Iterator[None]:
+    """The base's own generation settings are set aside: a task's count, and answers are greedy."""
+    own = model.generation_config
+    model.generation_config = type(own)(
+        eos_token_id=ends_of(model, processor), pad_token_id=pad_of(tokenizer_of(processor))
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
