@@ -13,7 +13,8 @@ from typing import Any
 
 import click
 import matplotlib
-from intervals import interval, shown
+
+from mm_piece.intervals import interval, shown
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "eval/scale.md")

@@ -25,7 +25,7 @@ def scripts(monkeypatch):
     import tables
 
     yield compare, tables
-    for name in ("compare", "tables", "intervals"):
+    for name in ("compare", "tables"):
         sys.modules.pop(name, None)
 
 

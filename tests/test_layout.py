@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mm_piece"
 # Each module may import only those above it.
 ORDER = (
-    *("errors", "metrics", "scoring", "names", "recipe"),
+    *("errors", "metrics", "intervals", "scoring", "names", "recipe"),
     *("codec", "tensorfile", "sharding", "deltaheader", "deltafile", "sealed"),
     *("delta", "merging", "comparison", "manifest", "store", "interchange"),
     "progress",

@@ -157,13 +157,16 @@ def verify(store: Path, base: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@STORE
-@click.option("--to", type=PATH, default=None, help="File. [STORE/report.html]")
-def report(store: Path, to: Path | None) -> None:
-    """Write an HTML page about STORE."""
-    from mm_piece.report import report_store
+@click.argument("stores", type=PATH, nargs=-1, required=True, metavar="STORE...")
+@click.option(
+    "--to", type=PATH, default=None, help="File. [STORE/report.html; of several: comparison.html]"
+)
+def report(stores: tuple[Path, ...], to: Path | None) -> None:
+    """Write an HTML page about STORE, or one that compares several."""
+    from mm_piece.report import report_comparison, report_store
 
-    click.echo(f"wrote {report_store(store, to)}")
+    page = report_store(stores[0], to) if len(stores) == 1 else report_comparison(stores, to)
+    click.echo(f"wrote {page}")
 
 
 def print_results(store: Any) -> None:

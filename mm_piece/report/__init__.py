@@ -1,19 +1,33 @@
 """A delta store as one self-contained HTML page: no script, no request, the same bytes every time.
 
-`summarise` reads and counts (`summary`, `weights`); `render` fills `page.html` (`page`).
+`summarise` reads and counts (`summary`, `weights`); `render` fills `page.html` (`page`). Several
+stores: `compare` (`comparing`) and `render_comparison`, which fills `comparison.html`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mm_piece.deltafile import write
 from mm_piece.errors import DataError, StoreError
 from mm_piece.recipe import parse_recipe
-from mm_piece.report.page import render
+from mm_piece.report.comparing import Comparison, compare
+from mm_piece.report.page import render, render_comparison
 from mm_piece.report.summary import Examples, Report, summarise
 from mm_piece.store import DeltaStore
 from mm_piece.tasks import read
 
-__all__ = ["Examples", "Report", "render", "report_store", "summarise", "write_report"]
+__all__ = [
+    "Comparison",
+    "Examples",
+    "Report",
+    "compare",
+    "render",
+    "render_comparison",
+    "report_comparison",
+    "report_store",
+    "summarise",
+    "write_report",
+]
 
 _SHOWN = 3  # test rows of each task that the page shows with their images
 
@@ -27,6 +41,18 @@ def report_store(path: str | Path, to: str | Path | None = None) -> Path:
     return write_report(store, Path(to) if to else store.path / "report.html", _images(store))
 
 
+def report_comparison(paths: Sequence[str | Path], to: str | Path | None = None) -> Path:
+    """Write a page about several stores (default: `comparison.html` in this folder); its path.
+
+    Raises StoreError for a store that is named twice, and if the page cannot be written.
+    """
+    resolved = [Path(path).resolve() for path in paths]
+    if doubled := [path for path in resolved if resolved.count(path) > 1]:
+        raise StoreError(f"store {doubled[0]} is named twice")
+    comparison = compare([DeltaStore.open(path) for path in paths])
+    return _written(Path(to or "comparison.html"), render_comparison(comparison))
+
+
 def write_report(store: DeltaStore, to: Path, examples: Examples | None = None) -> Path:
     """Write the report of a delta store to one HTML file and return its path.
 
@@ -34,9 +60,13 @@ def write_report(store: DeltaStore, to: Path, examples: Examples | None = None) 
     Without it the first rows of each task are shown as text. Raises StoreError if the page cannot
     be written.
     """
+    return _written(to, render(summarise(store, examples)))
+
+
+def _written(to: Path, page: str) -> Path:
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
-        write(to, render(summarise(store, examples)).encode())
+        write(to, page.encode())
     except OSError as error:
         raise StoreError(f"cannot write {to}: {error.strerror}") from error
     return to

@@ -1,12 +1,14 @@
 """The page: a `Report` poured into one HTML template, its numbers as a reader compares them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from math import isfinite
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from mm_piece.report.comparing import Comparison, Way
 from mm_piece.report.summary import Curve, Report
 
 # A curve's picture, in its own units: the page scales it.
@@ -24,6 +26,37 @@ METRIC_TITLES = {
 
 def render(report: Report) -> str:
     """The whole page as text; the same report gives the same bytes."""
+    return _poured(
+        "page.html",
+        r=report,
+        titles=METRIC_TITLES,
+        frame=Frame(len(report.positions), [*report.curves, *report.kinds, report.ability]),
+        metric={metric.name: metric.value for metric in report.metrics},
+    )
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """The page about several stores as text; the same stores give the same bytes."""
+    runs = comparison.runs
+    return _poured(
+        "comparison.html",
+        c=comparison,
+        titles=COLUMN_TITLES,
+        frames={
+            "seen": _around(run.seen for run in runs),
+            "ability": _around(run.ability for run in runs),
+        },
+        plane=Plane(),
+    )
+
+
+def _around(curves: Iterable[Curve | None]) -> "Frame":
+    """Axes for curves that need not be equally long."""
+    there = [curve for curve in curves if curve]
+    return Frame(max([1, *(len(curve.values) for curve in there)]), there)
+
+
+def _poured(template: str, **content: Any) -> str:
     page = Environment(
         loader=FunctionLoader(_text),
         autoescape=True,
@@ -32,14 +65,51 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     page.filters |= FILTERS
-    text = page.get_template("page.html").render(
-        r=report,
-        css=Markup(_text("page.css")),  # our own file: the only text that is not escaped
-        titles=METRIC_TITLES,
-        frame=Frame(len(report.positions), [*report.curves, *report.kinds, report.ability]),
-        metric={metric.name: metric.value for metric in report.metrics},
-    )
-    return text.lstrip()  # the macros' blank lines
+    css = Markup(_text("page.css"))  # our own file: the only text that is not escaped
+    return page.get_template(template).render(css=css, **content).lstrip()  # macros' blank lines
+
+
+Dot = tuple[int, str, float, float]
+
+
+class Plane:
+    """A square on which each run is a dot: one score across, another one up."""
+
+    side, edge, far = 320, 44, 12  # the page scales it
+
+    def dots(
+        self, ways: Sequence[Way], across: str, up: str
+    ) -> list[tuple[int, str, float, float]]:
+        """Of each run that has both scores: number of its way, a name, place."""
+        found = []
+        for number, way in enumerate(ways):
+            for run in way.runs:
+                x, y = run.values[across], run.values[up]
+                if x is not None and y is not None:
+                    name = f"{run.name}: {percent(x)}, {percent(y)}"
+                    found.append((number, name, self.x(x), self.y(y)))
+        return found
+
+    def x(self, score: float) -> float:
+        """Where a score lies across."""
+        return round(self.edge + (self.side - self.edge - self.far) * score, 1)
+
+    def y(self, score: float) -> float:
+        """Where a score lies up; the page counts from its top."""
+        return round(self.side - self.edge - (self.side - self.edge - self.far) * score, 1)
+
+
+COLUMN_TITLES = {
+    "learned": "learned",
+    "op": "OP",
+    "bwt": "BWT",
+    "base_before": "base before",
+    "base_kept": "base kept",
+    "entries": "entries a task",
+    "bytes": "size of a delta",
+    "select": "seconds to select",
+    "train": "seconds to train",
+}
 
 
 class Frame:
@@ -118,6 +188,15 @@ def fact(value: Any) -> str:
     return count(value) if isinstance(value, int) else str(value)
 
 
+def spread(mean: tuple[float, float] | None) -> str:
+    """A mean of fractions in percent, and half its interval where there is one."""
+    if mean is None:
+        return "–"
+    middle, half = (100 * value for value in mean)
+    text = f"{middle:.1f}" + (f" ± {half:.1f}" if isfinite(half) else "")
+    return text.replace("-", "−")
+
+
 def _text(name: str) -> str:
     return files("mm_piece.report").joinpath(name).read_text(encoding="utf-8")
 
@@ -130,4 +209,5 @@ FILTERS = {
     "size": size,
     "count": count,
     "fact": fact,
+    "spread": spread,
 }
