@@ -1,8 +1,8 @@
-"""What a model is to keep while it learns: importance for its own answers and for earlier tasks.
+"""What a model is to keep while it learns: the stakes of its own answers and of earlier tasks.
 
-No old data are needed. The model answers general prompts about the new task's images, and the
-Fisher of these answers says which weights hold what it can do; each earlier task's Fisher was
-estimated when it ended. Both are kept compact.
+No old data are needed. The model answers general prompts about the new task's images, and what
+these answers stand on are the weights that hold what it can do; what each earlier task stands on
+was estimated when it ended. Both are kept compact.
 """
 
 from collections.abc import Iterator, Sequence
@@ -88,7 +88,7 @@ def kept_by(
 
 
 def importance_of(model: nn.Module, encoded: Encoded, select: Select) -> Compact:
-    """The compact Fisher of some examples, over the weights that a task may change."""
+    """The compact stakes of some examples, over the weights that a task may change."""
     batches = Alike(encoded, select.batch_size, pad_of(tokenizer_of(encoded.processor)))
     names = importance.scorable(model, batches, "piece-f", select.exclude)
     named = weights(model)
@@ -100,6 +100,7 @@ def importance_of(model: nn.Module, encoded: Encoded, select: Select) -> Compact
         names=shares,
         memory=parse_bytes(select.memory),
         host=select.accumulators == "host",
+        objective=importance.stakes,
         progress=lambda items, title: bar(items, f"{title}, to keep", "batch"),
     )
     return compact(pieces, shapes)

@@ -58,22 +58,25 @@ def test_a_hundred_images_are_enough(world, monkeypatch):
     assert chosen[0] == chosen[1] != chosen[2]
 
 
-def dense(fisher):
+def dense(stakes):
     """Rank one, relative to the mean of all weights: in plain fp32."""
-    mean = torch.cat([scores.flatten() for scores in fisher.values()]).mean()
+    mean = torch.cat([scores.flatten() for scores in stakes.values()]).mean()
     found = {}
-    for name, scores in fisher.items():
+    for name, scores in stakes.items():
         whole = scores.flatten(1) if scores.dim() > 1 else scores[:, None]
         found[name] = (whole.sum(1)[:, None] * whole.sum(0) / whole.sum() / mean).view(scores.shape)
     return found
 
 
-def test_scores_are_the_tasks_fisher_over_what_is_to_be_kept(world, tmp_path):
+def test_scores_are_what_the_task_moves_over_what_is_at_stake(world, tmp_path):
     model, processor, encoded = world
     wanted = Select(method="piece-r", density=0.05, prompts=("Why?",))
     every = importance.estimate(model, [*encoded])
-    shapes = {name: scores.shape for name, scores in every.items()}
-    earlier = importance.compact(((n, 0, scores.flatten()) for n, scores in every.items()), shapes)
+    held = own_answers(model, processor, encoded.examples, ("What?",), seed=1)
+    taught = [*Encoded(held, processor, tmp_path / "taught")]
+    stood = importance.estimate(model, taught, objective=importance.stakes)
+    shapes = {name: scores.shape for name, scores in stood.items()}
+    earlier = importance.compact(((n, 0, scores.flatten()) for n, scores in stood.items()), shapes)
     found = selection_of(
         model,
         encoded,
@@ -88,9 +91,9 @@ def test_scores_are_the_tasks_fisher_over_what_is_to_be_kept(world, tmp_path):
     answers = [*Encoded(own, processor, tmp_path / "own")]
     names = importance.scorable(model, [*encoded], "piece-f", wanted.exclude)
     fisher = {name: every[name] for name in names}
-    said = {n: scores for n, scores in importance.estimate(model, answers).items() if n in names}
-    kept = dense(said), dense(every)
-    relative = {n: f / (kept[0][n] + 0.1 * kept[1][n] + 0.01) for n, f in fisher.items()}
+    stakes = importance.estimate(model, answers, objective=importance.stakes)
+    kept = dense({n: scores for n, scores in stakes.items() if n in names}), dense(stood)
+    relative = {n: f.sqrt() / (kept[0][n] + 0.1 * kept[1][n] + 0.01) for n, f in fisher.items()}
     expected = select(relative, 0.05)
     chosen, other = (
         {(name, int(place)) for name, index in mask.items() for place in index}

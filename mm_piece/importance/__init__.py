@@ -24,6 +24,7 @@ from mm_piece.importance.rules import (
     scored,
     weighs,
 )
+from mm_piece.importance.stakes import stakes
 
 __all__ = [
     "DATA_FREE",
@@ -44,6 +45,7 @@ __all__ = [
     "resolve",
     "scorable",
     "scored",
+    "stakes",
     "stream",
     "weighs",
 ]

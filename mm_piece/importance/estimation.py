@@ -11,7 +11,7 @@ from mm_piece.errors import SelectionError
 from mm_piece.importance.blocks import Run, Sums, blocks
 from mm_piece.importance.gradients import Gradients
 from mm_piece.importance.outputs import outputs, passes_of, with_outputs
-from mm_piece.importance.reach import Batch, frozen, patchable
+from mm_piece.importance.reach import Batch, Objective, frozen, loss_of, patchable
 from mm_piece.importance.resampling import Folds
 from mm_piece.importance.rules import (
     KEEPING,
@@ -70,6 +70,7 @@ def stream(  # noqa: PLR0913 - each is a setting of its own
     xi: float = 1e-3,
     seed: int = 0,
     folds: Folds | None = None,
+    objective: Objective = loss_of,
     kept: Kept = lambda name, entries: torch.zeros(len(entries)),
     progress: Progress = lambda steps, title: steps,
 ) -> Iterator[Piece]:
@@ -77,17 +78,16 @@ def stream(  # noqa: PLR0913 - each is a setting of its own
 
     `names` restricts and orders the weights (default: all that the method scores); as a mapping it
     says also which entries of each are scored here, where several processes divide them and all go
-    through the same weights and batches. `host` keeps accumulators on the CPU whatever the model's
-    device, `xi` is PIECE-S's damping on the scale of the mean square, PIECE-R's on that of `kept`,
-    the importance for what is to be kept. `folds` take down what parts of the examples add (within
-    `memory`), and `progress` wraps the steps of all passes.
+    through the same weights and batches. `host` keeps accumulators on the CPU, `xi` is PIECE-S's
+    damping on the scale of the mean square, PIECE-R's on that of `kept`, the stake of what is to be
+    kept. `folds` take down what parts of the examples add (within `memory`), gradients are those of
+    `objective`, and `progress` wraps the steps of all passes.
     """
-    rule, named = resolve(method), weights(model)
     if not len(batches):
         raise SelectionError("there are no batches to score weights on")
-    names = scorable(model, batches, method) if names is None else names
-    shares = names if isinstance(names, Mapping) else _wholes(named, names)
-    passes = _Passes(model, batches, method, shares, memory, host, folds, progress)
+    rule, named = resolve(method), weights(model)
+    shares = _shares(named, scorable(model, batches, method) if names is None else names)
+    passes = _Passes(model, batches, method, shares, memory, host, folds, objective, progress)
     generator = torch.Generator().manual_seed(seed)
     runs = _of_outputs(passes) if method in OF_OUTPUTS else _of_gradients(passes)
     for name, pieces in runs:
@@ -101,8 +101,12 @@ def stream(  # noqa: PLR0913 - each is a setting of its own
                 yield name, start, scored(method, rule, seen)
 
 
-def _wholes(named: Mapping[str, nn.Parameter], names: Sequence[str]) -> dict[str, Share]:
-    """Shares that are the whole of some weights."""
+def _shares(
+    named: Mapping[str, nn.Parameter], names: Sequence[str] | Mapping[str, Share]
+) -> Mapping[str, Share]:
+    """What is scored of each weight: the whole of those that are only named."""
+    if isinstance(names, Mapping):
+        return names
     if unknown := [name for name in names if name not in named]:
         raise SelectionError(f"names: the model has no weight {unknown[0]!r}")
     sizes = {name: shape_of(named[name]).numel() for name in names}
@@ -128,6 +132,7 @@ class _Passes:
     memory: int
     host: bool
     folds: Folds | None
+    objective: Objective
     progress: Progress
 
     def steps(self, passes: int) -> Callable[[], Any]:
@@ -173,7 +178,7 @@ def _accumulate(passes: _Passes, sums: Sums, step: Callable[[], Any]) -> None:
     model, folds, whole = passes.model, passes.folds, passes.method in OF_BATCHES
     twice: set[str] = set()  # weights whose layers run more than once for an example
     while True:
-        gradients = Gradients(model, sums, twice)
+        gradients = Gradients(model, sums, twice, passes.objective)
         if folds:
             folds.begin(sums)
         try:

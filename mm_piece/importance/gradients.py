@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from torch import Tensor, nn
 
 from mm_piece.importance.blocks import Sums
-from mm_piece.importance.reach import Batch, collecting, loss_of, singles
+from mm_piece.importance.reach import Batch, Objective, collecting, loss_of, singles
 from mm_piece.importance.taps import BiasTap, Tap, Watcher, watching
 from mm_piece.importance.together import Carriers, Replay, carriers, scales_of
 from mm_piece.names import weights
@@ -15,8 +15,10 @@ from mm_piece.owners import Owner, owners_of
 class Gradients:
     """The gradients of the weights of `sums`; those in `twice` belong to layers that run twice."""
 
-    def __init__(self, model: nn.Module, sums: Sums, twice: Collection[str]) -> None:
-        self.model, self.sums = model, sums
+    def __init__(
+        self, model: nn.Module, sums: Sums, twice: Collection[str], objective: Objective = loss_of
+    ) -> None:
+        self.model, self.sums, self.objective = model, sums, objective
         named = weights(model)
         self.named = {name: named[name] for name in sums.runs}
         self.owners = owners_of(model)
@@ -42,7 +44,7 @@ class Gradients:
             self.add_whole(example)
 
     def add_whole(self, batch: Batch) -> None:
-        """The gradient of a batch's mean loss, as if it were one example's."""
+        """The gradient of a batch's objective, as if it were one example's."""
         self._backward(batch, self.taps, self.rest, [1.0])
 
     def _backward(
@@ -55,7 +57,7 @@ class Gradients:
         for watcher in watchers:
             watcher.begin(scales)
         with watching(watchers), collecting(rest, self._take):
-            loss = loss_of(self.model, batch)
+            loss = self.objective(self.model, batch)
             if loss.requires_grad:  # a text reaches no weight of a block that lies in the tower
                 loss.backward()
         self.sums.examples += len(scales)

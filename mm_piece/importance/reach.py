@@ -15,6 +15,7 @@ from mm_piece.names import group_of, weights
 from mm_piece.sharding import release
 
 Batch = Mapping[str, Any]  # what the model's forward takes, labels included
+Objective = Callable[[nn.Module, Batch], Tensor]  # a mean over a batch's answer tokens
 
 
 def patchable(model: nn.Module, batches: Sequence[Batch], exclude: Sequence[str] = ()) -> list[str]:
@@ -87,12 +88,13 @@ def collecting(
 
 def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     """The loss of a batch, moved to where the model is."""
+    return model(**moved(batch, model)).loss
+
+
+def moved(batch: Batch, model: nn.Module) -> dict[str, Any]:
+    """A batch where the model is."""
     device = next(model.parameters()).device
-    moved = {
-        key: value.to(device) if isinstance(value, Tensor) else value
-        for key, value in batch.items()
-    }
-    return model(**moved).loss
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def singles(batch: Batch) -> Iterator[Batch]:

@@ -21,7 +21,7 @@ class Moments:
     generator: torch.Generator
     count: int = 1  # how many gradients were averaged: examples, or batches
     output: Tensor = torch.zeros(1)  # mean over examples of what the entry's row gives out
-    kept: Tensor = torch.zeros(1)  # importance for what the model is to keep, about 1 on average
+    kept: Tensor = torch.zeros(1)  # stake of what the model is to keep, relative to its mean
 
 
 Rule = Callable[[Moments], Tensor]
@@ -38,12 +38,12 @@ def piece_s(moments: Moments) -> Tensor:
 
 
 def piece_r(moments: Moments) -> Tensor:
-    """PIECE-R: Fisher of the task over that of what is to be kept, F / (K + xi).
+    """PIECE-R: what an entry moves of the task over what is at stake, sqrt(F) / (K + xi).
 
-    Moving an entry by d gains about g d on the task and costs K d ** 2 / 2 in divergence from what
-    the model was: at the best d the gain is g ** 2 / (2 K), here with F for g ** 2.
+    An adaptive optimizer moves every entry about as far, by d: that gains |g| d on the task, here
+    with sqrt(F) for |g|, and risks K d ** 2 of what the model is to keep.
     """
-    return moments.square / (moments.kept + moments.xi)
+    return moments.square.sqrt() / (moments.kept + moments.xi)
 
 
 def piece_f_official(moments: Moments) -> Tensor:
@@ -158,7 +158,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }
 
 # Scores that are squares of gradients.
-SQUARES = ("piece-f", "piece-r", "piece-f-official", "fggm")
+SQUARES = ("piece-f", "piece-f-official", "fggm")
 
 # The rules that look at what the model is to keep.
 KEEPING = ("piece-r",)
