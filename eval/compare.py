@@ -143,13 +143,15 @@ def _sparse(recipe: Any, method: dict[str, Any], folder: Path) -> dict[str, Any]
     import mm_piece
 
     store = mm_piece.train(recipe)
-    results, facts = store.results(), [store.delta(t).info for t in range(1, len(store) + 1)]
+    results, deltas = store.results(), [store.delta(t) for t in range(1, len(store) + 1)]
+    masks = [{n: index.numpy() for n, index in delta.indices.items()} for delta in deltas]
     return {
         "matrix": results["matrix"],
         "base_ability": results["base_ability"],
-        "trainable": facts[0]["k"],
+        "trainable": deltas[0].info["k"],
         "bytes": [entry.bytes for entry in store.entries],
-        "groups": [fact["groups"] for fact in facts],
+        "groups": [delta.info["groups"] for delta in deltas],
+        **_lying(masks, {n: s for delta in deltas for n, s in delta.shapes.items()}),
     }
 
 
@@ -158,6 +160,7 @@ def _peer(recipe: Any, method: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     from mm_piece import load
     from mm_piece.evaluation import pad_of
+    from mm_piece.models import tensors
     from mm_piece.tasks import encode, read, tokenizer_of
     from mm_piece.trainer import arguments
 
@@ -171,17 +174,51 @@ def _peer(recipe: Any, method: dict[str, Any], folder: Path) -> dict[str, Any]:
     pad = pad_of(tokenizer_of(processor))
     kind = getattr(importlib.import_module(module), name)
     peer = kind(model, tasks, pad, **method.get("options", {}))
-    entries, rows = peer.entries, [_row(recipe, peer.model, processor)]
+    entries, rows, masks = peer.entries, [_row(recipe, peer.model, processor)], []
     for number, task in enumerate(recipe.tasks):
         settings = {**recipe.train, "save_strategy": "no"}
+        before = {name: weight.clone() for name, weight in tensors(peer.model).items()}
         peer.learn(number, arguments(settings, folder / task.name, recipe.seed + number))
         rows.append(_row(recipe, peer.model, processor))
+        masks.append(_most_moved(before, tensors(peer.model), recipe.select))
     return {
         "matrix": [tasks for tasks, _ in rows],
         "base_ability": [ability for _, ability in rows],
         "trainable": entries,
         "bytes": [4 * entries] * len(recipe.tasks),
+        **_lying(masks, {name: tuple(weight.shape) for name, weight in before.items()}),
     }
+
+
+def _most_moved(before: dict[str, Any], after: dict[str, Any], select: Any) -> dict[str, Any]:
+    """The entries that a task moved farthest, as many as a mask has: flat indices by weight."""
+    from mm_piece.mask import select as choose
+    from mm_piece.names import group_of
+
+    moved = {
+        name: (after[name] - weight).abs()
+        for name, weight in before.items()
+        if group_of(name) not in select.exclude
+    }
+    if not any(map(bool, (weight.any() for weight in moved.values()))):
+        return {}
+    return {name: index.numpy() for name, index in choose(moved, select.density).items()}
+
+
+def _lying(masks: list[dict[str, Any]], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Where masks lie: density by group, layer and module; and what each two of them share."""
+    from mm_piece.report.weights import overlap, weight_map
+
+    places = [
+        {
+            f"{grid.group} {'-' if layer is None else layer} {module}": round(cell.density, 4)
+            for grid in weight_map("", mask, shapes).grids
+            for (module, layer), cell in grid.cells.items()
+        }
+        for mask in masks
+    ]
+    shared = [[round(overlap(a, b, 1).jaccard, 4) for b in masks] for a in masks]
+    return {"places": places, "overlaps": shared}
 
 
 def _row(recipe: Any, model: Any, processor: Any) -> tuple[list[float], float]:

@@ -8,11 +8,11 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from statistics import mean
+from statistics import correlation, mean
 from typing import Any
 
 import click
-import matplotlib
+from figures import draw
 
 from mm_piece.intervals import interval, shown
 
@@ -36,8 +36,8 @@ def main(check: bool) -> None:
         sys.exit(int(before != after))
     for file, text in zip(files, after, strict=True):
         file.write_text(text, encoding="utf-8")
-    for folder in sorted({p.parent for p in ROOT.glob("eval/results/*/*-validation.json")}):
-        plot(folder)
+    for folder in sorted({p.parent for p in ROOT.glob("eval/results/*/*-test.json")}):
+        draw(folder, runs(folder, "validation"), runs(folder, "test"))
 
 
 def fill(text: str) -> str:
@@ -60,12 +60,14 @@ def table(name: str) -> str:
     """What NAME stands for.
 
     `bench/FILE`: the goals of a bench; `bench/FILE SECTION`: what it prints of a section;
-    `EXPERIMENT`: its methods; `EXPERIMENT against METHOD`: what each has more than that one.
+    `EXPERIMENT`: its methods; `EXPERIMENT against METHOD`: what each has more than that one;
+    `EXPERIMENT costs`: what a run took; `EXPERIMENT overlaps`: what masks share, and forgetting.
     """
     file, _, section = name.partition(" ")
+    if section.startswith("against "):
+        return _differences(file, section.removeprefix("against "))
     if not name.startswith("bench/"):
-        against = section.removeprefix("against ")
-        return _differences(file, against) if against else _methods(file)
+        return {"": _methods, "costs": _costs, "overlaps": _overlaps}[section](file)
     return _section(file.removeprefix("bench/"), section) if section else _goals(file)
 
 
@@ -138,6 +140,52 @@ def _differences(name: str, control: str) -> str:
     return "\n".join([head, *lines])
 
 
+def _costs(name: str) -> str:
+    """One line per method: means over seeds of one core's minutes, peak memory, bytes a task."""
+    found = runs(ROOT / "eval" / "results" / name, "test")
+    methods, lines = {run["method"] for run in found}, []
+    for method in sorted(methods, key=lambda m: _mean(found, m, "seconds")):
+        group = [run for run in found if run["method"] == method]
+        minutes, memory = (mean(run[key] for run in group) for key in ("seconds", "peak_mib"))
+        size = mean(mean(run["bytes"]) for run in group)
+        lines.append(f"| {method} | {minutes / 60:.1f} | {memory:,.0f} | {size:,.0f} |")
+    head = "| method | minutes a run | peak memory, MiB | bytes a task |\n|---|---|---|---|"
+    return "\n".join([head, *lines])
+
+
+def _overlaps(name: str) -> str:
+    """One line per method: what the masks of two tasks share, and whether forgetting follows it.
+
+    The correlation, over all pairs of tasks, of Jaccard overlap and what the earlier task lost
+    while the later one was learned; mean over seeds ± half its 95 % confidence interval.
+    """
+    found = [r for r in runs(ROOT / "eval" / "results" / name, "test") if "overlaps" in r]
+    lines = []
+    for method in sorted({run["method"] for run in found}):
+        pairs = [_pairs(run) for run in found if run["method"] == method]
+        varied = [p for p in pairs if all(len(set(column)) > 1 for column in zip(*p, strict=True))]
+        shared = shown([mean(shared for shared, _ in run) for run in pairs])
+        together = [correlation(*zip(*run, strict=True)) for run in varied]
+        middle, half = interval(together) if together else (0.0, float("inf"))
+        told = f"{middle:+.2f} ± {half:.2f}" if len(together) > 1 else "–"
+        lines.append(f"| {method} | {len(pairs)} | {shared} | {told} |")
+    head = (
+        "| method | seeds | shared by two tasks, % (Jaccard) | correlation with what is lost |\n"
+        "|---|---|---|---|"
+    )
+    return "\n".join([head, *lines])
+
+
+def _pairs(run: dict[str, Any]) -> list[tuple[float, float]]:
+    """Of each pair of tasks: what they share, what the earlier lost while the later was learned."""
+    matrix, shared = run["matrix"], run["overlaps"]
+    return [
+        (shared[first][second], matrix[second][first] - matrix[second + 1][first])
+        for second in range(len(shared))
+        for first in range(second)
+    ]
+
+
 def _marked(differences: list[float]) -> str:
     middle, half = interval(differences)
     text = shown(differences, "+")
@@ -146,30 +194,6 @@ def _marked(differences: list[float]) -> str:
 
 def _mean(found: list[dict[str, Any]], method: str, key: str) -> float:
     return mean(run[key] for run in found if run["method"] == method)
-
-
-def plot(folder: Path) -> Path:
-    """Learned against kept, one line per method over its rates, on the validation split."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
-    found = runs(folder, "validation")
-    for method, marker in zip(sorted({run["method"] for run in found}), "osD^vP*X<>", strict=False):
-        line = sorted((r for r in found if r["method"] == method), key=lambda r: r["rate"])
-        xs, ys = ([100 * run[key] for run in line] for key in ("learned", "base_kept"))
-        axes.plot(xs, ys, marker=marker, label=method)
-        for x, y, run in zip(xs, ys, line, strict=True):
-            axes.annotate(
-                f"{run['rate']:g}", (x, y), (4, 4), textcoords="offset points", fontsize=7
-            )
-    axes.set(xlabel="learned: mean of the diagonal, %", ylabel="base ability kept at the end, %")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    file = folder / "frontier.png"
-    figure.savefig(file, dpi=130, metadata={"Software": None})
-    pyplot.close(figure)
-    return file
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,6 +13,7 @@ from transformers import LlavaForConditionalGeneration
 
 from mm_piece import importance
 from mm_piece.models import load_base, tensors
+from mm_piece.recipe import Select
 from mm_piece.tasks import encode, read
 from mm_piece.trainer import arguments
 
@@ -25,7 +27,7 @@ def scripts(monkeypatch):
     import tables
 
     yield compare, tables
-    for name in ("compare", "tables"):
+    for name in ("compare", "tables", "figures"):
         sys.modules.pop(name, None)
 
 
@@ -253,7 +255,6 @@ def test_tables_give_mean_and_interval(scripts, tmp_path, monkeypatch):
     assert line == (
         "| full | 3 | 0.0001 | 50.0 ± 0.0 | 20.0 ± 24.8 | -10.0 ± 0.0 | 50.0 ± 0.0 | 1,000 | 150 |"
     )  # 4.303 is Student's t with two degrees of freedom: 4.303 * 10 / sqrt(3)
-    assert tables.plot(folder).is_file()
 
 
 def test_differences_are_paired_by_seed(scripts, tmp_path, monkeypatch):
@@ -271,3 +272,68 @@ def test_differences_are_paired_by_seed(scripts, tmp_path, monkeypatch):
     assert head.startswith("| against random | seeds |")
     assert ours == "| ours | 3 | +0.0 ± 0.0 | **+7.0 ± 2.5** | +0.0 ± 0.0 | +0.0 ± 0.0 |"
     assert noisy.startswith("| noisy | 3 | +0.0 ± 0.0 | +20.0 ± 24.8 |")
+
+
+def measured(seed, matrix, overlaps):
+    run = run_of("ours", 1e-3, seed, "test", 0.2, 0.5)
+    places = [{"language 0 q_proj": 0.25, "vision - proj": 0.01 * seed} for _ in overlaps]
+    ability = {"base_ability": [1.0] * len(matrix), "seconds": 60.0 * seed, "peak_mib": 1000 * seed}
+    return run | ability | {"matrix": matrix, "overlaps": overlaps, "places": places}
+
+
+def test_overlaps_stand_beside_what_was_lost(scripts, tmp_path, monkeypatch):
+    _, tables = scripts
+    folder = tmp_path / "eval" / "results" / "x"
+    folder.mkdir(parents=True)
+    # What a task loses while another is learned: 1 loses .1 to 2 and .4 to 3, 2 loses .3 to 3.
+    matrix = [[0, 0, 0], [0.9, 0, 0], [0.8, 0.7, 0], [0.4, 0.4, 0.9]]
+    for seed, shares in ((1, (0.1, 0.4, 0.3)), (2, (0.4, 0.1, 0.2)), (3, (0.2, 0.2, 0.2))):
+        one, two, three = shares
+        overlaps = [[1, one, two], [one, 1, three], [two, three, 1]]
+        run = measured(seed, matrix, overlaps)
+        (folder / f"ours-{seed}-test.json").write_text(json.dumps(run))
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    line = tables.table("x overlaps").splitlines()[-1]
+    # Seed 1: correlation 1; seed 2: -1; seed 3 shares alike, so that there is none.
+    assert line.startswith("| ours | 3 | 23.3 ± ") and line.endswith("| +0.00 ± 12.71 |")
+    assert tables.table("x costs").splitlines()[-1] == "| ours | 2.0 | 2,000 | 150 |"
+
+
+def test_every_plot_is_drawn_from_what_runs_have(scripts, tmp_path):
+    from figures import draw
+
+    matrix, overlaps = [[0.0, 0.0], [0.5, 0.0], [0.4, 0.6]], [[1, 0.2], [0.2, 1]]
+    runs = [measured(seed, matrix, overlaps) for seed in (1, 2)]
+    names = [file.name for file in draw(tmp_path, runs, runs)]
+    assert names == ["frontier.png", "curves.png", "atlas.png"]
+    bare = [{k: v for k, v in run.items() if k != "places"} for run in runs]
+    assert [file.name for file in draw(tmp_path, [], bare)] == ["curves.png"]
+
+
+def test_masks_are_located_and_compared(scripts):
+    compare, _ = scripts
+    shapes = {
+        "language_model.model.layers.1.mlp.up_proj.weight": (4, 5),
+        "vision_tower.vision_model.post_layernorm.weight": (10,),
+    }
+    first, second = (
+        {name: np.array(index) for name, index in zip(shapes, chosen, strict=True)}
+        for chosen in (([0, 3, 4, 19], [9]), ([3, 4, 5, 6], []))
+    )
+    found = compare._lying([first, second, {}], shapes)
+    assert found["places"] == [
+        {"language 1 up_proj": 0.2, "vision - post_layernorm": 0.1},
+        {"language 1 up_proj": 0.2},
+        {},
+    ]
+    assert found["overlaps"][0][1] == round(2 / 7, 4)
+
+
+def test_what_moved_farthest_is_as_much_as_a_mask(scripts):
+    compare, _ = scripts
+    names = ("language_model.model.layers.0.mlp.up_proj.weight", "language_model.lm_head.weight")
+    before = {name: torch.zeros(10, 10) for name in names}
+    after = {name: torch.arange(100.0).view(10, 10) * (-1) ** i for i, name in enumerate(names)}
+    (kept,) = compare._most_moved(before, after, Select(density=0.05)).items()
+    assert (kept[0], kept[1].tolist()) == (names[0], [95, 96, 97, 98, 99])
+    assert compare._most_moved(before, before, Select(density=0.05)) == {}

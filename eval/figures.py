@@ -1,0 +1,112 @@
+"""Plots of an experiment's committed results: frontier, curves, an atlas of masks."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+Runs = list[dict[str, Any]]
+_MARKERS = "osD^vP*X<>hpd8"
+
+
+def draw(folder: Path, validation: Runs, test: Runs) -> list[Path]:
+    """Every plot that the runs have something for; the files."""
+    matplotlib.use("Agg")
+    files = []
+    if validation:
+        files.append(frontier(folder / "frontier.png", validation))
+    if test:
+        files.append(curves(folder / "curves.png", test))
+    if placed := [run for run in test if any(run.get("places", ()))]:
+        files.append(atlas(folder / "atlas.png", placed))
+    return files
+
+
+def frontier(file: Path, runs: Runs) -> Path:
+    """Learned against kept, one line per method over its rates, on the validation split."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.8), layout="constrained")
+    for number, (method, group) in enumerate(_by_method(runs).items()):
+        line = sorted(group, key=lambda run: run["rate"])
+        xs, ys = ([100 * run[key] for run in line] for key in ("learned", "base_kept"))
+        axes.plot(xs, ys, marker=_MARKERS[number % len(_MARKERS)], label=method)
+        for x, y, run in zip(xs, ys, line, strict=True):
+            axes.annotate(
+                f"{run['rate']:g}", (x, y), (4, 4), textcoords="offset points", fontsize=7
+            )
+    axes.set(xlabel="learned: mean of the diagonal, %", ylabel="base ability kept at the end, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _saved(figure, file)
+
+
+def curves(file: Path, runs: Runs) -> Path:
+    """Over the positions: the mean score of the tasks seen so far, and the base ability."""
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    for number, (method, group) in enumerate(_by_method(runs).items()):
+        seen = [[fmean(row[:at]) for at, row in enumerate(r["matrix"]) if at] for r in group]
+        style = {"marker": _MARKERS[number % len(_MARKERS)], "label": method, "markersize": 4}
+        for axes, values in ((left, seen), (right, [run["base_ability"] for run in group])):
+            means = 100 * np.mean(values, axis=0)
+            axes.plot(range(axes is left, len(means) + (axes is left)), means, **style)
+    left.set(xlabel="position", ylabel="mean score of the tasks learned so far, %")
+    right.set(xlabel="position", ylabel="base ability, %")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _saved(figure, file)
+
+
+def atlas(file: Path, runs: Runs) -> Path:
+    """Density of the masks by module and layer (down) and task (across); the root is shaded.
+
+    Of methods that have no mask, the entries that a task moved farthest, as many as a mask has.
+    """
+    from matplotlib import pyplot
+
+    groups = _by_method(runs)
+    rows = sorted({place for run in runs for part in run["places"] for place in part}, key=_depth)
+    size = (1.6 + 1.1 * len(groups), 1 + 0.16 * len(rows))
+    figure, all_axes = pyplot.subplots(
+        1, len(groups), figsize=size, layout="constrained", sharey=True, squeeze=False
+    )
+    for axes, (method, group) in zip(all_axes[0], groups.items(), strict=True):
+        tasks = len(group[0]["places"])
+        density = [
+            [fmean(run["places"][task].get(place, 0.0) for run in group) for task in range(tasks)]
+            for place in rows
+        ]
+        axes.imshow(np.sqrt(density), aspect="auto", cmap="viridis", vmin=0, vmax=1)
+        axes.set_title(method, fontsize=8)
+        axes.set_xticks(range(tasks), [str(task + 1) for task in range(tasks)], fontsize=7)
+    all_axes[0][0].set_yticks(range(len(rows)), rows, fontsize=6)
+    figure.supxlabel("task", fontsize=8)
+    return _saved(figure, file)
+
+
+def _by_method(runs: Iterable[dict[str, Any]]) -> dict[str, Runs]:
+    found: dict[str, Runs] = {}
+    for run in sorted(runs, key=lambda run: run["method"]):
+        found.setdefault(run["method"], []).append(run)
+    return found
+
+
+def _depth(place: str) -> tuple[int, int, str]:
+    """Vision, projector, language; in each from the input on."""
+    group, layer, module = place.split(" ")
+    order = ("vision", "projector", "language", "embedding", "head")
+    return order.index(group), -1 if layer == "-" else int(layer), module
+
+
+def _saved(figure: Any, file: Path) -> Path:
+    from matplotlib import pyplot
+
+    figure.savefig(file, dpi=130, metadata={"Software": None})
+    pyplot.close(figure)
+    return file
