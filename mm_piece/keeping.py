@@ -31,23 +31,19 @@ PROMPTS = (
     "What text is in the image?",
     "Where is the largest thing in the image?",
 )
-_TASK = 0.1  # what an earlier task counts for, beside 1 for the model's own answers
 _ANSWERS = 96  # of its own that a model gives
 _TOKENS = 32  # of an answer, at most
 
 
 class Kept:
-    """What is to be kept of a model's weights: compact importances, each with its part in it."""
+    """What is to be kept of a model's weights: the sum of compact stakes."""
 
-    def __init__(self, parts: Sequence[tuple[float, Compact]]) -> None:
+    def __init__(self, parts: Sequence[Compact]) -> None:
         self.parts = parts
 
     def at(self, name: str, entries: Tensor) -> Tensor:
-        """The importance of some flat entries, fp32; each part is relative to its mean."""
-        return sum(
-            (share * found.at(name, entries) for share, found in self.parts),
-            torch.zeros(len(entries)),
-        )
+        """What is at stake at some flat entries, fp32; each part is relative to its mean."""
+        return sum((found.at(name, entries) for found in self.parts), torch.zeros(len(entries)))
 
 
 def own_answers(
@@ -83,8 +79,8 @@ def kept_by(
     prompts = select.prompts or PROMPTS
     own = own_answers(model, encoded.processor, encoded.examples, prompts, seed)
     asked = Encoded(own, encoded.processor, encoded.folder, encoded.max_length, room=0)
-    parts = [(1.0, importance_of(model, asked, select))] if own else []
-    return Kept([*parts, *((_TASK, found) for found in earlier if found is not None)])
+    parts = [importance_of(model, asked, select)] if own else []
+    return Kept([*parts, *(found for found in earlier if found is not None)])
 
 
 def importance_of(model: nn.Module, encoded: Encoded, select: Select) -> Compact:

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from mm_piece import names
 from mm_piece.cli import main
 from mm_piece.recipe import load_recipe, parse_recipe
+from mm_piece.suite import HARNESSES, load_suite
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,8 +35,14 @@ def test_python_blocks_run(tmp_path, monkeypatch):
 
 
 def test_the_example_recipe_is_valid():
-    (example,) = blocks("yaml")
+    (example,) = [block for block in blocks("yaml") if "store:" in block]
     assert parse_recipe(example).tasks[0].metric == "vqa"
+
+
+def test_the_example_suite_is_valid(tmp_path):
+    (example,) = [block for block in blocks("yaml") if "lm-eval:" in block]
+    (tmp_path / "suite.yaml").write_text(example)
+    assert set(load_suite(str(tmp_path / "suite.yaml")).parts()) == set(HARNESSES)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "pipelines").glob("*.yaml")), ids=lambda f: f.name)

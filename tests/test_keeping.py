@@ -93,7 +93,7 @@ def test_scores_are_what_the_task_moves_over_what_is_at_stake(world, tmp_path):
     fisher = {name: every[name] for name in names}
     stakes = importance.estimate(model, answers, objective=importance.stakes)
     kept = dense({n: scores for n, scores in stakes.items() if n in names}), dense(stood)
-    relative = {n: f.sqrt() / (kept[0][n] + 0.1 * kept[1][n] + 0.01) for n, f in fisher.items()}
+    relative = {n: f.sqrt() / (kept[0][n] + kept[1][n] + 0.1) for n, f in fisher.items()}
     expected = select(relative, 0.05)
     chosen, other = (
         {(name, int(place)) for name, index in mask.items() for place in index}

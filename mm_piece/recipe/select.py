@@ -14,7 +14,7 @@ METHODS = (
 )
 _OF_ROWS = {"unit": "row", "scope": "tensor", "density": 0.3}
 # What a method's paper has where the recipe says nothing.
-_OWN: dict[str, dict[str, Any]] = {"fggm": _OF_ROWS, "migu": _OF_ROWS, "piece-r": {"xi": 0.01}}
+_OWN: dict[str, dict[str, Any]] = {"fggm": _OF_ROWS, "migu": _OF_ROWS, "piece-r": {"xi": 0.1}}
 _WITHOUT_SCORES = ("magnitude", "random")
 Density = float | str | dict[str, float]
 
