@@ -70,7 +70,7 @@ def sources(recipe):
 
 
 def test_nothing_is_missing():
-    assert {*PUBLISHED, "own-data", "tiny"} == set(FILES)
+    assert {*PUBLISHED, "own-data", "tiny", "tiny-pictures"} == set(FILES)
     stages = {"zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"}
     assert {file.stem for file in DEEPSPEED} == stages
 
