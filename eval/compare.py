@@ -159,7 +159,7 @@ def _peer(recipe: Any, method: dict[str, Any], folder: Path) -> dict[str, Any]:
     import torch
 
     from mm_piece import load
-    from mm_piece.evaluation import pad_of
+    from mm_piece.evaluation import on_accelerator, pad_of
     from mm_piece.models import tensors
     from mm_piece.tasks import encode, read, tokenizer_of
     from mm_piece.trainer import arguments
@@ -167,6 +167,7 @@ def _peer(recipe: Any, method: dict[str, Any], folder: Path) -> dict[str, Any]:
     torch.manual_seed(recipe.seed)  # adapters are drawn before a Trainer sets its own
     module, _, name = method["peer"].rpartition(".")
     model, processor = load(recipe.base, **recipe.model)
+    model = on_accelerator(model)
     tasks = [
         [encode(example, processor) for example in read(task.train, task.images)]
         for task in recipe.tasks
@@ -255,13 +256,22 @@ def _provenance() -> dict[str, Any]:
     return {
         "commit": commit.strip(),
         "dirty": bool(status.strip()),
-        "device": f"cpu, 1 thread, {platform.machine()}",
+        "device": _device(),
         "versions": {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
     }
+
+
+def _device() -> str:
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None:
+        return f"cpu, 1 thread, {platform.machine()}"
+    return f"{found.type}, {torch.get_device_module(found).get_device_name()}"
 
 
 if __name__ == "__main__":

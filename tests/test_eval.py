@@ -226,7 +226,7 @@ def test_each_experiment_can_be_run(scripts, file, tmp_path, monkeypatch):
     assert set(plan) <= {"recipe", "seeds", "tune", "methods", "order"}
     for name, method in plan["methods"].items():
         recipe = compare.recipe_of(plan, method, float(method["rates"][0]), 1, tmp_path / "store")
-        assert len(recipe.tasks) == (3 if file.stem == "pictures" else 5), name
+        assert len(recipe.tasks) >= 3 and recipe.general, name
         if "peer" in method:
             module, _, kind = method["peer"].rpartition(".")
             assert kind in vars(import_module(module))

@@ -40,6 +40,8 @@ PUBLISHED = {
     "ucit": (LLAVA, "ImageNet-R ArxivQA VizWiz IconQA CLEVR-Math Flickr30k", 1, 96),
     "mllm-dcl": (LLAVA, "RS Med AD Sci Fin", 1, 64),
     "trace": ("meta-llama/Meta-Llama-3-8B", TRACE, 5, 64),
+    "trace-three": ("meta-llama/Meta-Llama-3-8B", "ScienceQA FOMC MeetingBank", 5, 64),
+    "cross-domain": (LLAVA, "Py150 action ScienceQA", 5, 128),
 }
 # What the published bases are made of; the rest is transformers' default for their kind.
 HEADS = {"num_attention_heads": 32, "num_key_value_heads": 8}
@@ -53,6 +55,7 @@ BASES = {
     "piece-vlm-llava": ("llava", {"text_config": {"vocab_size": 32064}}),
     "piece-vlm-qwen3-vl": ("qwen3_vl", {**QWEN3_VL, "tie_word_embeddings": True}),
     "trace": ("llama", LLAMA_3_8B),
+    "trace-three": ("llama", LLAMA_3_8B),
 }
 
 
