@@ -26,27 +26,34 @@ def draw(folder: Path, validation: Runs, test: Runs) -> list[Path]:
 
 
 def frontier(file: Path, runs: Runs) -> Path:
-    """Learned against kept, one line per method over its rates, on the validation split."""
+    """Base ability against what was learned, and against OP: a line per method over its rates."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7.2, 4.8), layout="constrained")
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.8), layout="constrained", sharey=True)
     for number, (method, group) in enumerate(_by_method(runs).items()):
         line = sorted(group, key=lambda run: run["rate"])
-        xs, ys = ([100 * run[key] for run in line] for key in ("learned", "base_kept"))
-        axes.plot(xs, ys, marker=_MARKERS[number % len(_MARKERS)], label=method)
-        for x, y, run in zip(xs, ys, line, strict=True):
-            axes.annotate(
-                f"{run['rate']:g}", (x, y), (4, 4), textcoords="offset points", fontsize=7
-            )
-    axes.set(xlabel="learned: mean of the diagonal, %", ylabel="base ability kept at the end, %")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        style = {"marker": _MARKERS[number % len(_MARKERS)], "label": method, "markersize": 5}
+        ys = [100 * run["base_kept"] for run in line]
+        for axes, key in zip(panels, ("learned", "op"), strict=True):
+            xs = [100 * run[key] for run in line]
+            axes.plot(xs, ys, **style)
+            for x, y, run in zip(xs, ys, line, strict=True):
+                rate = f"{run['rate']:g}"
+                axes.annotate(rate, (x, y), (4, 4), textcoords="offset points", fontsize=6)
+    panels[0].set(
+        xlabel="learned: mean of the diagonal, %", ylabel="base ability kept at the end, %"
+    )
+    panels[1].set(xlabel="OP: mean of the last row, %")
+    for axes in panels:
+        axes.grid(alpha=0.3)
+    panels[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return _saved(figure, file)
 
 
 def curves(file: Path, runs: Runs) -> Path:
     """Over the positions: the mean score of the tasks seen so far, and the base ability."""
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     for number, (method, group) in enumerate(_by_method(runs).items()):
@@ -59,6 +66,7 @@ def curves(file: Path, runs: Runs) -> Path:
     right.set(xlabel="position", ylabel="base ability, %")
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return _saved(figure, file)
 
