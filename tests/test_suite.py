@@ -224,7 +224,8 @@ def test_a_base_without_eyes_is_shown_no_images(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("mm_piece.suite._harness", lambda name, part: None)
     suite = write(tmp_path / "suite.yaml", "kl: false\nlmms-eval: {tasks: [pope]}\n")
     assert list(run(store.path, load_suite(suite))) == []
-    assert "the base sees no images" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "the base sees no images" in said.err and not said.out
 
 
 def _recipe(folder):

@@ -15,7 +15,7 @@ from typing import Any
 from mm_piece import sharding
 from mm_piece.errors import PieceError, RecipeError, short
 from mm_piece.evaluation import on_accelerator
-from mm_piece.loading import checkout, load
+from mm_piece.loading import load
 from mm_piece.measuring import chosen_of, divergences_of
 from mm_piece.progress import say
 from mm_piece.suite.schema import SUITES, Part, Suite, load_suite
@@ -52,12 +52,11 @@ def run(
         found = divergences_of(model, processor, recipe, general, position)
         apart = {task: Score(value=nats, stderr=None) for task, nats in found.items()}
         yield "kl", {task: {"nats a token": score} for task, score in apart.items()}
-    checkout(model, position)
     for name, harness in harnesses.items():
-        if HARNESSES[name][2] and tokenizer_of(processor) is processor:
-            say(f"{name}: left out, the base sees no images")
-            continue
         with _told(name):
+            if HARNESSES[name][2] and tokenizer_of(processor) is processor:
+                say(f"{name}: left out, the base sees no images")
+                continue
             scores = harness.scores(model, processor)
         yield name, scores
 

@@ -12,8 +12,8 @@ from mm_piece.recipe.select import Strict
 class Part(Strict):
     """What one harness measures."""
 
-    tasks: tuple[str, ...] = Field(min_length=1)  # its names, or files that define tasks
-    include: str | None = None  # a folder of such files, beside the suite's own
+    tasks: tuple[str, ...] = Field(min_length=1)  # tasks and groups that it knows by name
+    include: str | None = None  # a folder with the files of further tasks
     limit: int | None = Field(default=None, ge=1)  # rows of a task
     batch_size: int = Field(default=8, ge=1)
 
