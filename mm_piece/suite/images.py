@@ -7,6 +7,7 @@ from lmms_eval import evaluator
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.tasks import TaskManager
+from loguru import logger
 from torch import nn
 
 from mm_piece.errors import DataError, RecipeError
@@ -17,6 +18,7 @@ from mm_piece.suite.scores import Scores, readable
 from mm_piece.tasks import Example, batches
 from mm_piece.tasks.pictures import Picture
 
+logger.disable("lmms_eval")  # a line for every file that defines no task
 _evaluate: Any = evaluator.simple_evaluate  # decorators hide from type checkers what it takes
 _MARK = "<image>"
 _TOKENS = 1024  # of an answer, where a task does not say
