@@ -187,7 +187,7 @@ def _peer(recipe: Any, method: dict[str, Any], folder: Path) -> dict[str, Any]:
         "base_ability": [ability for _, ability in rows],
         "trainable": entries,
         "bytes": [4 * entries] * len(recipe.tasks),
-        **_lying(masks, {name: tuple(weight.shape) for name, weight in before.items()}),
+        **_lying(masks, {name: tuple(w.shape) for name, w in tensors(peer.model).items()}),
     }
 
 
@@ -201,7 +201,7 @@ def _most_moved(before: dict[str, Any], after: dict[str, Any], select: Any) -> d
         for name, weight in before.items()
         if group_of(name) not in select.exclude
     }
-    if not any(map(bool, (weight.any() for weight in moved.values()))):
+    if not any(bool(change.any()) for change in moved.values()):
         return {}
     return {name: index.numpy() for name, index in choose(moved, select.density).items()}
 

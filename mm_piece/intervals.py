@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from math import sqrt
 from statistics import mean, stdev
 
-from scipy.stats import t
+from scipy.special import stdtrit  # of scipy.stats, which takes a second to import
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """The mean and half the width of its interval; the width is infinite for a single value."""
     if len(values) < 2:
         return mean(values), float("inf")
-    quantile = float(t.ppf(0.975, len(values) - 1))
+    quantile = float(stdtrit(len(values) - 1, 0.975))
     return mean(values), quantile * stdev(values) / sqrt(len(values))
 
 

@@ -32,6 +32,7 @@ PROMPTS = (
     "Where is the largest thing in the image?",
 )
 _ANSWERS = 96  # of its own that a model gives
+_OF = "stakes"  # what a kept file holds: another kind is made again
 _TOKENS = 32  # of an answer, at most
 
 
@@ -105,13 +106,13 @@ def importance_of(model: nn.Module, encoded: Encoded, select: Select) -> Compact
 def write(file: Path, found: Compact, delta: str) -> None:
     """Keep an importance beside the delta (its SHA-256) that it was estimated after."""
     file.parent.mkdir(exist_ok=True)
-    sealed.write(file, dict(_flat(found)), {"delta": delta})
+    sealed.write(file, dict(_flat(found)), {"of": _OF, "delta": delta})
 
 
 def read(file: Path, delta: str) -> Compact | None:
     """The importance that stands beside a delta; None if there is none, or not whole."""
     kept = sealed.read(file)
-    if kept is None or kept[1] != {"delta": delta}:
+    if kept is None or kept[1] != {"of": _OF, "delta": delta}:
         return None
     parts = {"rows": {}, "columns": {}}
     for key, values in kept[0].items():

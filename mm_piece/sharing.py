@@ -35,9 +35,9 @@ _PLACES = "allowed: user/name on the Hub, a folder (./name, /path/name), file://
 def transfer(source: str | Path | DeltaStore, to: str | Path, at: int | None = None) -> DeltaStore:
     """Copy positions 1…`at` (default: all) to a new store, or add what an existing one lacks.
 
-    Recipe, results and answers come along, logs and scratch do not. A store that has `at` already
-    keeps it, and results that it lacks are all it gets. Raises StoreError if `to` is of another
-    base or has diverged, PositionError, and what `verify` finds.
+    Recipe, results and answers come along, logs and scratch do not; a store that has `at` already
+    gets no more than results that it lacks. Raises StoreError if `to` is of another base or has
+    diverged, PositionError, and what `verify` finds.
     """
     return _copy(_part(as_store(source), at), Path(to))
 

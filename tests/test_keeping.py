@@ -153,6 +153,15 @@ def test_earlier_tasks_count(recipe, base):
     assert all(torch.equal(found.rows[name], rows) for name, rows in again.rows.items())
 
 
+def test_another_kind_of_importance_is_not_read(tmp_path):
+    found = importance.Compact({"a": torch.ones(2)}, {"a": torch.ones(3)})
+    keeping.write(tmp_path / "kept" / "a", found, "d" * 64)
+    tensors, said = keeping.sealed.read(tmp_path / "kept" / "a")
+    assert keeping.read(tmp_path / "kept" / "a", "d" * 64) is not None
+    keeping.sealed.write(tmp_path / "kept" / "a", tensors, {**said, "of": "fisher"})
+    assert keeping.read(tmp_path / "kept" / "a", "d" * 64) is None
+
+
 @pytest.mark.parametrize("damage", ["gone", "cut", "other", "of another delta"])
 def test_what_is_missing_is_made_again(recipe, tmp_path, damage):
     whole = mm_piece.train(recipe("whole"))

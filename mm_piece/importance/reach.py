@@ -15,6 +15,7 @@ from mm_piece.names import group_of, weights
 from mm_piece.sharding import release
 
 Batch = Mapping[str, Any]  # what the model's forward takes, labels included
+IGNORED = -100  # the label of what is not supervised
 Objective = Callable[[nn.Module, Batch], Tensor]  # a mean over a batch's answer tokens
 
 

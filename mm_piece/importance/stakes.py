@@ -12,9 +12,8 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from mm_piece.importance.reach import Batch, moved
+from mm_piece.importance.reach import IGNORED, Batch, moved
 
-_IGNORED = -100  # the label of what is not supervised
 _LEAD = 1.0  # nats: smaller leads count as this one, or a single token would outweigh all
 
 
@@ -27,7 +26,7 @@ def stakes(model: nn.Module, batch: Batch) -> Tensor:
     """
     inputs = moved(batch, model)
     labels = inputs.pop("labels")[:, 1:]
-    answered = labels != _IGNORED
+    answered = labels != IGNORED
     logits = model(**inputs).logits[:, :-1][answered].float()
     tokens = labels[answered].unsqueeze(-1)
     others = logits.scatter(-1, tokens, float("-inf")).amax(-1)

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from mm_piece.importance.blocks import Sums
-from mm_piece.importance.reach import Batch, loss_of, singles
+from mm_piece.importance.reach import IGNORED, Batch, loss_of, singles
 from mm_piece.importance.taps import Call, Watcher
 
 _CLOSE = 1e-2  # relative: sums in bf16 differ by less, another example's values by far more
-_IGNORED = -100  # the label of what is not supervised
 
 
 Carriers = dict[nn.Module, tuple[bool, ...]]  # of its tensors, which ones are cut by the examples
@@ -56,7 +55,7 @@ class Replay(Watcher):
 
 def scales_of(batch: Batch) -> list[float]:
     """What takes each example's share of the batch's mean loss to its own mean loss."""
-    answered = (batch["labels"][:, 1:] != _IGNORED).sum(1)
+    answered = (batch["labels"][:, 1:] != IGNORED).sum(1)
     return (answered.sum() / answered.clamp(min=1)).tolist()
 
 

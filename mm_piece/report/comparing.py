@@ -8,14 +8,9 @@ from typing import Any
 
 from mm_piece import metrics
 from mm_piece.changes import change_rows
-from mm_piece.intervals import interval
 from mm_piece.recipe import parse_recipe
 from mm_piece.report.summary import Curve
 from mm_piece.store import DeltaStore
-
-_OWN = ("seed", "store")  # what may differ between runs of one way
-SCORES = ("learned", "op", "bwt", "base_before", "base_kept")
-COSTS = ("entries", "bytes", "select", "train")  # of a task: entries, bytes, seconds, seconds
 
 
 @dataclass(frozen=True)
@@ -26,7 +21,7 @@ class Run:
     seed: int
     tasks: tuple[str, ...]
     settings: dict[str, Any]  # dotted recipe key -> value, less `seed` and `store`
-    values: dict[str, float | None]  # of SCORES and COSTS
+    values: dict[str, float | None]  # scores, and what a task cost: entries, bytes, seconds
     seen: Curve  # mean score of the tasks seen so far, from position 1 on
     ability: Curve | None
     groups: dict[str, int]  # changed entries by group, over all deltas
@@ -39,11 +34,11 @@ class Way:
     title: str
     runs: list[Run]
 
-    def mean(self, key: str) -> tuple[float, float] | None:
-        """The mean of a value and half its 95 % confidence interval, infinite for one run."""
+    def values(self, key: str) -> list[float]:
+        """A value of every run; none if one lacks it."""
         found = [run.values[key] for run in self.runs]
         known = [value for value in found if value is not None]
-        return interval(known) if len(known) == len(found) else None
+        return known if len(known) == len(found) else []
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ def compare(stores: Sequence[DeltaStore]) -> Comparison:
         Way(_title(group[0], _differing(group[0].settings, settings)), group) for group in together
     ]
     return Comparison(
-        ways=sorted(ways, key=lambda way: -(way.mean("op") or (0.0, 0.0))[0]),
+        ways=sorted(ways, key=lambda way: _mean(way.values("op")) or 0.0, reverse=True),
         bases=sorted({store.base["fingerprint"] for store in stores}),
         orders=sorted({run.tasks for run in runs}),
     )
@@ -86,21 +81,22 @@ def _run(store: DeltaStore, title: str) -> Run:
     results = store.results()
     matrix, ability = results.get("matrix", []), results.get("base_ability", [])
     found = metrics.summary(matrix)
-    seconds = [results.get("seconds", {}).get(entry.task, {}) for entry in store.entries]
+    told = results.get("seconds", {})
+    seconds = [told[entry.task] for entry in store.entries if entry.task in told]
     seen = [fmean(row[:at]) for at, row in enumerate(matrix) if at]
     return Run(
         name=title,
         seed=recipe.seed,
         tasks=tuple(task.name for task in recipe.tasks),
-        settings=dict(_flat(recipe.model_dump(mode="json", exclude={*_OWN}))),
+        settings=dict(_flat(recipe.model_dump(mode="json", exclude={"seed", "store"}))),
         values={
             **{key: found[key] for key in ("learned", "op", "bwt")},
             "base_before": ability[0] if ability else None,
             "base_kept": ability[-1] if ability else None,
             "entries": _mean(entry.entries for entry in store.entries),
             "bytes": _mean(entry.bytes for entry in store.entries),
-            "select": _mean(part["select"] for part in seconds if "select" in part),
-            "train": _mean(part["train"] for part in seconds if "train" in part),
+            "select": _mean(part["select"] for part in seconds),
+            "train": _mean(part["train"] for part in seconds),
         },
         seen=Curve(title, seen),
         ability=Curve(title, ability) if ability else None,

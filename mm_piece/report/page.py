@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
-from math import isfinite
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from mm_piece.intervals import shown
+from mm_piece.names import GROUPS
 from mm_piece.report.comparing import Comparison, Way
 from mm_piece.report.summary import Curve, Report
 
@@ -47,6 +48,7 @@ def render_comparison(comparison: Comparison) -> str:
             "ability": _around(run.ability for run in runs),
         },
         plane=Plane(),
+        groups=GROUPS,
     )
 
 
@@ -69,11 +71,8 @@ def _poured(template: str, **content: Any) -> str:
     return page.get_template(template).render(css=css, **content).lstrip()  # macros' blank lines
 
 
-Dot = tuple[int, str, float, float]
-
-
 class Plane:
-    """A square on which each run is a dot: one score across, another one up."""
+    """A square on which each run is a dot: one score across, another one up, both 0 to 1."""
 
     side, edge, far = 320, 44, 12  # the page scales it
 
@@ -92,11 +91,11 @@ class Plane:
 
     def x(self, score: float) -> float:
         """Where a score lies across."""
-        return round(self.edge + (self.side - self.edge - self.far) * score, 1)
+        return round(self.edge + (self.side - self.edge - self.far) * score / self.top, 1)
 
     def y(self, score: float) -> float:
         """Where a score lies up; the page counts from its top."""
-        return round(self.side - self.edge - (self.side - self.edge - self.far) * score, 1)
+        return round(self.side - self.x(score), 1)
 
 
 COLUMN_TITLES = {
@@ -188,13 +187,9 @@ def fact(value: Any) -> str:
     return count(value) if isinstance(value, int) else str(value)
 
 
-def spread(mean: tuple[float, float] | None) -> str:
-    """A mean of fractions in percent, and half its interval where there is one."""
-    if mean is None:
-        return "–"
-    middle, half = (100 * value for value in mean)
-    text = f"{middle:.1f}" + (f" ± {half:.1f}" if isfinite(half) else "")
-    return text.replace("-", "−")
+def spread(values: Sequence[float]) -> str:
+    """The mean of fractions in percent, and half its interval where there are several."""
+    return shown(values).replace("-", "−") if values else "–"
 
 
 def _text(name: str) -> str:

@@ -30,11 +30,7 @@ class Harness:
     def __init__(self, part: Part) -> None:
         """Raises RecipeError for a task that is not known."""
         self.part, self.tasks = part, TaskManager(include_path=part.include)
-        if unknown := [name for name in part.tasks if name not in self.tasks.all_tasks]:
-            raise RecipeError(
-                f"lmms-eval has no task {unknown[0]!r}; `lmms-eval tasks list` lists them, and "
-                "`include` names a folder of your own"
-            )
+        part.require_known(self.tasks.all_tasks, "lmms-eval", "lmms-eval tasks list")
 
     def scores(self, model: nn.Module, processor: Any) -> Scores:
         """Every metric of every task and group."""

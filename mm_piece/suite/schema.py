@@ -1,5 +1,6 @@
 """What a suite may say: a YAML file, or one of those that have a name here."""
 
+from collections.abc import Container
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -16,6 +17,14 @@ class Part(Strict):
     include: str | None = None  # a folder with the files of further tasks
     limit: int | None = Field(default=None, ge=1)  # rows of a task
     batch_size: int = Field(default=8, ge=1)
+
+    def require_known(self, known: Container[str], harness: str, listing: str) -> None:
+        """Raise RecipeError for a task that a harness does not know; `listing` prints those."""
+        if unknown := [name for name in self.tasks if name not in known]:
+            raise RecipeError(
+                f"{harness} has no task {unknown[0]!r}; `{listing}` lists them, and "
+                "`include` names a folder of your own"
+            )
 
 
 class Texts(Part):

@@ -10,7 +10,6 @@ import lm_eval
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from mm_piece.errors import RecipeError
 from mm_piece.evaluation import ends_of, pad_of
 from mm_piece.progress import say
 from mm_piece.suite.schema import Part, Texts
@@ -32,11 +31,7 @@ class Harness:
         assert isinstance(part, Texts)
         self.part, self.tasks = part, TaskManager(include_path=part.include)
         known = self.tasks.task_index
-        if unknown := [name for name in part.tasks if name not in known]:
-            raise RecipeError(
-                f"lm-eval has no task {unknown[0]!r}; `lm-eval ls tasks` lists them, and `include` "
-                "names a folder of your own"
-            )
+        part.require_known(known, "lm-eval", "lm-eval ls tasks")
         runs = [name for name in part.tasks if (known[name].cfg or {}).get("unsafe_code")]
         self.trusted = os.environ.get("HF_ALLOW_CODE_EVAL") == "1"
         self.left_out = [] if self.trusted else runs
@@ -48,11 +43,10 @@ class Harness:
         names = [name for name in self.part.tasks if name not in self.left_out]
         if not names:
             return {}
-        tokenizer = tokenizer_of(processor)
         with _greedy(model, processor):
             wrapped = _Model(
                 pretrained=model,
-                tokenizer=tokenizer,
+                tokenizer=tokenizer_of(processor),
                 backend="causal",
                 batch_size=self.part.batch_size,
                 max_length=model.config.get_text_config().max_position_embeddings,
