@@ -91,7 +91,7 @@ class Plane:
 
     def x(self, score: float) -> float:
         """Where a score lies across."""
-        return round(self.edge + (self.side - self.edge - self.far) * score / self.top, 1)
+        return round(self.edge + (self.side - self.edge - self.far) * score, 1)
 
     def y(self, score: float) -> float:
         """Where a score lies up; the page counts from its top."""
