@@ -4,7 +4,8 @@ Run:   python eval/compare.py eval/experiments/tiny.yaml [--jobs 2] [--only NAME
 Out:   one JSON per run under eval/results/EXPERIMENT/, never run twice; eval/tables.py reads them
 
 Rates are chosen on the validation split with one seed; the test split is used once per seed, at
-the chosen rate. A method with one rate is not tuned. `order` names the tasks in another order.
+the chosen rate and at those that `also` names. A method with one rate is not tuned. `order` names
+the tasks in another order, or some of them; `base` another base than the recipe's.
 """
 
 import importlib
@@ -17,6 +18,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
@@ -49,18 +51,24 @@ def main(experiment: Path, jobs: int, only: tuple[str, ...]) -> None:
     ]
     _run_all(plan, tuning, out, jobs)
     chosen = {n: best_rate(out, n) if len(tried) > 1 else tried[0] for n, tried in rates.items()}
+    also = {name: [float(r) for r in plan["methods"][name].get("also", [])] for name in rates}
     final = [
         {"method": name, "rate": rate, "seed": seed, "split": "test"}
         for seed in plan["seeds"]  # outermost: what is broken off has all methods on some seeds
-        for name, rate in chosen.items()
+        for name, first in chosen.items()
+        for rate in dict.fromkeys([first, *also[name]])
     ]
     _run_all(plan, final, out, jobs)
 
 
 def best_rate(out: Path, method: str) -> float:
-    """The rate with the highest mean of OP and base ability on the validation split."""
+    """The rate that ends highest on the validation split, by the mean over all tasks and the base.
+
+    The base is one of them: were it to count as much as all tasks together, learning nothing
+    would win.
+    """
     runs = [json.loads(f.read_text()) for f in sorted(out.glob(f"{method}-*-validation.json"))]
-    return max(runs, key=lambda run: run["op"] + run["base_kept"])["rate"]
+    return max(runs, key=lambda run: fmean([*run["matrix"][-1], run["base_kept"]]))["rate"]
 
 
 def _run_all(plan: dict[str, Any], jobs: list[dict[str, Any]], out: Path, workers: int) -> None:
@@ -115,10 +123,11 @@ def _run(plan: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
 def recipe_of(
     plan: dict[str, Any], method: dict[str, Any], rate: float, seed: int, to: Path
 ) -> Any:
-    """The experiment's recipe as a method has it, with its tasks in the experiment's order."""
+    """The experiment's recipe as a method has it, on its base, with its tasks in its order."""
     from mm_piece.recipe import load_recipe
 
     overrides = [f"store={to}", f"seed={seed}"]
+    overrides += [f"base={plan['base']}"] if "base" in plan else []
     overrides += [f"train.learning_rate={rate}", "train.disable_tqdm=true"]
     overrides += [
         f"select.{key}={json.dumps(value)}" for key, value in method.get("select", {}).items()

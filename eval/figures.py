@@ -1,6 +1,7 @@
 """Plots of an experiment's committed results: frontier, curves, an atlas of masks."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,7 +31,7 @@ def frontier(file: Path, runs: Runs) -> Path:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.8), layout="constrained", sharey=True)
-    for number, (method, group) in enumerate(_by_method(runs).items()):
+    for number, (method, group) in enumerate(_by(("method",), runs).items()):
         line = sorted(group, key=lambda run: run["rate"])
         style = {"marker": _MARKERS[number % len(_MARKERS)], "label": method, "markersize": 5}
         ys = [100 * run["base_kept"] for run in line]
@@ -56,7 +57,7 @@ def curves(file: Path, runs: Runs) -> Path:
     from matplotlib.ticker import MaxNLocator
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    for number, (method, group) in enumerate(_by_method(runs).items()):
+    for number, (method, group) in enumerate(_by(("method", "rate"), runs).items()):
         seen = [[fmean(row[:at]) for at, row in enumerate(r["matrix"]) if at] for r in group]
         style = {"marker": _MARKERS[number % len(_MARKERS)], "label": method, "markersize": 4}
         for axes, values in ((left, seen), (right, [run["base_ability"] for run in group])):
@@ -78,7 +79,7 @@ def atlas(file: Path, runs: Runs) -> Path:
     """
     from matplotlib import pyplot
 
-    groups = _by_method(runs)
+    groups = _by(("method", "rate"), runs)
     rows = sorted({place for run in runs for part in run["places"] for place in part}, key=_depth)
     size = (1.6 + 1.1 * len(groups), 1 + 0.16 * len(rows))
     figure, all_axes = pyplot.subplots(
@@ -98,10 +99,11 @@ def atlas(file: Path, runs: Runs) -> Path:
     return _saved(figure, file)
 
 
-def _by_method(runs: Iterable[dict[str, Any]]) -> dict[str, Runs]:
+def _by(keys: Sequence[str], runs: Runs) -> dict[str, Runs]:
+    """Runs by the values of some keys, which are the labels."""
     found: dict[str, Runs] = {}
-    for run in sorted(runs, key=lambda run: run["method"]):
-        found.setdefault(run["method"], []).append(run)
+    for run in sorted(runs, key=itemgetter(*keys)):
+        found.setdefault(" ".join(str(run[key]) for key in keys), []).append(run)
     return found
 
 

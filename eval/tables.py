@@ -60,7 +60,7 @@ def table(name: str) -> str:
     """What NAME stands for.
 
     `bench/FILE`: the goals of a bench; `bench/FILE SECTION`: what it prints of a section;
-    `EXPERIMENT`: its methods; `EXPERIMENT against METHOD`: what each has more than that one;
+    `EXPERIMENT`: its methods; `EXPERIMENT against METHOD RATE`: what each has more than that one;
     `EXPERIMENT costs`: what a run took; `EXPERIMENT overlaps`: what masks share, and forgetting.
     """
     file, _, section = name.partition(" ")
@@ -104,10 +104,16 @@ def _goals(name: str) -> str:
 
 
 def _methods(name: str) -> str:
-    """One line per method: mean over seeds, ± half the 95 % confidence interval."""
-    found = runs(ROOT / "eval" / "results" / name, "test")
-    methods = sorted({run["method"] for run in found}, key=lambda m: -_mean(found, m, "op"))
-    return "\n".join([HEADER, *(_line([r for r in found if r["method"] == m]) for m in methods)])
+    """One line per method and rate: mean over seeds, ± half the 95 % confidence interval."""
+    return "\n".join([HEADER, *map(_line, by_rate(name).values())])
+
+
+def by_rate(name: str) -> dict[tuple[str, float], list[dict[str, Any]]]:
+    """The test runs of an experiment by method and rate, the highest OP first."""
+    found: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for run in runs(ROOT / "eval" / "results" / name, "test"):
+        found.setdefault((run["method"], run["rate"]), []).append(run)
+    return dict(sorted(found.items(), key=lambda item: -mean(run["op"] for run in item[1])))
 
 
 def _line(group: list[dict[str, Any]]) -> str:
@@ -122,20 +128,22 @@ def _line(group: list[dict[str, Any]]) -> str:
 
 
 def _differences(name: str, control: str) -> str:
-    """One line per method: what it has more than a control with the same seed.
+    """One line per method and rate: what it has more than a control with the same seed.
 
     Bold where the 95 % confidence interval of the paired differences leaves out zero.
     """
-    found = runs(ROOT / "eval" / "results" / name, "test")
-    base = {run["seed"]: run for run in found if run["method"] == control}
-    methods = sorted({run["method"] for run in found} - {control})
+    found = by_rate(name)
+    method, _, rate = control.partition(" ")
+    base = {run["seed"]: run for run in found.pop((method, float(rate)))}
     lines = []
-    for method in sorted(methods, key=lambda m: -_mean(found, m, "op")):
-        pairs = [(r, base[r["seed"]]) for r in found if r["method"] == method and r["seed"] in base]
+    for (method, rate), group in found.items():
+        pairs = [(run, base[run["seed"]]) for run in group if run["seed"] in base]
         columns = [[run[key] - other[key] for run, other in pairs] for key in SHOWN]
-        lines.append(f"| {method} | {len(pairs)} | {' | '.join(map(_marked, columns))} |")
+        cells = " | ".join(map(_marked, columns))
+        lines.append(f"| {method} | {rate:g} | {len(pairs)} | {cells} |")
     head = (
-        f"| against {control} | seeds | learned | OP | BWT | base kept |\n|---|---|---|---|---|---|"
+        f"| against {control} | rate | seeds | learned | OP | BWT | base kept |\n"
+        "|---|---|---|---|---|---|---|"
     )
     return "\n".join([head, *lines])
 
@@ -144,7 +152,9 @@ def _costs(name: str) -> str:
     """One line per method: means over seeds of one core's minutes, peak memory, bytes a task."""
     found = runs(ROOT / "eval" / "results" / name, "test")
     methods, lines = {run["method"] for run in found}, []
-    for method in sorted(methods, key=lambda m: _mean(found, m, "seconds")):
+    for method in sorted(
+        methods, key=lambda m: mean(r["seconds"] for r in found if r["method"] == m)
+    ):
         group = [run for run in found if run["method"] == method]
         minutes, memory = (mean(run[key] for run in group) for key in ("seconds", "peak_mib"))
         size = mean(mean(run["bytes"]) for run in group)
@@ -154,24 +164,25 @@ def _costs(name: str) -> str:
 
 
 def _overlaps(name: str) -> str:
-    """One line per method: what the masks of two tasks share, and whether forgetting follows it.
+    """One line per method and rate: what masks of two tasks share; whether forgetting follows it.
 
     The correlation, over all pairs of tasks, of Jaccard overlap and what the earlier task lost
     while the later one was learned; mean over seeds ± half its 95 % confidence interval.
     """
-    found = [r for r in runs(ROOT / "eval" / "results" / name, "test") if "overlaps" in r]
     lines = []
-    for method in sorted({run["method"] for run in found}):
-        pairs = [_pairs(run) for run in found if run["method"] == method]
+    for (method, rate), group in sorted(by_rate(name).items()):
+        pairs = [_pairs(run) for run in group if "overlaps" in run]
+        if not pairs:
+            continue
         varied = [p for p in pairs if all(len(set(column)) > 1 for column in zip(*p, strict=True))]
         shared = shown([mean(shared for shared, _ in run) for run in pairs])
         together = [correlation(*zip(*run, strict=True)) for run in varied]
         middle, half = interval(together) if together else (0.0, float("inf"))
         told = f"{middle:+.2f} ± {half:.2f}" if len(together) > 1 else "–"
-        lines.append(f"| {method} | {len(pairs)} | {shared} | {told} |")
+        lines.append(f"| {method} | {rate:g} | {len(pairs)} | {shared} | {told} |")
     head = (
-        "| method | seeds | shared by two tasks, % (Jaccard) | correlation with what is lost |\n"
-        "|---|---|---|---|"
+        "| method | rate | seeds | shared by two tasks, % (Jaccard) | correlation with loss |"
+        "\n|---|---|---|---|---|"
     )
     return "\n".join([head, *lines])
 
@@ -190,10 +201,6 @@ def _marked(differences: list[float]) -> str:
     middle, half = interval(differences)
     text = shown(differences, "+")
     return f"**{text}**" if abs(middle) > half else text
-
-
-def _mean(found: list[dict[str, Any]], method: str, key: str) -> float:
-    return mean(run[key] for run in found if run["method"] == method)
 
 
 if __name__ == "__main__":

@@ -191,6 +191,7 @@ def test_olora_turns_away_from_earlier_adapters(learner):
 
 def run_of(method, rate, seed, split, op, kept):
     numbers = {"learned": 0.5, "op": op, "bwt": -0.1, "base_kept": kept}
+    numbers["matrix"] = [[0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [0.5, 0.5, 0.0], [op, op, op]]
     return (
         {"method": method, "rate": rate, "seed": seed, "split": split}
         | numbers
@@ -204,8 +205,9 @@ def run_of(method, rate, seed, split, op, kept):
 def test_the_best_rate_is_chosen_on_validation(scripts, tmp_path):
     compare, _ = scripts
     for run in (
+        run_of("full", 1e-5, 0, "validation", 0.0, 1.0),  # learned nothing, lost nothing
         run_of("full", 1e-4, 0, "validation", 0.2, 0.5),
-        run_of("full", 3e-4, 0, "validation", 0.3, 0.6),
+        run_of("full", 3e-4, 0, "validation", 0.31, 0.4),
         run_of("full", 1e-3, 1, "test", 0.9, 0.9),
     ):
         compare._file(tmp_path, run).write_text(json.dumps(run))
@@ -223,7 +225,7 @@ def test_each_experiment_can_be_run(scripts, file, tmp_path, monkeypatch):
     assert all(f"\n# {part}" in text for part in ("Run:", "Needs:", "Expect:"))
     monkeypatch.chdir(EVAL.parent)
     plan = yaml.safe_load(text)
-    assert set(plan) <= {"recipe", "seeds", "tune", "methods", "order"}
+    assert set(plan) <= {"recipe", "base", "seeds", "tune", "methods", "order"}
     for name, method in plan["methods"].items():
         recipe = compare.recipe_of(plan, method, float(method["rates"][0]), 1, tmp_path / "store")
         assert len(recipe.tasks) == (5 if plan["recipe"] == "pipelines/tiny.yaml" else 3), name
@@ -250,9 +252,12 @@ def test_tables_give_mean_and_interval(scripts, tmp_path, monkeypatch):
     for seed, op in ((1, 0.1), (2, 0.2), (3, 0.3)):
         run = run_of("full", 1e-4, seed, "test", op, 0.5)
         (folder / f"full-{seed}-test.json").write_text(json.dumps(run))
+        lower = run_of("full", 1e-5, seed, "test", op + 0.1, 0.5)
+        (folder / f"full-low-{seed}-test.json").write_text(json.dumps(lower))
         (folder / f"full-{seed}-validation.json").write_text(json.dumps(run))
     monkeypatch.setattr(tables, "ROOT", tmp_path)
-    line = tables.table("x").splitlines()[-1]
+    *_, lower, line = tables.table("x").splitlines()
+    assert lower.startswith("| full | 3 | 1e-05 | 50.0 ± 0.0 | 30.0 ± 24.8 |")
     assert line == (
         "| full | 3 | 0.0001 | 50.0 ± 0.0 | 20.0 ± 24.8 | -10.0 ± 0.0 | 50.0 ± 0.0 | 1,000 | 150 |"
     )  # 4.303 is Student's t with two degrees of freedom: 4.303 * 10 / sqrt(3)
@@ -266,13 +271,16 @@ def test_differences_are_paired_by_seed(scripts, tmp_path, monkeypatch):
         for method, more in (("random", 0.0), ("ours", 0.05 + 0.01 * seed), ("noisy", 0.4 - op)):
             run = run_of(method, 1e-4, seed, "test", op + more, 0.5)
             (folder / f"{method}-{seed}-test.json").write_text(json.dumps(run))
+    lower = run_of("random", 1e-5, 1, "test", 0.9, 0.5)  # another rate than the control's
+    (folder / "random-low-1-test.json").write_text(json.dumps(lower))
     extra = run_of("ours", 1e-4, 4, "test", 0.9, 0.5)  # without a partner
     (folder / "ours-4-test.json").write_text(json.dumps(extra))
     monkeypatch.setattr(tables, "ROOT", tmp_path)
-    head, _, ours, noisy = tables.table("x against random").splitlines()
-    assert head.startswith("| against random | seeds |")
-    assert ours == "| ours | 3 | +0.0 ± 0.0 | **+7.0 ± 2.5** | +0.0 ± 0.0 | +0.0 ± 0.0 |"
-    assert noisy.startswith("| noisy | 3 | +0.0 ± 0.0 | +20.0 ± 24.8 |")
+    head, _, low, ours, noisy = tables.table("x against random 0.0001").splitlines()
+    assert head.startswith("| against random 0.0001 | rate | seeds |")
+    assert low.startswith("| random | 1e-05 | 1 |")
+    assert ours == "| ours | 0.0001 | 3 | +0.0 ± 0.0 | **+7.0 ± 2.5** | +0.0 ± 0.0 | +0.0 ± 0.0 |"
+    assert noisy.startswith("| noisy | 0.0001 | 3 | +0.0 ± 0.0 | +20.0 ± 24.8 |")
 
 
 def measured(seed, matrix, overlaps):
@@ -296,7 +304,7 @@ def test_overlaps_stand_beside_what_was_lost(scripts, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     line = tables.table("x overlaps").splitlines()[-1]
     # Seed 1: correlation 1; seed 2: -1; seed 3 shares alike, so that there is none.
-    assert line.startswith("| ours | 3 | 23.3 ± ") and line.endswith("| +0.00 ± 12.71 |")
+    assert line.startswith("| ours | 0.001 | 3 | 23.3 ± ") and line.endswith("| +0.00 ± 12.71 |")
     assert tables.table("x costs").splitlines()[-1] == "| ours | 2.0 | 2,000 | 150 |"
 
 

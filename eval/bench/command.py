@@ -49,7 +49,7 @@ def bench(name: str, about: str, sections: Mapping[str, str]) -> click.Command:
         if out:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        for table in [*tables, _goal_table(goals, quick)]:
+        for table in [*tables, *([_goal_table(goals, quick)] if goals else [])]:
             Console(width=WIDTH).print(table)
 
     return main

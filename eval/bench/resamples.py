@@ -55,7 +55,7 @@ def _rows(
     for size in map(int, told[DENSITIES[0]]):
         scores = [[_scores(model, half[:size], method) for half in pair] for pair in pairs]
         for density in DENSITIES:
-            found = [_overlap(*(select(s, density) for s in pair)) for pair in scores]
+            found = [share_of(*(select(s, density) for s in pair)) for pair in scores]
             facts = {"density": density, "examples": size, "told": told[density][str(size)]}
             rows.append({**case, **facts, "found": _mean(found), "pairs": len(found)})
     return rows
@@ -83,7 +83,8 @@ def _scores(model: nn.Module, examples: Encoded, method: str) -> dict[str, Tenso
     return estimate(model, batches, method, names=scorable(model, batches, method, EXCLUDED))
 
 
-def _overlap(first: Mask, second: Mask) -> float:
+def share_of(first: Mask, second: Mask) -> float:
+    """What part of the entries of a mask another one has too."""
     shared = sum(int(isin(first[name], second[name]).sum()) for name in first if name in second)
     return shared / sum(map(len, first.values()))
 
