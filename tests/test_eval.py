@@ -214,6 +214,28 @@ def test_the_best_rate_is_chosen_on_validation(scripts, tmp_path):
     assert compare.best_rate(tmp_path, "full") == 3e-4
 
 
+def test_the_test_split_is_used_at_the_chosen_rate_and_at_named_ones(
+    scripts, tmp_path, monkeypatch
+):
+    compare, _ = scripts
+    asked = []
+    monkeypatch.setattr(compare, "_run_all", lambda plan, jobs, out, workers: asked.append(jobs))
+    monkeypatch.setattr(compare, "best_rate", lambda out, name: 3e-4)
+    monkeypatch.setattr(compare, "HERE", tmp_path)
+    methods = {
+        "full": {"rates": [1e-4, "3e-4"], "also": [3e-4, 1e-4]},
+        "lora": {"rates": [2e-3]},
+        "left": {"rates": [1e-3]},
+    }
+    file = tmp_path / "x.yaml"
+    file.write_text(json.dumps({"seeds": [1, 2], "tune": {"seed": 0}, "methods": methods}))
+    compare.main.callback(file, 1, ("full", "lora"))
+    tuning, final = ([(j["method"], j["rate"], j["seed"], j["split"]) for j in a] for a in asked)
+    assert tuning == [("full", rate, 0, "validation") for rate in (1e-4, 3e-4)]
+    each = (("full", 3e-4), ("full", 1e-4), ("lora", 2e-3))
+    assert final == [(*one, seed, "test") for seed in (1, 2) for one in each]
+
+
 EXPERIMENTS = sorted((EVAL / "experiments").glob("*.yaml"))
 
 
@@ -239,10 +261,10 @@ def test_an_order_is_that_of_the_experiment(scripts, tmp_path, monkeypatch):
     compare, _ = scripts
     monkeypatch.chdir(EVAL.parent)
     order = ["words", "charts", "digits"]
-    plan = {"recipe": "pipelines/tiny.yaml", "order": order}
+    plan = {"recipe": "pipelines/tiny.yaml", "order": order, "base": "bases/other"}
     recipe = compare.recipe_of(plan, {"select": {"xi": 0.5}}, 1e-3, 7, tmp_path / "store")
     assert [task.name for task in recipe.tasks] == order
-    assert (recipe.select.xi, recipe.seed) == (0.5, 7)
+    assert (recipe.select.xi, recipe.seed, recipe.base) == (0.5, 7, "bases/other")
 
 
 def test_tables_give_mean_and_interval(scripts, tmp_path, monkeypatch):
