@@ -22,7 +22,7 @@ _LEFT = (".lock", "recipe.yaml", "answers", "work", "logs")
 _RESOURCES = {"memory", "accumulators", "cache"}  # of a selection: they change no result
 
 _DIVISION = {  # of a step's examples: as long as there are as many
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "deepspeed", "ddp_timeout"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", *sharding.SETTINGS),
 }
 
 
@@ -109,6 +109,6 @@ def batch_of(recipe: Recipe) -> int:
 
 
 def zero_of(recipe: Recipe) -> Zero:
-    """How the recipe's DeepSpeed configuration divides its model."""
+    """How the recipe divides its model between processes."""
     dtype = as_dtype(recipe.model.get("dtype", "float32"))
     return sharding.zero_of(recipe.train, str(dtype).removeprefix("torch."))

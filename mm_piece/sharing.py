@@ -148,8 +148,7 @@ def _copy(part: _Part, to: Path) -> DeltaStore:
         target = DeltaStore.open(to)
         target.verify()
     else:
-        base = relocated(part.base, part.store.path, to)
-        target = DeltaStore.create(to, base, part.recipe)
+        target = DeltaStore.create(to, relocated(part.base, part.store.path, to), part.recipe)
     with target.writing():
         _require_same_history(str(to), target.base, target.entries, part)
         _continue(target, part)

@@ -4,11 +4,9 @@ The tiny base, 1,000 rows of two tasks in micro-batches of 4. Section of `stabil
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import torch
-from resamples import DENSITIES, EXCLUDED, TASKS, share_of
+from resamples import BASE, DENSITIES, EXCLUDED, TASKS, share_of
 from rich.table import Table
 from timing import Bench
 from torch import Tensor, nn
@@ -18,7 +16,6 @@ from mm_piece.models import load_base
 from mm_piece.names import group_of, weights
 from mm_piece.tasks import batches, collate, encode, read
 
-BASE = Path(__file__).parents[2] / "checkpoints" / "tiny" / "base"
 _MICRO_BATCH = 4  # examples whose mean gradient is summed
 Named = dict[str, Tensor]
 
@@ -43,15 +40,12 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 def _sums(model: nn.Module, examples: list[Named]) -> tuple[dict[str, tuple[Tensor, Tensor]], ...]:
     """Sums of gradients and of their squares by weight: in fp32, and all of it in bf16."""
-    both = []
-    for dtype in (torch.float32, torch.bfloat16):
-        nothing, moments = torch.zeros((), dtype=dtype), {}
-        for name, gradient in _gradients(model, examples):
-            first, second = moments.get(name, (nothing, nothing))
-            rounded = gradient.to(dtype)
+    full, half = {}, {}
+    for name, gradient in _gradients(model, examples):
+        for moments, rounded in ((full, gradient), (half, gradient.bfloat16())):
+            first, second = moments.get(name, (0, 0))
             moments[name] = first + rounded, second + rounded.square()
-        both.append(moments)
-    return tuple(both)
+    return full, half
 
 
 def _gradients(model: nn.Module, examples: list[Named]) -> Iterator[tuple[str, Tensor]]:

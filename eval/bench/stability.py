@@ -1,7 +1,7 @@
 """What does a mask depend on? Overlaps told beside those of fresh examples; sums in bf16.
 
 Run:   OMP_NUM_THREADS=1 python eval/bench/stability.py [--quick] [--out FILE.json]
-Needs: checkpoints/tiny/base; twelve minutes on one core. --quick: a minute, few examples.
+Needs: checkpoints/tiny/base; a quarter of an hour on one core. --quick: a minute, few examples.
 Out:   two tables, the goals last; --out: all numbers, versions, commit, goals
 """
 

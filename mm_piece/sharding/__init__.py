@@ -7,8 +7,10 @@ engines     DeepSpeed around a model: partitioned loading, passes outside of tra
 """
 
 from mm_piece.sharding.engines import (
+    SETTINGS,
     Zero,
     alone,
+    has_engine,
     leave,
     load_state,
     release,
@@ -37,12 +39,14 @@ from mm_piece.sharding.shards import is_cut, norm_of, put_all, shape_of, take, w
 
 __all__ = [
     "PATIENCE",
+    "SETTINGS",
     "Share",
     "Zero",
     "alone",
     "agreed",
     "end",
     "gathered",
+    "has_engine",
     "is_cut",
     "is_main",
     "joined",

@@ -92,6 +92,17 @@ def zero_of(train: Mapping[str, Any], dtype: str) -> Zero:
     return Zero(section["stage"], section, dtype)
 
 
+# The keys of a recipe's `train:` that say how processes share the work, and change no result.
+SETTINGS = ("deepspeed", "ddp_timeout")
+
+
+def has_engine(accelerator: Any) -> bool:
+    """Whether the training that accelerate's `Accelerator` prepares runs in a DeepSpeed engine."""
+    from accelerate import DistributedType
+
+    return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
 def alone(train: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's `train:` as one process without a launcher may look at it."""
     return {key: value for key, value in train.items() if key != "deepspeed"}

@@ -86,7 +86,7 @@ class SparseTrainer(Trainer):
 
     def close(self) -> None:
         """Let go of the model."""
-        if self.is_deepspeed_enabled:
+        if sharding.has_engine(self.accelerator):
             sharding.leave(self.model_wrapped)
 
     def _load_from_checkpoint(
@@ -100,7 +100,7 @@ class SparseTrainer(Trainer):
         # With checkpointing, Trainer has just had the embeddings ask for gradients: every backward
         # pass would run through all layers, also those below the lowest trained entry.
         self.tuning.model.disable_input_require_grads()  # type: ignore[operator]
-        if not self.is_deepspeed_enabled:
+        if not sharding.has_engine(self.accelerator):
             return super()._prepare_for_training(
                 max_steps, train_dataloader, resume_from_checkpoint
             )
@@ -111,7 +111,7 @@ class SparseTrainer(Trainer):
         return prepared
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.is_deepspeed_enabled:
+        if not sharding.has_engine(self.accelerator):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         state = (self.model_wrapped, self.tuning.named(), self.lr_scheduler)
