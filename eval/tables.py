@@ -8,7 +8,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from statistics import correlation, mean
+from statistics import correlation, mean, median
 from typing import Any
 
 import click
@@ -149,16 +149,19 @@ def _differences(name: str, control: str) -> str:
 
 
 def _costs(name: str) -> str:
-    """One line per method: means over seeds of one core's minutes, peak memory, bytes a task."""
+    """One line per method: medians over runs of one core's minutes, peak memory, bytes a task."""
     found = runs(ROOT / "eval" / "results" / name, "test")
-    methods, lines = {run["method"] for run in found}, []
-    for method in sorted(
-        methods, key=lambda m: mean(r["seconds"] for r in found if r["method"] == m)
-    ):
-        group = [run for run in found if run["method"] == method]
-        minutes, memory = (mean(run[key] for run in group) for key in ("seconds", "peak_mib"))
-        size = mean(mean(run["bytes"]) for run in group)
-        lines.append(f"| {method} | {minutes / 60:.1f} | {memory:,.0f} | {size:,.0f} |")
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in found:
+        groups.setdefault(run["method"], []).append(run)
+    middle = {
+        method: [median(run[key] for run in group) for key in ("seconds", "peak_mib")]
+        for method, group in groups.items()
+    }
+    lines = []
+    for method, (seconds, memory) in sorted(middle.items(), key=lambda item: item[1]):
+        size = median(mean(run["bytes"]) for run in groups[method])
+        lines.append(f"| {method} | {seconds / 60:.1f} | {memory:,.0f} | {size:,.0f} |")
     head = "| method | minutes a run | peak memory, MiB | bytes a task |\n|---|---|---|---|"
     return "\n".join([head, *lines])
 
