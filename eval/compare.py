@@ -5,7 +5,8 @@ Out:   one JSON per run under eval/results/EXPERIMENT/, never run twice; eval/ta
 
 Rates are chosen on the validation split with one seed; the test split is used once per seed, at
 the chosen rate and at those that `also` names. A method with one rate is not tuned. `order` names
-the tasks in another order, or some of them; `base` another base than the recipe's.
+the tasks in another order, or some of them; `base` another base than the recipe's; `set` of a
+method further keys of its recipe.
 """
 
 import importlib
@@ -132,6 +133,7 @@ def recipe_of(
     overrides += [
         f"select.{key}={json.dumps(value)}" for key, value in method.get("select", {}).items()
     ]
+    overrides += [f"{key}={json.dumps(value)}" for key, value in method.get("set", {}).items()]
     recipe = load_recipe(plan["recipe"], overrides)
     tasks = {task.name: task for task in recipe.tasks}
     order = plan.get("order", list(tasks))

@@ -31,7 +31,7 @@ PROMPTS = (
     "What text is in the image?",
     "Where is the largest thing in the image?",
 )
-_ANSWERS = 96  # of its own that a model gives
+ANSWERS = 96  # of its own that tell what a model stands on
 _OF = "stakes"  # what a kept file holds: another kind is made again
 _TOKENS = 32  # of an answer, at most
 
@@ -48,19 +48,21 @@ class Kept:
 
 
 def own_answers(
-    model: nn.Module, processor: Any, examples: Sequence[Example], prompts: Sequence[str], seed: int
-) -> list[Example]:
-    """What the model says to general prompts about some examples' images, as further examples.
+    model: nn.Module, encoded: Encoded, select: Select, seed: int, number: int
+) -> Encoded:
+    """What the model says to general prompts about a task's images, as further examples.
 
-    Each of about a hundred images, drawn by `seed`, is asked about by the next prompt in turn.
-    Where there are no images, the prompts stand alone, each once.
+    Each of at most `number` images, drawn by `seed`, is asked about by the next prompt in turn.
+    Where there are no images, the prompts stand alone, each once. Empty answers are left out.
     """
+    prompts, examples = select.prompts or PROMPTS, encoded.examples
     pictured = [example for example in examples if example.images]
     order = torch.randperm(len(pictured), generator=torch.Generator().manual_seed(seed)).tolist()
-    images = [pictured[place].images[:1] for place in order[:_ANSWERS]] or [[] for _ in prompts]
+    images = [pictured[place].images[:1] for place in order[:number]] or [[] for _ in prompts]
     asked = [_turns(row, prompts[row % len(prompts)], images[row]) for row in range(len(images))]
-    given = said(model, processor, asked, max_new_tokens=_TOKENS, title="own answers")
-    return [one.answered(text) for one, text in zip(asked, given, strict=True) if text]
+    given = said(model, encoded.processor, asked, max_new_tokens=_TOKENS, title="own answers")
+    own = [one.answered(text) for one, text in zip(asked, given, strict=True) if text]
+    return encoded.of(own)
 
 
 def _turns(row: int, prompt: str, images: list[Any]) -> Example:
@@ -77,10 +79,8 @@ def kept_by(
     earlier: Sequence[Compact | None],
 ) -> Kept:
     """What a model is to keep before it learns a task: its own answers, and earlier tasks."""
-    prompts = select.prompts or PROMPTS
-    own = own_answers(model, encoded.processor, encoded.examples, prompts, seed)
-    asked = Encoded(own, encoded.processor, encoded.folder, encoded.max_length, room=0)
-    parts = [importance_of(model, asked, select)] if own else []
+    own = own_answers(model, encoded, select, seed, ANSWERS)
+    parts = [importance_of(model, own, select)] if len(own) else []
     return Kept([*parts, *(found for found in earlier if found is not None)])
 
 

@@ -1,7 +1,7 @@
 """`train`: the loop over a recipe's tasks, resumable at any instant."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +10,7 @@ from shutil import rmtree
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset
 
 from mm_piece import importance, keeping, sharding
 from mm_piece.changes import changes
@@ -109,24 +110,24 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
     keep = partial(kept_before, run, model, encoded, select)
     with run.zero.running(model):
         selection = selection_of(model, encoded, select, work, **facts, keep=keep)
+        examples = taught(run, model, encoded, select)
     say(f"{task.name}: {selection}")
     scored = time.monotonic()
-    args = arguments(recipe.train, work, seed)
     with sparse_tuning(model, selection.mask) as tuning:
-        metrics = fit(tuning, encoded, pad, args, logs)
+        metrics = fit(tuning, examples, pad, arguments(recipe.train, work, seed), logs)
         delta = tuning.delta(
             task.name,
             base=run.store.base["fingerprint"],
             parent=parent,
             **_facts(select, selection, recipe.seed),
             **data,
+            own_answers=len(examples) - len(encoded),
             batch=batch_of(recipe),
             groups=changes(tuning, selection.sizes),
         )
     _append(run.store, delta)
     if keeps(recipe, task):
-        with run.zero.running(model):
-            note_kept(run, model, encoded, task, position)
+        note_kept(run, model, encoded, task, position)
     # Not in the delta: what differs between equal runs would give the same task different files.
     timing = {"select": scored - started, "train": time.monotonic() - scored}
     if sharding.is_main():
@@ -135,6 +136,18 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
         rmtree(work, ignore_errors=True)
     say(_summary(delta))
     return delta
+
+
+def taught(
+    run: Run, model: nn.Module, encoded: Encoded, select: Select
+) -> Sequence[dict[str, Tensor]]:
+    """A task's examples and, as the recipe asks for, the model's own answers beside them."""
+    number, seed = round(run.recipe.own_answers * len(encoded)), run.recipe.seed + len(run.store)
+    if number == 0:
+        return encoded
+    own = keeping.own_answers(model, encoded, select, seed, number)
+    say(f"{len(own)} own answers are trained beside {len(encoded)} examples")
+    return ConcatDataset([encoded, own])  # type: ignore[return-value] - it can be indexed
 
 
 def keeps(recipe: Recipe, task: Task) -> bool:
@@ -147,8 +160,7 @@ def keep_learned(run: Run, model: nn.Module, processor: Any) -> None:
     for position, task in enumerate(run.recipe.tasks[: len(run.store)], start=1):
         if keeps(run.recipe, task):
             checkout(model, position)
-            with run.zero.running(model):
-                note_kept(run, model, encoded_of(run, processor, task, position), task, position)
+            note_kept(run, model, encoded_of(run, processor, task, position), task, position)
             if sharding.is_main():
                 rmtree(_work(run, position), ignore_errors=True)
 
@@ -167,7 +179,9 @@ def note_kept(run: Run, model: nn.Module, encoded: Encoded, task: Task, position
     if sharding.told(keeping.read(file, delta) is not None):
         return
     select = run.recipe.selecting(task)
-    found = keeping.importance_of(model, encoded.drawn(select.samples, run.recipe.seed), select)
+    with run.zero.running(model):
+        sample = encoded.drawn(select.samples, run.recipe.seed)
+        found = keeping.importance_of(model, sample, select)
     if sharding.is_main():
         keeping.write(file, found, delta)
     sharding.wait()

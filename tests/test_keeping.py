@@ -8,6 +8,7 @@ import torch
 
 import mm_piece
 from mm_piece import importance, keeping
+from mm_piece.errors import RecipeError, StoreError
 from mm_piece.evaluation import generate
 from mm_piece.keeping import PROMPTS, kept_by, own_answers
 from mm_piece.mask import select
@@ -27,7 +28,7 @@ def world(base, tmp_path_factory):
 
 def test_the_model_is_asked_about_the_tasks_images(world):
     model, processor, encoded = world
-    own = own_answers(model, processor, encoded.examples, PROMPTS, seed=0)
+    own = own_answers(model, encoded, Select(), 0, 96).examples
     assert 0 < len(own) <= 12
     images = [picture.tobytes() for example in encoded.examples for picture in example.pictures()]
     for example in own:
@@ -40,18 +41,16 @@ def test_the_model_is_asked_about_the_tasks_images(world):
 def test_texts_are_asked_without_images(world, tmp_path):
     model, processor, _ = world
     (tmp_path / "rows.json").write_text(json.dumps([{"prompt": "1 + 1?", "answer": "2"}] * 3))
-    own = own_answers(model, processor, read(str(tmp_path / "rows.json")), ("Say a.", "b?"), seed=0)
-    assert [(example.prompt, example.images) for example in own] == [("Say a.", []), ("b?", [])]
+    texts = Encoded(read(str(tmp_path / "rows.json")), processor, tmp_path / "texts")
+    own = own_answers(model, texts, Select(prompts=("Say a.", "b?")), 0, 96)
+    asked = [(example.prompt, example.images) for example in own.examples]
+    assert asked == [("Say a.", []), ("b?", [])]
 
 
-def test_a_hundred_images_are_enough(world, monkeypatch):
+def test_no_more_images_are_asked_about_than_wanted(world):
     model, processor, encoded = world
-    monkeypatch.setattr(keeping, "_ANSWERS", 5)
     chosen = [
-        [
-            example.images[0]
-            for example in own_answers(model, processor, encoded.examples, PROMPTS, seed)
-        ]
+        [example.images[0] for example in own_answers(model, encoded, Select(), seed, 5).examples]
         for seed in (0, 0, 1)
     ]
     assert len(chosen[0]) == 5
@@ -72,8 +71,7 @@ def test_scores_are_what_the_task_moves_over_what_is_at_stake(world, tmp_path):
     model, processor, encoded = world
     wanted = Select(method="piece-r", density=0.05, prompts=("Why?",))
     every = importance.estimate(model, [*encoded])
-    held = own_answers(model, processor, encoded.examples, ("What?",), seed=1)
-    taught = [*Encoded(held, processor, tmp_path / "taught")]
+    taught = [*own_answers(model, encoded, Select(prompts=("What?",)), 1, 96)]
     stood = importance.estimate(model, taught, objective=importance.stakes)
     shapes = {name: scores.shape for name, scores in stood.items()}
     earlier = importance.compact(((n, 0, scores.flatten()) for n, scores in stood.items()), shapes)
@@ -87,8 +85,7 @@ def test_scores_are_what_the_task_moves_over_what_is_at_stake(world, tmp_path):
         standing={},
         keep=lambda: kept_by(model, encoded, wanted, 3, [earlier]),
     )
-    own = own_answers(model, processor, encoded.examples, ("Why?",), seed=3)
-    answers = [*Encoded(own, processor, tmp_path / "own")]
+    answers = [*own_answers(model, encoded, wanted, 3, 96)]
     names = importance.scorable(model, [*encoded], "piece-f", wanted.exclude)
     fisher = {name: every[name] for name in names}
     stakes = importance.estimate(model, answers, objective=importance.stakes)
@@ -108,9 +105,10 @@ def test_scores_are_what_the_task_moves_over_what_is_at_stake(world, tmp_path):
 
 @pytest.fixture
 def recipe(base, tmp_path):
-    def _recipe(store="store", tasks=3, **settings):
+    def _recipe(store="store", tasks=3, own=0.0, **settings):
         content = {
             "base": str(base),
+            "own_answers": own,
             "store": str(tmp_path / store),
             "tasks": [
                 {
@@ -207,3 +205,51 @@ def test_a_copied_store_goes_on(recipe, tmp_path):
     copytree(tmp_path / "here", tmp_path / "there")
     there, here = mm_piece.train(recipe("there", tasks=2)), mm_piece.train(recipe("here", tasks=2))
     assert bytes_of(there) == bytes_of(here)
+
+
+def test_own_answers_are_trained_beside_a_task(recipe, base, monkeypatch, capsys):
+    """As many as the share says, given by the model as it stood before the task."""
+    taught, real = [], mm_piece.training.fit
+
+    def fit(tuning, examples, *args):
+        taught.append([one["input_ids"] for one in examples])
+        return real(tuning, examples, *args)
+
+    monkeypatch.setattr("mm_piece.training.fit", fit)
+    asked = {"method": "random", "prompts": ["Why?", "What?"]}
+    store = mm_piece.train(recipe(tasks=2, own=0.5, **asked))
+    assert "3 own answers are trained beside 6 examples" in "".join(capsys.readouterr())
+    for position, name in enumerate(("digits", "charts")):
+        model, processor = mm_piece.load(base, store, at=position)
+        encoded = Encoded(read(f"scenes:{name}/train[:6]"), processor, store.path / "again")
+        select = Select(prompts=("Why?", "What?"))
+        own = own_answers(model, encoded, select, 42 + position, 3)
+        assert len(own) == 3
+        expected = [*encoded, *own]
+        assert len(expected) == len(taught[position]) == 9
+        pairs = zip(expected, taught[position], strict=True)
+        assert all(torch.equal(one["input_ids"], ids) for one, ids in pairs)
+        assert store.delta(position + 1).info["own_answers"] == 3
+
+
+def test_a_run_with_own_answers_goes_on_to_the_same_bits(recipe, monkeypatch):
+    whole = mm_piece.train(recipe("whole", tasks=2, own=1.0))
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("mm_piece.training.changes", die)
+        mm_piece.train(recipe("part", tasks=2, own=1.0))
+    part = mm_piece.train(recipe("part", tasks=2, own=1.0))
+    assert bytes_of(part) == bytes_of(whole)
+    with pytest.raises(StoreError, match="another 'own_answers'"):
+        mm_piece.train(recipe("part", tasks=2, own=0.0))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, "some", float("nan")])
+def test_a_share_of_own_answers_is_one(recipe, share, tmp_path):
+    with pytest.raises(RecipeError, match="own_answers") as told:
+        mm_piece.train(recipe(own=share))
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "store").exists()

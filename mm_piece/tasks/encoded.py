@@ -51,8 +51,11 @@ class Encoded(Sequence[dict[str, Tensor]]):
 
     def part(self, positions: Sequence[int]) -> "Encoded":
         """The examples at some positions, in that order."""
-        chosen = [self.examples[position] for position in positions]
-        return Encoded(chosen, self.processor, self.folder, self.max_length, self.room)
+        return self.of([self.examples[position] for position in positions])
+
+    def of(self, examples: Sequence[Example]) -> "Encoded":
+        """Other examples, encoded and kept alike."""
+        return Encoded(examples, self.processor, self.folder, self.max_length, self.room)
 
     def drawn(self, number: int, seed: int) -> "Encoded":
         """So many of the examples in random order; all of them if there are no more."""
