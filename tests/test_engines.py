@@ -62,8 +62,11 @@ def write(tmp_path):
     data = str(tmp_path / "rows.json")
     Path(data).write_text(json.dumps(rows), encoding="utf-8")
 
-    def _write(base, engine, processes, section=None, dtype="float32", method="piece-s", **train):
+    def _write(
+        base, engine, processes, section=None, dtype="float32", method="piece-s", own=0.0, **train
+    ):
         content = {
+            "own_answers": own,
             "base": str(base),
             "store": str(tmp_path / engine),
             "tasks": [
@@ -141,7 +144,7 @@ def test_every_engine_learns_what_one_process_does(family, family_base, write, t
 
 
 def test_what_is_to_be_kept_is_the_same(base, write, tmp_path):
-    kept = {"method": "piece-r"}
+    kept = {"method": "piece-r", "own": 0.5}
     recipes = {
         engine: write(base, engine, 2, ENGINES[engine], **kept) for engine in ("ddp", "zero3")
     }
