@@ -33,7 +33,7 @@ def frontier(file: Path, runs: Runs) -> Path:
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.8), layout="constrained", sharey=True)
     for number, (method, group) in enumerate(_by(("method",), runs).items()):
         line = sorted(group, key=lambda run: run["rate"])
-        style = {"marker": _MARKERS[number % len(_MARKERS)], "label": method, "markersize": 5}
+        style = {**_style(number), "label": method, "markersize": 5}
         ys = [100 * run["base_kept"] for run in line]
         for axes, key in zip(panels, ("learned", "op"), strict=True):
             xs = [100 * run[key] for run in line]
@@ -59,7 +59,7 @@ def curves(file: Path, runs: Runs) -> Path:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     for number, (method, group) in enumerate(_by(("method", "rate"), runs).items()):
         seen = [[fmean(row[:at]) for at, row in enumerate(r["matrix"]) if at] for r in group]
-        style = {"marker": _MARKERS[number % len(_MARKERS)], "label": method, "markersize": 4}
+        style = {**_style(number), "label": method, "markersize": 4}
         for axes, values in ((left, seen), (right, [run["base_ability"] for run in group])):
             means = 100 * np.mean(values, axis=0)
             axes.plot(range(axes is left, len(means) + (axes is left)), means, **style)
@@ -92,11 +92,17 @@ def atlas(file: Path, runs: Runs) -> Path:
             for place in rows
         ]
         axes.imshow(np.sqrt(density), aspect="auto", cmap="viridis", vmin=0, vmax=1)
-        axes.set_title(method, fontsize=8)
+        axes.set_title(method.replace(" ", "\n"), fontsize=8)
         axes.set_xticks(range(tasks), [str(task + 1) for task in range(tasks)], fontsize=7)
     all_axes[0][0].set_yticks(range(len(rows)), rows, fontsize=6)
     figure.supxlabel("task", fontsize=8)
     return _saved(figure, file)
+
+
+def _style(number: int) -> dict[str, Any]:
+    """A marker and a colour; the pair is another one for each of many lines."""
+    colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    return {"marker": _MARKERS[number % len(_MARKERS)], "color": colours[number % len(colours)]}
 
 
 def _by(keys: Sequence[str], runs: Runs) -> dict[str, Runs]:
