@@ -263,9 +263,11 @@ def test_an_order_is_that_of_the_experiment(scripts, tmp_path, monkeypatch):
     monkeypatch.chdir(EVAL.parent)
     order = ["words", "charts", "digits"]
     plan = {"recipe": "pipelines/tiny.yaml", "order": order, "base": "bases/other"}
-    recipe = compare.recipe_of(plan, {"select": {"xi": 0.5}}, 1e-3, 7, tmp_path / "store")
+    method = {"select": {"xi": 0.5}, "set": {"own_answers": 0.2}}
+    recipe = compare.recipe_of(plan, method, 1e-3, 7, tmp_path / "store")
     assert [task.name for task in recipe.tasks] == order
     assert (recipe.select.xi, recipe.seed, recipe.base) == (0.5, 7, "bases/other")
+    assert recipe.own_answers == 0.2
 
 
 def test_tables_give_mean_and_interval(scripts, tmp_path, monkeypatch):
