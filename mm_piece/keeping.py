@@ -31,7 +31,7 @@ PROMPTS = (
     "What text is in the image?",
     "Where is the largest thing in the image?",
 )
-ANSWERS = 96  # of its own that tell what a model stands on
+_ANSWERS = 96  # of its own that tell what a model stands on
 _OF = "stakes"  # what a kept file holds: another kind is made again
 _TOKENS = 32  # of an answer, at most
 
@@ -79,7 +79,7 @@ def kept_by(
     earlier: Sequence[Compact | None],
 ) -> Kept:
     """What a model is to keep before it learns a task: its own answers, and earlier tasks."""
-    own = own_answers(model, encoded, select, seed, ANSWERS)
+    own = own_answers(model, encoded, select, seed, _ANSWERS)
     parts = [importance_of(model, own, select)] if len(own) else []
     return Kept([*parts, *(found for found in earlier if found is not None)])
 

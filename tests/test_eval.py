@@ -311,7 +311,11 @@ def test_differences_are_paired_by_seed(scripts, tmp_path, monkeypatch):
 def measured(seed, matrix, overlaps):
     run = run_of("ours", 1e-3, seed, "test", 0.2, 0.5)
     places = [{"language 0 q_proj": 0.25, "vision - proj": 0.01 * seed} for _ in overlaps]
-    ability = {"base_ability": [1.0] * len(matrix), "seconds": 60.0 * seed, "peak_mib": 1000 * seed}
+    ability = {
+        "base_ability": [1.0] * len(matrix),
+        "seconds": 60.0 * seed**2,
+        "peak_mib": 1000 * seed,
+    }
     return run | ability | {"matrix": matrix, "overlaps": overlaps, "places": places}
 
 
@@ -330,7 +334,7 @@ def test_overlaps_stand_beside_what_was_lost(scripts, tmp_path, monkeypatch):
     line = tables.table("x overlaps").splitlines()[-1]
     # Seed 1: correlation 1; seed 2: -1; seed 3 shares alike, so that there is none.
     assert line.startswith("| ours | 0.001 | 3 | 23.3 ± ") and line.endswith("| +0.00 ± 12.71 |")
-    assert tables.table("x costs").splitlines()[-1] == "| ours | 2.0 | 2,000 | 150 |"
+    assert tables.table("x costs").splitlines()[-1] == "| ours | 4.0 | 2,000 | 150 |"
 
 
 def test_every_plot_is_drawn_from_what_runs_have(scripts, tmp_path):
