@@ -13,11 +13,12 @@ import importlib
 import json
 import platform
 import resource
+import signal
 import subprocess
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -74,15 +75,34 @@ def best_rate(out: Path, method: str) -> float:
 
 def _run_all(plan: dict[str, Any], jobs: list[dict[str, Any]], out: Path, workers: int) -> None:
     waiting = [job for job in jobs if not _file(out, job).exists()]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(_run, plan, job): job for job in waiting}
-        for number, done in enumerate(as_completed(running), start=1):
-            result = done.result()
-            _file(out, running[done]).write_text(json.dumps(result, indent=1) + "\n")
-            numbers = {key: round(result[key], 3) for key in ("learned", "op", "bwt", "base_kept")}
-            click.echo(
-                f"{number}/{len(waiting)} {running[done]} {numbers} {result['seconds']:.0f} s"
-            )
+    with ThreadPoolExecutor(workers) as pool:
+        running = {pool.submit(_alone, plan, job): job for job in waiting}
+        try:
+            for number, done in enumerate(as_completed(running), start=1):
+                _keep(_file(out, running[done]), done.result())
+                click.echo(f"{number}/{len(waiting)} {_line(running[done], done.result())}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for run in active_children():
+                run.terminate()
+            raise
+
+
+def _alone(plan: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    """A run in a process of its own: its peak of memory is that of no other run."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(_run, plan, job).result()
+
+
+def _keep(file: Path, result: dict[str, Any]) -> None:
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    part.replace(file)  # never half-written
+
+
+def _line(job: dict[str, Any], result: dict[str, Any]) -> str:
+    numbers = {key: round(result[key], 3) for key in ("learned", "op", "bwt", "base_kept")}
+    return f"{job} {numbers} {result['seconds']:.0f} s"
 
 
 def _file(out: Path, job: dict[str, Any]) -> Path:
@@ -286,4 +306,5 @@ def _device() -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the runs too, as Ctrl-C does
     main()

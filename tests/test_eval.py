@@ -1,11 +1,15 @@
 """The comparison: peers learn, rates are chosen on validation, tables count right."""
 
 import json
+import os
+import shutil
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -236,6 +240,28 @@ def test_the_test_split_is_used_at_the_chosen_rate_and_at_named_ones(
     assert final == [(*one, seed, "test") for seed in (1, 2) for one in each]
 
 
+def test_runs_end_with_the_command(tmp_path):
+    plan = {
+        "recipe": "pipelines/tiny.yaml",
+        "seeds": [1, 2],
+        "tune": {"seed": 0, "rows": 1},
+        "methods": {"full": {"peer": "peers.full.Full", "rates": [1e-4]}},
+    }
+    file, script = tmp_path / "plan.yaml", tmp_path / "compare.py"
+    file.write_text(json.dumps(plan))
+    shutil.copy(EVAL / "compare.py", script)  # results go beside it
+    found = os.environ | {"PYTHONPATH": str(EVAL)}
+    started = psutil.Popen([sys.executable, script, file], cwd=EVAL.parent, env=found)
+    deadline = time.monotonic() + 60
+    while len(runs := started.children(recursive=True)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    started.terminate()
+    assert started.wait(60)
+    assert len(runs) >= 2
+    _, alive = psutil.wait_procs(runs, timeout=30)
+    assert not alive
+
+
 EXPERIMENTS = sorted((EVAL / "experiments").glob("*.yaml"))
 
 
@@ -256,6 +282,8 @@ def test_each_experiment_can_be_run(scripts, file, tmp_path, monkeypatch):
         if "peer" in method:
             module, _, kind = method["peer"].rpartition(".")
             assert kind in vars(import_module(module))
+            options = method.get("options", {}).values()
+            assert all(isinstance(value, int | float) for value in options), name  # "1e4" is text
 
 
 def test_an_order_is_that_of_the_experiment(scripts, tmp_path, monkeypatch):
