@@ -192,7 +192,7 @@ def _peer(recipe: Any, method: dict[str, Any], folder: Path) -> dict[str, Any]:
     from mm_piece import load
     from mm_piece.evaluation import on_accelerator, pad_of
     from mm_piece.models import tensors
-    from mm_piece.tasks import encode, read, tokenizer_of
+    from mm_piece.tasks import Encoded, read, tokenizer_of
     from mm_piece.trainer import arguments
 
     torch.manual_seed(recipe.seed)  # adapters are drawn before a Trainer sets its own
@@ -200,7 +200,7 @@ def _peer(recipe: Any, method: dict[str, Any], folder: Path) -> dict[str, Any]:
     model, processor = load(recipe.base, **recipe.model)
     model = on_accelerator(model)
     tasks = [
-        [encode(example, processor) for example in read(task.train, task.images)]
+        [*Encoded(read(task.train, task.images), processor, folder, task.max_length, room=0)]
         for task in recipe.tasks
     ]
     pad = pad_of(tokenizer_of(processor))
@@ -254,19 +254,12 @@ def _lying(masks: list[dict[str, Any]], shapes: dict[str, tuple[int, ...]]) -> d
 
 
 def _row(recipe: Any, model: Any, processor: Any) -> tuple[list[float], float]:
-    from mm_piece.evaluation import evaluate, mean_score
+    from mm_piece.evaluation import mean_score
+    from mm_piece.measuring import answer
     from mm_piece.tasks import read
 
     scores = {
-        task.name: mean_score(
-            evaluate(
-                model,
-                processor,
-                read(task.test, task.images),
-                task.metric,
-                max_new_tokens=task.max_new_tokens,
-            )
-        )
+        task.name: mean_score(answer(model, processor, read(task.test, task.images), recipe, task))
         for task in (*recipe.tasks, *recipe.general)
     }
     general = [scores[task.name] for task in recipe.general]

@@ -50,6 +50,33 @@ PEERS = {
 ADAPTERS = ("lora", "olora", "shira")
 
 
+def test_peers_see_and_answer_rows_of_the_same_length(scripts, base, tmp_path, monkeypatch):
+    """What `max_length` cuts off for ours is cut off for them too."""
+    compare, _ = scripts
+    rows = [{"prompt": "why " * 60, "answer": "so"}] * 8
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    task = {"train": str(tmp_path / "rows.json"), "test": str(tmp_path / "rows.json")}
+    recipe = {
+        "base": str(base),
+        "store": str(tmp_path / "store"),
+        "tasks": [{"name": "long", **task, "max_length": 24, "max_new_tokens": 1}],
+        "general": [{"name": "too", "test": task["test"], "max_length": 24, "max_new_tokens": 1}],
+        "train": {"max_steps": 1},
+    }
+    file, seen = tmp_path / "recipe.yaml", []
+    file.write_text(yaml.safe_dump(recipe))
+    forward = LlavaForConditionalGeneration.forward
+
+    def noted(model, *args, **inputs):
+        seen.append(inputs["input_ids"].shape[1])
+        return forward(model, *args, **inputs)
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "forward", noted)
+    found = compare._peer(load_recipe(file), {"peer": "peers.full.Full"}, tmp_path)
+    assert seen and max(seen) <= 24
+    assert len(found["matrix"]) == 2
+
+
 @pytest.fixture
 def learner(base, tmp_path, monkeypatch):
     """A peer before two tasks of eight rows, and a function that has it learn one."""
