@@ -1,10 +1,10 @@
 """`train`: the loop over a recipe's tasks, resumable at any instant."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -19,6 +19,7 @@ from mm_piece.errors import DataError
 from mm_piece.evaluation import pad_of
 from mm_piece.keeping import Kept
 from mm_piece.loading import checkout, load
+from mm_piece.mask import Mask
 from mm_piece.measuring import absent_columns, measure, measured, rows_of
 from mm_piece.opening import batch_of, store_of, zero_of
 from mm_piece.progress import bar, say
@@ -98,28 +99,28 @@ def _go_on(run: Run) -> None:
 
 def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
     """One task: scores, mask, sparse training, delta; the model stands there afterwards."""
-    started = time.monotonic()
-    recipe, seed = run.recipe, run.recipe.seed + len(run.store)
-    position = len(run.store) + 1
+    recipe, started = run.recipe, time.monotonic()
+    position, seed = len(run.store) + 1, recipe.seed + len(run.store)
     work, encoded = _work(run, position), encoded_of(run, processor, task, position)
     data = _look_through(encoded, task)
     pad, logs = pad_of(tokenizer_of(processor)), run.store.path / "logs" / work.name
     select, parent = recipe.selecting(task), _parent(run.store)
     standing = {"base": run.store.base["digest"], "parent": parent, "data": data["data"]}
     facts = {"pad": pad, "seeds": (recipe.seed, seed), "standing": standing}
-    keep = partial(kept_before, run, model, encoded, select)
+    keep = cache(partial(kept_before, run, model, encoded, select))
     with run.zero.running(model):
         selection = selection_of(model, encoded, select, work, **facts, keep=keep)
+        pulls = pulls_of(recipe, selection.mask, keep)
         examples = taught(run, model, encoded, select)
     say(f"{task.name}: {selection}")
     scored = time.monotonic()
     with sparse_tuning(model, selection.mask) as tuning:
-        metrics = fit(tuning, examples, pad, arguments(recipe.train, work, seed), logs)
+        metrics = fit(tuning, examples, pad, arguments(recipe.train, work, seed), logs, pulls)
         delta = tuning.delta(
             task.name,
             base=run.store.base["fingerprint"],
             parent=parent,
-            **_facts(select, selection, recipe.seed),
+            **_facts(recipe, select, selection),
             **data,
             own_answers=len(examples) - len(encoded),
             batch=batch_of(recipe),
@@ -150,9 +151,16 @@ def taught(
     return ConcatDataset([encoded, own])  # type: ignore[return-value] - it can be indexed
 
 
+def pulls_of(recipe: Recipe, mask: Mask, keep: Callable[[], Kept]) -> Mask | None:
+    """How hard each selected entry is pulled back to where it stood; None without a penalty."""
+    if recipe.penalty == 0:
+        return None
+    return {name: recipe.penalty * keep().at(name, index) for name, index in mask.items()}
+
+
 def keeps(recipe: Recipe, task: Task) -> bool:
     """Whether a later task will ask what this one is to be kept by."""
-    return recipe.selecting(task).method in importance.KEEPING
+    return recipe.penalty > 0 or recipe.selecting(task).method in importance.KEEPING
 
 
 def keep_learned(run: Run, model: nn.Module, processor: Any) -> None:
@@ -243,14 +251,15 @@ def _parent(store: DeltaStore) -> str:
     return store.entries[-1].sha256 if len(store) else ""
 
 
-def _facts(select: Select, selection: Selection, seed: int) -> dict[str, Any]:
+def _facts(recipe: Recipe, select: Select, selection: Selection) -> dict[str, Any]:
     return {
         "method": select.method,
         "density": select.density,
         "patchable": sum(selection.sizes.values()),
         "k": selection.k,
         "samples": selection.samples,
-        "seed": seed,
+        "penalty": recipe.penalty,
+        "seed": recipe.seed,
     }
 
 

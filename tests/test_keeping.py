@@ -1,21 +1,23 @@
 """PIECE-R: what a model is to keep, through a recipe, across a run that ends in the middle."""
 
 import json
-from shutil import copytree
+from shutil import copytree, rmtree
 
 import pytest
 import torch
+from torch import nn
 
 import mm_piece
-from mm_piece import importance, keeping
+from mm_piece import importance, keeping, training
 from mm_piece.errors import RecipeError, StoreError
 from mm_piece.evaluation import generate
 from mm_piece.keeping import PROMPTS, kept_by, own_answers
 from mm_piece.mask import select
-from mm_piece.models import load_base
+from mm_piece.models import load_base, tensors
 from mm_piece.recipe import Select
 from mm_piece.selection import selection_of
 from mm_piece.tasks import Encoded, read
+from mm_piece.trainer.holding import hold
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +107,11 @@ def test_scores_are_what_the_task_moves_over_what_is_at_stake(world, tmp_path):
 
 @pytest.fixture
 def recipe(base, tmp_path):
-    def _recipe(store="store", tasks=3, own=0.0, **settings):
+    def _recipe(store="store", tasks=3, own=0.0, penalty=0.0, train=(), **settings):
         content = {
             "base": str(base),
             "own_answers": own,
+            "penalty": penalty,
             "store": str(tmp_path / store),
             "tasks": [
                 {
@@ -120,7 +123,7 @@ def recipe(base, tmp_path):
                 for name in ("digits", "charts", "words")[:tasks]
             ],
             "select": {"method": "piece-r", "density": 0.05, **settings},
-            "train": {"max_steps": 1, "learning_rate": 0.01},
+            "train": {"max_steps": 1, "learning_rate": 0.01, **dict(train)},
         }
         (tmp_path / f"{store}.yaml").write_text(json.dumps(content))
         return tmp_path / f"{store}.yaml"
@@ -209,7 +212,7 @@ def test_a_copied_store_goes_on(recipe, tmp_path):
 
 def test_own_answers_are_trained_beside_a_task(recipe, base, monkeypatch, capsys):
     """As many as the share says, given by the model as it stood before the task."""
-    taught, real = [], mm_piece.training.fit
+    taught, real = [], training.fit
 
     def fit(tuning, examples, *args):
         taught.append([one["input_ids"] for one in examples])
@@ -251,5 +254,92 @@ def test_a_run_with_own_answers_goes_on_to_the_same_bits(recipe, monkeypatch):
 def test_a_share_of_own_answers_is_one(recipe, share, tmp_path):
     with pytest.raises(RecipeError, match="own_answers") as told:
         mm_piece.train(recipe(own=share))
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("factory", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_step_sees_the_penalty_in_its_gradient(factory):
+    """As if penalty / 2 * stake * (value - start) ** 2 were in the loss; nothing else is moved."""
+    start, pull, aim = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 3.0]), torch.tensor([2.0, 3.0])
+    held, priced, free = (nn.Parameter(start.clone()) for _ in range(3))
+    ours, theirs = factory([held, free], lr=0.05), factory([priced], lr=0.05)
+    hold(ours, {held: (start, pull)})
+    for _ in range(5):
+        (held - aim).square().sum().backward()
+        ((priced - aim).square().sum() + (pull / 2 * (priced - start).square()).sum()).backward()
+        ours.step()
+        theirs.step()
+        ours.zero_grad()
+        theirs.zero_grad()
+    torch.testing.assert_close(held, priced)
+    assert torch.equal(free, start)
+
+
+def test_a_penalty_holds_what_is_at_stake(recipe, base, monkeypatch):
+    """By the model's own answers and the tasks before, whatever chose the mask."""
+    seen, real = [], training.fit
+
+    def fit(tuning, examples, pad, args, logs, pulls):
+        seen.append((tuning.mask, pulls))
+        return real(tuning, examples, pad, args, logs, pulls)
+
+    monkeypatch.setattr("mm_piece.training.fit", fit)
+    store = mm_piece.train(recipe(tasks=2, method="random", penalty=3.0))
+    assert [name for name in bytes_of(store) if "kept" in name]
+    for position, name in enumerate(("digits", "charts")):
+        model, processor = mm_piece.load(base, store, at=position)
+        encoded = Encoded(read(f"scenes:{name}/train[:6]"), processor, store.path / "again")
+        files = [store.path / "kept" / f"{at:04d}.safetensors" for at in range(1, position + 1)]
+        earlier = [
+            keeping.read(file, entry.sha256)
+            for file, entry in zip(files, store.entries, strict=False)
+        ]
+        assert None not in earlier
+        kept = kept_by(model, encoded, Select(), 42 + position, earlier)
+        mask, pulls = seen[position]
+        assert pulls.keys() == mask.keys()
+        for name, index in mask.items():
+            assert torch.equal(pulls[name], 3.0 * kept.at(name, index))
+    assert max(float(pull.max()) for pull in seen[1][1].values()) > 0
+
+
+def test_a_higher_penalty_moves_less(recipe, base):
+    before = tensors(load_base(base)[0])
+
+    def moved(penalty):
+        many = {"max_steps": 12, "learning_rate": 0.003}
+        settings = {"tasks": 1, "method": "random", "penalty": penalty, "train": many}
+        store = mm_piece.train(recipe(f"store-{penalty}", **settings))
+        after = tensors(mm_piece.load(base, store, at=1)[0])
+        return sum(float((after[name] - before[name]).square().sum()) for name in after)
+
+    assert moved(0.0) > 1.2 * moved(10.0) > 1.2 * moved(1000.0)
+
+
+def test_a_run_with_a_penalty_goes_on_to_the_same_bits(recipe, monkeypatch):
+    """Also from a checkpoint in the middle: entries are still held to where the task found them."""
+    saving = {"max_steps": 4, "save_steps": 2, "save_strategy": "steps"}
+    whole = mm_piece.train(recipe("whole", tasks=2, penalty=30.0, train=saving))
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("mm_piece.training.changes", die)
+        mm_piece.train(recipe("part", tasks=2, penalty=30.0, train=saving))
+    last = whole.path.parent / "part" / "work" / "0001" / "checkpoint-4"
+    assert last.is_dir()
+    rmtree(last)
+    part = mm_piece.train(recipe("part", tasks=2, penalty=30.0, train=saving))
+    assert bytes_of(part) == bytes_of(whole)
+    with pytest.raises(StoreError, match="another 'penalty'"):
+        mm_piece.train(recipe("part", tasks=2, penalty=1.0, train=saving))
+
+
+@pytest.mark.parametrize("penalty", [-0.1, "some", float("nan"), float("inf")])
+def test_a_penalty_is_a_number_from_zero(recipe, penalty, tmp_path):
+    with pytest.raises(RecipeError, match="penalty") as told:
+        mm_piece.train(recipe(penalty=penalty))
     assert "\n" not in str(told.value)
     assert not (tmp_path / "store").exists()

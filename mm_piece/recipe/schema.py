@@ -49,6 +49,7 @@ class Recipe(Strict):
     select: Select = Select()
     train: dict[str, Any] = {}
     own_answers: float = Field(default=0.0, ge=0, le=1)  # trained beside a task, as a share of it
+    penalty: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # on moving what is at stake
     cache: str | int = "20GiB"  # disk for the encoded examples of a task while it is learned
     seed: int = Field(default=42, ge=0, lt=2**31)
 

@@ -23,6 +23,7 @@ from mm_piece.sharding.configuration import configuration_of
 from mm_piece.sharding.shards import is_cut, own_part
 
 _LEFT_BEHIND = ("pre_bwd_fn", "post_bwd_fn", "applied_pre_backward_ref_cnt", "ds_grads_remaining")
+_PASSING = "passing"  # a key of the optimizer's state that is there for a moment
 _OPTIMIZER, _SCHEDULE = "optimizer.safetensors", "schedule.json"
 
 
@@ -195,8 +196,6 @@ def _optimizer_state(engine: Any, named: Mapping[str, nn.Parameter]) -> dict[str
 def _load_optimizer(
     engine: Any, named: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor]
 ) -> None:
-    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
-
     shared = {key: value for key, value in saved.items() if "/" not in key}
     # In one order on all processes, which gather these later on.
     keys = sorted({key.rpartition("/")[2] for key in saved if "/" in key})
@@ -205,15 +204,48 @@ def _load_optimizer(
             **{key: value.clone() for key, value in shared.items()},
             **{key: torch.zeros_like(flat, requires_grad=False) for key in keys},
         }
-    if engine.zero_optimization_stage() < 3:
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    _link(engine)
     for name, parameter in named.items():
         for key in keys:
-            value = saved[f"{name}/{key}"].to(engine.device)
-            if is_cut(parameter):  # DeepSpeed's own cut would miss the padding
-                safe_set_local_optimizer_state(parameter, own_part(parameter, value), key)
-            else:
-                safe_set_full_optimizer_state(parameter, value, key)
+            _put(engine, parameter, key, saved[f"{name}/{key}"])
+
+
+def laid_out(
+    engine: Any, named: Mapping[str, nn.Parameter], numbers: Mapping[str, Tensor]
+) -> dict[Tensor, Tensor]:
+    """Numbers of the trained parameters' entries as an engine's optimizer has the entries.
+
+    Returns this process's parts of the parameters, as the optimizer steps them, each with its
+    numbers; zeros stand for padding.
+    """
+    state = engine.optimizer.optimizer.state
+    for flat in _flats(engine):
+        state[flat][_PASSING] = torch.zeros_like(flat, requires_grad=False)
+    _link(engine)
+    for name, parameter in named.items():
+        _put(engine, parameter, _PASSING, numbers[name])
+    found = {flat: state[flat].pop(_PASSING) for flat in _flats(engine)}
+    _link(engine)
+    return found
+
+
+def _link(engine: Any) -> None:
+    """Have an engine look at what the state of its optimizer holds now."""
+    if engine.zero_optimization_stage() < 3:
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+        engine.optimizer._hp_optimizer_states_linked = False  # the first step may add to it
+
+
+def _put(engine: Any, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+    """Write one piece of the optimizer's state of a trained parameter, which comes whole."""
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    value = value.to(engine.device)
+    if is_cut(parameter):  # DeepSpeed's own cut would miss the padding
+        safe_set_local_optimizer_state(parameter, own_part(parameter, value), key)
+    else:
+        safe_set_full_optimizer_state(parameter, value, key)
 
 
 def _flats(engine: Any) -> Sequence[Tensor]:

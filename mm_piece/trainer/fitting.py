@@ -1,7 +1,7 @@
 """`SparseTrainer`: transformers' Trainer over the compact values of a sparse tuning."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from signal import SIGTERM
 from tempfile import TemporaryDirectory
@@ -24,6 +24,7 @@ from mm_piece.progress import say
 from mm_piece.sparse import sparse_tuning
 from mm_piece.trainer.callbacks import OneStep, Progress, Stop, WriteBack
 from mm_piece.trainer.feeding import Company, Feed
+from mm_piece.trainer.holding import hold
 from mm_piece.trainer.settings import arguments
 
 _VALUES = "values.safetensors"
@@ -43,9 +44,13 @@ class SparseTrainer(Trainer):
         args: TrainingArguments,
         examples: Sequence[dict[str, Tensor]],
         pad: int,
+        pulls: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """`examples` are encoded ones, batch dimension 1 each; `pad` is the padding token."""
-        self.tuning, self.company = tuning, Company(examples, pad)
+        """`examples` are encoded ones, batch dimension 1 each; `pad` is the padding token.
+
+        `pulls` has a number for each entry of the mask: how hard it is pulled back (`hold`).
+        """
+        self.tuning, self.company, self.pulls = tuning, Company(examples, pad), pulls
         super().__init__(
             model=tuning.model,  # type: ignore[arg-type]
             args=args,
@@ -100,15 +105,28 @@ class SparseTrainer(Trainer):
         # With checkpointing, Trainer has just had the embeddings ask for gradients: every backward
         # pass would run through all layers, also those below the lowest trained entry.
         self.tuning.model.disable_input_require_grads()  # type: ignore[operator]
-        if not sharding.has_engine(self.accelerator):
-            return super()._prepare_for_training(
-                max_steps, train_dataloader, resume_from_checkpoint
-            )
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        if resume_from_checkpoint is not None:
+        engine = sharding.has_engine(self.accelerator)
+        resumed = None if engine else resume_from_checkpoint
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resumed)
+        if engine and resume_from_checkpoint is not None:
             state = (self.model_wrapped, self.tuning.named(), self.lr_scheduler)
             sharding.load_state(*state, Path(resume_from_checkpoint))
+        if self.pulls is not None:
+            self._hold(self.pulls, engine)
         return prepared
+
+    def _hold(self, pulls: Mapping[str, Tensor], engine: bool) -> None:
+        named, wrapped = self.tuning.named(), self.model_wrapped
+        starts = {name: patch.before.float() for name, patch in self.tuning.patches.items()}
+        held: dict[Tensor, tuple[Tensor, Tensor]]
+        if engine:
+            pulled = sharding.laid_out(wrapped, named, pulls)
+            laid = sharding.laid_out(wrapped, named, starts)
+            held = {flat: (start, pulled[flat]) for flat, start in laid.items()}
+        else:
+            held = {one: (starts[name], pulls[name].to(one)) for name, one in named.items()}
+        owner: Any = wrapped if engine else self
+        hold(owner.optimizer.optimizer, held)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not sharding.has_engine(self.accelerator):
@@ -168,16 +186,17 @@ def fit(
     pad: int,
     args: TrainingArguments,
     logs: Path,
+    pulls: Mapping[str, Tensor] | None = None,
 ) -> dict[str, float]:
     """Train the values on encoded examples, from the last checkpoint if any; Trainer's metrics.
 
-    Loss, learning rate and gradient norm go to TensorBoard files in `logs`. After SIGTERM: a
-    checkpoint and SystemExit.
+    `pulls`: those of SparseTrainer. Loss, learning rate and gradient norm go to TensorBoard files
+    in `logs`. After SIGTERM: a checkpoint and SystemExit.
     """
     checkpoint = sharding.told(last_checkpoint(Path(str(args.output_dir))))
     if checkpoint is not None:
         tuning.restore(load_file(Path(checkpoint) / _VALUES))
-    trainer = SparseTrainer(tuning, args, examples, pad)
+    trainer = SparseTrainer(tuning, args, examples, pad, pulls)
     if sharding.is_main():
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(logs))))
     with Stop() as stop:

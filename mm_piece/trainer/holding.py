@@ -1,0 +1,27 @@
+"""The penalty on moving what is at stake: entries are pulled back to where a task found them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def hold(optimizer: torch.optim.Optimizer, held: Mapping[Tensor, tuple[Tensor, Tensor]]) -> None:
+    """Add pull * (value - start) to each gradient before every step of an optimizer.
+
+    `held` maps parameters as the optimizer steps them to `(start, pull)`, fp32, of their shape.
+    With pull = penalty * stake it is the gradient of penalty / 2 * sum of stake * (value - start)
+    ** 2, as elastic weight consolidation has it (arXiv 1612.00796, eq. 3). The gradients are those
+    that the step takes: averaged over processes and batches, unscaled, clipped.
+    """
+
+    @torch.no_grad()
+    def pull_back(stepped: torch.optim.Optimizer, *_: Any) -> None:
+        for group in stepped.param_groups:
+            for values in group["params"]:
+                if values in held and values.grad is not None:
+                    start, pull = held[values]
+                    values.grad.addcmul_(pull, values - start)
+
+    optimizer.register_step_pre_hook(pull_back)
