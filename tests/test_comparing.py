@@ -20,11 +20,13 @@ NAMES = ("language_model.model.layers.0.mlp.up_proj.weight", "vision_tower.a.wei
 BASE = {"folder": "base", "dtype": "float32", "family": "llava", "parameters": 24, "bytes": 96}
 
 
-def make(path, method, seed, last, rate=1e-3, fingerprint="f", tasks=("a", "b"), measured=True):
+def make(
+    path, method, seed, last, rate=1e-3, fingerprint="f", tasks=("a", "b"), measured=True, more=""
+):
     listed = ", ".join(f"{{name: {task}, train: x, test: x}}" for task in tasks)
     recipe = (
         f"base: base\nstore: {path}\nseed: {seed}\ntasks: [{listed}]\n"
-        f"select: {{method: {method}}}\ntrain: {{learning_rate: {rate}}}\n"
+        f"select: {{method: {method}}}\ntrain: {{learning_rate: {rate}}}\n{more}"
     )
     base = BASE | {"fingerprint": fingerprint * 64}
     store = DeltaStore.create(path, base, recipe)
@@ -68,6 +70,13 @@ def test_runs_that_differ_in_their_seed_alone_are_one_way(stores):
         "piece-f, learning_rate 0.01": ["fast"],
         "random": ["chance"],
     }
+
+
+def test_a_way_that_is_held_says_so(tmp_path):
+    """Also where no other way has its method: the mask alone would get the credit."""
+    held = make(tmp_path / "held", "random", 1, 0.8, more="penalty: 0.02\nown_answers: 0.2\n")
+    ways = compare([held, make(tmp_path / "free", "piece-f", 1, 0.2)]).ways
+    assert {way.title for way in ways} == {"random, own_answers 0.2, penalty 0.02", "piece-f"}
 
 
 def test_means_and_intervals_by_hand(stores):

@@ -103,7 +103,7 @@ def test_of_a_store_on_disk(tmp_path):
     parts = {name: torch.tensor([1, 5], dtype=torch.int32)}, {name: torch.zeros(2)}, {name: after}
     for task in "ab":
         parent = store.entries[-1].sha256 if store.entries else ""
-        info = {"method": "random", "density": 0.2, "patchable": 12}
+        info = {"method": "random", "density": 0.2, "patchable": 12, "penalty": 0.5}
         made = {"task": task, "base": "f" * 64, "parent": parent, "info": info}
         store.append(Delta.from_change(*parts, {name: (3, 4)}, **made))
     store.write_results({"tasks": ["a", "b"], "matrix": [[0.0, 0.5], [1.0, 0.5], [0.9, 1.0]]})
@@ -113,7 +113,9 @@ def test_of_a_store_on_disk(tmp_path):
     assert report.overlaps[0][1].jaccard == 1
     assert [row.bytes for row in report.deltas] == [entry.bytes for entry in store.entries]
     assert list(report.examples) == ["a"]
-    assert "90.0" in write_report(store, tmp_path / "report.html").read_text()
+    page = write_report(store, tmp_path / "report.html").read_text()
+    assert "90.0" in page
+    assert "random at density 0.2, penalty 0.5" in page
 
 
 def test_numbers_in_words():

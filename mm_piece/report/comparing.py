@@ -130,9 +130,10 @@ def _differing(own: dict[str, Any], settings: Sequence[dict[str, Any]]) -> list[
 
 
 def _title(run: Run, differing: Sequence[str]) -> str:
-    """The method, and in what a way differs from the others."""
+    """The method, what is trained beside or against it, and in what a way differs from others."""
     parts = [str(run.settings["select.method"])]
-    for key in differing:
+    beside = [key for key in ("own_answers", "penalty") if run.settings.get(key)]
+    for key in dict.fromkeys([*differing, *beside]):
         if key == "tasks":
             parts.append(" → ".join(run.tasks))
         elif run.settings.get(key) is not None:
