@@ -119,6 +119,30 @@ def test_committed_results_are_drawn():
         assert (results / f"{name}.png").is_file()
 
 
+TALK = """
+import socket
+with (
+    socket.create_server(("127.0.0.1", 0)) as door,
+    socket.create_connection(door.getsockname()) as here,
+    door.accept()[0] as there,
+):
+    here.sendall(bytes(5_000))
+    there.sendall(bytes(300))
+    told = sent()
+"""
+
+
+def test_bytes_sent_are_this_process_s_own(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    from sharded import sent
+
+    before, told = sent(), {"sent": sent}
+    other = "sent = lambda: None" + TALK
+    subprocess.run([sys.executable, "-W", "error", "-c", other], check=True)
+    exec(TALK, told)
+    assert told["told"] - before == 5_300
+
+
 def test_engines_stand_beside_each_other(tmp_path):
     found = run("distributed", tmp_path, "--only", "steps", "--only", "plan")["sections"]
     rows = found["steps"]["rows"]

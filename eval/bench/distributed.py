@@ -1,7 +1,7 @@
 """Several processes: what a step sends, lasts and holds, beside full fine-tuning and LoRA.
 
 Run:   OMP_NUM_THREADS=1 python eval/bench/distributed.py [--quick] [--out FILE.json] [--only …]
-Needs: peft, deepspeed; Linux; 8 GB of memory; nothing else that talks over the loopback device
+Needs: peft, deepspeed; Linux; 8 GB of memory
 Out:   tables, the goals last; --out: all numbers, versions, commit, goals and whether they are met
 """
 

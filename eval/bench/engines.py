@@ -1,7 +1,7 @@
 """Bytes, seconds and memory of a step on every engine: full, LoRA and ours.
 
-Section of `distributed.py`. The processes share one machine and talk through its loopback device,
-whose counter tells what was really sent. Memory is what a process holds between steps beside the
+Section of `distributed.py`. What was sent is the kernel's count of the processes' own connections,
+a process's mean of all. Memory is what a process holds between steps beside the
 weights that it was given: values, gradients, buffers of the engine, the optimizer's state.
 """
 
@@ -59,15 +59,18 @@ def _parties(stage: int, folder: str, tokens: int, rounds: int) -> dict[str, dic
             runs[way].append((time.perf_counter() - begun, sent() - before))
     for way, pairs in runs.items():
         seconds, bytes_sent = (statistics.median(column) for column in zip(*pairs, strict=True))
-        found[way] |= {"wall_s": seconds, "sent_B": bytes_sent / sharding.size()}
+        found[way] |= {"wall_s": seconds, "sent_B": bytes_sent}
     return found
 
 
 def _merged(parties: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """The slowest and the largest process of each way."""
-    return {
-        way: {key: max(p[way][key] for p in parties) for key in parties[0][way]} for way in WAYS
-    }
+    """The slowest and the largest process of each way, and what a process sends on average."""
+    merged = {}
+    for way in WAYS:
+        columns = {key: [party[way][key] for party in parties] for key in parties[0][way]}
+        merged[way] = {key: max(column) for key, column in columns.items()}
+        merged[way]["sent_B"] = statistics.mean(columns["sent_B"])
+    return merged
 
 
 def tables(result: dict[str, Any]) -> list[Table]:

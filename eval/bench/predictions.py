@@ -16,7 +16,7 @@ from costs import Model, Speed, computing, gatherings, held, seconds, sent
 from rich.table import Table
 from sharded import Party, load, prepare
 from sharded import held as holding
-from sharded import sent as through_loopback
+from sharded import sent as counted
 from stacks import QUICK, SIZES, VOCABULARY
 from timing import Bench, goal
 from together import together
@@ -75,10 +75,10 @@ def _measured(
     rows = []
     for engine, stage in STAGES.items():
         found = together(processes, _run, stage, str(folder), list(lengths), rounds)
-        for tokens, row in zip(lengths, found[0], strict=True):
-            rows.append(
-                {"engine": engine, "processes": processes, "tokens": tokens, **sizes, **row}
-            )
+        for tokens, *parties in zip(lengths, *found, strict=True):
+            row = {"engine": engine, "processes": processes, "tokens": tokens, **sizes}
+            each = statistics.mean(party["measured_B"] for party in parties)
+            rows.append({**row, **parties[0], "measured_B": each})
     return rows
 
 
@@ -92,14 +92,13 @@ def _run(stage: int, folder: str, lengths: list[int], rounds: int) -> list[dict[
         runs = []
         for number in range(rounds + 2):
             sharding.wait()
-            begun, bytes_before = time.perf_counter(), through_loopback()
+            begun, bytes_before = time.perf_counter(), counted()
             party.step()
             sharding.wait()
             if number > 1:
-                runs.append((time.perf_counter() - begun, through_loopback() - bytes_before))
-        wall, together_sent = (statistics.median(column) for column in zip(*runs, strict=True))
-        sent_by_one = together_sent / sharding.size()
-        rows.append({"measured_s": wall, "measured_B": sent_by_one, "measured_loaded_B": loaded})
+                runs.append((time.perf_counter() - begun, counted() - bytes_before))
+        wall, bytes_sent = (statistics.median(column) for column in zip(*runs, strict=True))
+        rows.append({"measured_s": wall, "measured_B": bytes_sent, "measured_loaded_B": loaded})
     return rows
 
 
