@@ -276,6 +276,24 @@ def test_a_step_sees_the_penalty_in_its_gradient(factory):
     assert torch.equal(free, start)
 
 
+def test_a_fused_step_divides_the_penalty_by_no_scale_of_gradients():
+    """Without clipping, a GradScaler leaves it to a fused optimizer to unscale."""
+    start, pull = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 3.0])
+    ends = []
+    for scaled in (False, True):
+        values = nn.Parameter(start.clone())
+        optimizer = torch.optim.SGD([values], lr=0.05, fused=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
+        hold(optimizer, {values: (start, pull)})
+        for _ in range(3):
+            scaler.scale((values - 3).square().sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        ends.append(values.detach())
+    torch.testing.assert_close(*ends)
+
+
 def test_a_penalty_holds_what_is_at_stake(recipe, base, monkeypatch):
     """By the model's own answers and the tasks before, whatever chose the mask."""
     seen, real = [], training.fit

@@ -13,15 +13,18 @@ def hold(optimizer: torch.optim.Optimizer, held: Mapping[Tensor, tuple[Tensor, T
     `held` maps parameters as the optimizer steps them to `(start, pull)`, fp32, of their shape.
     With pull = penalty * stake it is the gradient of penalty / 2 * sum of stake * (value - start)
     ** 2, as elastic weight consolidation has it (arXiv 1612.00796, eq. 3). The gradients are those
-    that the step takes: averaged over processes and batches, unscaled, clipped.
+    that the step takes: averaged over processes and batches, clipped, and unscaled, or still in
+    the scale that a fused step divides by (`grad_scale`, set by torch's GradScaler).
     """
 
     @torch.no_grad()
     def pull_back(stepped: torch.optim.Optimizer, *_: Any) -> None:
+        scale = getattr(stepped, "grad_scale", None)
         for group in stepped.param_groups:
             for values in group["params"]:
                 if values in held and values.grad is not None:
                     start, pull = held[values]
-                    values.grad.addcmul_(pull, values - start)
+                    pulled = pull if scale is None else pull * scale
+                    values.grad.addcmul_(pulled, values - start)
 
     optimizer.register_step_pre_hook(pull_back)
