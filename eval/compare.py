@@ -4,12 +4,10 @@ Run:   python eval/compare.py eval/experiments/tiny.yaml [--jobs 2] [--only NAME
 Out:   one JSON per run under eval/results/EXPERIMENT/, never run twice; eval/tables.py reads them
 
 Rates are chosen on the validation split with one seed; the test split is used once per seed, at
-the chosen rate and at those that `also` names. A method with one rate is not tuned. `order` names
-the tasks in another order, or some of them; `base` another base than the recipe's; `set` of a
-method further keys of its recipe.
+the chosen rate and at those that `also` names. A method with one rate is not tuned. What an
+experiment may say: `experiment.py`.
 """
 
-import importlib
 import json
 import platform
 import resource
@@ -24,7 +22,9 @@ from statistics import fmean
 from typing import Any
 
 import click
-import yaml
+from experiment import Experiment, Method, load_experiment, on_validation, peer_of, recipe_of
+
+from mm_piece.errors import PieceError
 
 HERE = Path(__file__).parent
 
@@ -35,45 +35,51 @@ HERE = Path(__file__).parent
 @click.option("--only", multiple=True, help="Only these methods.")
 def main(experiment: Path, jobs: int, only: tuple[str, ...]) -> None:
     """Run what EXPERIMENT lists and has no result yet."""
-    plan = yaml.safe_load(experiment.read_text(encoding="utf-8"))
-    out = HERE / "results" / experiment.stem
+    try:
+        _compare(load_experiment(experiment), HERE / "results" / experiment.stem, jobs, only)
+    except PieceError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _compare(plan: Experiment, out: Path, jobs: int, only: tuple[str, ...]) -> None:
+    if unknown := set(only) - set(plan.methods):
+        raise click.BadParameter(f"{sorted(unknown)[0]!r} is none of {', '.join(plan.methods)}")
+    methods = {name: m for name, m in plan.methods.items() if not only or name in only}
     out.mkdir(parents=True, exist_ok=True)
-    if unknown := set(only) - set(plan["methods"]):
-        raise click.BadParameter(f"{sorted(unknown)[0]!r} is none of {', '.join(plan['methods'])}")
-    rates = {
-        name: [float(rate) for rate in method["rates"]]
-        for name, method in plan["methods"].items()
-        if not only or name in only
-    }
-    tuning = [
-        {"method": name, "rate": rate, "seed": plan["tune"]["seed"], "split": "validation"}
-        for name, tried in rates.items()
-        for rate in tried
-        if len(tried) > 1
-    ]
+    tuning = [run for name, method in methods.items() for run in tuning_of(plan, name, method)]
     _run_all(plan, tuning, out, jobs)
-    chosen = {n: best_rate(out, n) if len(tried) > 1 else tried[0] for n, tried in rates.items()}
-    also = {name: [float(r) for r in plan["methods"][name].get("also", [])] for name in rates}
+    chosen = {name: best_rate(plan, out, name) for name in methods}
     final = [
         {"method": name, "rate": rate, "seed": seed, "split": "test"}
-        for seed in plan["seeds"]  # outermost: what is broken off has all methods on some seeds
-        for name, first in chosen.items()
-        for rate in dict.fromkeys([first, *also[name]])
+        for seed in plan.seeds  # outermost: what is broken off has all methods on some seeds
+        for name, method in methods.items()
+        for rate in dict.fromkeys([chosen[name], *method.also])
     ]
     _run_all(plan, final, out, jobs)
+    click.echo(f"results: {out}")
 
 
-def best_rate(out: Path, method: str) -> float:
+def tuning_of(plan: Experiment, name: str, method: Method) -> list[dict[str, Any]]:
+    """The runs that a method's rate is chosen by: none where there is only one."""
+    rates = method.rates if len(method.rates) > 1 else ()
+    seed = plan.tune.seed
+    return [{"method": name, "rate": r, "seed": seed, "split": "validation"} for r in rates]
+
+
+def best_rate(plan: Experiment, out: Path, name: str) -> float:
     """The rate that ends highest on the validation split, by the mean over all tasks and the base.
 
     The base is one of them: were it to count as much as all tasks together, learning nothing
     would win.
     """
-    runs = [json.loads(f.read_text()) for f in sorted(out.glob(f"{method}-*-validation.json"))]
+    method = plan.methods[name]
+    runs = [json.loads(_file(out, r).read_text()) for r in tuning_of(plan, name, method)]
+    if not runs:
+        return method.rates[0]
     return max(runs, key=lambda run: fmean([*run["matrix"][-1], run["base_kept"]]))["rate"]
 
 
-def _run_all(plan: dict[str, Any], jobs: list[dict[str, Any]], out: Path, workers: int) -> None:
+def _run_all(plan: Experiment, jobs: list[dict[str, Any]], out: Path, workers: int) -> None:
     waiting = [job for job in jobs if not _file(out, job).exists()]
     with ThreadPoolExecutor(workers) as pool:
         running = {pool.submit(_alone, plan, job): job for job in waiting}
@@ -83,12 +89,14 @@ def _run_all(plan: dict[str, Any], jobs: list[dict[str, Any]], out: Path, worker
                 click.echo(f"{number}/{len(waiting)} {_line(running[done], done.result())}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for run in active_children():
-                run.terminate()
+            while not all(run.done() for run in running):  # one may only now be starting
+                for run in active_children():
+                    run.terminate()
+                time.sleep(0.1)
             raise
 
 
-def _alone(plan: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+def _alone(plan: Experiment, job: dict[str, Any]) -> dict[str, Any]:
     """A run in a process of its own: its peak of memory is that of no other run."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(_run, plan, job).result()
@@ -109,19 +117,19 @@ def _file(out: Path, job: dict[str, Any]) -> Path:
     return out / f"{job['method']}-{job['rate']:g}-{job['seed']}-{job['split']}.json"
 
 
-def _run(plan: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+def _run(plan: Experiment, job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from mm_piece.metrics import summary
 
     torch.set_num_threads(1)
-    method = plan["methods"][job["method"]]
+    method = plan.methods[job["method"]]
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         recipe = recipe_of(plan, method, job["rate"], job["seed"], Path(folder) / "store")
         if job["split"] == "validation":
-            recipe = _on_validation(recipe, plan["tune"]["rows"])
-        learner = _peer if "peer" in method else _sparse
+            recipe = on_validation(recipe, plan.tune.rows)
+        learner = _peer if method.peer else _sparse
         result = learner(recipe, method, Path(folder))
     metrics = summary(result["matrix"])
     ability = result["base_ability"]
@@ -135,42 +143,13 @@ def _run(plan: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         **result,
         "seconds": time.monotonic() - started,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "settings": method,
+        "settings": method.model_dump(mode="json", exclude_unset=True),
         "recipe": recipe.model_dump(mode="json", exclude={"store"}),
         **_provenance(),
     }
 
 
-def recipe_of(
-    plan: dict[str, Any], method: dict[str, Any], rate: float, seed: int, to: Path
-) -> Any:
-    """The experiment's recipe as a method has it, on its base, with its tasks in its order."""
-    from mm_piece.recipe import load_recipe
-
-    overrides = [f"store={to}", f"seed={seed}"]
-    overrides += [f"base={plan['base']}"] if "base" in plan else []
-    overrides += [f"train.learning_rate={rate}", "train.disable_tqdm=true"]
-    overrides += [
-        f"select.{key}={json.dumps(value)}" for key, value in method.get("select", {}).items()
-    ]
-    overrides += [f"{key}={json.dumps(value)}" for key, value in method.get("set", {}).items()]
-    recipe = load_recipe(plan["recipe"], overrides)
-    tasks = {task.name: task for task in recipe.tasks}
-    order = plan.get("order", list(tasks))
-    return recipe.model_copy(update={"tasks": tuple(tasks[name] for name in order)})
-
-
-def _on_validation(recipe: Any, rows: int) -> Any:
-    """The same recipe, measured on the validation split of every task and of the base."""
-
-    def moved(task: Any) -> Any:
-        return task.model_copy(update={"test": task.test.replace("/test", f"/validation[:{rows}]")})
-
-    tasks, general = (tuple(map(moved, group)) for group in (recipe.tasks, recipe.general))
-    return recipe.model_copy(update={"tasks": tasks, "general": general})
-
-
-def _sparse(recipe: Any, method: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _sparse(recipe: Any, method: Method, folder: Path) -> dict[str, Any]:
     import mm_piece
 
     store = mm_piece.train(recipe)
@@ -186,7 +165,7 @@ def _sparse(recipe: Any, method: dict[str, Any], folder: Path) -> dict[str, Any]
     }
 
 
-def _peer(recipe: Any, method: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _peer(recipe: Any, method: Method, folder: Path) -> dict[str, Any]:
     import torch
 
     from mm_piece import load
@@ -196,7 +175,6 @@ def _peer(recipe: Any, method: dict[str, Any], folder: Path) -> dict[str, Any]:
     from mm_piece.trainer import arguments
 
     torch.manual_seed(recipe.seed)  # adapters are drawn before a Trainer sets its own
-    module, _, name = method["peer"].rpartition(".")
     model, processor = load(recipe.base, **recipe.model)
     model = on_accelerator(model)
     tasks = [
@@ -204,8 +182,7 @@ def _peer(recipe: Any, method: dict[str, Any], folder: Path) -> dict[str, Any]:
         for task in recipe.tasks
     ]
     pad = pad_of(tokenizer_of(processor))
-    kind = getattr(importlib.import_module(module), name)
-    peer = kind(model, tasks, pad, **method.get("options", {}))
+    peer = peer_of(method)(model, tasks, pad, **method.options)
     entries, rows, masks = peer.entries, [_row(recipe, peer.model, processor)], []
     for number, task in enumerate(recipe.tasks):
         settings = {**recipe.train, "save_strategy": "no"}

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-import yaml
+from click.testing import CliRunner
 from transformers import LlavaForConditionalGeneration
 
 from mm_piece import importance
@@ -31,8 +31,23 @@ def scripts(monkeypatch):
     import tables
 
     yield compare, tables
-    for name in ("compare", "tables", "figures"):
+    for name in ("compare", "experiment", "tables", "figures"):
         sys.modules.pop(name, None)
+
+
+def method_of(**content):
+    """A method of an experiment."""
+    from experiment import Method
+
+    return Method.model_validate({"rates": [1e-3], **content})
+
+
+def experiment_of(methods, **content):
+    """An experiment on the tiny recipe."""
+    from experiment import Experiment
+
+    tiny = {"recipe": "pipelines/tiny.yaml", "seeds": [1, 2], "tune": {"seed": 0, "rows": 1}}
+    return Experiment.model_validate({**tiny, "methods": methods, **content})
 
 
 PEERS = {
@@ -64,7 +79,7 @@ def test_peers_see_and_answer_rows_of_the_same_length(scripts, base, tmp_path, m
         "train": {"max_steps": 1},
     }
     file, seen = tmp_path / "recipe.yaml", []
-    file.write_text(yaml.safe_dump(recipe))
+    file.write_text(json.dumps(recipe))
     forward = LlavaForConditionalGeneration.forward
 
     def noted(model, *args, **inputs):
@@ -72,7 +87,7 @@ def test_peers_see_and_answer_rows_of_the_same_length(scripts, base, tmp_path, m
         return forward(model, *args, **inputs)
 
     monkeypatch.setattr(LlavaForConditionalGeneration, "forward", noted)
-    found = compare._peer(load_recipe(file), {"peer": "peers.full.Full"}, tmp_path)
+    found = compare._peer(load_recipe(file), method_of(peer="peers.full.Full"), tmp_path)
     assert seen and max(seen) <= 24
     assert len(found["matrix"]) == 2
 
@@ -240,9 +255,15 @@ def test_the_best_rate_is_chosen_on_validation(scripts, tmp_path):
         run_of("full", 1e-4, 0, "validation", 0.2, 0.5),
         run_of("full", 3e-4, 0, "validation", 0.31, 0.4),
         run_of("full", 1e-3, 1, "test", 0.9, 0.9),
+        run_of("full", 2e-3, 0, "validation", 0.9, 0.9),  # no rate of it
+        run_of("full-own", 1e-4, 0, "validation", 0.9, 0.9),  # another method
     ):
         compare._file(tmp_path, run).write_text(json.dumps(run))
-    assert compare.best_rate(tmp_path, "full") == 3e-4
+    full = {"peer": "peers.full.Full"}
+    methods = {"full": {**full, "rates": [1e-5, 1e-4, 3e-4]}, "full-own": {**full, "rates": [7e-4]}}
+    plan = experiment_of(methods)
+    assert compare.best_rate(plan, tmp_path, "full") == 3e-4
+    assert compare.best_rate(plan, tmp_path, "full-own") == 7e-4  # there is no other
 
 
 def test_the_test_split_is_used_at_the_chosen_rate_and_at_named_ones(
@@ -251,16 +272,16 @@ def test_the_test_split_is_used_at_the_chosen_rate_and_at_named_ones(
     compare, _ = scripts
     asked = []
     monkeypatch.setattr(compare, "_run_all", lambda plan, jobs, out, workers: asked.append(jobs))
-    monkeypatch.setattr(compare, "best_rate", lambda out, name: 3e-4)
-    monkeypatch.setattr(compare, "HERE", tmp_path)
+    for number, rate in enumerate((1e-4, 3e-4)):
+        run = run_of("full", rate, 0, "validation", 0.1 * number, 0.5)
+        compare._file(tmp_path, run).write_text(json.dumps(run))
+    full = {"peer": "peers.full.Full"}
     methods = {
-        "full": {"rates": [1e-4, "3e-4"], "also": [3e-4, 1e-4]},
-        "lora": {"rates": [2e-3]},
-        "left": {"rates": [1e-3]},
+        "full": {**full, "rates": [1e-4, 3e-4], "also": [3e-4, 1e-4]},
+        "lora": {**full, "rates": [2e-3]},
+        "left": {**full, "rates": [1e-3]},
     }
-    file = tmp_path / "x.yaml"
-    file.write_text(json.dumps({"seeds": [1, 2], "tune": {"seed": 0}, "methods": methods}))
-    compare.main.callback(file, 1, ("full", "lora"))
+    compare._compare(experiment_of(methods), tmp_path, 1, ("full", "lora"))
     tuning, final = ([(j["method"], j["rate"], j["seed"], j["split"]) for j in a] for a in asked)
     assert tuning == [("full", rate, 0, "validation") for rate in (1e-4, 3e-4)]
     each = (("full", 3e-4), ("full", 1e-4), ("lora", 2e-3))
@@ -299,26 +320,91 @@ def test_each_experiment_can_be_run(scripts, file, tmp_path, monkeypatch):
     text = file.read_text(encoding="utf-8")
     assert all(f"\n# {part}" in text for part in ("Run:", "Needs:", "Expect:"))
     monkeypatch.chdir(EVAL.parent)
-    plan = yaml.safe_load(text)
-    assert set(plan) <= {"recipe", "base", "seeds", "tune", "methods", "order"}
-    names = [task.name for task in load_recipe(plan["recipe"]).tasks]
-    for name, method in plan["methods"].items():
-        recipe = compare.recipe_of(plan, method, float(method["rates"][0]), 1, tmp_path / "store")
-        assert [task.name for task in recipe.tasks] == plan.get("order", names), name
+    plan = compare.load_experiment(file)
+    names = tuple(task.name for task in load_recipe(plan.recipe).tasks)
+    for name, method in plan.methods.items():
+        recipe = compare.recipe_of(plan, method, method.rates[0], 1, tmp_path / "store")
+        assert tuple(task.name for task in recipe.tasks) == (plan.order or names), name
         assert recipe.general
-        if "peer" in method:
-            module, _, kind = method["peer"].rpartition(".")
-            assert kind in vars(import_module(module))
-            options = method.get("options", {}).values()
-            assert all(isinstance(value, int | float) for value in options), name  # "1e4" is text
+        assert all(isinstance(value, int | float) for value in method.options.values()), name
+
+
+FULL = {"peer": "peers.full.Full", "rates": [1e-4]}
+WRONG = {
+    "order": (
+        {"order": ["digits", "nope"]},
+        "methods.m: order: unknown task 'nope'; allowed: digits",
+    ),
+    "twice": ({"order": ["digits", "digits"]}, "methods.m: order: 'digits' stands twice"),
+    "rows": ({"tune": {"seed": 0}}, "missing key 'tune.rows'"),
+    "key": (
+        {"methods": {"m": {**FULL, "rate": 1}}},
+        "unknown key 'methods.m.rate'; did you mean 'rates'?",
+    ),
+    "rates": ({"methods": {"m": {**FULL, "rates": []}}}, "methods.m.rates"),
+    "neither": ({"methods": {"m": {"rates": [1e-3]}}}, "either `select` or `peer`"),
+    "both": ({"methods": {"m": {**FULL, "select": {}}}}, "either `select` or `peer`"),
+    "options": ({"methods": {"m": {"select": {}, "rates": [1], "options": {"x": 1}}}}, "a peer's"),
+    "name": ({"methods": {"../m": FULL}}, "'../m' is no name"),
+    "method": (
+        {"methods": {"m": {"select": {"method": "nope"}, "rates": [1e-3]}}},
+        "methods.m: pipelines/tiny.yaml: select.method: unknown method 'nope'",
+    ),
+    "peer": (
+        {"methods": {"m": {**FULL, "peer": "peers.nope.Nope"}}},
+        "unknown peer 'peers.nope.Nope'",
+    ),
+    "share": (
+        {"methods": {"m": {**FULL, "options": {"share": 1}}}},
+        "options of peers.full.Full: got an unexpected keyword argument 'share'",
+    ),
+    "recipe": ({"recipe": "nope.yaml"}, "cannot read recipe nope.yaml"),
+    "validation": (
+        {
+            "recipe": "pipelines/tiny-pictures.yaml",
+            "methods": {"m": {**FULL, "rates": [1e-4, 1e-3]}},
+        },
+        "no validation split beside 'data/cifar10/test.json[:200]' of 'objects'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_in_an_experiment_is_one_line(scripts, case, tmp_path, monkeypatch):
+    compare, _ = scripts
+    monkeypatch.chdir(EVAL.parent)
+    monkeypatch.setattr(compare, "HERE", tmp_path)
+    change, told = WRONG[case]
+    base = {"recipe": "pipelines/tiny.yaml", "seeds": [1], "tune": {"seed": 0, "rows": 1}}
+    file = tmp_path / "wrong.yaml"
+    file.write_text(json.dumps({**base, "methods": {"m": FULL}, **change}))
+    done = CliRunner().invoke(compare.main, [str(file)])
+    assert done.exit_code == 1
+    assert done.output.startswith(f"Error: {file}: ")
+    assert told in done.output
+    assert done.output.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_validation_rows_are_those_of_the_split(scripts):
+    from experiment import on_validation
+
+    recipe = load_recipe(
+        EVAL.parent / "pipelines" / "tiny.yaml", ["tasks.0.test=hf:a/b:c/test[:9]"]
+    )
+    moved = on_validation(recipe, 7)
+    assert moved.tasks[0].test == "hf:a/b:c/validation[:7]"
+    assert moved.tasks[1].test == "scenes:textures/validation[:7]"
+    assert moved.general[0].test == "scenes:base/validation[:7]"
+    assert [task.train for task in moved.tasks] == [task.train for task in recipe.tasks]
 
 
 def test_an_order_is_that_of_the_experiment(scripts, tmp_path, monkeypatch):
     compare, _ = scripts
     monkeypatch.chdir(EVAL.parent)
     order = ["words", "charts", "digits"]
-    plan = {"recipe": "pipelines/tiny.yaml", "order": order, "base": "bases/other"}
-    method = {"select": {"xi": 0.5}, "set": {"own_answers": 0.2}}
+    method = method_of(select={"xi": 0.5}, set={"own_answers": 0.2})
+    plan = experiment_of({"m": method}, order=order, base="bases/other")
     recipe = compare.recipe_of(plan, method, 1e-3, 7, tmp_path / "store")
     assert [task.name for task in recipe.tasks] == order
     assert (recipe.select.xi, recipe.seed, recipe.base) == (0.5, 7, "bases/other")

@@ -1,0 +1,142 @@
+"""What an experiment may say: ways of learning one sequence, the rates of each, seeds.
+
+recipe   the recipe that all share: tasks, training, what is measured
+base     another base than the recipe's
+order    the tasks in another order, or some of them
+seeds    of the runs on the test split
+tune     the seed and the number of validation rows that rates are chosen with
+methods  by name: `select` of the recipe, or a `peer` and its `options`; `set`, further keys of the
+         recipe; `rates`, of which one is chosen; `also`, others to measure beside it
+"""
+
+import json
+import re
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from mm_piece.errors import PieceError, RecipeError
+from mm_piece.recipe import GeneralTask, Recipe, load_recipe
+from mm_piece.recipe.parsing import first_problem, mapping_of, text_of
+from mm_piece.recipe.select import Strict
+
+_HELD_OUT = re.compile(
+    r"((?:hf|scenes):.+/)test(\[.*\])?"
+)  # a source that may have validation rows
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes part of a file's
+
+
+class Method(Strict):
+    """One way of learning the sequence."""
+
+    select: dict[str, Any] | None = None
+    peer: str | None = None  # a dotted path to a class such as those of peers/
+    options: dict[str, Any] = {}  # of the peer
+    set: dict[str, Any] = {}
+    rates: tuple[float, ...] = Field(min_length=1)
+    also: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Method":
+        if (self.select is None) == (self.peer is None):
+            raise ValueError("a method has either `select` or `peer`")
+        if self.options and self.peer is None:
+            raise ValueError("`options` are a peer's")
+        return self
+
+
+class Tune(Strict):
+    """What rates are chosen with."""
+
+    seed: int
+    rows: int = Field(ge=1)
+
+
+class Experiment(Strict):
+    """A comparison, as its file has it."""
+
+    recipe: str
+    base: str | None = None
+    order: tuple[str, ...] | None = Field(default=None, min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    tune: Tune
+    methods: dict[str, Method] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_of_files(self) -> "Experiment":
+        for name in self.methods:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"methods: {name!r} is no name of letters, digits, '.', '_', '-'")
+        return self
+
+
+def load_experiment(file: Path) -> Experiment:
+    """Read an experiment and look at each of its methods; RecipeError in one line."""
+    content = mapping_of(text_of(file, "experiment"), str(file), "recipe, seeds, methods")
+    try:
+        experiment = Experiment.model_validate(content)
+    except ValidationError as error:
+        problem = first_problem(error, Experiment, {"methods": Method, "tune": Tune})
+        raise RecipeError(f"{file}: {problem}") from error
+    for name, method in experiment.methods.items():
+        try:
+            recipe = recipe_of(experiment, method, method.rates[0], 0, Path("store"))
+            if len(method.rates) > 1:
+                on_validation(recipe, experiment.tune.rows)
+            if method.peer:
+                peer_of(method)
+        except PieceError as error:
+            raise RecipeError(f"{file}: methods.{name}: {error}") from error
+    return experiment
+
+
+def recipe_of(experiment: Experiment, method: Method, rate: float, seed: int, to: Path) -> Recipe:
+    """The experiment's recipe as a method has it, on its base, with its tasks in its order."""
+    changed = {"store": str(to), "seed": seed}
+    changed |= {} if experiment.base is None else {"base": experiment.base}
+    changed |= {"train.learning_rate": rate, "train.disable_tqdm": True}
+    changed |= {f"select.{key}": value for key, value in (method.select or {}).items()}
+    changed |= method.set
+    written = [f"{key}={json.dumps(value)}" for key, value in changed.items()]
+    recipe = load_recipe(experiment.recipe, written)
+    tasks = {task.name: task for task in recipe.tasks}
+    order = experiment.order or tuple(tasks)
+    for place, name in enumerate(order):
+        if name not in tasks:
+            raise RecipeError(f"order: unknown task {name!r}; allowed: {', '.join(tasks)}")
+        if name in order[:place]:
+            raise RecipeError(f"order: {name!r} stands twice")
+    return recipe.model_copy(update={"tasks": tuple(tasks[name] for name in order)})
+
+
+def on_validation(recipe: Recipe, rows: int) -> Recipe:
+    """The same recipe, measured on the validation split of every task and of the base."""
+
+    def moved(task: GeneralTask) -> GeneralTask:
+        if not (parts := _HELD_OUT.fullmatch(task.test)):
+            raise RecipeError(
+                f"no validation split beside {task.test!r} of {task.name!r}: "
+                "where rates are to be chosen, sources are hf:…/test or scenes:…/test"
+            )
+        return task.model_copy(update={"test": f"{parts[1]}validation[:{rows}]"})
+
+    tasks, general = (tuple(map(moved, group)) for group in (recipe.tasks, recipe.general))
+    return recipe.model_copy(update={"tasks": tasks, "general": general})
+
+
+def peer_of(method: Method) -> Any:
+    """The class of a method's peer; RecipeError unless it is there and takes the options."""
+    module, _, name = str(method.peer).rpartition(".")
+    try:
+        kind = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        known = "a dotted path to a class such as peers.full.Full"
+        raise RecipeError(f"unknown peer {method.peer!r} ({error}); {known}") from error
+    try:
+        signature(kind).bind("model", "tasks", "pad", **method.options)
+    except TypeError as error:
+        raise RecipeError(f"options of {method.peer}: {error}") from error
+    return kind
