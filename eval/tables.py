@@ -17,7 +17,7 @@ from figures import draw
 from mm_piece.intervals import interval, shown
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "eval/scale.md")
+DOCUMENTS = ("README.md", "eval/experiments.md", "eval/scale.md")
 HEADER = (
     "| method | seeds | rate | learned | OP | BWT | base kept | trained entries | bytes a task |\n"
     "|---|---|---|---|---|---|---|---|---|"
