@@ -30,24 +30,23 @@ def frontier(file: Path, runs: Runs) -> Path:
     """Base ability against what was learned, and against OP: a line per method over its rates."""
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.8), layout="constrained", sharey=True)
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained", sharey=True)
     for number, (method, group) in enumerate(_by(("method",), runs).items()):
         line = sorted(group, key=lambda run: run["rate"])
-        style = {**_style(number), "label": method, "markersize": 5}
+        style, rates = _style(number), ", ".join(f"{run['rate']:g}" for run in line)
         ys = [100 * run["base_kept"] for run in line]
         for axes, key in zip(panels, ("learned", "op"), strict=True):
             xs = [100 * run[key] for run in line]
-            axes.plot(xs, ys, **style)
-            for x, y, run in zip(xs, ys, line, strict=True):
-                rate = f"{run['rate']:g}"
-                axes.annotate(rate, (x, y), (4, 4), textcoords="offset points", fontsize=6)
+            axes.plot(xs, ys, **style, label=f"{method}: {rates}", markersize=4, linewidth=1)
+            axes.scatter(xs, ys, **style, s=[15 + 25 * place for place in range(len(line))])
     panels[0].set(
         xlabel="learned: mean of the diagonal, %", ylabel="base ability kept at the end, %"
     )
     panels[1].set(xlabel="OP: mean of the last row, %")
     for axes in panels:
         axes.grid(alpha=0.3)
-    panels[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    aside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    panels[1].legend(title="marks grow with the rate", title_fontsize=7, fontsize=7, **aside)
     return _saved(figure, file)
 
 
