@@ -1,4 +1,4 @@
-"""Plots of an experiment's committed results: frontier, curves, an atlas of masks."""
+"""Plots of an experiment's committed results: frontier, curves, densities, an atlas of masks."""
 
 from collections.abc import Sequence
 from operator import itemgetter
@@ -21,6 +21,8 @@ def draw(folder: Path, validation: Runs, test: Runs) -> list[Path]:
         files.append(frontier(folder / "frontier.png", validation))
     if test:
         files.append(curves(folder / "curves.png", test))
+    if test and all(_only_density(run) for run in test):
+        files.append(densities(folder / "densities.png", test))
     if placed := [run for run in test if any(run.get("places", ()))]:
         files.append(atlas(folder / "atlas.png", placed))
     return files
@@ -71,6 +73,47 @@ def curves(file: Path, runs: Runs) -> Path:
     return _saved(figure, file)
 
 
+def densities(file: Path, runs: Runs) -> Path:
+    """Scores over the density, a line per selection; and base ability against OP.
+
+    The dotted line is the Pareto front: what nothing else is ahead of in both.
+    """
+    from matplotlib import pyplot
+
+    shown = {"learned": "learned, %", "op": "OP, %", "base_kept": "base ability kept, %"}
+    figure, panels = pyplot.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
+    ends = []
+    for number, (method, group) in enumerate(_by_selection(runs).items()):
+        style = {**_style(number), "label": method, "markersize": 4}
+        scores = {
+            key: [100 * fmean(r[key] for r in part) for part in group.values()] for key in shown
+        }
+        for axes, key in zip(panels, shown, strict=False):
+            axes.plot([100 * density for density in group], scores[key], **style)
+            axes.set(xscale="log", xlabel="density, %", ylabel=shown[key])
+        points = list(zip(scores["op"], scores["base_kept"], strict=True))
+        panels[3].plot(*zip(*points, strict=True), **style)
+        for density, point in zip(group, points, strict=True):
+            panels[3].annotate(f" {100 * density:g}", point, fontsize=6)
+        ends += points
+    front = list(zip(*pareto_front(ends), strict=True))
+    panels[3].plot(*front, color="grey", linestyle=":", linewidth=4, zorder=0)
+    panels[3].set(xlabel=shown["op"], ylabel=shown["base_kept"])
+    for axes in panels:
+        axes.grid(alpha=0.3)
+    panels[3].legend(title="numbers: density, %", title_fontsize=7, fontsize=7)
+    return _saved(figure, file)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other is ahead of in one coordinate and level in the other, sorted."""
+    front: list[tuple[float, float]] = []
+    for point in sorted(set(points), reverse=True):
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    return front[::-1]
+
+
 def atlas(file: Path, runs: Runs) -> Path:
     """Density of the masks by module and layer (down) and task (across); the root is shaded.
 
@@ -109,6 +152,21 @@ def _by(keys: Sequence[str], runs: Runs) -> dict[str, Runs]:
     found: dict[str, Runs] = {}
     for run in sorted(runs, key=itemgetter(*keys)):
         found.setdefault(" ".join(str(run[key]) for key in keys), []).append(run)
+    return found
+
+
+def _only_density(run: dict[str, Any]) -> bool:
+    """Whether a run's method is a selection of which nothing but the density is said."""
+    select = run["settings"].get("select", {})
+    return select.keys() == {"method", "density"} and isinstance(select["density"], float)
+
+
+def _by_selection(runs: Runs) -> dict[str, dict[float, Runs]]:
+    """Runs by selection, then by density from the least on."""
+    found: dict[str, dict[float, Runs]] = {}
+    for run in sorted(runs, key=lambda run: run["settings"]["select"]["density"]):
+        select = run["settings"]["select"]
+        found.setdefault(select["method"], {}).setdefault(select["density"], []).append(run)
     return found
 
 

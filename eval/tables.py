@@ -61,9 +61,13 @@ def table(name: str) -> str:
 
     `bench/FILE`: the goals of a bench; `bench/FILE SECTION`: what it prints of a section;
     `EXPERIMENT`: its methods; `EXPERIMENT against METHOD RATE`: what each has more than that one;
-    `EXPERIMENT costs`: what a run took; `EXPERIMENT overlaps`: what masks share, and forgetting.
+    `EXPERIMENT costs`: what a run took; `EXPERIMENT overlaps`: what masks share, and forgetting;
+    `EXPERIMENT,EXPERIMENT METHOD RATE over METHOD RATE,METHOD RATE`: what one has more than others.
     """
     file, _, section = name.partition(" ")
+    if " over " in section:
+        ahead, _, controls = section.partition(" over ")
+        return _over(file.split(","), ahead, controls.split(","))
     if section.startswith("against "):
         return _differences(file, section.removeprefix("against "))
     if not name.startswith("bench/"):
@@ -133,19 +137,45 @@ def _differences(name: str, control: str) -> str:
     Bold where the 95 % confidence interval of the paired differences leaves out zero.
     """
     found = by_rate(name)
-    method, _, rate = control.partition(" ")
-    base = {run["seed"]: run for run in found.pop((method, float(rate)))}
-    lines = []
-    for (method, rate), group in found.items():
-        pairs = [(run, base[run["seed"]]) for run in group if run["seed"] in base]
-        columns = [[run[key] - other[key] for run, other in pairs] for key in SHOWN]
-        cells = " | ".join(map(_marked, columns))
-        lines.append(f"| {method} | {rate:g} | {len(pairs)} | {cells} |")
+    base = found.pop(_key(control))
+    lines = [
+        f"| {method} | {rate:g} | {_paired(group, base)} |"
+        for (method, rate), group in found.items()
+    ]
     head = (
         f"| against {control} | rate | seeds | learned | OP | BWT | base kept |\n"
         "|---|---|---|---|---|---|---|"
     )
     return "\n".join([head, *lines])
+
+
+def _over(names: list[str], ahead: str, controls: list[str]) -> str:
+    """One line per experiment and control: what a method has more, as in `_differences`."""
+    lines = []
+    for name in names:
+        found = by_rate(name)
+        others = [(control, found[_key(control)]) for control in controls if _key(control) in found]
+        group = found[_key(ahead)]
+        lines += [f"| {name} | {control} | {_paired(group, other)} |" for control, other in others]
+    head = (
+        f"| {ahead} on | more than | seeds | learned | OP | BWT | base kept |\n"
+        "|---|---|---|---|---|---|---|"
+    )
+    return "\n".join([head, *lines])
+
+
+def _key(written: str) -> tuple[str, float]:
+    """`METHOD RATE` as `by_rate` has it."""
+    method, _, rate = written.partition(" ")
+    return method, float(rate)
+
+
+def _paired(group: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
+    """Cells: the seeds that both have, and the differences between runs with the same seed."""
+    other = {run["seed"]: run for run in base}
+    pairs = [(run, other[run["seed"]]) for run in group if run["seed"] in other]
+    columns = [[run[key] - partner[key] for run, partner in pairs] for key in SHOWN]
+    return " | ".join([str(len(pairs)), *map(_marked, columns)])
 
 
 def _costs(name: str) -> str:

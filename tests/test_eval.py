@@ -244,6 +244,7 @@ def run_of(method, rate, seed, split, op, kept):
         | {
             "bytes": [100, 200],
             "trainable": 1000,
+            "settings": {"select": {"method": method}},
         }
     )
 
@@ -447,6 +448,10 @@ def test_differences_are_paired_by_seed(scripts, tmp_path, monkeypatch):
     assert low.startswith("| random | 1e-05 | 1 |")
     assert ours == "| ours | 0.0001 | 3 | +0.0 ± 0.0 | **+7.0 ± 2.5** | +0.0 ± 0.0 | +0.0 ± 0.0 |"
     assert noisy.startswith("| noisy | 0.0001 | 3 | +0.0 ± 0.0 | +20.0 ± 24.8 |")
+    over = tables.table("x ours 0.0001 over random 0.0001,absent 1,random 1e-5").splitlines()
+    assert over[0].startswith("| ours 0.0001 on | more than | seeds |")
+    assert over[2] == "| x | random 0.0001 " + ours.removeprefix("| ours | 0.0001 ")
+    assert over[3].startswith("| x | random 1e-5 | 1 |") and len(over) == 4
 
 
 def measured(seed, matrix, overlaps):
@@ -485,8 +490,18 @@ def test_every_plot_is_drawn_from_what_runs_have(scripts, tmp_path):
     runs = [measured(seed, matrix, overlaps) for seed in (1, 2)]
     names = [file.name for file in draw(tmp_path, runs, runs)]
     assert names == ["frontier.png", "curves.png", "atlas.png"]
+    dense = {"select": {"method": "piece-f", "density": 0.1}}
+    names = [file.name for file in draw(tmp_path, [], [run | {"settings": dense} for run in runs])]
+    assert names == ["curves.png", "densities.png", "atlas.png"]
     bare = [{k: v for k, v in run.items() if k != "places"} for run in runs]
     assert [file.name for file in draw(tmp_path, [], bare)] == ["curves.png"]
+
+
+def test_the_front_is_what_nothing_is_ahead_of(scripts):
+    from figures import pareto_front
+
+    points = [(1, 9), (2, 9), (3, 5), (2, 6), (3, 4), (5, 1), (4, 1), (3, 5)]
+    assert pareto_front(points) == [(2, 9), (3, 5), (5, 1)]
 
 
 def test_masks_are_located_and_compared(scripts):
