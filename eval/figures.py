@@ -21,7 +21,7 @@ def draw(folder: Path, validation: Runs, test: Runs) -> list[Path]:
         files.append(frontier(folder / "frontier.png", validation))
     if test:
         files.append(curves(folder / "curves.png", test))
-    if test and all(_only_density(run) for run in test):
+    if test and all(_named_by_density(run) for run in test):
         files.append(densities(folder / "densities.png", test))
     if placed := [run for run in test if any(run.get("places", ()))]:
         files.append(atlas(folder / "atlas.png", placed))
@@ -155,18 +155,18 @@ def _by(keys: Sequence[str], runs: Runs) -> dict[str, Runs]:
     return found
 
 
-def _only_density(run: dict[str, Any]) -> bool:
-    """Whether a run's method is a selection of which nothing but the density is said."""
-    select = run["settings"].get("select", {})
-    return select.keys() == {"method", "density"} and isinstance(select["density"], float)
+def _named_by_density(run: dict[str, Any]) -> bool:
+    """Whether a run's method ends in its density in percent: `random-0.1`."""
+    density = run["settings"].get("select", {}).get("density")
+    return isinstance(density, float) and run["method"].endswith(f"-{100 * density:g}")
 
 
 def _by_selection(runs: Runs) -> dict[str, dict[float, Runs]]:
-    """Runs by selection, then by density from the least on."""
+    """Runs by what their methods' names begin with, then by density from the least on."""
     found: dict[str, dict[float, Runs]] = {}
     for run in sorted(runs, key=lambda run: run["settings"]["select"]["density"]):
-        select = run["settings"]["select"]
-        found.setdefault(select["method"], {}).setdefault(select["density"], []).append(run)
+        method, density = run["method"].rpartition("-")[0], run["settings"]["select"]["density"]
+        found.setdefault(method, {}).setdefault(density, []).append(run)
     return found
 
 

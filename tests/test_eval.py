@@ -490,8 +490,8 @@ def test_every_plot_is_drawn_from_what_runs_have(scripts, tmp_path):
     runs = [measured(seed, matrix, overlaps) for seed in (1, 2)]
     names = [file.name for file in draw(tmp_path, runs, runs)]
     assert names == ["frontier.png", "curves.png", "atlas.png"]
-    dense = {"select": {"method": "piece-f", "density": 0.1}}
-    names = [file.name for file in draw(tmp_path, [], [run | {"settings": dense} for run in runs])]
+    named = {"method": "held-0.1", "settings": {"select": {"density": 0.001}}}
+    names = [file.name for file in draw(tmp_path, [], [run | named for run in runs])]
     assert names == ["curves.png", "densities.png", "atlas.png"]
     bare = [{k: v for k, v in run.items() if k != "places"} for run in runs]
     assert [file.name for file in draw(tmp_path, [], bare)] == ["curves.png"]
