@@ -17,6 +17,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing import active_children, get_context
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -51,10 +52,11 @@ def _compare(plan: Experiment, out: Path, jobs: int, only: tuple[str, ...]) -> N
     chosen = {name: best_rate(plan, out, name) for name in methods}
     final = [
         {"method": name, "rate": rate, "seed": seed, "split": "test"}
-        for seed in plan.seeds  # outermost: what is broken off has all methods on some seeds
         for name, method in methods.items()
+        for seed in method.seeds or plan.seeds
         for rate in dict.fromkeys([chosen[name], *method.also])
     ]
+    final.sort(key=itemgetter("seed"))  # what is broken off has all methods on some seeds
     _run_all(plan, final, out, jobs)
     click.echo(f"results: {out}")
 

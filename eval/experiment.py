@@ -6,7 +6,8 @@ order    the tasks in another order, or some of them
 seeds    of the runs on the test split
 tune     the seed and the number of validation rows that rates are chosen with
 methods  by name: `select` of the recipe, or a `peer` and its `options`; `set`, further keys of the
-         recipe; `rates`, of which one is chosen; `also`, others to measure beside it
+         recipe; `rates`, of which one is chosen; `also`, others to measure beside it; `seeds` of
+         its own
 """
 
 import json
@@ -38,6 +39,7 @@ class Method(Strict):
     set: dict[str, Any] = {}
     rates: tuple[float, ...] = Field(min_length=1)
     also: tuple[float, ...] = ()
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)  # the experiment's if None
 
     @model_validator(mode="after")
     def _one_way(self) -> "Method":

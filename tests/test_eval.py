@@ -280,13 +280,15 @@ def test_the_test_split_is_used_at_the_chosen_rate_and_at_named_ones(
     methods = {
         "full": {**full, "rates": [1e-4, 3e-4], "also": [3e-4, 1e-4]},
         "lora": {**full, "rates": [2e-3]},
+        "own": {**full, "rates": [5e-3], "seeds": [1, 3]},
         "left": {**full, "rates": [1e-3]},
     }
-    compare._compare(experiment_of(methods), tmp_path, 1, ("full", "lora"))
+    compare._compare(experiment_of(methods), tmp_path, 1, ("full", "lora", "own"))
     tuning, final = ([(j["method"], j["rate"], j["seed"], j["split"]) for j in a] for a in asked)
     assert tuning == [("full", rate, 0, "validation") for rate in (1e-4, 3e-4)]
-    each = (("full", 3e-4), ("full", 1e-4), ("lora", 2e-3))
-    assert final == [(*one, seed, "test") for seed in (1, 2) for one in each]
+    both, own = (("full", 3e-4), ("full", 1e-4), ("lora", 2e-3)), ("own", 5e-3)
+    seeds = {1: (*both, own), 2: both, 3: (own,)}
+    assert final == [(*one, seed, "test") for seed, each in seeds.items() for one in each]
 
 
 def test_runs_end_with_the_command(tmp_path):
