@@ -32,7 +32,13 @@ HERE = Path(__file__).parent
 
 @click.command()
 @click.argument("experiment", type=click.Path(path_type=Path, exists=True))
-@click.option("--jobs", default=2, show_default=True, help="Runs at a time, one thread each.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Runs at a time, one thread each.",
+)
 @click.option("--only", multiple=True, help="Only these methods.")
 def main(experiment: Path, jobs: int, only: tuple[str, ...]) -> None:
     """Run what EXPERIMENT lists and has no result yet."""

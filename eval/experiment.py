@@ -1,6 +1,7 @@
 """What an experiment may say: ways of learning one sequence, the rates of each, seeds.
 
-recipe   the recipe that all share: tasks, training, what is measured
+recipe   the recipe that all share: tasks, training, what is measured; a path from where the command
+         runs
 base     another base than the recipe's
 order    the tasks in another order, or some of them
 seeds    of the runs on the test split
@@ -15,9 +16,9 @@ import re
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from mm_piece.errors import PieceError, RecipeError
 from mm_piece.recipe import GeneralTask, Recipe, load_recipe
@@ -28,6 +29,29 @@ _HELD_OUT = re.compile(
     r"((?:hf|scenes):.+/)test(\[.*\])?"
 )  # a source that may have validation rows
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes part of a file's
+_FIXED = {
+    "seed",
+    "store",
+    "train",
+    "train.learning_rate",
+}  # what a run's own seed and rate stand in
+_OURS = {"penalty", "own_answers"}  # what no peer looks at
+
+
+def _different(values: tuple[float, ...]) -> tuple[float, ...]:
+    # As results are named: rates to six digits, seeds in full.
+    names = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{doubled[0]} stands twice")
+    return values
+
+
+Number = Annotated[int | float, Field(gt=0, allow_inf_nan=False)]
+Rates = Annotated[
+    tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], AfterValidator(_different)
+]
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_different)]
 
 
 class Method(Strict):
@@ -35,11 +59,11 @@ class Method(Strict):
 
     select: dict[str, Any] | None = None
     peer: str | None = None  # a dotted path to a class such as those of peers/
-    options: dict[str, Any] = {}  # of the peer
+    options: dict[str, Number] = {}  # of the peer
     set: dict[str, Any] = {}
-    rates: tuple[float, ...] = Field(min_length=1)
-    also: tuple[float, ...] = ()
-    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)  # the experiment's if None
+    rates: Rates = Field(min_length=1)
+    also: Rates = ()
+    seeds: Seeds | None = None  # the experiment's
 
     @model_validator(mode="after")
     def _one_way(self) -> "Method":
@@ -47,13 +71,20 @@ class Method(Strict):
             raise ValueError("a method has either `select` or `peer`")
         if self.options and self.peer is None:
             raise ValueError("`options` are a peer's")
+        if self.options.get("share", 1) > 1:
+            raise ValueError("options: `share` is at most 1")
+        for key in self.set:
+            if key in _FIXED:
+                raise ValueError(f"set: {key!r} is the run's own; a method has `rates` and `seeds`")
+            if self.peer and key in _OURS:
+                raise ValueError(f"set: no peer looks at {key!r}")
         return self
 
 
 class Tune(Strict):
     """What rates are chosen with."""
 
-    seed: int
+    seed: Seed
     rows: int = Field(ge=1)
 
 
@@ -63,7 +94,7 @@ class Experiment(Strict):
     recipe: str
     base: str | None = None
     order: tuple[str, ...] | None = Field(default=None, min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: Seeds
     tune: Tune
     methods: dict[str, Method] = Field(min_length=1)
 
@@ -137,6 +168,8 @@ def peer_of(method: Method) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         known = "a dotted path to a class such as peers.full.Full"
         raise RecipeError(f"unknown peer {method.peer!r} ({error}); {known}") from error
+    if not isinstance(kind, type):
+        raise RecipeError(f"peer {method.peer!r} is no class such as peers.full.Full")
     try:
         signature(kind).bind("model", "tasks", "pad", **method.options)
     except TypeError as error:
