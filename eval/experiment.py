@@ -29,12 +29,8 @@ _HELD_OUT = re.compile(
     r"((?:hf|scenes):.+/)test(\[.*\])?"
 )  # a source that may have validation rows
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes part of a file's
-_FIXED = {
-    "seed",
-    "store",
-    "train",
-    "train.learning_rate",
-}  # what a run's own seed and rate stand in
+# What a run's own seed, folder and rate stand in.
+_FIXED = {"seed", "store", "train", "train.learning_rate"}
 _OURS = {"penalty", "own_answers"}  # what no peer looks at
 
 
