@@ -14,11 +14,11 @@ methods  by name: `select` of the recipe, or a `peer` and its `options`; `set`, 
 import json
 import re
 from importlib import import_module
-from inspect import signature
+from inspect import get_annotations, signature
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from mm_piece.errors import PieceError, RecipeError
 from mm_piece.recipe import GeneralTask, Recipe, load_recipe
@@ -42,11 +42,9 @@ def _different(values: tuple[float, ...]) -> tuple[float, ...]:
     return values
 
 
-Number = Annotated[int | float, Field(gt=0, allow_inf_nan=False)]
-Rates = Annotated[
-    tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], AfterValidator(_different)
-]
-Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rates = Annotated[tuple[Rate, ...], AfterValidator(_different)]
+Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]  # as the recipe's
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_different)]
 
 
@@ -55,7 +53,7 @@ class Method(Strict):
 
     select: dict[str, Any] | None = None
     peer: str | None = None  # a dotted path to a class such as those of peers/
-    options: dict[str, Number] = {}  # of the peer
+    options: dict[str, Any] = {}  # of the peer
     set: dict[str, Any] = {}
     rates: Rates = Field(min_length=1)
     also: Rates = ()
@@ -67,8 +65,10 @@ class Method(Strict):
             raise ValueError("a method has either `select` or `peer`")
         if self.options and self.peer is None:
             raise ValueError("`options` are a peer's")
-        if self.options.get("share", 1) > 1:
-            raise ValueError("options: `share` is at most 1")
+        return self
+
+    @model_validator(mode="after")
+    def _its_own_to_set(self) -> "Method":
         for key in self.set:
             if key in _FIXED:
                 raise ValueError(f"set: {key!r} is the run's own; a method has `rates` and `seeds`")
@@ -170,4 +170,11 @@ def peer_of(method: Method) -> Any:
         signature(kind).bind("model", "tasks", "pad", **method.options)
     except TypeError as error:
         raise RecipeError(f"options of {method.peer}: {error}") from error
+    allowed = get_annotations(kind.__init__)
+    for name, value in method.options.items():
+        try:
+            TypeAdapter(allowed.get(name, Any)).validate_python(value, strict=True)
+        except ValidationError as error:
+            told = error.errors()[0]["msg"]
+            raise RecipeError(f"options of {method.peer}: {name}: {told}") from error
     return kind

@@ -355,8 +355,26 @@ WRONG = {
     "store": ({"methods": {"m": {**FULL, "set": {"seed": 7}}}}, "set: 'seed' is the run's own"),
     "penalty": ({"methods": {"m": {**FULL, "set": {"penalty": 1}}}}, "no peer looks at 'penalty'"),
     "function": ({"methods": {"m": {**FULL, "peer": "os.getcwd"}}}, "'os.getcwd' is no class"),
-    "rank": ({"methods": {"m": {**FULL, "options": {"rank": -4}}}}, "greater than 0"),
-    "whole": ({"methods": {"m": {**FULL, "options": {"share": 7}}}}, "`share` is at most 1"),
+    "rank": (
+        {"methods": {"m": {**FULL, "peer": "peers.lora.Lora", "options": {"rank": -4}}}},
+        "options of peers.lora.Lora: rank: Input should be greater than 0",
+    ),
+    "half": (
+        {"methods": {"m": {**FULL, "peer": "peers.olora.OLora", "options": {"rank": 2.5}}}},
+        "options of peers.olora.OLora: rank: Input should be a valid integer",
+    ),
+    "text": (
+        {"methods": {"m": {**FULL, "peer": "peers.ewc.Ewc", "options": {"strength": "100"}}}},
+        "options of peers.ewc.Ewc: strength: Input should be a valid number",
+    ),
+    "strength": (
+        {"methods": {"m": {**FULL, "peer": "peers.ewc.Ewc", "options": {"strength": 0}}}},
+        "options of peers.ewc.Ewc: strength: Input should be greater than 0",
+    ),
+    "whole": (
+        {"methods": {"m": {**FULL, "peer": "peers.agem.AGem", "options": {"share": 7}}}},
+        "options of peers.agem.AGem: share: Input should be less than or equal to 1",
+    ),
     "neither": ({"methods": {"m": {"rates": [1e-3]}}}, "either `select` or `peer`"),
     "both": ({"methods": {"m": {**FULL, "select": {}}}}, "either `select` or `peer`"),
     "options": ({"methods": {"m": {"select": {}, "rates": [1], "options": {"x": 1}}}}, "a peer's"),
@@ -399,6 +417,13 @@ def test_a_mistake_in_an_experiment_is_one_line(scripts, case, tmp_path, monkeyp
     assert told in done.output
     assert done.output.count("\n") == 1
     assert not (tmp_path / "results").exists()
+
+
+def test_at_least_one_run_at_a_time(scripts):
+    compare, _ = scripts
+    done = CliRunner().invoke(compare.main, [str(EXPERIMENTS[0]), "--jobs", "0"])
+    assert done.exit_code == 2
+    assert "'--jobs': 0 is not in the range x>=1" in done.output
 
 
 def test_validation_rows_are_those_of_the_split(scripts):

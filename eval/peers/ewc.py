@@ -7,7 +7,7 @@ over tasks, around where the last one ended (online EWC, arXiv 1805.06370, witho
 from typing import Any
 
 import torch
-from peers.peer import Peer
+from peers.peer import Count, Peer, Strength
 from torch import Tensor
 from transformers import TrainingArguments
 
@@ -19,7 +19,7 @@ from mm_piece.tasks import Alike
 class Ewc(Peer):
     """The price is `strength` / 2 times the sum of F (w - w*) ** 2."""
 
-    def __init__(self, *args: Any, strength: float, samples: int = 250) -> None:
+    def __init__(self, *args: Any, strength: Strength, samples: Count = 250) -> None:
         """`samples`: how many rows of a task its Fisher is estimated on."""
         super().__init__(*args)
         self.strength, self.samples = strength, samples

@@ -3,13 +3,14 @@
 from typing import Any
 
 from peers.adapters import Adapted
+from peers.peer import Count
 from peft import LoraConfig, PeftConfig
 
 
 class Lora(Adapted):
     """A fresh adapter of `rank` for every task."""
 
-    def __init__(self, *args: Any, rank: int) -> None:
+    def __init__(self, *args: Any, rank: Count) -> None:
         super().__init__(*args)
         self.rank = rank
 

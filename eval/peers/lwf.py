@@ -8,7 +8,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from peers.peer import Peer
+from peers.peer import Peer, Strength
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import TrainingArguments
@@ -19,7 +19,7 @@ from mm_piece.tasks import IGNORED
 class LwF(Peer):
     """The price is `strength` times the KL divergence at `temperature`, over answer tokens."""
 
-    def __init__(self, *args: Any, strength: float = 1.0, temperature: float = 2.0) -> None:
+    def __init__(self, *args: Any, strength: Strength = 1.0, temperature: Strength = 2.0) -> None:
         super().__init__(*args)
         self.strength, self.temperature = strength, temperature
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from peers.lora import Lora
+from peers.peer import Count, Strength
 from torch import Tensor
 
 _DOWN = ".lora_A.default.weight"
@@ -11,7 +12,7 @@ _DOWN = ".lora_A.default.weight"
 class OLora(Lora):
     """The price is `strength` times the sum of |A_earlier A_now'| over layers and earlier tasks."""
 
-    def __init__(self, *args: Any, rank: int, strength: float = 0.5) -> None:
+    def __init__(self, *args: Any, rank: Count, strength: Strength = 0.5) -> None:
         super().__init__(*args, rank=rank)
         self.strength = strength
         self.earlier: dict[str, list[Tensor]] = {}

@@ -1,14 +1,20 @@
 """What all peers share: one model, the tasks' encoded examples, plain transformers training."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, PositiveInt
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from mm_piece.tasks import collate
 
 Examples = Sequence[dict[str, Tensor]]
+
+# What options of peers may be; an experiment's are held against them before anything runs.
+Count = PositiveInt
+Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Peer:

@@ -3,14 +3,14 @@
 import random
 from typing import Any
 
-from peers.peer import Peer
+from peers.peer import Peer, Share
 from transformers import TrainingArguments
 
 
 class Replay(Peer):
     """Needs the data of earlier tasks."""
 
-    def __init__(self, *args: Any, share: float) -> None:
+    def __init__(self, *args: Any, share: Share) -> None:
         """`share` of an earlier task's rows is kept, drawn once."""
         super().__init__(*args)
         draw = random.Random(0)

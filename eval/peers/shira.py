@@ -6,13 +6,14 @@ As many entries of each linear layer as LoRA of the same rank would have.
 from typing import Any
 
 from peers.adapters import Adapted
+from peers.peer import Count
 from peft import PeftConfig, ShiraConfig
 
 
 class Shira(Adapted):
     """A fresh random pattern for every task."""
 
-    def __init__(self, *args: Any, rank: int) -> None:
+    def __init__(self, *args: Any, rank: Count) -> None:
         super().__init__(*args)
         self.rank, self.drawn = rank, 0
 
