@@ -24,6 +24,7 @@ def changes(tuning: sparse_tuning, patchable: Mapping[str, int]) -> dict[str, di
     before), `rounded` ones (trained values that the weights' dtype rounds back to what was there),
     `norm` of the change, and `share`: that norm over the norm of the group's weights.
     """
+    tuning.write_back()
     named = tuning.weights
     rows: dict[str, list[str]] = {group_of(name): [] for name in named}
     for name in named:

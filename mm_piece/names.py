@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, get_args
+from weakref import WeakKeyDictionary
 
 from mm_piece.errors import ModelError
 
@@ -75,12 +76,22 @@ def translator(model: nn.Module) -> Callable[[str], str]:
 
 
 def weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters under their published names, in model order; a tied weight appears once."""
+    """The parameters under their published names, in model order; a tied weight appears once.
+
+    A model keeps the order in which its weights were first seen here, whatever takes them out and
+    puts them back (a parametrization does): masks, ties and random streams follow it.
+    """
     translate = translator(model)
     named = {translate(live): parameter for live, parameter in model.named_parameters()}
     if len(named) != sum(1 for _ in model.named_parameters()):
         raise ModelError("two parameters share one published name; the family's rules need mending")
-    return named
+
+    order = _orders.setdefault(model, tuple(named))
+    first = {name: named[name] for name in order if name in named}
+    return {**first, **named}
+
+
+_orders: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()
 
 
 # Live name (any generation), or a name in a file, to published name, applied in order.

@@ -6,28 +6,34 @@ other weight is frozen: it gets no gradient, so no optimizer, weight decay or sh
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from mm_piece.delta import Delta, fingerprint
 from mm_piece.errors import SelectionError
 from mm_piece.names import weights
-from mm_piece.owners import Owner, owners_of
-from mm_piece.products import Product, product_for
-from mm_piece.sharding import is_cut, put_all, shape_of, take, whole
-from mm_piece.tensorfile import bits
-
-_VALUES = "weight_values"  # the trainable parameter that a patched Linear carries
+from mm_piece.owners import owners_of
+from mm_piece.patches import Patch, Patched, patched
+from mm_piece.sharding import is_cut, put_all, shape_of, whole
 
 
 class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
     """Context in which only the entries of `mask` train; the model keeps what was learned.
 
-    `mask` maps published names to sorted flat indices. Raises SelectionError for an unknown name,
-    indices that are out of range or not sorted and unique, or an empty mask.
+    `mask` maps published names to sorted flat indices. Any optimizer over `parameters()` trains
+    them: after each of its steps the values are in the weights. A value that a step's gradient
+    does not reach, as a vision tower's in a step without images, has the gradient zero.
+
+    Raises SelectionError for an unknown name, indices that are out of range or not sorted and
+    unique, or an empty mask.
     """
 
     def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
@@ -35,34 +41,46 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
         for name, index in mask.items():
             if not isinstance(index, Tensor):
                 raise SelectionError(f"mask of {name!r}: indices are a tensor, not {index!r}")
-        self.mask = {name: index.cpu() for name, index in mask.items() if index.numel()}
-        if any(isinstance(m, _Gathered) or _VALUES in m._parameters for m in model.modules()):
+        if any(isinstance(module, Patched) for module in model.modules()):
             raise SelectionError("the model is being tuned already; leave that context first")
-        _check(self.mask, weights(model))
+
+        chosen = {name: index.cpu() for name, index in mask.items() if index.numel()}
+        named = weights(model)
+        _check(chosen, named)
+        self.mask = {name: chosen[name] for name in named if name in chosen}
 
     def __enter__(self) -> "sparse_tuning":
-        self.weights = named = weights(self.model)  # while every weight still has its own name
+        self.weights = named = weights(self.model)  # while the values are not among them
         self._base = fingerprint(named)
-        self._flags = [
-            (parameter, parameter.requires_grad) for parameter in self.model.parameters()
-        ]
-        self.model.requires_grad_(False)
+        flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         owners = owners_of(self.model)
         self.patches = {
             name: Patch(named[name], index, owners[id(named[name])])
             for name, index in self.mask.items()
         }
+        self._values = {id(values) for values in self.parameters()}
+
+        with ExitStack() as stack:
+            stack.callback(_restore_flags, flags)
+            self.model.requires_grad_(False)
+            for module, attributes in self._by_module().items():
+                stack.enter_context(patched(module, attributes))
+            handles = (
+                register_optimizer_step_pre_hook(self._before_step),
+                register_optimizer_step_post_hook(self._after_step),
+                self.model.register_forward_pre_hook(_before_forward(self)),
+            )
+            for handle in handles:
+                stack.callback(handle.remove)
+            self._leave = stack.pop_all()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.write_back()
-        for patch in self.patches.values():
-            patch.remove()
-        for parameter, flag in self._flags:
-            parameter.requires_grad_(flag)
+        with self._leave:
+            self.write_back()
 
     def parameters(self) -> list[nn.Parameter]:
-        """The compact fp32 values, one vector per patched weight: what an optimizer gets."""
+        """The compact fp32 values, one vector per patched weight, in the model's order."""
         return [patch.values for patch in self.patches.values()]
 
     def named(self) -> dict[str, nn.Parameter]:
@@ -89,15 +107,18 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Write the values into the weights, rounded to their dtype; call it after each step."""
+        """Write the values into the weights, rounded to their dtype; optimizers' steps do it."""
         with whole(self.parameters()):
             put_all(patch.write() for patch in self.patches.values())
+        for patch in self.patches.values():
+            patch.reached = False
 
     def delta(self, task: str, base: str | None = None, parent: str = "", **info: Any) -> Delta:
         """What was learned, as a delta against the model as it stood on entering.
 
         `base` is the fingerprint of position 0; without it, of the model as it stood on entering.
         """
+        self.write_back()
         return Delta.from_change(
             self.mask,
             {name: patch.before for name, patch in self.patches.items()},
@@ -109,117 +130,62 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
             info=info,
         )
 
+    def _by_module(self) -> dict[nn.Module, dict[str, Patch]]:
+        """The patches of each module that holds patched weights, by attribute."""
+        found: dict[nn.Module, dict[str, Patch]] = {}
+        for patch in self.patches.values():
+            for owner in patch.owners:
+                found.setdefault(owner.module, {})[owner.attribute] = patch
+        return found
 
-class Patch:
-    """One patched weight: its selected flat entries and their trainable values."""
+    def _stepped(self, optimizer: Optimizer) -> list[nn.Parameter]:
+        """The values that an optimizer steps."""
+        every = (one for group in optimizer.param_groups for one in group["params"])
+        return [one for one in every if id(one) in self._values]
 
-    def __init__(self, weight: nn.Parameter, index: Tensor, owners: list[Owner]) -> None:
-        self.weight, self.shape = weight, tuple(shape_of(weight))
-        self.index = index.to(
-            weight.device
-        ).contiguous()  # int32 where that is enough, as the mask has it
-        self.before = self.entries()
-        self.values = nn.Parameter(self.before.to(torch.float32, copy=True))
-        sampled = all(owner.is_linear("weight") for owner in owners)
-        patch = _patch_linear if sampled else _patch_any
-        self._undo = [patch(owner, self) for owner in owners]
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        """Give unreached values the gradient zero, which they have on several processes too.
 
-    def entries(self) -> Tensor:
-        """A copy of the selected entries in the weight's dtype."""
-        return take(self.weight, self.index)
+        Without it an optimizer would skip them, state and decay included; DDP and ZeRO cannot.
+        """
+        stepped = self._stepped(optimizer)
+        if any(values.grad is not None for values in stepped):
+            for values in stepped:
+                if values.grad is None:
+                    values.grad = torch.zeros_like(values)
 
-    def changed(self) -> int:
-        """How many of the selected entries have other bits than before."""
-        return int((bits(self.entries()) != bits(self.before)).sum())
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        """Write what was learned; an engine that steps parts of its own hands it on later."""
+        if self._stepped(optimizer):
+            self.write_back()
 
-    def rounded(self) -> int:
-        """How many values moved by less than the weight's dtype can show."""
-        with whole([self.values]):
-            moved = self.values.detach() != self.before.float()
-        return int((moved & (bits(self.entries()) == bits(self.before))).sum())
+    def _catch_up(self) -> None:
+        """Write what was learned by an engine, or by a loop without one of torch's optimizers.
 
-    def write(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What is to be written into the weight: itself, flat entries, values in its dtype."""
-        return self.weight, self.index, self.values.detach().to(self.weight.dtype)
-
-    def remove(self) -> None:
-        for undo in self._undo:
-            undo()
-
-
-class _Watched(torch.autograd.Function):
-    """An output, unchanged; from its gradient comes that of the selected entries."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, output: Tensor, values: Tensor, x: Tensor, product: Product
-    ) -> Tensor:
-        # Autocast computes in the output's dtype: what it saw is kept, not what it was given.
-        ctx.save_for_backward(product.keep(x.to(output.dtype)))
-        ctx.product = product
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (kept,) = ctx.saved_tensors
-        return gradient, ctx.product.gradient(kept, gradient), None, None
+        Nothing is written where nothing changed: a backward pass may still need the weights.
+        """
+        patches = self.patches.values()
+        if any(patch.reached for patch in patches):
+            if any(patch.is_behind() for patch in patches):
+                self.write_back()
+            for patch in patches:
+                patch.reached = False
 
 
-class _Gather(torch.autograd.Function):
-    """The weight itself; its gradient is gathered at the selected entries."""
+def _before_forward(tuning: sparse_tuning) -> Callable[..., None]:
+    """The hook for it; a function, so that a copy of the model does not copy the tuning."""
 
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, values: Tensor, index: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(index)
-        return weight.view_as(weight)
+    @torch.compiler.disable
+    def catch_up(*_: Any) -> None:
+        tuning._catch_up()
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (index,) = ctx.saved_tensors
-        return None, gradient.reshape(-1).index_select(0, index).float(), None
+    return catch_up
 
 
-class _Gathered(nn.Module):
-    """The parametrization that puts `_Gather` in front of a weight, whatever its module does."""
-
-    def __init__(self, patch: Patch) -> None:
-        super().__init__()
-        self.values = patch.values
-        self.index = patch.index  # a plain attribute: as a buffer, DDP would broadcast it
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return _Gather.apply(weight, self.values, self.index)  # type: ignore[return-value]
-
-
-def _patch_linear(owner: Owner, patch: Patch) -> Callable[[], None]:
-    """Beside the layer's own product, which its frozen weight leaves without a weight gradient."""
-    linear = owner.module
-    rows, columns = patch.shape
-    product = product_for(patch.index, (rows, columns))
-    linear.register_parameter(_VALUES, patch.values)
-
-    @torch.compiler.disable  # a compiled model breaks its graph here
-    def watch(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return _Watched.apply(output, patch.values, inputs[0], product)  # type: ignore
-
-    handle = linear.register_forward_hook(watch)  # type: ignore[arg-type] - disable hides its form
-
-    def undo() -> None:
-        handle.remove()
-        delattr(linear, _VALUES)
-
-    return undo
-
-
-def _patch_any(owner: Owner, patch: Patch) -> Callable[[], None]:
-    """Universal fallback: the dense gradient, gathered."""
-    module, attribute = owner.module, owner.attribute
-    parametrize.register_parametrization(module, attribute, _Gathered(patch), unsafe=True)
-
-    def undo() -> None:
-        parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
-
-    return undo
+def _restore_flags(flags: list[tuple[nn.Parameter, bool]]) -> None:
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
 
 
 def _check(mask: Mapping[str, Tensor], named: Mapping[str, nn.Parameter]) -> None:

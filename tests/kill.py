@@ -4,7 +4,8 @@ Run:    python tests/kill.py --kills 50 --out RESULT.json [--seed 0] [--what VIC
 Again:  the same command goes on where it stopped
 
     store    a writer that appends deltas, answers and results in a loop
-    train    `mm_piece.train` on a tiny LLaVA, the recipe of `test_laws`
+    train    `mm_piece.train` on a tiny LLaVA, the three tasks of `test_laws`; train-random and
+             train-few: other methods, densities and seeds
     ddp      the same in two processes, of which one or both are killed
     zero3    the same under DeepSpeed ZeRO-3
 

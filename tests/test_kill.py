@@ -14,7 +14,7 @@ from mm_piece.errors import PieceError
 KILL = Path(__file__).parent / "kill.py"
 
 
-@pytest.mark.parametrize(("what", "kills"), [("store", 15), ("train", 3)])
+@pytest.mark.parametrize(("what", "kills"), [("store", 15), ("train", 3), ("train-random", 3)])
 def test_killed_writers_leave_whole_stores_and_come_to_the_same_end(tmp_path, what, kills):
     out = tmp_path / "out.json"
     command = [sys.executable, str(KILL), "--kills", str(kills), "--what", what, "--out", str(out)]

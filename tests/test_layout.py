@@ -25,6 +25,7 @@ ORDER = (
         "stability",
         "triton_kernels",
         "products",
+        "patches",
         "sparse",
         "changes",
         "scenes",

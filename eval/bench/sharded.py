@@ -89,7 +89,6 @@ class Party:
     def step(self) -> None:
         """A whole training step."""
         self._step()
-        self.tuner.written()
 
     def held(self) -> int:
         """Bytes that training holds between steps, beside the weights."""

@@ -23,7 +23,7 @@ RANK = 8  # of LoRA
 
 
 def nothing() -> None:
-    """What most do before or after an optimizer's step."""
+    """What most do before an optimizer's step."""
 
 
 @dataclass
@@ -33,7 +33,6 @@ class Tuner:
     model: Any
     parameters: list[nn.Parameter]
     masked: Callable[[], None] = nothing  # between backward pass and optimizer
-    written: Callable[[], None] = nothing  # after the optimizer
     leave: Callable[[], None] = nothing
     optimizer: Any = field(init=False)
 
@@ -54,7 +53,6 @@ class Tuner:
         if self.optimizer:
             self.optimizer.step()
             self.optimizer.zero_grad()
-        self.written()
 
 
 def floor(model: Any, mask: Mask) -> Tuner:
@@ -110,7 +108,6 @@ def ours(model: Any, mask: Mask) -> Tuner:
     return Tuner(
         model,
         tuning.parameters(),
-        written=tuning.write_back,
         leave=lambda: tuning.__exit__(None, None, None),
     )
 

@@ -108,7 +108,6 @@ def _train(
             model(**moved).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            tuning.write_back()
         return tuning.delta("made-up", base=base)
 
 

@@ -8,19 +8,6 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mm_piece import sharding
-from mm_piece.sparse import sparse_tuning
-
-
-class WriteBack(TrainerCallback):
-    """Writes the values into the model after each optimizer step."""
-
-    def __init__(self, tuning: sparse_tuning) -> None:
-        self.tuning = tuning
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.tuning.write_back()
 
 
 class Progress(TrainerCallback):

@@ -22,9 +22,10 @@ from mm_piece.errors import RecipeError
 from mm_piece.names import weights
 from mm_piece.progress import say
 from mm_piece.sparse import sparse_tuning
-from mm_piece.trainer.callbacks import OneStep, Progress, Stop, WriteBack
+from mm_piece.trainer.callbacks import OneStep, Progress, Stop
 from mm_piece.trainer.feeding import Company, Feed
 from mm_piece.trainer.holding import hold
+from mm_piece.trainer.optimizer_order import restore_order, save_order
 from mm_piece.trainer.settings import arguments
 
 _VALUES = "values.safetensors"
@@ -56,7 +57,6 @@ class SparseTrainer(Trainer):
             args=args,
             train_dataset=self.company,  # type: ignore[arg-type]
             data_collator=self.company.collate,
-            callbacks=[WriteBack(tuning)],
         )
         if not self.model_accepts_loss_kwargs:
             self.compute_loss_func = _mean_over_tokens
@@ -129,11 +129,20 @@ class SparseTrainer(Trainer):
         hold(owner.optimizer.optimizer, held)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not sharding.has_engine(self.accelerator):
-            super()._save_optimizer_and_scheduler(output_dir)
+        folder, named = Path(output_dir), self.tuning.named()
+        if sharding.has_engine(self.accelerator):
+            state = (self.model_wrapped, named, self.lr_scheduler)
+            sharding.save_state(*state, folder, self.args.should_save)
             return
-        state = (self.model_wrapped, self.tuning.named(), self.lr_scheduler)
-        sharding.save_state(*state, Path(output_dir), self.args.should_save)
+
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            save_order(self.optimizer, named, folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            restore_order(self.optimizer, self.tuning.named(), Path(checkpoint))
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -203,6 +212,7 @@ def fit(
         trainer.add_callback(stop)
         done = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.close()
+    tuning.write_back()  # DeepSpeed hands the last step's values on after the step
     if stop.agreed:
         say(f"stopped at step {done.global_step}; the same command goes on from there")
         raise SystemExit(128 + SIGTERM)

@@ -1,0 +1,179 @@
+"""One patched weight: its selected entries, their trainable values, and the modules that hold it.
+
+A module that holds a patched weight keeps it where it is, under its name and in its place among
+the module's parameters. Only its class changes: reading the weight gives the weight with the
+selected entries' gradient behind it, wherever it is read from, and a linear layer computes that
+gradient from its inputs, without a gradient of the whole weight.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mm_piece.owners import Owner
+from mm_piece.products import Product, product_for
+from mm_piece.sharding import is_cut, shape_of, take, whole
+from mm_piece.tensorfile import bits
+
+_INSIDE = "_is_inside_forward"  # a linear layer that computes its own product at the moment
+
+
+class Patch:
+    """A weight's selected flat entries and their trainable values."""
+
+    def __init__(self, weight: nn.Parameter, index: Tensor, owners: list[Owner]) -> None:
+        """`index`: sorted flat entries, int32 where that is enough, as the mask has them."""
+        self.weight, self.owners = weight, owners
+        self.shape = tuple(shape_of(weight))
+        self.index = index.to(weight.device).contiguous()
+
+        self.before = self.entries()
+        self.values = nn.Parameter(self.before.to(torch.float32, copy=True))
+        self.reached = False  # by a backward pass since the values were last written
+
+        self.product: Product | None = None
+        if all(owner.is_linear("weight") for owner in owners):
+            rows, columns = self.shape
+            self.product = product_for(self.index, (rows, columns))
+
+    def entries(self) -> Tensor:
+        """A copy of the selected entries in the weight's dtype."""
+        return take(self.weight, self.index)
+
+    def changed(self) -> int:
+        """How many of the selected entries have other bits than before."""
+        return int((bits(self.entries()) != bits(self.before)).sum())
+
+    def rounded(self) -> int:
+        """How many values moved by less than the weight's dtype can show."""
+        with whole([self.values]):
+            moved = self.values.detach() != self.before.float()
+        return int((moved & (bits(self.entries()) == bits(self.before))).sum())
+
+    def write(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What is to be written into the weight: itself, flat entries, values in its dtype."""
+        return self.weight, self.index, self.values.detach().to(self.weight.dtype)
+
+    def is_behind(self) -> bool:
+        """Whether the weight may hold other bits than its values give."""
+        if is_cut(self.values) or is_cut(self.weight):
+            return True  # to compare would cost as much as to write
+        weight, index, values = self.write()
+        return not torch.equal(bits(take(weight, index)), bits(values))
+
+
+class Patched:
+    """Marks a module whose class `patched` has changed."""
+
+    __slots__ = ()
+
+
+@contextmanager
+def patched(module: nn.Module, patches: Mapping[str, Patch]) -> Iterator[None]:
+    """Context in which a module reads the given attributes with their entries' gradient behind.
+
+    The values are parameters of the module, so that engines that move or divide parameters see
+    them. Leaving restores the class and the parameters.
+    """
+    kind = type(module)
+    with ExitStack() as stack:
+        for attribute, patch in patches.items():
+            module.register_parameter(_values_name(attribute), patch.values)
+            stack.callback(delattr, module, _values_name(attribute))
+        for handle in _watching(module, patches):
+            stack.callback(handle.remove)
+        module.__class__ = _class_of(kind, patches)
+        stack.callback(setattr, module, "__class__", kind)
+        yield
+
+
+def _class_of(kind: type[nn.Module], patches: Mapping[str, Patch]) -> type[nn.Module]:
+    """A subclass, of the same name, in which the patched attributes are properties."""
+    members: dict[str, Any] = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    for attribute, patch in patches.items():
+        members[attribute] = _property_of(attribute, patch)
+    return type(kind.__name__, (kind, Patched), members)
+
+
+def _property_of(attribute: str, patch: Patch) -> property:
+    """Read a weight from anywhere: its dense gradient is gathered at the entries."""
+
+    def read(module: nn.Module) -> Tensor:
+        weight = module._parameters[attribute]
+        if patch.product is not None and vars(module).get(_INSIDE):
+            return weight  # type: ignore[return-value]
+        values = module._parameters[_values_name(attribute)]
+        return _Gathered.apply(weight, values, patch)  # type: ignore[return-value]
+
+    return property(read)
+
+
+def _watching(module: nn.Module, patches: Mapping[str, Patch]) -> list[RemovableHandle]:
+    """Have a linear layer compute its entries' gradient beside its own product.
+
+    The layer itself runs as it is, also autocast, quantised, compiled or offloaded.
+    """
+    found = [(name, patch) for name, patch in patches.items() if patch.product is not None]
+    if not found:
+        return []
+    ((attribute, patch),) = found
+
+    @torch.compiler.disable  # a compiled model breaks its graph here
+    def watch(linear: nn.Module, args: Any, kwargs: Any, output: Tensor | None) -> Tensor | None:
+        setattr(linear, _INSIDE, False)
+        if output is None:  # the layer raised an error
+            return None
+        x = args[0] if args else kwargs["input"]
+        values = linear._parameters[_values_name(attribute)]
+        return _Watched.apply(output, values, x, patch)  # type: ignore[return-value]
+
+    # First of all hooks: another one may change the output.
+    after = module.register_forward_hook(watch, prepend=True, with_kwargs=True, always_call=True)  # type: ignore[arg-type]
+    return [module.register_forward_pre_hook(_enter_layer), after]
+
+
+def _enter_layer(linear: nn.Module, _: Any) -> None:
+    setattr(linear, _INSIDE, True)
+
+
+def _values_name(attribute: str) -> str:
+    """The name under which a module has the values of one of its weights."""
+    return f"{attribute}_values"
+
+
+class _Watched(torch.autograd.Function):
+    """An output, unchanged; from its gradient comes that of the selected entries."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, output: Tensor, values: Tensor, x: Tensor, patch: Patch
+    ) -> Tensor:
+        # Autocast computes in the output's dtype: what it saw is kept, not what it was given.
+        ctx.save_for_backward(patch.product.keep(x.to(output.dtype)))
+        ctx.patch = patch
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (kept,) = ctx.saved_tensors
+        ctx.patch.reached = True
+        return gradient, ctx.patch.product.gradient(kept, gradient), None, None
+
+
+class _Gathered(torch.autograd.Function):
+    """The weight itself; its gradient is gathered at the selected entries."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, values: Tensor, patch: Patch) -> Tensor:  # type: ignore[override]
+        ctx.patch = patch
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        ctx.patch.reached = True
+        entries = gradient.reshape(-1).index_select(0, ctx.patch.index)
+        return None, entries.float(), None

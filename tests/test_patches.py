@@ -1,0 +1,372 @@
+"""A tuned weight wherever it is read from, and values that reach the weights by themselves."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+from transformers import Trainer, TrainingArguments
+
+import mm_piece
+from mm_piece.models import load_base
+from mm_piece.names import weights
+from mm_piece.sparse import sparse_tuning
+from mm_piece.tasks import collate, encode, read
+
+INDEX = {"first.weight": [0, 7, 30], "first.bias": [1], "norm.weight": [2], "last.weight": [3, 9]}
+
+
+class Layers(nn.Module):
+    """A linear layer with a bias, a norm, a layer without bias; `use` says how they are used."""
+
+    def __init__(self, use):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Linear(6, 6), nn.LayerNorm(6)
+        self.last = nn.Linear(6, 6, bias=False)
+        self.use = use
+
+    def forward(self, x):
+        return self.use(self, x).pow(2).sum()
+
+
+def mask():
+    return {name: torch.tensor(index) for name, index in INDEX.items()}
+
+
+def inputs(seed=1):
+    return torch.randn(5, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def called(model, x):
+    return model.last(model.norm(model.first(x)))
+
+
+def by_keyword(model, x):
+    return model.last(input=model.norm(input=model.first(input=x)))
+
+
+def by_forward(model, x):
+    return model.last.forward(model.norm.forward(model.first.forward(x)))
+
+
+def functional_alone(model, x):
+    y = functional.linear(x, model.first.weight, model.first.bias)
+    return functional.layer_norm(y, (6,), model.norm.weight) @ model.last.weight.t()
+
+
+def functional_too(model, x):
+    y = functional.linear(called(model, x), model.first.weight)
+    return functional.embedding(torch.tensor([0, 3]), model.last.weight).sum() * y
+
+
+def twice(model, x):
+    return called(model, called(model, x))
+
+
+def parameter_of_a_module(model, x):
+    return functional.linear(called(model, x), dict(model.named_modules())["last"].weight, None)
+
+
+USES = [called, by_keyword, by_forward, functional_alone, functional_too, twice]
+USES += [parameter_of_a_module]
+
+
+@pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
+def test_gradients_are_the_dense_ones_however_a_weight_is_used(use):
+    model, x = Layers(use), inputs()
+    model(x).backward()
+    dense = {name: p.grad.reshape(-1) for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    with sparse_tuning(model, mask()) as tuning:
+        model(x).backward()
+        for name, values in tuning.named().items():
+            expected = dense[name][torch.tensor(INDEX[name])]
+            torch.testing.assert_close(values.grad, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_hooks_of_others_may_change_what_a_layer_takes_and_gives():
+    model, x = Layers(called), inputs()
+    model.first.register_forward_pre_hook(lambda _, given: (given[0] * 3,))
+    model.first.register_forward_hook(lambda _, __, output: output * 2)
+    model(x).backward()
+    dense = model.first.weight.grad.reshape(-1)[[0, 7, 30]]
+    model.zero_grad()
+    with sparse_tuning(model, {"first.weight": torch.tensor([0, 7, 30])}) as tuning:
+        model(x).backward()
+        torch.testing.assert_close(tuning.parameters()[0].grad, dense)
+
+
+def test_a_layer_that_raises_is_read_rightly_afterwards():
+    model, x = Layers(functional_alone), inputs()
+    model(x).backward()
+    dense = model.first.weight.grad.reshape(-1)[[0, 7, 30]]
+    model.zero_grad()
+    with sparse_tuning(model, mask()) as tuning:
+        with pytest.raises(RuntimeError):
+            model.first(torch.zeros(2, 5))
+        model(x).backward()
+        torch.testing.assert_close(tuning.named()["first.weight"].grad, dense)
+
+
+def test_a_copy_has_values_of_its_own():
+    model, x = Layers(called), inputs()
+    with sparse_tuning(model, mask()) as tuning:
+        twin = copy.deepcopy(model)
+        twin(x).backward()
+        assert all(values.grad is None for values in tuning.parameters())
+        assert twin.first.weight_values.grad is not None
+
+
+def test_a_model_keeps_names_order_and_classes_inside_and_afterwards():
+    model = Layers(called)
+    names = [name for name, _ in model.named_parameters()]
+    with sparse_tuning(model, mask()):
+        inside = [n for n, _ in model.named_parameters() if not n.endswith("_values")]
+        assert inside == names
+        assert [type(m).__name__ for m in model.children()] == ["Linear", "LayerNorm", "Linear"]
+        assert isinstance(model.first, nn.Linear)
+    assert [name for name, _ in model.named_parameters()] == names
+    assert [type(m) for m in model.children()] == [nn.Linear, nn.LayerNorm, nn.Linear]
+    assert not model.first._forward_hooks and not model.first._forward_pre_hooks
+
+
+def test_the_order_of_weights_is_the_models_whoever_takes_one_out(base):
+    """A parametrization puts a weight back at the end of its module."""
+    model, _ = load_base(base)
+    before = list(weights(model))
+    name = next(n for n in before if n.endswith("layer_norm1.weight"))
+    layer = model.model.vision_tower.encoder.layers[0].layer_norm1
+    parametrize.register_parametrization(layer, "weight", nn.Identity())
+    parametrize.remove_parametrizations(layer, "weight")
+    assert [n for n, _ in layer.named_parameters()] == ["bias", "weight"]
+    assert list(weights(model)) == before
+    other = {n: torch.tensor([0]) for n in reversed(before)}
+    with sparse_tuning(model, other) as tuning:
+        assert list(tuning.named()) == before
+    assert name in before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["layer_norm1.weight", "input_layernorm.weight", "q_proj.bias"])
+def test_leaving_keeps_the_order_of_weights(base, kind, dtype):
+    model, _ = load_base(base, dtype=dtype)
+    before = [name for name, _ in model.named_parameters()]
+    chosen = {name: torch.tensor([0]) for name in weights(model) if name.endswith(kind)}
+    with sparse_tuning(model, chosen):
+        pass
+    assert [name for name, _ in model.named_parameters()] == before
+
+
+# --- values reach the weights by themselves -------------------------------------------------------
+
+
+def sgd(tuning, lr=0.1):
+    return torch.optim.SGD(tuning.parameters(), lr=lr)
+
+
+def torch_loop(tuning, x):
+    optimizer = sgd(tuning)
+    for _ in range(3):
+        optimizer.zero_grad()
+        tuning.model(x).backward()
+        optimizer.step()
+
+
+def told_loop(tuning, x):
+    """As it had to be written before; the call does nothing more."""
+    optimizer = sgd(tuning)
+    for _ in range(3):
+        optimizer.zero_grad()
+        tuning.model(x).backward()
+        optimizer.step()
+        tuning.write_back()
+
+
+def loop_by_hand(tuning, x):
+    """No optimizer at all, and `.data`, which autograd does not see."""
+    for _ in range(3):
+        tuning.model(x).backward()
+        for values in tuning.parameters():
+            values.data -= 0.1 * values.grad
+            values.grad = None
+
+
+class PlainStep:
+    """An optimizer that torch does not know."""
+
+    def __init__(self, parameters):
+        self.parameters = parameters
+
+    @torch.no_grad()
+    def step(self):
+        for values in self.parameters:
+            values.sub_(values.grad, alpha=0.1)
+            values.grad = None
+
+
+def foreign_loop(tuning, x):
+    optimizer = PlainStep(tuning.parameters())
+    for _ in range(3):
+        tuning.model(x).backward()
+        optimizer.step()
+
+
+def accelerate_loop(tuning, x):
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(tuning.model, sgd(tuning))
+    for _ in range(3):
+        optimizer.zero_grad()
+        accelerator.backward(model(x))
+        optimizer.step()
+
+
+LOOPS = [torch_loop, told_loop, loop_by_hand, foreign_loop, accelerate_loop]
+
+
+def trained_densely(x):
+    """The same three steps on a plain model, all but the mask put back."""
+    model = Layers(called)
+    for _ in range(3):
+        model.zero_grad()
+        model(x).backward()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in INDEX:
+                    at = torch.tensor(INDEX[name])
+                    parameter.view(-1)[at] -= 0.1 * parameter.grad.reshape(-1)[at]
+    return dict(model.named_parameters())
+
+
+@pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.__name__)
+def test_every_loop_learns(loop):
+    model, x = Layers(called), inputs() * 0.3
+    with sparse_tuning(model, mask()) as tuning:
+        loop(tuning, x)
+        delta = tuning.delta("loop")
+    assert delta.entries == sum(map(len, INDEX.values()))
+    for name, expected in trained_densely(x).items():
+        torch.testing.assert_close(model.get_parameter(name), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_hold_the_values_right_after_a_step():
+    model, x = Layers(called), inputs()
+    with sparse_tuning(model, mask()) as tuning:
+        optimizer = sgd(tuning)
+        model(x).backward()
+        optimizer.step()
+        written = model.state_dict()["last.weight"].reshape(-1)[[3, 9]]
+        assert torch.equal(written, tuning.values()["last.weight"])
+
+
+def test_a_pass_that_waits_for_its_backward_is_left_alone():
+    """Writing what did not change would spoil the weights that a backward pass still needs."""
+    model = Layers(called)
+    with sparse_tuning(model, mask()) as tuning:
+        first, second = model(inputs(1)), model(inputs(2))
+        first.backward()
+        third = model(inputs(3))
+        second.backward()
+        third.backward()
+        assert all(values.grad is not None for values in tuning.parameters())
+
+
+def test_another_optimizer_writes_nothing():
+    model = Layers(called)
+    stranger = nn.Parameter(torch.zeros(1))
+    with sparse_tuning(model, mask()):
+        before = model.first.weight._version
+        stranger.grad = torch.ones(1)
+        torch.optim.SGD([stranger], lr=0.1).step()
+        assert model.first.weight._version == before
+
+
+def test_nothing_listens_to_optimizers_afterwards():
+    from torch.optim import optimizer
+
+    before = len(optimizer._global_optimizer_post_hooks), len(optimizer._global_optimizer_pre_hooks)
+    model = Layers(called)
+    with sparse_tuning(model, mask()):
+        pass
+    after = len(optimizer._global_optimizer_post_hooks), len(optimizer._global_optimizer_pre_hooks)
+    assert after == before and not model._forward_pre_hooks
+
+
+@pytest.fixture(scope="module")
+def examples(base):
+    _, processor = load_base(base)
+    return [encode(example, processor) for example in read("scenes:digits/train[:16]")]
+
+
+def test_a_plain_trainer_learns(base, examples, tmp_path):
+    """Without a callback, as a user writes it: the loss falls, the delta holds what was learned."""
+    model, _ = load_base(base)
+    rows = [{key: value[0] for key, value in example.items()} for example in examples]
+    settings = TrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=8,
+        num_train_epochs=8,
+        learning_rate=2e-2,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        save_strategy="no",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    chosen = {n: torch.arange(0, p.numel(), 7) for n, p in weights(model).items() if "mlp" in n}
+
+    def collator(batch):
+        return collate([{k: v[None] for k, v in row.items()} for row in batch], 0)
+
+    with sparse_tuning(model, chosen) as tuning:
+        trainer = Trainer(model, settings, train_dataset=rows, data_collator=collator)
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        delta = tuning.delta("plain")
+    assert losses[-1] < losses[0] - 0.1
+    fresh, _ = load_base(base)
+    delta.apply({name: p.detach() for name, p in weights(fresh).items()})
+    assert all(torch.equal(p, weights(model)[name]) for name, p in weights(fresh).items())
+    assert sum(map(len, delta.indices.values())) > 0.9 * sum(map(len, chosen.values()))
+
+
+# --- a step that does not reach a value -----------------------------------------------------------
+
+
+def test_an_unreached_value_has_the_gradient_zero(base, examples):
+    """One meaning on one process and on several: momentum moves it, and decay acts."""
+    model, _ = load_base(base)
+    name = "multi_modal_projector.linear_1.weight"
+    text = {key: value for key, value in examples[0].items() if key != "pixel_values"}
+    keep = text["input_ids"] != model.config.image_token_id
+    text = {key: value[keep][None] for key, value in text.items()}
+    chosen = {name: torch.arange(8), "language_model.model.norm.weight": torch.arange(8)}
+    with sparse_tuning(model, chosen) as tuning:
+        values = tuning.named()[name]
+        optimizer = torch.optim.AdamW(tuning.parameters(), lr=1e-2, weight_decay=0.0)
+        for inputs_of_step in (examples[0], text):
+            optimizer.zero_grad()
+            before = values.detach().clone()
+            model(**inputs_of_step).loss.backward()
+            optimizer.step()
+            assert not torch.equal(values, before)
+        assert int(optimizer.state[values]["step"]) == 2
+
+
+def test_the_documented_loop(base, examples):
+    """The loop of the documentation, without a word about writing."""
+    model, _ = load_base(base)
+    chosen = mm_piece.select(mm_piece.estimate(model, examples[:4]), density=0.01)
+    with mm_piece.sparse_tuning(model, chosen) as tuning:
+        optimizer = torch.optim.AdamW(tuning.parameters(), lr=1e-2)
+        for example in examples[:4]:
+            model(**example).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert tuning.delta(task="digits").entries > 0
