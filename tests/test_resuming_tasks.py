@@ -1,4 +1,4 @@
-"""Laws 5 and 8 in every task: stopped in each of three, a run ends where one that never stopped does.
+"""Laws 5 and 8 in every task: stopped in each, a run ends where one that was not stopped does.
 
 What a task leaves behind in a live model (order, names, hooks) must not show in the next one: the
 process that goes on has a model that was just loaded.
@@ -83,7 +83,8 @@ def test_stopped_in_every_task(case, family_base, base, tmp_path, monkeypatch):
             stop_in_task(patch, position, step=3)
             mm_piece.train(recipes[1])
         assert len(DeltaStore.open(tmp_path / "parts")) == position - 1
-        assert (tmp_path / f"parts/work/{position:04d}/checkpoint-2").exists()
+        work = tmp_path / "parts" / "work"
+        assert (work / f"{position:04d}" / "checkpoint-2").exists()
     parts = mm_piece.train(recipes[1])
     assert [e.sha256 for e in parts.entries] == [e.sha256 for e in whole.entries]
     assert parts.results()["matrix"] == whole.results()["matrix"]
