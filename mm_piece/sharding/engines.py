@@ -7,7 +7,7 @@ process ever holds the whole model, and the passes that score weights and answer
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +102,23 @@ def has_engine(accelerator: Any) -> bool:
     from accelerate import DistributedType
 
     return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def divide_decay(optimizer: Any, named: Mapping[str, nn.Parameter], decaying: Set[str]) -> None:
+    """Have an optimizer of DeepSpeed's own let the same parameters decay as torch's would.
+
+    Trainer hands it all of them in one group; `decaying` are the names of those that decay.
+    """
+    from accelerate.utils import DummyOptim
+
+    if not isinstance(optimizer, DummyOptim):
+        return
+    still = [one for name, one in named.items() if name not in decaying]
+    groups = [
+        {"params": [one for name, one in named.items() if name in decaying]},
+        {"params": still, "weight_decay": 0.0},
+    ]
+    optimizer.params = [group for group in groups if group["params"]]
 
 
 def alone(train: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,6 +94,14 @@ class SparseTrainer(Trainer):
         if sharding.has_engine(self.accelerator):
             sharding.leave(self.model_wrapped)
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer; on every engine the same values decay."""
+        optimizer = super().create_optimizer(model)
+        named = {name: p for name, p in self.tuning.model.named_parameters() if p.requires_grad}
+        decaying = set(self.get_decay_parameter_names(self.tuning.model))  # type: ignore[arg-type]
+        sharding.divide_decay(optimizer, named, decaying)
+        return optimizer
+
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
