@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mm_piece import importance
-from mm_piece.checkpoint import Checkpoint
 from mm_piece.errors import DataError
 from mm_piece.measuring import absent_columns, rows_of
-from mm_piece.models import as_dtype, blueprint, load_processor, positions_of
+from mm_piece.models import as_dtype, load_processor, positions_of, reading
+from mm_piece.names import weights
+from mm_piece.opening import checkpoint_of
+from mm_piece.parts import Parts
 from mm_piece.recipe import GeneralTask, Recipe, Task, load_recipe
 from mm_piece.scoring import METRICS
 from mm_piece.selection import require_places
@@ -63,11 +65,12 @@ class Check:
 
     tasks: list[TaskCheck]
     positions: int  # that the base was made for
+    base: list[str] = field(default_factory=list)  # notes on it
 
     @property
     def notes(self) -> list[str]:
         """What is no error and most likely not meant, a line each."""
-        return [
+        return self.base + [
             f"{split.source}: {note}"
             for task in self.tasks
             for split in (task.train, task.test)
@@ -106,28 +109,38 @@ def check(
     importance.resolve(recipe.select.method)
     for task in (*recipe.tasks, *recipe.general):
         METRICS[task.metric]([], [])  # its library is there
-    processor = load_processor(recipe.base, recipe.revision)
-    _require_base(recipe)
+    files = reading(recipe.model)
+    processor = load_processor(recipe.base, recipe.revision, **files)
+    parts = Parts(recipe.base, recipe.revision, processor, **files)
+    unread = _require_base(recipe, parts)
     tasks = (*recipe.tasks, *recipe.general)
-    found = [_task(task, processor, rows, progress) for task in tasks]
-    return Check(found, positions_of(recipe.base, recipe.revision))
+    found = [_task(task, parts, rows, progress) for task in tasks]
+    return Check(found, positions_of(recipe.base, recipe.revision, **files), unread)
 
 
-def _require_base(recipe: Recipe) -> None:
-    """Raise unless the base has entries to select and, where it is a folder, all its weights."""
-    dtype = as_dtype(recipe.model.get("dtype", "float32"))
-    shapes, _ = blueprint(recipe.base, recipe.revision)
+def _require_base(recipe: Recipe, parts: Parts) -> list[str]:
+    """Raise unless the base has entries to select and, where it is a folder, all its weights.
+
+    Returns a note on what its files hold besides.
+    """
+    shapes = {name: tuple(weight.shape) for name, weight in weights(parts.model).items()}
     require_places(recipe, shapes)
-    if Path(recipe.base).is_dir():
-        Checkpoint(Path(recipe.base), dtype).require_parameters()
+    if not Path(recipe.base).is_dir():
+        return []
+    checkpoint = checkpoint_of(recipe, as_dtype(recipe.model.get("dtype", "float32")))
+    if unread := checkpoint.skeleton.unread:
+        return [
+            f"{recipe.base}: nothing reads {len(unread)} tensors of its files, {unread[0]} first"
+        ]
+    return []
 
 
-def _task(task: GeneralTask, processor: Any, rows: int, progress: Progress) -> TaskCheck:
+def _task(task: GeneralTask, parts: Parts, rows: int, progress: Progress) -> TaskCheck:
     train: Split | None = None
     taught: Rows | None = None
     if isinstance(task, Task):
-        train, taught = _split(task, task.train, processor, rows, progress)
-    test, asked = _split(task, task.test, processor, rows, progress, asked=True)
+        train, taught = _split(task, task.train, parts, rows, progress)
+    test, asked = _split(task, task.test, parts, rows, progress, asked=True)
     if not (test.errors or (train and train.errors)):
         test.errors += absent_columns(task, [part for part in (taught, asked) if part])
     known = {_question(example) for example in taught or ()}
@@ -137,14 +150,14 @@ def _task(task: GeneralTask, processor: Any, rows: int, progress: Progress) -> T
         found.commonest, found.floor = _floor(task, asked)
     shown = taught or asked
     if shown and not (test.errors or (train and train.errors)):
-        found.example = _tokens(shown[0], processor, task)
+        found.example = _tokens(shown[0], parts.processor, task)
     return found
 
 
 def _split(
     task: GeneralTask,
     source: str,
-    processor: Any,
+    parts: Parts,
     most: int,
     progress: Progress,
     *,
@@ -164,16 +177,18 @@ def _split(
     split.repeated = split.rows - len({example.digest() for example in examples})
     chosen = _spread(split.rows, most)
     for position in progress(chosen, f"{task.name}: {source}"):
-        _look(split, examples[position], processor, task)
+        _look(split, examples[position], parts, task)
     return split, examples
 
 
-def _look(split: Split, example: Example, processor: Any, task: GeneralTask) -> None:
+def _look(split: Split, example: Example, parts: Parts, task: GeneralTask) -> None:
     """Decode and tokenize one row."""
+    processor = parts.processor
     split.encoded += 1
     split.special += bool(special_in(example, processor))
     try:
         inputs, _ = fitted(example, processor, None, split.asked)
+        parts.require_fit(example, inputs)
         split.lengths.append(inputs["input_ids"].shape[1])
         if split.lengths[-1] > (task.max_length or sys.maxsize):
             split.truncated += fitted(example, processor, task.max_length, split.asked)[1]

@@ -4,10 +4,8 @@ Nothing is held but a slice, so a checkpoint of any size goes through.
 """
 
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,15 @@ import huggingface_hub
 import torch
 from torch import Tensor
 
-from mm_piece.delta import Delta, identity, put, step_of, take
+from mm_piece.delta import Delta, fingerprint, identity, put, step_of, take
 from mm_piece.errors import MismatchError, ModelError
-from mm_piece.models import as_dtype, blueprint
-from mm_piece.names import hub_name
-from mm_piece.tensorfile import Place, bits, places
+from mm_piece.layout import layout_of, may_turn, turned, turned_positions
+from mm_piece.models import as_dtype, refusing
+from mm_piece.sharding import shape_of
+from mm_piece.skeleton import map_tensors, skeleton_of, weight_files
+from mm_piece.tensorfile import Mapped, Place, bits, places
 
-INDEX = "model.safetensors.index.json"
-_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+_SETTINGS = ["*.json", "*.jinja", "*.txt", "*.model"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Weight:
     """
 
     key: str  # in the file
-    name: str  # as published
-    place: Place
+    name: str  # as published; empty for a tensor that is no weight of the model
+    place: Place | Mapped
     dtype: torch.dtype
     shape: tuple[int, ...]
 
@@ -72,10 +71,7 @@ class Weight:
         step = step_of(self.place.size)
         if not self.turned:
             return self.place.sample(step).to(self.dtype)
-        rows, columns = self.shape[-2:]
-        at = torch.arange(0, self.place.size, step)
-        inside = at % (rows * columns)
-        there = at - inside + inside % columns * rows + inside // columns
+        there = turned_positions(torch.arange(0, self.place.size, step), self.shape)
         return self.place.scattered(there.tolist()).to(self.dtype)
 
     def digest(self) -> str:
@@ -112,36 +108,95 @@ def within(indices: Tensor, first: int, count: int) -> tuple[Tensor, slice]:
 
 
 class Checkpoint:
-    """The weights of a folder, in the order of its files."""
+    """The weights of a folder as `from_pretrained` sees them, in the order of its files."""
 
-    def __init__(self, folder: Path, dtype: str | torch.dtype) -> None:
-        self.folder = folder
-        self.dtype = as_dtype(dtype)
-        self.family: str = _settings(folder).get("model_type", "")
-        self.shapes, self.tied = blueprint(folder)
-        found = [item for file in files_of(folder) for item in places(file).items()]
-        self.weights = [self._weight(key, place) for key, place in found]
-        self.named = {weight.name: weight for weight in self.weights}
+    def __init__(
+        self, folder: Path, dtype: str | torch.dtype | None = None, **reading: Any
+    ) -> None:
+        """`dtype` is what the weights are cast to, by default their own.
 
-    def _weight(self, key: str, place: Place) -> Weight:
-        dtype = self.dtype if place.dtype.is_floating_point else place.dtype
-        name = hub_name(key, self.family)
-        shape = self.shapes.get(name, place.shape)
-        if place.shape not in (shape, (*shape[:-2], *shape[:-3:-1])):
+        `reading`: those of `models.READING`. Raises ModelError for what cannot be loaded.
+        """
+        self.root, self.reading = folder, reading
+        self.folder = folder / reading.get("subfolder", "")
+        held = _held(folder, reading)
+        self.dtype = _dtype_of(held) if dtype is None else as_dtype(dtype)
+        self.skeleton = skeleton_of(folder, self.dtype, **reading)
+        self.family = self.skeleton.family
+        found = [self._live(key, place) for key, place in held.items()]
+        copies = self._copies(found)
+        names = self._names(copies)
+        self.apart = bool(self.skeleton.ties.keys() - copies)  # what the configuration ties
+        self.weights = [
+            replace(weight, name=names.get(weight.name, ""))
+            for weight in found
+            if weight.name not in copies
+        ]
+        self.parameters = {weight.name: weight for weight in self.weights if weight.name}
+        published = ((self.skeleton.published(live), names[live]) for live in names)
+        self.tied = {other: name for other, name in published if other != name}
+
+    def _live(self, key: str, place: Place | Mapped) -> Weight:
+        """A tensor of the files under its live name; under none if it is no weight of the model."""
+        name, turns = self.skeleton.live_name(key)
+        if name is None:
+            dtype = self.dtype if place.dtype.is_floating_point else place.dtype
+            return Weight(key, "", place, dtype, place.shape)
+        shape, dtype = self.skeleton.kinds[name]
+        if place.shape != shape and not (turns and place.shape == turned(shape)):
             found, expected = list(place.shape), list(shape)
             raise ModelError(f"{place.file}: {key} is {found}, the model has {expected}")
         return Weight(key, name, place, dtype, shape)
 
-    @cached_property
-    def parameters(self) -> dict[str, Weight]:
-        """Return the weights that the model takes as parameters; ModelError if one is missing."""
-        self.require_parameters()
-        return {name: self.named[name] for name in self.shapes}
+    def _copies(self, found: Sequence[Weight]) -> set[str]:
+        """The live names that the configuration ties and whose values the files hold once more.
 
-    def require_parameters(self) -> None:
-        """Raise ModelError if a weight that the model takes is missing."""
-        if missing := sorted(self.shapes.keys() - self.named.keys()):
-            raise ModelError(f"{self.folder} lacks {len(missing)} weights, {missing[0]} among them")
+        Where the values differ, transformers keeps the two apart, whatever the configuration says.
+        """
+        live: dict[str, Weight] = {}
+        for weight in found:
+            if weight.name in live:
+                keys = f"{live[weight.name].key} and {weight.key}"
+                raise ModelError(f"{self.folder} holds {weight.name} twice: as {keys}")
+            if weight.name:
+                live[weight.name] = weight
+        ties = self.skeleton.ties.items()
+        return {target for target, source in ties if _equal(live[target], live[source])}
+
+    def _names(self, copies: set[str]) -> dict[str, str]:
+        """The published name of each live one: of tied ones, that of the model's first."""
+        first = dict(self.skeleton.first)
+        for target in copies:
+            source = self.skeleton.ties[target]
+            first[target] = first[source] = next(n for n in first if n in (target, source))
+        return {live: self.skeleton.published(name) for live, name in first.items()}
+
+    def require_loaded(self, live: Mapping[str, Tensor]) -> None:
+        """Raise ModelError unless these are the weights that the files hold, by published names.
+
+        What a model is made of besides its files, no store could be made again from.
+        """
+        found = {name: _kind(shape_of(t), t.dtype) for name, t in live.items()}
+        expected = {name: _kind(w.shape, w.dtype) for name, w in self.parameters.items()}
+        for name in sorted(found.keys() | expected.keys()):
+            loaded, held = found.get(name, "none"), expected.get(name, "none")
+            if loaded != held:
+                raise ModelError(
+                    f"{self.folder}: the loaded model is not what its files hold: {name}: "
+                    f"loaded {loaded}, in the files {held} (do options under model: change it?)"
+                )
+        if fingerprint(live) != self.fingerprint():
+            raise ModelError(f"{self.folder}: the loaded model has other values than its files")
+
+    @property
+    def layout(self) -> dict[str, tuple[int, ...]]:
+        """The shapes in the files of the weights that may lie turned there."""
+        return {n: w.place.shape for n, w in self.parameters.items() if may_turn(n)}
+
+    def record(self) -> dict[str, Any]:
+        """What a store records of how this checkpoint's files are read."""
+        reading = {"reading": self.reading} if self.reading else {}
+        return {**reading, **layout_of(self.layout, self.layout)}
 
     def fingerprint(self) -> str:
         """Return the fingerprint of the model that `load_base` makes of this folder."""
@@ -152,53 +207,48 @@ class Checkpoint:
         return identity({n: (w.shape, w.dtype, w.digest()) for n, w in self.parameters.items()})
 
 
-def own_dtype(folder: Path) -> torch.dtype:
-    """Return the dtype of a checkpoint's largest tensor; ModelError unless models come in it."""
-    held = [place for file in files_of(folder) for place in places(file).values()]
-    largest = max(held, key=lambda place: place.size)
-    return as_dtype(str(largest.dtype).removeprefix("torch."))
+def files_of(folder: Path, **reading: Any) -> list[Path]:
+    """Return the files that a checkpoint's weights are read from; ModelError if there are none."""
+    return weight_files(str(folder), **reading)
 
 
-def files_of(folder: Path) -> list[Path]:
-    """Return a checkpoint's safetensors files; ModelError if there are none."""
-    index = folder / INDEX
-    if index.is_file():
-        shards = sorted(set(_json(index).get("weight_map", {}).values()))
-    else:
-        shards = ["model.safetensors"]
-    if not shards or any(Path(str(shard)).name != shard for shard in shards):
-        raise ModelError(f"{index}: names no files of its folder")
-    for shard in shards:
-        if not (folder / shard).is_file():
-            raise ModelError(f"{folder} has no {shard}: not a safetensors checkpoint")
-    return [folder / shard for shard in shards]
-
-
-def fetch(source: str | Path, revision: str | None = None) -> Path:
+def fetch(source: str | Path, revision: str | None = None, **reading: Any) -> Path:
     """Return the folder of a checkpoint, downloaded if `source` is a hub id."""
     if Path(source).is_dir():
         return Path(source)
     if str(source).count("/") > 1 or str(source)[:1] in "/.":
         raise ModelError(f"{source}: there is no such folder")
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(str(source), revision=revision, allow_patterns=_FILES)
+    weight_files(str(source), revision, **reading)
+    with refusing(f"cannot get {source}"):
+        found = huggingface_hub.snapshot_download(
+            str(source), revision=revision, allow_patterns=_SETTINGS
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot get {source}: {' '.join(str(error).split())[:300]}") from error
+    return Path(found)
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} has no config.json: not a checkpoint")
-    return _json(folder / "config.json")
+def _held(folder: Path, reading: Mapping[str, Any]) -> dict[str, Place | Mapped]:
+    """Where each tensor of a folder's files lies, by its key."""
+    held: dict[str, Place | Mapped] = {}
+    for file in files_of(folder, **reading):
+        if file.suffix == ".safetensors":
+            held |= places(file)
+        else:
+            held |= {key: Mapped(file, tensor) for key, tensor in map_tensors(file).items()}
+    return held
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{file}: expected a JSON object")
-    return content
+def _dtype_of(held: Mapping[str, Place | Mapped]) -> torch.dtype:
+    largest = max(held.values(), key=lambda place: place.size)
+    return as_dtype(str(largest.dtype).removeprefix("torch."))
+
+
+def _equal(left: Weight, right: Weight) -> bool:
+    """Whether two weights have the same numbers, which is when transformers ties them."""
+    if left.shape != right.shape:
+        return False
+    pairs = zip(left.pieces(), right.pieces(), strict=True)
+    return all(torch.equal(ours, theirs) for (_, ours), (_, theirs) in pairs)
+
+
+def _kind(shape: Sequence[int], dtype: torch.dtype) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from mm_piece import deltafile, merging
-from mm_piece.checkpoint import Checkpoint, Weight, fetch, own_dtype
+from mm_piece.checkpoint import Checkpoint, Weight, fetch
 from mm_piece.comparison import compare
 from mm_piece.delta import Delta, difference, record, take
 from mm_piece.deltaheader import LONGEST_NAME, index_dtype
 from mm_piece.errors import BaseError, ConflictError, DeltaError, ModelError, StoreError
 from mm_piece.exporting import checkpoint_of
+from mm_piece.layout import layout_of
 from mm_piece.loading import as_store
 from mm_piece.models import relocated
 from mm_piece.recipe import parse_recipe
@@ -91,8 +92,8 @@ def extract(
     tensor's changed entries are all that is held. Returns how many entries of how many changed.
     Raises ModelError where the two have not the same weights.
     """
-    tuned_folder, to = fetch(tuned), Path(to)
-    new = Checkpoint(tuned_folder, dtype or own_dtype(tuned_folder))
+    to = Path(to)
+    new = Checkpoint(fetch(tuned), dtype)
     old = Checkpoint(fetch(base), new.dtype)
     pairs = list(_pairs(old, new))
     header = {"task": task or to.stem, "base": old.fingerprint(), "parent": ""}
@@ -100,7 +101,8 @@ def extract(
         with deltafile.packing(to) as packer, deltafile.writing(to) as file:
             records = dict(_pack_changes(pairs, packer))
             entries = sum(found["entries"] for found in records.values())
-            info = {"method": "extract", "selected": entries, "unchanged": 0}
+            counts = {"method": "extract", "selected": entries, "unchanged": 0}
+            info = {**counts, **layout_of(records, old.layout)}
             packer.finish({**header, "info": info, "tensors": records}, file)
     except OSError as error:
         raise DeltaError(f"{error.filename or to}: {error.strerror}") from error
@@ -160,8 +162,8 @@ def _changed(
     change: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]],
     info: dict[str, Any],
 ) -> Delta:
-    shapes = {name: checkpoint.named[name].shape for name in change[0]}
-    base = checkpoint.fingerprint()
+    shapes = {name: checkpoint.parameters[name].shape for name in change[0]}
+    base, info = checkpoint.fingerprint(), {**info, **layout_of(change[0], checkpoint.layout)}
     return Delta.from_change(*change, shapes, task=task, base=base, info=info)
 
 
@@ -184,14 +186,19 @@ def _pairs(old: Checkpoint, new: Checkpoint) -> Iterator[tuple[Weight, Weight]]:
     """Yield each weight of the base and of the tuned checkpoint, in the base's order."""
     if old.family != new.family:
         raise ModelError(f"{old.folder} is a {old.family} model, {new.folder} a {new.family} model")
-    after = new.parameters
+    for name in sorted(new.parameters.keys() - old.parameters.keys()):
+        tied = f", which {old.folder} ties to {old.tied[name]}" if name in old.tied else ""
+        raise ModelError(
+            f"{new.folder} has a weight {name} of its own{tied}: a delta adds no weights"
+        )
     for name, weight in old.parameters.items():
-        if name not in after:
+        after = new.parameters.get(new.tied.get(name, name))  # a tied one has its twin's values
+        if after is None:
             raise ModelError(f"{new.folder} lacks the weight {name} of {old.folder}")
-        if weight.shape != after[name].shape:
-            shapes = f"{list(weight.shape)} and {list(after[name].shape)}"
+        if weight.shape != after.shape:
+            shapes = f"{list(weight.shape)} and {list(after.shape)}"
             raise ModelError(f"{name} has the shapes {shapes}: a delta changes no shapes")
-        yield weight, after[name]
+        yield weight, after
 
 
 def _pack_changes(

@@ -33,6 +33,19 @@ def short(value: object, most: int = 60) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
+def reason(error: Exception, most: int = 300) -> str:
+    """Return what a library's error says, in one line; its kind too where the text alone is vague.
+
+    A KeyError says a key, a TypeError or an AttributeError what the library tripped over.
+    """
+    said = " ".join(str(error).split())
+    line = short(Exception(said), most)
+    vague = (LookupError, TypeError, AttributeError, AssertionError, NameError)
+    if line and not isinstance(error, vague):
+        return line
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
 class PieceError(Exception):
     """Base class of every error that a user can cause."""
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mm_piece import sharding
+from mm_piece.errors import ModelError, PieceError, reason
 from mm_piece.progress import bar
 from mm_piece.scoring import METRICS
 from mm_piece.tasks import Example, batches, collate, fitted, pictures, tokenizer_of
@@ -62,14 +63,16 @@ def generate(
     inputs = collate(encoded, pad_of(tokenizer), left=True)
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
     inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
-    ids = model.generate(
-        **inputs,
-        **_GREEDY,
-        max_new_tokens=max_new_tokens,
-        synced_gpus=synced_gpus,
-        pad_token_id=pad_of(tokenizer),
-        eos_token_id=ends_of(model, processor),
-    )
+    options = {"max_new_tokens": max_new_tokens, "synced_gpus": synced_gpus}
+    ends = {"pad_token_id": pad_of(tokenizer), "eos_token_id": ends_of(model, processor)}
+    try:
+        with sharding.lost():
+            ids = model.generate(**inputs, **_GREEDY, **options, **ends)
+    except PieceError:
+        raise
+    except Exception as error:  # a model raises whatever it trips over
+        where = f"{batch[0].source} row {batch[0].row}"
+        raise ModelError(f"the base cannot answer {where}: {reason(error)}") from error
     new = ids[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 

@@ -5,17 +5,19 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mm_piece import tensorfile
-from mm_piece.checkpoint import INDEX, Checkpoint, Weight, fetch
+from mm_piece.checkpoint import Checkpoint, Weight, fetch
 from mm_piece.delta import Delta
 from mm_piece.errors import BaseError, MismatchError, StoreError
 from mm_piece.loading import as_store, dtype_of, is_delta, named_base, require_base
-from mm_piece.models import trained_dtype, where
+from mm_piece.models import processor_folder, reading_of, trained_dtype, where
 from mm_piece.recipe import parse_bytes
 from mm_piece.store import DeltaStore
 from mm_piece.tensorfile import Row, bits
 
+_INDEX = "model.safetensors.index.json"
 _SETTINGS = (".json", ".jinja", ".txt", ".model")
 
 
@@ -38,9 +40,15 @@ def export(
         raise StoreError(f"{to} exists and is not empty; export writes a new folder")
     checkpoint, deltas = _ingredients(store, at, base)
     _require_weights(checkpoint, deltas)
-    # A tied weight is written once: its other copy, if the base has one, would stay as it was.
-    kept = [weight for weight in checkpoint.weights if weight.name not in checkpoint.tied]
-    shards = _shards(kept, _shard_bytes(shard_size))
+    write_folder(checkpoint, deltas, to, shard_size)
+    return to
+
+
+def write_folder(
+    checkpoint: Checkpoint, deltas: Sequence[Delta], to: Path, shard_size: str | int = "5GB"
+) -> None:
+    """Write what deltas make of a checkpoint as an ordinary folder, whole or not at all."""
+    shards = _shards(checkpoint.weights, _shard_bytes(shard_size))
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as temporary:
         folder = Path(temporary) / to.name
@@ -49,15 +57,16 @@ def export(
         for name, weights in shards.items():
             _write_shard(folder / name, weights, deltas)
         if len(shards) > 1:
-            _write_index(folder / INDEX, shards)
+            _write_index(folder / _INDEX, shards)
         folder.replace(to)  # an empty folder may stand there
-    return to
 
 
 def checkpoint_of(store: DeltaStore, base: str | Path | None = None) -> Checkpoint:
     """The files of a store's base, in the dtype trained in; BaseError if it is another base."""
     source, revision = (base, None) if base else where(store.base, store.path)
-    checkpoint = Checkpoint(fetch(source, revision), trained_dtype(store.base, store.path))
+    reading = reading_of(store.base, store.path)
+    folder = fetch(source, revision, **reading)
+    checkpoint = Checkpoint(folder, trained_dtype(store.base, store.path), **reading)
     if (found := checkpoint.fingerprint()) != (expected := store.base["fingerprint"]):
         raise BaseError(
             f"store {store.path} was made on another base than {checkpoint.folder}: "
@@ -151,11 +160,34 @@ def _write_index(path: Path, shards: Mapping[str, Sequence[Weight]]) -> None:
 
 
 def _copy_settings(checkpoint: Checkpoint, to: Path) -> None:
-    """Copy all but weights, with the dtype trained in written into the configuration."""
-    for file in sorted(checkpoint.folder.iterdir()):
-        if file.suffix in _SETTINGS and file.is_file() and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, to / file.name)
+    """Copy all but weights, and have the configuration say what is written: dtype, files, ties."""
+    subfolder = str(checkpoint.reading.get("subfolder", ""))
+    processor = checkpoint.root / processor_folder(str(checkpoint.root), None, subfolder)
+    for folder in dict.fromkeys((processor, checkpoint.folder)):
+        for file in sorted(folder.iterdir()):
+            if file.suffix in _SETTINGS and file.is_file() and not _is_index(file):
+                shutil.copyfile(file, to / file.name)
     config = json.loads((to / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)  # what older versions wrote
+    config.pop("transformers_weights", None)  # names the base's own file
     config["dtype"] = str(checkpoint.dtype).removeprefix("torch.")
+    if checkpoint.apart:
+        _untie(config)
     (to / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_index(file: Path) -> bool:
+    return (
+        ".index." in file.name and file.suffix == ".json"
+    )  # also model.safetensors.index.fp16.json
+
+
+def _untie(config: dict[str, Any]) -> None:
+    """Have a configuration say that a head is a weight of its own.
+
+    transformers finds out by itself, others would put the embedding in its place.
+    """
+    config["tie_word_embeddings"] = False
+    for part in config.values():
+        if isinstance(part, dict) and "tie_word_embeddings" in part:
+            part["tie_word_embeddings"] = False

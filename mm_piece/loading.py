@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mm_piece.delta import Delta, digest, fingerprint
 from mm_piece.errors import BaseError, MismatchError, StoreError
 from mm_piece.merging import replay, union
-from mm_piece.models import as_dtype, load_base, tensors, trained_dtype, where
+from mm_piece.models import as_dtype, load_base, reading_of, tensors, trained_dtype, where
 from mm_piece.names import group_of
 from mm_piece.sharding import put_all, shape_of, take
 from mm_piece.store import DeltaStore
@@ -85,6 +85,7 @@ def load(
         (str(base), options.pop("revision", None)) if base else where(opened.base, opened.path)
     )
     dtype = trained_dtype(opened.base, opened.path)
+    options = {**reading_of(opened.base, opened.path), **options}
     with ThreadPoolExecutor(1) as reader:  # deltas are read and verified while the base is loaded
         pending = [reader.submit(opened.delta, position) for position in range(1, last + 1)]
         model, processor = load_base(source, revision, dtype=dtype, **options)

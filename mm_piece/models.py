@@ -1,11 +1,12 @@
 """Bases: a transformers model and its processor, from a hub id or a folder, in one dtype."""
 
 import os.path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -14,51 +15,49 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import logging
+from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from mm_piece import preprocessing  # noqa: F401 - AutoProcessor finds what it registers
 from mm_piece.delta import fingerprint, full_digest
-from mm_piece.errors import ModelError, StoreError
-from mm_piece.names import hub_name, rules_of, weights
+from mm_piece.errors import ModelError, PieceError, StoreError, reason, short
+from mm_piece.names import rules_of, weights
 from mm_piece.sharding import is_cut, shape_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Options of `from_pretrained` that say which of a base's files hold its weights. A store records
+# them: without them it would be another base.
+READING = ("subfolder", "variant", "use_safetensors")
 
 
 def load_base(base: str | Path, revision: str | None = None, **options: Any) -> tuple[Any, Any]:
     """The base and its processor (a tokenizer for a text model), in evaluation mode.
 
     `options` go to `from_pretrained` as they stand (dtype as a name or a torch.dtype, default
-    float32). Raises ModelError in one line when the base is missing, of an unknown family, or lacks
-    weights.
+    float32). Raises ModelError in one line when the base is missing, of an unknown family, lacks
+    weights or has some of another shape, is quantised, or has an adapter beside it.
     """
     logging.disable_progress_bar()
-    source = _source(base)
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        rules_of(config.model_type)
+    source, subfolder = source_of(base), options.get("subfolder") or ""
+    with refusing(f"cannot load base {source}"):
+        config = config_of(source, revision, subfolder)
         options["dtype"] = as_dtype(options.get("dtype", "float32"))
-        options |= {"revision": revision, "output_loading_info": True}
-        model, loaded = _loader(config).from_pretrained(source, **options)
-        processor = _processor(source, config, revision)
-    except (OSError, ValueError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        raise _refused(source, error) from error
-    if missing := loaded["missing_keys"]:
-        raise ModelError(
-            f"base {source} lacks {len(missing)} weights, {sorted(missing)[0]!r} among them"
-        )
+        # What does not fit is told by name below; transformers would point to a printed table.
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, loaded = loader_of(config).from_pretrained(source, revision=revision, **options)
+        processor = _processor(source, config, revision, subfolder)
+    require_loaded(source, loaded)
     return model.eval(), processor
 
 
-def load_processor(base: str | Path, revision: str | None = None) -> Any:
+def load_processor(base: str | Path, revision: str | None = None, **options: Any) -> Any:
     """The processor of a base alone (a text model's tokenizer); ModelError as in `load_base`."""
-    source = _source(base)
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        rules_of(config.model_type)
-        return _processor(source, config, revision)
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        raise _refused(source, error) from error
+    source, subfolder = source_of(base), options.get("subfolder") or ""
+    with refusing(f"cannot load base {source}"):
+        config = config_of(source, revision, subfolder)
+        return _processor(source, config, revision, subfolder)
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -70,33 +69,90 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def positions_of(base: str | Path, revision: str | None = None) -> int:
-    """How many positions the base's language model was made for."""
-    config = AutoConfig.from_pretrained(_source(base), revision=revision)
-    return config.get_text_config().max_position_embeddings
+def reading(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `from_pretrained`'s options that say which files a base is read from."""
+    return {key: options[key] for key in READING if options.get(key) not in (None, "")}
 
 
-def blueprint(
-    folder: str | Path, revision: str | None = None
-) -> tuple[dict[str, tuple[int, ...]], set[str]]:
-    """What the model of a checkpoint folder (or hub id) has, without loading it.
+def shell_of(base: str | Path, revision: str | None = None, **options: Any) -> Any:
+    """The model of a base without values (on the meta device), from its configuration alone."""
+    source = source_of(base)
+    with refusing(f"cannot load base {source}"):
+        config = config_of(source, revision, options.get("subfolder") or "")
+        with torch.device("meta"):
+            return loader_of(config).from_config(config).eval()
 
-    The shapes of its parameters under their published names, and the further published names of
-    tied ones, which a file may hold or not.
+
+def config_of(source: str, revision: str | None = None, subfolder: str = "") -> Any:
+    """The configuration of a base of a known family; ModelError as `plain_config`."""
+    config = plain_config(source, revision, subfolder)
+    rules_of(config.model_type)
+    return config
+
+
+def plain_config(source: str, revision: str | None = None, subfolder: str = "") -> Any:
+    """The configuration of a model whose files hold its weights as they are.
+
+    Raises ModelError for one with an adapter beside it, and for a quantised one.
+    """
+    if find_adapter_config_file(source, revision=revision, subfolder=subfolder):
+        raise ModelError(
+            f"{source} holds adapter_config.json: transformers would add that adapter to the "
+            "weights. Remove the adapter's files if it is merged already, else merge it first "
+            "(PEFT's merge_and_unload) and save the model alone"
+        )
+    config = AutoConfig.from_pretrained(source, revision=revision, subfolder=subfolder)
+    if "quantization_config" in config.to_dict():
+        raise ModelError(
+            f"{source} is quantised (quantization_config in its config.json): its files do not "
+            "hold the weights that are trained; name the base that it was made from"
+        )
+    return config
+
+
+def loader_of(config: Any) -> Any:
+    """The class whose `from_pretrained` loads a base of such a configuration."""
+    return AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
+
+
+def require_loaded(source: str, loaded: Mapping[str, Any]) -> None:
+    """Raise ModelError for weights that transformers could not take from the files.
+
+    It would draw them at random.
+    """
+    for name, found, expected in sorted(loaded["mismatched_keys"]):
+        raise ModelError(
+            f"{source}: {name} is {list(found)}, the model has {list(expected)}: "
+            "its config.json is another model's"
+        )
+    if missing := sorted(loaded["missing_keys"]):
+        raise ModelError(f"base {source} lacks {len(missing)} weights, {missing[0]!r} among them")
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Context in which whatever a library raises becomes a ModelError of one line.
+
+    A base comes from a user, and libraries answer to what does not fit with errors of any kind.
     """
     try:
-        config = AutoConfig.from_pretrained(str(folder), revision=revision)
-        rules_of(config.model_type)
-        with torch.device("meta"):
-            model = _loader(config).from_config(config)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise ModelError(f"{folder}: {' '.join(str(error).split())[:300]}") from error
-    shapes = {name: tuple(parameter.shape) for name, parameter in weights(model).items()}
-    every = model.named_parameters(remove_duplicate=False)
-    return shapes, {hub_name(live, config.model_type) for live, _ in every} - shapes.keys()
+        yield
+    except PieceError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{what}: {reason(error)}") from error
 
 
-def _source(base: str | Path) -> str:
+def positions_of(base: str | Path, revision: str | None = None, **options: Any) -> int:
+    """How many positions the base's language model was made for."""
+    source = source_of(base)
+    with refusing(f"cannot load base {source}"):
+        config = config_of(source, revision, options.get("subfolder") or "")
+        return config.get_text_config().max_position_embeddings
+
+
+def source_of(base: str | Path) -> str:
+    """A folder or hub id as transformers takes it; ModelError for a folder that is not there."""
     source = str(base)
     if not source:
         raise ModelError("base is empty; give a folder or a hub id")
@@ -105,17 +161,19 @@ def _source(base: str | Path) -> str:
     return source
 
 
-def _refused(source: str, error: Exception) -> ModelError:
-    return ModelError(f"cannot load base {source}: {' '.join(str(error).split())[:300]}")
+def processor_folder(source: str, revision: str | None, subfolder: str) -> str:
+    """The folder of a base that its processor lies in: that of the weights, or the outermost."""
+    options: dict[str, Any] = {"revision": revision, "subfolder": subfolder}
+    own = cached_file(
+        source, TOKENIZER_CONFIG_FILE, _raise_exceptions_for_missing_entries=False, **options
+    )
+    return subfolder if own else ""
 
 
-def _processor(source: str, config: Any, revision: str | None) -> Any:
+def _processor(source: str, config: Any, revision: str | None, subfolder: str) -> Any:
     auto = AutoProcessor if "vision_config" in config else AutoTokenizer
-    return auto.from_pretrained(source, revision=revision)
-
-
-def _loader(config: Any) -> Any:
-    return AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
+    folder = processor_folder(source, revision, subfolder) if subfolder else ""
+    return auto.from_pretrained(source, revision=revision, subfolder=folder)
 
 
 def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -176,6 +234,25 @@ def where(base: dict[str, Any], store: Path) -> tuple[str, str | None]:
     if "hub" not in base:
         raise ModelError(f"store {store} does not say where its base is; name it with --base")
     return base["hub"], base.get("revision")
+
+
+def reading_of(base: Mapping[str, Any], store: Path) -> dict[str, Any]:
+    """Which of its files a base that a store recorded is read from: options of `load_base`."""
+    recorded = base.get("reading", {})
+    if not isinstance(recorded, dict) or not all(map(_is_reading, recorded.items())):
+        raise StoreError(
+            f"store {store}: base: reading is {short(recorded)}; allowed: {', '.join(READING)}, "
+            "inside of the base's folder"
+        )
+    return recorded
+
+
+def _is_reading(item: tuple[str, Any]) -> bool:
+    key, value = item
+    if key == "use_safetensors":
+        return isinstance(value, bool)
+    plain = isinstance(value, str) and value.isprintable()
+    return key in READING and plain and value[:1] != "/" and ".." not in value.split("/")
 
 
 def _relative(folder: Path, start: Path) -> str:

@@ -1,18 +1,31 @@
 """A recipe's store: a new one if everything works, or the one that a run goes on with."""
 
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
 
 from mm_piece import sharding
 from mm_piece.checkpoint import Checkpoint, fetch
 from mm_piece.errors import BaseError, StoreError
 from mm_piece.evaluation import pad_of
-from mm_piece.models import as_dtype, describe, load_base, locate, trained_dtype
+from mm_piece.models import (
+    as_dtype,
+    describe,
+    load_base,
+    locate,
+    reading,
+    tensors,
+    trained_dtype,
+)
 from mm_piece.names import weights
+from mm_piece.parts import Parts
 from mm_piece.recipe import Recipe, parse_recipe
 from mm_piece.selection import require_places
 from mm_piece.sharding import Zero, shape_of
 from mm_piece.store import DeltaStore
-from mm_piece.tasks import Rows, fitted, tokenizer_of
+from mm_piece.tasks import Example, Rows, fitted, tokenizer_of
 from mm_piece.tasks.templates import require_no_visual_tokens
 from mm_piece.trainer import rehearse
 
@@ -26,7 +39,9 @@ _DIVISION = {  # of a step's examples: as long as there are as many
 }
 
 
-def store_of(recipe: Recipe, train_rows: dict[str, Rows], zero: Zero) -> DeltaStore:
+def store_of(
+    recipe: Recipe, train_rows: dict[str, Rows], test_rows: dict[str, Rows], zero: Zero
+) -> DeltaStore:
     """The store of a recipe, opened or made.
 
     Raises StoreError if it is another run's, and whatever a rehearsal of the training finds.
@@ -39,22 +54,54 @@ def store_of(recipe: Recipe, train_rows: dict[str, Rows], zero: Zero) -> DeltaSt
             return store
     elif sharding.is_main():
         _require_room(path)
+    checkpoint = checkpoint_of(recipe, as_dtype(recipe.model.get("dtype", "float32")))
     with zero.entering():
         model, processor = load_base(recipe.base, recipe.revision, **recipe.model)
+    checkpoint.require_loaded(tensors(model))
     require_places(recipe, {name: tuple(shape_of(p)) for name, p in weights(model).items()})
-    pad = pad_of(tokenizer_of(processor))
-    for task in recipe.tasks:  # data and settings work before a byte is written
-        examples = train_rows[task.name]
-        for example in examples:
-            require_no_visual_tokens(example, processor)
-        for first in {bool(example.images): example for example in examples[:100]}.values():
-            inputs, _ = fitted(first, processor, task.max_length)
-            rehearse(model, [inputs] * len(examples), recipe.train, pad)
-    base = describe(model, recipe.base, recipe.revision, path)
+    _rehearse(recipe, model, processor, train_rows, test_rows)
+    base = describe(model, recipe.base, recipe.revision, path) | checkpoint.record()
     if sharding.is_main():
         DeltaStore.create(path, base, recipe.text(), over_empty=True)
     sharding.wait()
     return DeltaStore.open(path)
+
+
+def checkpoint_of(recipe: Recipe, dtype: torch.dtype) -> Checkpoint:
+    """The files of a recipe's base, fetched if need be."""
+    files = reading(recipe.model)
+    return Checkpoint(fetch(recipe.base, recipe.revision, **files), dtype, **files)
+
+
+def _rehearse(
+    recipe: Recipe,
+    model: nn.Module,
+    processor: Any,
+    train_rows: dict[str, Rows],
+    test_rows: dict[str, Rows],
+) -> None:
+    """Raise unless data, settings and the parts of the base work together."""
+    parts = Parts(recipe.base, recipe.revision, processor, **reading(recipe.model))
+    pad = pad_of(tokenizer_of(processor))
+    for asked in (*recipe.tasks, *recipe.general):
+        questions = test_rows[asked.name]
+        parts.require_tokens(questions, generation=True)
+        for first in _samples(questions):
+            parts.require_fit(first, fitted(first, processor, asked.max_length, True)[0])
+    for task in recipe.tasks:
+        examples = train_rows[task.name]
+        for example in examples:
+            require_no_visual_tokens(example, processor)
+        parts.require_tokens(examples)
+        for first in _samples(examples):
+            inputs, _ = fitted(first, processor, task.max_length)
+            parts.require_fit(first, inputs)
+            rehearse(model, [inputs] * len(examples), recipe.train, pad)
+
+
+def _samples(examples: Rows) -> list[Example]:
+    """One of the first examples with an image and one without, as there are."""
+    return list({bool(example.images): example for example in examples[:100]}.values())
 
 
 def _require_room(path: Path) -> None:
@@ -96,8 +143,7 @@ def _same_run(store: DeltaStore, recipe: Recipe) -> None:
 
 def _same_base(store: DeltaStore, recipe: Recipe) -> None:
     """Raise unless the base has the store's weights, wherever the two lie by now."""
-    dtype = trained_dtype(store.base, store.path)
-    base = Checkpoint(fetch(recipe.base, recipe.revision), dtype)
+    base = checkpoint_of(recipe, trained_dtype(store.base, store.path))
     if base.fingerprint() != store.base["fingerprint"]:
         raise BaseError(f"store {store.path} was made on another base than {recipe.base}")
 

@@ -122,6 +122,43 @@ class Place:
         return found
 
 
+@dataclass(frozen=True)
+class Mapped:
+    """A tensor of a file in another format, which its reader has mapped into memory: a `Place`."""
+
+    file: Path
+    tensor: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of its entries."""
+        return self.tensor.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return its shape."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def size(self) -> int:
+        """Return the number of entries."""
+        return self.tensor.numel()
+
+    def pieces(self, most: int = PIECE) -> Iterator[tuple[int, Tensor]]:
+        """Yield flat slices of at most `most` entries with the position of their first entry."""
+        flat = self.tensor.reshape(-1)
+        for first in range(0, self.size, most):
+            yield first, flat[first : first + most].clone()  # a slice may be written to
+
+    def sample(self, step: int) -> Tensor:
+        """Return the entries 0, `step`, 2·`step`, …."""
+        return self.tensor.reshape(-1)[::step].clone()
+
+    def scattered(self, positions: Sequence[int]) -> Tensor:
+        """Return the entries at flat positions, in that order."""
+        return self.tensor.reshape(-1)[torch.tensor(positions, dtype=torch.int64)]
+
+
 def places(path: Path) -> dict[str, Place]:
     """Return where a file holds each of its tensors; ModelError for what is no sound file."""
     try:

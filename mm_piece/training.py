@@ -18,6 +18,7 @@ from mm_piece.delta import Delta
 from mm_piece.errors import DataError
 from mm_piece.evaluation import pad_of
 from mm_piece.keeping import Kept
+from mm_piece.layout import LAYOUT, layout_of
 from mm_piece.loading import checkout, load
 from mm_piece.mask import Mask
 from mm_piece.measuring import absent_columns, measure, measured, rows_of
@@ -65,7 +66,7 @@ def _train(recipe: Recipe) -> DeltaStore:
     importance.resolve(recipe.select.method)
     for task in (*recipe.tasks, *recipe.general):
         METRICS[task.metric]([], [])  # its library is there
-    store = store_of(recipe, data[0], zero)
+    store = store_of(recipe, *data, zero)
     with store.writing() if sharding.is_main() else nullcontext():
         run = Run(recipe, store, *data, zero)
         if min(len(store), measured(store, recipe) - 1) < len(recipe.tasks):
@@ -120,7 +121,7 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
             task.name,
             base=run.store.base["fingerprint"],
             parent=parent,
-            **_facts(recipe, select, selection),
+            **_facts(run, select, selection),
             **data,
             own_answers=len(examples) - len(encoded),
             batch=batch_of(recipe),
@@ -251,15 +252,16 @@ def _parent(store: DeltaStore) -> str:
     return store.entries[-1].sha256 if len(store) else ""
 
 
-def _facts(recipe: Recipe, select: Select, selection: Selection) -> dict[str, Any]:
+def _facts(run: Run, select: Select, selection: Selection) -> dict[str, Any]:
     return {
         "method": select.method,
         "density": select.density,
         "patchable": sum(selection.sizes.values()),
         "k": selection.k,
         "samples": selection.samples,
-        "penalty": recipe.penalty,
-        "seed": recipe.seed,
+        "penalty": run.recipe.penalty,
+        "seed": run.recipe.seed,
+        **layout_of(selection.mask, run.store.base.get(LAYOUT, {})),
     }
 
 

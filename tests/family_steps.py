@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import mm_piece
+from mm_piece import interchange
 from mm_piece.checkpoint import Checkpoint
 from mm_piece.delta import Delta, fingerprint
 from mm_piece.evaluation import generate
@@ -29,6 +30,7 @@ from mm_piece.store import DeltaStore
 from mm_piece.tasks import encode, read
 
 DENSITY = 0.02
+SAFE = "model.safetensors"
 
 
 @dataclass
@@ -239,13 +241,32 @@ def export(world: World) -> None:
     assert {n: t.shape for n, t in files[0].items()} == {n: t.shape for n, t in files[1].items()}
     assert all(hub_name(name, world.family) in tensors(model) for name in files[0])
     published = world.folder / "published"
+    _require_patches(world, world.base)
     if published.is_dir():
+        _require_patches(world, published)
         folder = mm_piece.export(world.store, at=2, to=world.folder / "again", base=published)
         assert same(tensors(auto.from_pretrained(folder)), world.at(2))
         files = [load_file(where / "model.safetensors") for where in (folder, published)]
         assert [(n, t.shape) for n, t in files[0].items()] == [
             (n, t.shape) for n, t in files[1].items()
         ]
+
+
+def _require_patches(world: World, folder: Path) -> None:
+    """Converted deltas are patches of these files, whatever layout their experts have."""
+    checkpoint = Checkpoint(folder, world.dtype)
+    keys = {name: weight.key for name, weight in checkpoint.parameters.items()}
+    files = {key: tensor.to(checkpoint.dtype) for key, tensor in load_file(folder / SAFE).items()}
+    for position in (1, 2):
+        delta = world.store.delta(position)
+        layout = None if folder == world.base else checkpoint.layout
+        for patch in interchange.checkpoint_patches(delta, layout):
+            tensor = files[keys[patch["name"]]]
+            assert tuple(patch["shape"]) == tensor.shape
+            tensor.view(-1)[patch["indices"].long()] = patch["values"]
+    exported = world.folder / f"patched-{folder.name}"
+    mm_piece.export(world.store, at=2, to=exported, base=folder)
+    assert same(load_file(exported / SAFE), {k: files[k] for k in load_file(exported / SAFE)})
 
 
 def _groups(world: World) -> set[str]:

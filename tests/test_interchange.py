@@ -15,6 +15,7 @@ from mm_piece.delta import Delta, fingerprint
 from mm_piece.deltaheader import DTYPES
 from mm_piece.errors import DamageError, DeltaError, FormatError, MismatchError, PieceError
 from mm_piece.interchange import checkpoint_patches, read, sparse_patches, write
+from mm_piece.interchange.shira import MERGEABLE
 from mm_piece.tensorfile import bits
 
 SHAPES = {"scale": (), "a.bias": (7,), "b": (5, 6), "c": (2, 3, 4), "d.values": (2, 1, 3, 2)}
@@ -219,7 +220,7 @@ def adapt(model, folder, targets=("0", "1")):
     return before, weights_of(merged)
 
 
-@pytest.mark.parametrize("dtype", interchange.MERGEABLE, ids=str)
+@pytest.mark.parametrize("dtype", MERGEABLE, ids=str)
 def test_shira_is_what_peft_merges(dtype, tmp_path):
     base, merged = adapt(small_model(dtype), tmp_path / "x")
     delta = read(tmp_path / "x", "shira", base, task="t")

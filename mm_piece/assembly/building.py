@@ -23,7 +23,7 @@ from mm_piece.assembly.towers import Kind, convert, kind_of
 from mm_piece.checkpoint import Checkpoint
 from mm_piece.delta import fingerprint
 from mm_piece.errors import ModelError
-from mm_piece.models import as_dtype
+from mm_piece.models import as_dtype, refusing
 from mm_piece.preprocessing import PilBackend, image_processor
 
 _UNTRAINED = (
@@ -69,11 +69,13 @@ def assemble(
         settings, tower = convert(visual, vision)
         images = image_processor(visual.preprocess_cfg)
         llm = load_language(str(language), kept)
-        config = _config(kind, settings, llm, feature_layer)
-        torch.default_generator.manual_seed(seed)
-        weights = _published(tower, LlavaMultiModalProjector(config), llm, kept)
-    model = _shell(config, llm, kept)
-    notes = [_outline(config, kind), *llm.notes, *_require_own_logits(model, llm, str(language))]
+        with refusing(f"{language} and {vision} do not make a LLaVA"):
+            config = _config(kind, settings, llm, feature_layer)
+            torch.default_generator.manual_seed(seed)
+            weights = _published(tower, LlavaMultiModalProjector(config), llm, kept)
+            model = _shell(config, llm, kept)
+            capped = _require_own_logits(model, llm, str(language))
+    notes = [_outline(config, kind), *llm.notes, *capped]
     _write(to, model, weights, _processor(settings, kind, images, llm))
     return Assembly(to, (*notes, _UNTRAINED.format(seed=seed)))
 
@@ -99,7 +101,7 @@ def _config(
         image_seq_length=(settings.image_size // settings.patch_size) ** 2,
         vision_feature_layer=layer,
         vision_feature_select_strategy=_strategy(kind),
-        tie_word_embeddings=llm.model.config.tie_word_embeddings,
+        tie_word_embeddings=llm.tied,
     )
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AddedToken, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from mm_piece.errors import ModelError
+from mm_piece.models import plain_config, refusing, require_loaded
 
 IMAGE = "<image>"
 
@@ -73,11 +73,16 @@ class Language:
     def weights(self) -> dict[str, Tensor]:
         """Its weights under the published names of a LLaVA; a tied head is left out."""
         named = self.model.base_model.state_dict()
-        head = self.model.get_output_embeddings().weight
         named = {f"language_model.model.{name}": weight for name, weight in named.items()}
-        if head is not self.model.get_input_embeddings().weight:
-            named["language_model.lm_head.weight"] = head
+        if not self.tied:
+            named["language_model.lm_head.weight"] = self.model.get_output_embeddings().weight
         return named
+
+    @property
+    def tied(self) -> bool:
+        """Whether its head is its embedding; a configuration may say so where it is not."""
+        head, table = self.model.get_output_embeddings(), self.model.get_input_embeddings()
+        return head.weight is table.weight
 
 
 def load_language(source: str, dtype: torch.dtype) -> Language:
@@ -95,21 +100,17 @@ def load_language(source: str, dtype: torch.dtype) -> Language:
 
 def _load(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(source)
+    with refusing(f"cannot load language model {source}"):
+        config = plain_config(source)
         if "vision_config" in config:
             raise ModelError(
                 f"{source} is a {config.model_type} model and sees already; a text model is needed"
             )
         tokenizer = AutoTokenizer.from_pretrained(source)
-        options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
-        found: Any = AutoModelForCausalLM.from_pretrained(source, **options)
-    except (OSError, ValueError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"cannot load language model {source}: {reason}") from error
+        options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        found: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
     model, loaded = found
-    if missing := sorted(loaded["missing_keys"]):
-        raise ModelError(f"{source} lacks {len(missing)} weights, {missing[0]!r} among them")
+    require_loaded(source, loaded)
     model.config.name_or_path = Path(source).name  # a checkpoint tells no paths of its maker
     return model, tokenizer
 

@@ -95,9 +95,11 @@ def without(store: Path, task: str, to: Path) -> None:
 @click.argument("delta", type=PATH)
 @NEW_FILE
 @click.option("--format", "form", required=True, help="vllm, coo; gap or raw: our own codecs.")
-def convert(delta: Path, to: Path, form: str) -> None:
+@click.option("--base", default=None, help="Base whose files are meant. [the delta's own]")
+def convert(delta: Path, to: Path, form: str, base: str | None) -> None:
     """Write a delta in another program's format."""
     from mm_piece import deltafile, interchange
+    from mm_piece.checkpoint import Checkpoint, fetch
     from mm_piece.delta import Delta
     from mm_piece.errors import FormatError
 
@@ -109,7 +111,8 @@ def convert(delta: Path, to: Path, form: str) -> None:
     if form in deltafile.CODECS:
         loaded.save(to, form)
     else:
-        interchange.write(loaded, to, form)
+        layout = Checkpoint(fetch(base)).layout if base else None
+        interchange.write(loaded, to, form, layout)
     click.echo(f"wrote {to}: {loaded.entries:,} entries, {to.stat().st_size:,} bytes")
 
 
@@ -128,14 +131,16 @@ def take_in(
     SOURCE holds changes of BASE.
     """
     from mm_piece import interchange
-    from mm_piece.checkpoint import fetch, own_dtype
+    from mm_piece.checkpoint import Checkpoint, fetch
     from mm_piece.models import load_base, tensors
     from mm_piece.names import translator
 
-    folder = fetch(base)
-    model, _ = load_base(folder, dtype=dtype or own_dtype(folder))
+    checkpoint = Checkpoint(fetch(base), dtype)
+    model, _ = load_base(checkpoint.folder, dtype=checkpoint.dtype)
     named, rename = tensors(model), translator(model)
-    _save(interchange.read(source, form, named, task=task or to.stem, rename=rename), to)
+    checkpoint.require_loaded(named)
+    facts = {"task": task or to.stem, "rename": rename, "layout": checkpoint.layout}
+    _save(interchange.read(source, form, named, **facts), to)
 
 
 def _save(delta: Any, to: Path) -> None:

@@ -2,7 +2,7 @@
 
 from mm_piece.tasks.batching import WINDOW, Alike, batches, collate, digest_of, pictured
 from mm_piece.tasks.encoded import Encoded
-from mm_piece.tasks.encoding import IGNORED, encode, encode_prompt
+from mm_piece.tasks.encoding import IGNORED, encode, encode_prompt, token_ids
 from mm_piece.tasks.examples import Example
 from mm_piece.tasks.lengths import fitted
 from mm_piece.tasks.reading import Rows, problems, read
@@ -24,5 +24,6 @@ __all__ = [
     "pictured",
     "problems",
     "read",
+    "token_ids",
     "tokenizer_of",
 ]

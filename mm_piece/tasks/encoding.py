@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_piece.errors import DataError, ModelError
+from mm_piece.errors import DataError, ModelError, PieceError, reason
 from mm_piece.tasks.examples import Example
 from mm_piece.tasks.templates import (
     Span,
@@ -41,6 +41,12 @@ def encode_prompt(example: Example, processor: Any) -> dict[str, Tensor]:
     return _process(processor, prompt(example, processor), example)
 
 
+def token_ids(example: Example, processor: Any, generation: bool = False) -> list[int]:
+    """The tokens of an example's text, an image as one; for generation up to its last answer."""
+    text = prompt(example, processor) if generation else conversation(example, processor)[0]
+    return _ids(processor, text)
+
+
 def count_tokens(text: str, processor: Any) -> int:
     """The number of tokens of a text; an image counts as one."""
     return len(_ids(processor, text))
@@ -54,9 +60,12 @@ def _labels(
     image = -1 if is_text(processor) else processor.image_token_id
     others = (expanded[0] != image).nonzero().view(-1)
     kept = [token for token in plain if token != image]
-    if expanded[0][others].tolist() != kept:
+    if (found := expanded[0][others].tolist()) != kept:
+        extra = dict.fromkeys(token for token in found if token not in kept)
+        names = tokenizer_of(processor).convert_ids_to_tokens(list(extra))
         raise ModelError(
-            f"{example.source} row {example.row}: the processor changed more than image tokens"
+            f"{example.source} row {example.row}: the base's {type(processor).__name__} changed "
+            f"more than image tokens{': it put ' if names else ''}{', '.join(names)}"
         )
     labels = torch.full_like(expanded, IGNORED)
     for start, stop in _token_spans(example, processor, text, spans):
@@ -74,7 +83,13 @@ def _token_spans(
     thoughts), those begin with the first token of their text.
     """
     tokenizer = tokenizer_of(processor)
-    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    try:
+        coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    except Exception as error:  # one of Python alone, without offsets
+        raise ModelError(
+            "the base's tokenizer does not say which characters a token stands for; a fast one "
+            f"does: {reason(error)}"
+        ) from error
     whole, offsets = coded["input_ids"], coded["offset_mapping"]
     found = []
     for turn, (start, end) in zip(answers(example), spans, strict=True):
@@ -105,7 +120,10 @@ def _process(processor: Any, text: str, example: Example) -> dict[str, Tensor]:
         if is_text(processor):
             return dict(processor(text, **options))
         return dict(processor(text=[text], images=example.pictures() or None, **options))
-    except (ValueError, IndexError) as error:
-        raise DataError(
-            f"{example.source} row {example.row}: {' '.join(str(error).split())}"
-        ) from error
+    except PieceError:
+        raise
+    except Exception as error:  # processors raise whatever they trip over
+        where = f"{example.source} row {example.row}: the base's processor cannot take it"
+        unset = [key for key in vars(processor) if vars(processor)[key] is None]
+        hint = f" (the processor has no {', '.join(unset)})" if unset else ""
+        raise DataError(f"{where}: {reason(error)}{hint}") from error

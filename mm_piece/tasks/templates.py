@@ -3,9 +3,7 @@
 from os.path import commonprefix
 from typing import Any
 
-from jinja2 import TemplateError
-
-from mm_piece.errors import DataError, ModelError
+from mm_piece.errors import DataError, ModelError, reason
 from mm_piece.tasks.examples import Example, Message, text_of
 
 # What a text model without a chat template gets: the question, a line break, the answer, the end.
@@ -114,10 +112,10 @@ def _render(
         text = tokenizer_of(processor).apply_chat_template(
             messages, enable_thinking=False, **options
         )
-    except (ValueError, AttributeError, TypeError, TemplateError) as error:
+    except Exception as error:  # a template is a program of its own
         raise DataError(
             f"{example.source} row {example.row}: the base's chat template refuses it: "
-            f"{' '.join(str(error).split())}"
+            f"{reason(error)}"
         ) from error
     return _begun(text, tokenizer_of(processor))
 

@@ -18,7 +18,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.trainer import TRAINER_STATE_NAME
 
 from mm_piece import sharding
-from mm_piece.errors import RecipeError
+from mm_piece.errors import PieceError, RecipeError, reason
 from mm_piece.names import weights
 from mm_piece.progress import say
 from mm_piece.sparse import sparse_tuning
@@ -186,8 +186,10 @@ def rehearse(
                 trainer.add_callback(OneStep())
                 _require_a_step(trainer.train().global_step, len(examples))
                 trainer.close()
-    except (TypeError, ValueError, RuntimeError, ArithmeticError, ImportError) as error:
-        raise RecipeError(f"train: {' '.join(str(error).split())}") from error
+    except PieceError:
+        raise
+    except Exception as error:  # Trainer, optimizer and model raise whatever they trip over
+        raise RecipeError(f"train: {reason(error)}") from error
     finally:
         sharding.put_all([(weight, entry, before)])
 
