@@ -239,6 +239,20 @@ def test_what_is_most_likely_not_meant_is_noted(world):
     assert json.loads(run(world, "--json").stdout)["notes"] == found.notes
 
 
+def test_fields_of_turns_without_effect_are_noted(world):
+    with open("train.json", encoding="utf-8") as file:  # noqa: PTH123
+        rows = json.load(file)
+    image = {"type": "image", "image": rows[0]["image"], "max_pixels": 9}
+    turns = [{"role": "user", "content": [image, {"type": "text", "text": "Which?"}]}]
+    turns.append({"role": "assistant", "content": "red", "reasoning_content": "hm", "loss": True})
+    rows[0] = {"messages": turns}
+    write("train.json", rows)
+    assert check(world).notes == [
+        "train.json: nothing reads the fields messages[].content[].max_pixels",
+        "train.json: the base's chat template leaves out 'reasoning_content' of turns in 1 rows",
+    ]
+
+
 def test_one_source_for_both_tells_its_mistakes_once(world):
     with open("train.json", encoding="utf-8") as file:  # noqa: PTH123
         rows = json.load(file)

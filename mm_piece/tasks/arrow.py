@@ -1,14 +1,14 @@
 """Tables of Arrow: parquet files, folders saved by `datasets`, data sets of the Hub.
 
-Rows are read from where they lie when they are asked for, images as undecoded bytes or paths, class
-labels as their names. Parquet is read a row group at a time instead of by `datasets`, which would
-first write an uncompressed copy into its cache.
+Rows are read from where they lie when they are asked for: values as what they stand for
+(`features`), images as undecoded bytes or paths. Parquet is read a row group at a time instead of
+by `datasets`, which would first write an uncompressed copy into its cache.
 """
 
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -17,8 +17,8 @@ from typing import Any
 from fsspec import url_to_fs
 
 from mm_piece.errors import DataError
+from mm_piece.tasks.features import decoded, features_of
 
-Labels = Mapping[str, Sequence[str]]  # the names of the classes of a column
 _HUB = re.compile(
     r"hf:(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[^@/]+))?(@(?P<revision>.+))?/(?P<split>[^/]+)"
 )
@@ -36,7 +36,8 @@ class Parquet:
             groups = range(file.num_row_groups)
             counts = (file.metadata.row_group(group).num_rows for group in groups)
             self.stops = list(accumulate(counts))
-            self.labels = _labels_in(file.schema_arrow.metadata or {})
+            _require_one_of_each(file.schema_arrow.names)
+            self.features = features_of(file.schema_arrow)
         self.held: tuple[int, Any] = (-1, None)  # a group's number and table
 
     def __len__(self) -> int:
@@ -47,8 +48,9 @@ class Parquet:
         """The row at a position."""
         group = bisect_right(self.stops, position)
         start = self.stops[group - 1] if group else 0
-        row = self._group(group).slice(position - start, 1).to_pylist()[0]
-        return _named(row, self.labels)
+        stored = self._group(group).slice(position - start, 1)
+        with _reading(f"{self.path} row {position}"):
+            return decoded(self.features, stored.to_pylist()[0])
 
     def _group(self, group: int) -> Any:
         from pyarrow.parquet import ParquetFile
@@ -64,9 +66,10 @@ class Parquet:
 class Table:
     """The rows of a `datasets.Dataset`, which maps its files into memory."""
 
-    def __init__(self, table: Any) -> None:
+    def __init__(self, table: Any, source: str) -> None:
         """Nothing is read."""
-        self.table, self.labels = table.with_format("arrow"), _labels_of(table)
+        self.table, self.source = table.with_format("arrow"), source
+        self.features = table.features
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -74,7 +77,8 @@ class Table:
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """The row at a position."""
-        return _named(self.table[position].to_pylist()[0], self.labels)
+        with _reading(f"{self.source} row {position}"):
+            return decoded(self.features, self.table[position].to_pylist()[0])
 
 
 def saved(folder: Path) -> Table:
@@ -89,7 +93,7 @@ def saved(folder: Path) -> Table:
     from datasets import load_from_disk
 
     with _reading(str(folder)):
-        return Table(load_from_disk(str(folder)))
+        return Table(load_from_disk(str(folder)), str(folder))
 
 
 def hub_rows(source: str, start: int, stop: int | None) -> tuple[Table | list[Any], int]:
@@ -107,12 +111,10 @@ def hub_rows(source: str, start: int, stop: int | None) -> tuple[Table | list[An
     split, revision = match["split"], match["revision"]
     with _reading(source):
         if stop is None:
-            return Table(load_dataset(name, config, split=split, revision=revision)), 0
+            return Table(load_dataset(name, config, split=split, revision=revision), source), 0
         found = load_dataset(name, config, split=split, revision=revision, streaming=True)
         part: Any = found.with_format("arrow").skip(start).take(max(0, stop - start))
-        labels = _labels_of(found)
-        rows = [_named(row, labels) for table in part for row in table.to_pylist()]
-        return [_fetched(row) for row in rows], start
+        return [_fetched(row) for table in part for row in _rows_in(table, found.features)], start
 
 
 @contextmanager
@@ -132,30 +134,16 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _named(row: dict[str, Any], labels: Labels) -> dict[str, Any]:
-    """The row with the names of its class labels; a label of no class, such as -1, is a gap."""
-    for column, names in labels.items():
-        number: Any = row.get(column)
-        row[column] = names[number] if number in range(len(names)) else None
-    return row
+def _require_one_of_each(names: list[str]) -> None:
+    """Raise DataError for two columns of one name, of which a row would keep the last."""
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"it has two columns {doubled[0]!r}")
 
 
-def _labels_of(table: Any) -> Labels:
-    from datasets import ClassLabel
-
-    features = (table.features or {}).items()
-    return {column: f.names for column, f in features if isinstance(f, ClassLabel)}
-
-
-def _labels_in(metadata: Mapping[bytes, bytes]) -> Labels:
-    """The class names that `datasets` writes into a file's metadata."""
-    written = json.loads(metadata.get(b"huggingface", b"{}"))
-    features = written.get("info", {}).get("features", {}).items()
-    return {
-        column: feature["names"]
-        for column, feature in features
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-    }
+def _rows_in(table: Any, features: Any) -> list[Any]:
+    """The rows of a part of a stream, whose features may be known by the part alone."""
+    known = features or features_of(table.schema)
+    return [decoded(known, row) for row in table.to_pylist()]
 
 
 def _fetched(value: Any) -> Any:

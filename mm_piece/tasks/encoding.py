@@ -1,5 +1,6 @@
 """From examples to model inputs: images expanded to tokens, labels on the answers alone."""
 
+from itertools import compress
 from typing import Any
 
 import torch
@@ -68,7 +69,9 @@ def _labels(
             f"more than image tokens{': it put ' if names else ''}{', '.join(names)}"
         )
     labels = torch.full_like(expanded, IGNORED)
-    for start, stop in _token_spans(example, processor, text, spans):
+    found = _token_spans(example, processor, text, spans)
+    learned = [turn not in example.unlearned for turn in answers(example)]
+    for start, stop in compress(found, learned):
         low, high = (sum(token != image for token in plain[:edge]) for edge in (start, stop))
         labels[0, others[low:high]] = expanded[0, others[low:high]]
     return labels

@@ -25,6 +25,7 @@ class Example:
     source: str
     kind: str = ""
     accepted: list[str] = field(default_factory=list)  # all right answers, where a row has several
+    unlearned: tuple[int, ...] = ()  # positions of the answers that are not to be learned
 
     @property
     def prompt(self) -> str:
@@ -39,7 +40,10 @@ class Example:
     def answered(self, text: str) -> "Example":
         """The same question with another last answer, which is the only one that is accepted."""
         turn = {**self.messages[-1], "content": [{"type": "text", "text": text}]}
-        return replace(self, messages=[*self.messages[:-1], turn], accepted=[])
+        messages = [*self.messages[:-1], turn]
+        last = len(messages) - 1
+        unlearned = tuple(number for number in self.unlearned if number != last)
+        return replace(self, messages=messages, accepted=[], unlearned=unlearned)
 
     def pictures(self) -> list[Image.Image]:
         """The images, opened, in RGB; DataError names row and path of one that cannot be read."""
@@ -53,6 +57,8 @@ class Example:
     def digest(self) -> str:
         """SHA-256 of the messages and of the images' content, wherever it lies."""
         sha = hashlib.sha256(json.dumps(self.messages, sort_keys=True).encode())
+        if self.unlearned:
+            sha.update(json.dumps(self.unlearned).encode())
         for number, image in enumerate(self.images):
             sha.update(hashlib.sha256(pictures.content(image, self._where(number))).digest())
         return sha.hexdigest()
@@ -67,3 +73,9 @@ class Example:
 def text_of(message: Message) -> str:
     """The text of a message, without its images."""
     return "".join(part.get("text", "") for part in message["content"])
+
+
+def all_text_of(message: Message) -> str:
+    """The text of a message and of its reasoning, all of which a chat template may render."""
+    others = [value for key, value in message.items() if key not in ("role", "content")]
+    return "\n".join([text_of(message), *others])

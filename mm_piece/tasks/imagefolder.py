@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from mm_piece.errors import DataError
+from mm_piece.tasks.fields import is_filled
 from mm_piece.tasks.pictures import SUFFIXES
+
+_KEYS = {"file_name": "image", "file_names": "images"}
 
 
 class ClassFolders:
@@ -47,8 +50,10 @@ class Named:
         row = self.rows[position]
         if not isinstance(row, dict):
             return row
-        keys = {"file_name": "image", "file_names": "images"}
-        return {keys.get(key, key): value for key, value in row.items()}
+        found = {new: row[old] for old, new in _KEYS.items() if is_filled(row.get(old))}
+        if doubled := [new for new in found if is_filled(row.get(new))]:
+            raise DataError(f"metadata row {position} has both file_name(s) and {doubled[0]!r}")
+        return {key: value for key, value in row.items() if key not in _KEYS} | found
 
 
 def _is_image(path: Path) -> bool:

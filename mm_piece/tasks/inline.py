@@ -9,38 +9,45 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from mm_piece.errors import DataError, short
+from mm_piece.tasks.features import Unsupported
+from mm_piece.tasks.fields import Fields, is_filled
 from mm_piece.tasks.pictures import Picture
 
 # Objects: `{bytes, path}` of `datasets`, content parts of OpenAI's and Hugging Face's style.
-_KEYS = ("bytes", "image", "image_url", "url", "path", "base64")
+KEYS = ("bytes", "image", "image_url", "url", "path", "base64")
 
 
-def image_of(given: Any, folder: Path, where: str) -> Picture | None:
-    """The image that a value names, relative to `folder`; None for None and the empty text.
+def image_of(given: Any, folder: Path, where: str, within: Fields, name: str) -> Picture | None:
+    """The image that the value of the field `name` names; None for what is empty.
 
-    Raises DataError for a value that names no image, and for an address on the network.
+    A path is relative to `folder`. Raises DataError for a value that names no image, and for an
+    address on the network.
     """
-    if given is None or given == "":
-        return None
     if isinstance(given, bytes | Image.Image):
         return given
+    if not is_filled(given):
+        return None
     if isinstance(given, str):
         return _addressed(given, folder, where)
-    if not isinstance(given, Mapping):
-        raise DataError(
-            f"{where}: an image must be a path, bytes or an object with one of them, "
-            f"not {type(given).__name__}"
-        )
-    if not names_image(given):
-        raise DataError(f"{where}: an image object needs one of {', '.join(_KEYS)}")
-    key = next(key for key in _KEYS if given.get(key) is not None)
-    value = f"data:,{given[key]}" if key == "base64" else given[key]
-    return image_of(value, folder, where)
+    if isinstance(given, Mapping):
+        return image_in(within.inside(given, name), folder, where)
+    kind = given if isinstance(given, Unsupported) else type(given).__name__
+    raise DataError(
+        f"{where}: an image must be a path, bytes or an object with one of them, not {kind}"
+    )
 
 
-def names_image(given: Mapping[str, Any]) -> bool:
-    """Whether an object names an image; a content part that does not takes the row's next one."""
-    return any(given.get(key) is not None for key in _KEYS)
+def image_in(fields: Fields, folder: Path, where: str) -> Picture | None:
+    """The image that an object names."""
+    key = fields.choose(*KEYS)
+    if key is None:
+        raise DataError(f"{where}: an image object needs one of {', '.join(KEYS)}")
+    value = fields.given[key]
+    if key == "bytes":
+        fields.take("path")  # what the file with these bytes was called
+    if key == "base64" and is_filled(value):
+        value = f"data:,{value}"
+    return image_of(value, folder, where, fields, key)
 
 
 def _addressed(address: str, folder: Path, where: str) -> Picture:

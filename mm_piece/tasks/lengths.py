@@ -8,8 +8,9 @@ from torch import Tensor
 
 from mm_piece.errors import DataError
 from mm_piece.tasks.encoding import count_tokens, encode, encode_prompt
-from mm_piece.tasks.examples import Example, Message, text_of
+from mm_piece.tasks.examples import Example, Message, all_text_of, text_of
 from mm_piece.tasks.templates import conversation, prompt
+from mm_piece.tasks.turns import REASONING
 
 
 def fitted(
@@ -27,7 +28,7 @@ def fitted(
     if excess <= 0:
         return inputs, False
     room = _length(example, processor, generation) - excess
-    low, high = -1, max(len(text_of(message)) for message in example.messages)
+    low, high = -1, max(len(all_text_of(message)) for message in example.messages)
     while low < high:  # the most characters with which the example fits
         middle = (low + high + 1) // 2
         fits = _length(_cut(example, middle), processor, generation) <= room
@@ -55,7 +56,9 @@ def _shortened(message: Message, most: int) -> Message:
     # An answer without any character would teach to say nothing.
     keep = min(max(most, len(text) - len(text.lstrip()) + 1 if is_answer else 0), len(text))
     head = keep if is_answer else (keep + 1) // 2
-    return {**message, "content": _without(message, range(head, head + len(text) - keep))}
+    thoughts = {name: message[name][:most] for name in REASONING if name in message}
+    content = _without(message, range(head, head + len(text) - keep))
+    return {**message, **thoughts, "content": content}
 
 
 def _without(message: Message, gone: range) -> list[dict[str, str]]:

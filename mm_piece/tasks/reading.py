@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mm_piece.errors import DataError
+from mm_piece.errors import DataError, short
 from mm_piece.tasks.examples import Example
-from mm_piece.tasks.rows import example_of, renamed, unread
+from mm_piece.tasks.fields import Fields
+from mm_piece.tasks.rows import example_of, fields_of
 from mm_piece.tasks.sources import Raw, folder_of, raw_rows, sliced
 
 
@@ -43,16 +44,25 @@ class Rows(Sequence[Example]):
         return self.raw[self.numbers[position] - self.first]
 
     def unread(self) -> set[str]:
-        """The fields, of any row, that nothing reads."""
+        """The fields, of any row and of the objects in it, that nothing reads."""
         found: set[str] = set()
-        for position in range(len(self)):
-            found |= unread(renamed(self.raw_row(position), self.columns))
+        for position, number in enumerate(self.numbers):
+            row, _ = self._built(self.raw_row(position), number)
+            found |= {name for name, _ in row.unread()}
         return found
 
     def example(self, raw: Any, number: int) -> Example:
         """The example of a raw row."""
-        row = renamed(raw, self.columns)
-        return example_of(row, number, self.source, self.folder, self.prompt)
+        return self._built(raw, number)[1]
+
+    def _built(self, raw: Any, number: int) -> tuple[Fields, Example]:
+        """The fields of a raw row, those taken that are read, and its example."""
+        if not isinstance(raw, Mapping):
+            raise DataError(
+                f"{self.source} row {number}: a row must be an object, not {short(raw)}"
+            )
+        row = fields_of(raw, self.columns)
+        return row, example_of(row, number, self.source, self.folder, self.prompt)
 
 
 def read(

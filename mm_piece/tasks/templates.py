@@ -4,7 +4,7 @@ from os.path import commonprefix
 from typing import Any
 
 from mm_piece.errors import DataError, ModelError, reason
-from mm_piece.tasks.examples import Example, Message, text_of
+from mm_piece.tasks.examples import Example, Message, all_text_of, text_of
 
 # What a text model without a chat template gets: the question, a line break, the answer, the end.
 PLAIN = (
@@ -71,7 +71,7 @@ def special_in(example: Example, processor: Any) -> bool:
     """Whether a text of an example holds what the tokenizer reads as a special token."""
     added = tokenizer_of(processor).added_tokens_decoder.values()
     tokens = [token.content for token in added if token.special]
-    texts = [text_of(message) for message in example.messages]
+    texts = [all_text_of(message) for message in example.messages]
     return any(token in text for text in texts for token in tokens)
 
 
@@ -80,7 +80,7 @@ def require_no_visual_tokens(example: Example, processor: Any) -> None:
     tokens = [value for key, value in vars(processor).items() if key in _VISUAL and value]
     for message in example.messages:
         for token in tokens:
-            if token in text_of(message):
+            if token in all_text_of(message):
                 raise DataError(
                     f"{example.source} row {example.row}: the text holds {token!r}, which the "
                     "base reads as an image"
