@@ -12,14 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from mm_piece.owners import Owner
 from mm_piece.products import Product, product_for
+from mm_piece.reading import Reader, following, is_inside, reading
 from mm_piece.sharding import is_cut, shape_of, take, whole
 from mm_piece.tensorfile import bits
-
-_INSIDE = "_is_inside_forward"  # a linear layer that computes its own product at the moment
 
 
 class Patch:
@@ -66,12 +64,6 @@ class Patch:
         return not torch.equal(bits(take(weight, index)), bits(values))
 
 
-class Patched:
-    """Marks a module whose class `patched` has changed."""
-
-    __slots__ = ()
-
-
 @contextmanager
 def patched(module: nn.Module, patches: Mapping[str, Patch]) -> Iterator[None]:
     """Context in which a module reads the given attributes with their entries' gradient behind.
@@ -79,65 +71,50 @@ def patched(module: nn.Module, patches: Mapping[str, Patch]) -> Iterator[None]:
     The values are parameters of the module, so that engines that move or divide parameters see
     them. Leaving restores the class and the parameters.
     """
-    kind = type(module)
     with ExitStack() as stack:
         for attribute, patch in patches.items():
             module.register_parameter(_values_name(attribute), patch.values)
             stack.callback(delattr, module, _values_name(attribute))
-        for handle in _watching(module, patches):
-            stack.callback(handle.remove)
-        module.__class__ = _class_of(kind, patches)
-        stack.callback(setattr, module, "__class__", kind)
+            if patch.product is not None:
+                stack.enter_context(_watched(module, attribute, patch))
+        readers = {attribute: _reader(attribute, patch) for attribute, patch in patches.items()}
+        stack.enter_context(reading(module, readers))
         yield
 
 
-def _class_of(kind: type[nn.Module], patches: Mapping[str, Patch]) -> type[nn.Module]:
-    """A subclass, of the same name, in which the patched attributes are properties."""
-    members: dict[str, Any] = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    for attribute, patch in patches.items():
-        members[attribute] = _property_of(attribute, patch)
-    return type(kind.__name__, (kind, Patched), members)
-
-
-def _property_of(attribute: str, patch: Patch) -> property:
+def _reader(attribute: str, patch: Patch) -> Reader:
     """Read a weight from anywhere: its dense gradient is gathered at the entries."""
 
     def read(module: nn.Module) -> Tensor:
         weight = module._parameters[attribute]
-        if patch.product is not None and vars(module).get(_INSIDE):
+        if patch.product is not None and is_inside(module):
             return weight  # type: ignore[return-value]
         values = module._parameters[_values_name(attribute)]
         return _Gathered.apply(weight, values, patch)  # type: ignore[return-value]
 
-    return property(read)
+    return read
 
 
-def _watching(module: nn.Module, patches: Mapping[str, Patch]) -> list[RemovableHandle]:
-    """Have a linear layer compute its entries' gradient beside its own product.
+@contextmanager
+def _watched(module: nn.Module, attribute: str, patch: Patch) -> Iterator[None]:
+    """Context in which a linear layer's entries get their gradient beside its own product.
 
     The layer itself runs as it is, also autocast, quantised, compiled or offloaded.
     """
-    found = [(name, patch) for name, patch in patches.items() if patch.product is not None]
-    if not found:
-        return []
-    ((attribute, patch),) = found
 
     @torch.compiler.disable  # a compiled model breaks its graph here
-    def watch(linear: nn.Module, args: Any, kwargs: Any, output: Tensor | None) -> Tensor | None:
-        setattr(linear, _INSIDE, False)
-        if output is None:  # the layer raised an error
-            return None
+    def watch(linear: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
         x = args[0] if args else kwargs["input"]
         values = linear._parameters[_values_name(attribute)]
         return _Watched.apply(output, values, x, patch)  # type: ignore[return-value]
 
     # First of all hooks: another one may change the output.
-    after = module.register_forward_hook(watch, prepend=True, with_kwargs=True, always_call=True)  # type: ignore[arg-type]
-    return [module.register_forward_pre_hook(_enter_layer), after]
-
-
-def _enter_layer(linear: nn.Module, _: Any) -> None:
-    setattr(linear, _INSIDE, True)
+    handle = module.register_forward_hook(watch, prepend=True, with_kwargs=True)  # type: ignore
+    with following(module):
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 def _values_name(attribute: str) -> str:

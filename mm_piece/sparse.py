@@ -21,7 +21,8 @@ from mm_piece.delta import Delta, fingerprint
 from mm_piece.errors import SelectionError
 from mm_piece.names import weights
 from mm_piece.owners import owners_of
-from mm_piece.patches import Patch, Patched, patched
+from mm_piece.patches import Patch, patched
+from mm_piece.reading import Read
 from mm_piece.sharding import is_cut, put_all, shape_of, whole
 
 
@@ -41,7 +42,7 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
         for name, index in mask.items():
             if not isinstance(index, Tensor):
                 raise SelectionError(f"mask of {name!r}: indices are a tensor, not {index!r}")
-        if any(isinstance(module, Patched) for module in model.modules()):
+        if any(isinstance(module, Read) for module in model.modules()):
             raise SelectionError("the model is being tuned already; leave that context first")
 
         chosen = {name: index.cpu() for name, index in mask.items() if index.numel()}

@@ -21,6 +21,7 @@ ORDER = (
     *(
         "mask",
         "owners",
+        "reading",
         "importance",
         "stability",
         "triton_kernels",
