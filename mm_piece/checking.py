@@ -114,10 +114,10 @@ def check(
     files = reading(recipe.model)
     processor = load_processor(recipe.base, recipe.revision, **files)
     parts = Parts(recipe.base, recipe.revision, processor, **files)
-    unread = _require_base(recipe, parts)
+    notes = [*parts.notes, *_require_base(recipe, parts)]
     tasks = (*recipe.tasks, *recipe.general)
     found = [_task(task, parts, rows, progress) for task in tasks]
-    return Check(found, positions_of(recipe.base, recipe.revision, **files), unread)
+    return Check(found, positions_of(recipe.base, recipe.revision, **files), notes)
 
 
 def _require_base(recipe: Recipe, parts: Parts) -> list[str]:

@@ -4,7 +4,7 @@ Nothing is held but a slice, so a checkpoint of any size goes through.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ class Checkpoint:
             for weight in found
             if weight.name not in copies
         ]
-        self.parameters = {weight.name: weight for weight in self.weights if weight.name}
+        self.parameters = self._in_order(dict.fromkeys(names.values()))
         published = ((self.skeleton.published(live), names[live]) for live in names)
         self.tied = {other: name for other, name in published if other != name}
 
@@ -170,6 +170,13 @@ class Checkpoint:
             source = self.skeleton.ties[target]
             first[target] = first[source] = next(n for n in first if n in (target, source))
         return {live: self.skeleton.published(name) for live, name in first.items()}
+
+    def _in_order(self, names: Iterable[str]) -> dict[str, Weight]:
+        """The weights of the model, in its order; ModelError if the files lack one."""
+        named = {weight.name: weight for weight in self.weights}
+        if missing := [name for name in names if name not in named]:
+            raise ModelError(f"{self.folder} lacks {len(missing)} weights, {missing[0]} among them")
+        return {name: named[name] for name in names}
 
     def require_loaded(self, live: Mapping[str, Tensor]) -> None:
         """Raise ModelError unless these are the weights that the files hold, by published names.

@@ -21,6 +21,7 @@ from mm_piece.models import (
 )
 from mm_piece.names import weights
 from mm_piece.parts import Parts
+from mm_piece.progress import say
 from mm_piece.recipe import Recipe, parse_recipe
 from mm_piece.selection import require_places
 from mm_piece.sharding import Zero, shape_of
@@ -82,6 +83,8 @@ def _rehearse(
 ) -> None:
     """Raise unless data, settings and the parts of the base work together."""
     parts = Parts(recipe.base, recipe.revision, processor, **reading(recipe.model))
+    for note in parts.notes:
+        say(note)
     pad = pad_of(tokenizer_of(processor))
     for asked in (*recipe.tasks, *recipe.general):
         questions = test_rows[asked.name]

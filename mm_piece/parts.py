@@ -43,12 +43,23 @@ class Parts:
             self._require_image_token()
             self._require_features(example, inputs)
 
+    @property
+    def notes(self) -> list[str]:
+        """What is no fault as long as no row needs it, a line each."""
+        tokens = tokenizer_of(self.processor).get_vocab().values()
+        if not (without := sum(token >= self.rows for token in tokens)):
+            return []
+        return [
+            f"{self.base}: its tokenizer has {without} tokens more than its embedding has rows; "
+            "rows that hold one are refused"
+        ]
+
     def require_tokens(self, examples: Iterable[Example], generation: bool = False) -> None:
         """Raise DataError for the first of all examples that has a token without a row.
 
         They are looked through only if the tokenizer has such tokens.
         """
-        if max(tokenizer_of(self.processor).get_vocab().values()) < self.rows:
+        if not self.notes:
             return
         for example in examples:
             self._require_rows(example, token_ids(example, self.processor, generation))

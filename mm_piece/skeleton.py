@@ -50,7 +50,10 @@ def weight_files(source: str, revision: str | None = None, **reading: Any) -> li
 def map_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a file of another format, mapped into memory by transformers' own reader."""
     with refusing(f"{file} cannot be read"):
-        return load_state_dict(file)
+        found = load_state_dict(file)
+    if odd := [key for key, value in found.items() if not isinstance(value, Tensor)]:
+        raise ModelError(f"{file} holds {odd[0]!r}, which is no tensor")
+    return found
 
 
 @dataclass(frozen=True)

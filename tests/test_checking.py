@@ -344,7 +344,7 @@ def test_a_base_without_its_weights_is_named(world, base, tmp_path):
     copy = shutil.copytree(base, tmp_path / "copy")
     (copy / "model.safetensors").unlink()
     world.write_text(world.read_text().replace(str(base), str(copy)))
-    assert "has no model.safetensors" in run(world).stderr
+    assert "no file named model.safetensors" in run(world).stderr
 
 
 def test_a_long_list_of_errors_is_cut(world):

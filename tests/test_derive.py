@@ -175,7 +175,7 @@ def test_extract_names_what_does_not_fit(base, tmp_path):
     with pytest.raises(ModelError, match="lm_head"):
         mm_piece.extract(base, wide, to)
     (wide / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="no model.safetensors"):
+    with pytest.raises(ModelError, match="no file named model.safetensors"):
         mm_piece.extract(base, wide, to)
     with pytest.raises(ModelError, match="no such folder"):
         mm_piece.extract(base, "./nowhere", to)
