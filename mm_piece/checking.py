@@ -19,8 +19,8 @@ from mm_piece.scoring import METRICS
 from mm_piece.selection import require_places
 from mm_piece.sharding import alone, zero_of
 from mm_piece.tasks import IGNORED, Example, Rows, fitted, problems, tokenizer_of
-from mm_piece.tasks.reasoning import left_out
-from mm_piece.tasks.templates import special_in
+from mm_piece.tasks.answering import left_out
+from mm_piece.tasks.special import special_in
 from mm_piece.trainer import arguments
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -42,7 +42,7 @@ class Split:
     truncated: int = 0  # of those rows
     special: int = 0  # of those rows: what a text holds becomes a token with a meaning of its own
     unread: list[str] = field(default_factory=list)  # fields of rows that nothing reads
-    left_out: dict[str, int] = field(default_factory=dict)  # reasoning without effect: rows with it
+    left_out: dict[str, int] = field(default_factory=dict)  # what the template leaves out: rows
     errors: list[str] = field(default_factory=list)
 
 
@@ -191,7 +191,7 @@ def _look(split: Split, example: Example, parts: Parts, task: GeneralTask) -> No
     try:
         inputs, _ = fitted(example, processor, None, split.asked)
         parts.require_fit(example, inputs)
-        for name in left_out(example, processor, split.asked):
+        for name in left_out(example, processor):
             split.left_out[name] = split.left_out.get(name, 0) + 1
         split.lengths.append(inputs["input_ids"].shape[1])
         if split.lengths[-1] > (task.max_length or sys.maxsize):
@@ -204,7 +204,7 @@ def _notes(split: Split, max_length: int | None, positions: int) -> Iterator[str
     if split.unread:
         yield f"nothing reads the fields {', '.join(split.unread)}"
     for name, rows in split.left_out.items():
-        yield f"the base's chat template leaves out {name!r} of turns in {rows} rows"
+        yield f"the base's chat template leaves out {name} in {rows} rows"
     if split.special:
         yield f"{split.special} rows hold special tokens of the base, which are not read as text"
     long = sum(length > positions for length in split.lengths) if max_length is None else 0

@@ -1,6 +1,7 @@
 """Answers and scores of a model on tasks: one row of the accuracy matrix."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -12,7 +13,8 @@ from mm_piece.errors import ModelError, PieceError, reason
 from mm_piece.progress import bar
 from mm_piece.scoring import METRICS
 from mm_piece.tasks import Example, batches, collate, fitted, pictures, tokenizer_of
-from mm_piece.tasks.templates import turn_end
+from mm_piece.tasks.answering import answer_in
+from mm_piece.tasks.templates import turn_ends
 
 
 class Answer(TypedDict):
@@ -58,34 +60,40 @@ def generate(
     Whatever sampling a base's own configuration asks for is left aside: an answer depends on the
     weights and the prompt alone.
     """
-    tokenizer = tokenizer_of(processor)
+    tokenizer, ends = tokenizer_of(processor), ends_of(model, processor)
     encoded = [fitted(example, processor, max_length, generation=True)[0] for example in batch]
     inputs = collate(encoded, pad_of(tokenizer), left=True)
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
     inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
     options = {"max_new_tokens": max_new_tokens, "synced_gpus": synced_gpus}
-    ends = {"pad_token_id": pad_of(tokenizer), "eos_token_id": ends_of(model, processor)}
+    limits = {"pad_token_id": pad_of(tokenizer), "eos_token_id": ends}
     try:
         with sharding.lost():
-            ids = model.generate(**inputs, **_GREEDY, **options, **ends)
+            ids = model.generate(**inputs, **_GREEDY, **options, **limits)
     except PieceError:
         raise
     except Exception as error:  # a model raises whatever it trips over
         where = f"{batch[0].source} row {batch[0].row}"
         raise ModelError(f"the base cannot answer {where}: {reason(error)}") from error
-    new = ids[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    new = ids[:, inputs["input_ids"].shape[1] :].tolist()
+    return [_read(said, example, processor, ends) for said, example in zip(new, batch, strict=True)]
+
+
+def _read(ids: list[int], example: Example, processor: Any, ends: Sequence[int]) -> str:
+    """The answer in the tokens that a model said to an example."""
+    tokenizer = tokenizer_of(processor)
+    said = tokenizer.decode([*takewhile(lambda token: token not in ends, ids)])
+    return answer_in(said, example, processor).strip()
 
 
 def ends_of(model: Any, processor: Any) -> list[int]:
-    """The tokens that end an answer: the model's own, and what its chat template ends a turn with.
+    """The tokens that end an answer: the model's own, and what its chat template ends turns with.
 
     The two differ in bases that were never tuned to chat.
     """
     tokenizer, own = tokenizer_of(processor), model.generation_config.eos_token_id
     ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id}
-    if token := turn_end(processor):
-        ends.add(tokenizer.convert_tokens_to_ids(token))
+    ends.update(tokenizer.convert_tokens_to_ids(sorted(turn_ends(processor))))
     return sorted(ends - {None})
 
 

@@ -25,6 +25,7 @@ from mm_piece.delta import fingerprint, full_digest
 from mm_piece.errors import ModelError, PieceError, StoreError, reason, short
 from mm_piece.names import rules_of, weights
 from mm_piece.sharding import is_cut, shape_of
+from mm_piece.tasks import tokenizer_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Options of `from_pretrained` that say which of a base's files hold its weights. A store records
@@ -173,7 +174,10 @@ def processor_folder(source: str, revision: str | None, subfolder: str) -> str:
 def _processor(source: str, config: Any, revision: str | None, subfolder: str) -> Any:
     auto = AutoProcessor if "vision_config" in config else AutoTokenizer
     folder = processor_folder(source, revision, subfolder) if subfolder else ""
-    return auto.from_pretrained(source, revision=revision, subfolder=folder)
+    processor = auto.from_pretrained(source, revision=revision, subfolder=folder)
+    if not processor.chat_template:  # older repositories keep it in the tokenizer's configuration
+        processor.chat_template = tokenizer_of(processor).chat_template
+    return processor
 
 
 def tensors(model: nn.Module) -> dict[str, torch.Tensor]:

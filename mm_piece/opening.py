@@ -27,7 +27,7 @@ from mm_piece.selection import require_places
 from mm_piece.sharding import Zero, shape_of
 from mm_piece.store import DeltaStore
 from mm_piece.tasks import Example, Rows, fitted, tokenizer_of
-from mm_piece.tasks.templates import require_no_visual_tokens
+from mm_piece.tasks.special import require_no_visual_tokens
 from mm_piece.trainer import rehearse
 
 # What may lie there before there is a manifest.

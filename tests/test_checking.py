@@ -353,3 +353,15 @@ def test_a_long_list_of_errors_is_cut(world):
     stderr = run(world).stderr
     assert stderr.count("Error: ") == 50
     assert "… and 20 more" in stderr
+
+
+def test_texts_that_a_template_leaves_out_are_noted(world, base, tmp_path):
+    shutil.copytree(base, tmp_path / "deaf")
+    file = tmp_path / "deaf" / "chat_template.jinja"
+    loop = "for message in messages"
+    file.write_text(file.read_text().replace(loop, f"{loop} if message.role != 'system'", 1))
+    world.write_text(world.read_text().replace(str(base), str(tmp_path / "deaf")))
+    rows = [{"prompt": f"{n}?", "answer": "x", "image": "0.png"} for n in range(3)]
+    write("train.json", [{**rows[0], "system": "Be short."}, *rows[1:]])
+    told = "the base's chat template leaves out system messages in 1 rows"
+    assert check(world).notes == [f"train.json: {told}"]

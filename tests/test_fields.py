@@ -8,9 +8,9 @@ from test_rows import LLAVA, PLAIN, meaning
 from mm_piece.errors import DataError
 from mm_piece.models import load_processor
 from mm_piece.tasks import IGNORED, encode, fitted, read
+from mm_piece.tasks.answering import left_out
 from mm_piece.tasks.imagefolder import Named
-from mm_piece.tasks.reasoning import left_out
-from mm_piece.tasks.templates import special_in
+from mm_piece.tasks.special import special_in
 
 ASK = {"prompt": "What is it?", "answer": "a box", "image": "red.png"}
 BLANKS = ("", " ", [], [None], [""], None, float("nan"), {}, {"bytes": None, "path": None})
@@ -233,20 +233,23 @@ THINKING = (
 )
 
 
+UNSEEN = {"'reasoning_content' of turns", "'thinking' of turns"}
+
+
 def test_reasoning_reaches_a_template_that_reads_it(read_rows, base):
     processor = load_processor(base)
     row = answered(reasoning_content="hm", thinking="so")
     row["messages"][3]["reasoning_content"] = "aha"
     (example,) = read_rows(row)
-    assert left_out(example, processor) == {"reasoning_content", "thinking"}
+    assert left_out(example, processor) == UNSEEN
     assert supervised(example, processor) == "bad<|end|>good<|end|>"
     processor.chat_template = THINKING
     assert supervised(example, processor) == "bad<|end|>[aha]good<|end|>"
-    # of an earlier turn; the last one's does not count when the base is asked
-    assert left_out(example, processor) == {"reasoning_content", "thinking"}
+    # of an earlier turn
+    assert left_out(example, processor) == UNSEEN
     last = example.messages[2:]
     example = type(example)(0, last, [], "rows")
-    assert left_out(example, processor) == left_out(example, processor, generation=True) == set()
+    assert left_out(example, processor) == set()
 
 
 def test_long_reasoning_is_cut_like_other_texts(read_rows, base):

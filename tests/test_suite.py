@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import make
+from families import make, tokenizer_for
 
 import mm_piece
 from mm_piece.divergence import divergence
-from mm_piece.errors import RecipeError
+from mm_piece.errors import DataError, RecipeError
 from mm_piece.evaluation import ends_of, evaluate
 from mm_piece.models import describe, load_base
 from mm_piece.store import DeltaStore
 from mm_piece.suite import HARNESSES, SUITES, load_suite, run
 from mm_piece.suite.scores import readable
-from mm_piece.tasks import read
+from mm_piece.tasks import Example, read
+from mm_piece.tasks.templates import message_of, prompt
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "checkpoints" / "tiny"
@@ -188,6 +189,81 @@ def test_texts_are_greedy_and_as_long_as_the_task_says(folder):
         texts.Harness(part).scores(model, processor)
     assert given == [said(model, processor, question, 3) for question, _ in QUESTIONS]
     assert model.generation_config is own
+
+
+def asked_of(harness_tasks, model, processor, folder, **options):
+    """The contexts that lm-eval asks a model, and the answers to those that it generates."""
+    from mm_piece.suite import texts
+    from mm_piece.suite.schema import Texts
+
+    asked = []
+
+    class Listening(texts._Model):
+        def generate_until(self, requests, **more):
+            asked.extend(request.args[0] for request in requests)
+            return super().generate_until(requests, **more)
+
+        def loglikelihood(self, requests, **more):
+            asked.extend(request.args[0] for request in requests)
+            return super().loglikelihood(requests, **more)
+
+    part = Texts(tasks=harness_tasks, include=str(folder / "lm"), batch_size=3, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts, "_Model", Listening)
+        texts.Harness(part).scores(model, processor)
+    return asked
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_chat_asks_what_the_base_was_trained_on(folder):
+    """The base's template takes typed content: given strings, it leaves them out."""
+    model, processor = mm_piece.load(TINY / "base")
+    expected = [prompt(_question(text), processor) for text, _ in QUESTIONS]
+    assert all(text in shown for shown, (text, _) in zip(expected, QUESTIONS, strict=True))
+    asked = asked_of(("toy_say",), model, processor, folder, chat=True)
+    assert asked == expected
+    asked = asked_of(("toy_choice",), model, processor, folder, chat=True)
+    assert sorted(set(asked)) == sorted(expected)
+
+
+def _question(text):
+    turns = [("user", text), ("assistant", "x")]
+    return Example(0, [message_of(role, said) for role, said in turns], [], "lm-eval")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_chat_with_examples_and_a_begun_answer():
+    from mm_piece.suite.texts import _asked
+
+    processor = tokenizer_for("gemma", "gemma")
+    turns = [("system", "Be short."), ("user", "A?"), ("assistant", "a"), ("user", "B?")]
+    turns = [{"role": role, "content": text} for role, text in turns]
+    shown = _asked(processor, turns)
+    assert shown == (
+        "<bos><start_of_turn>system\nBe short.<end_of_turn>\n<start_of_turn>user\nA?<end_of_turn>\n"
+        "<start_of_turn>model\na<end_of_turn>\n<start_of_turn>user\nB?<end_of_turn>\n"
+        "<start_of_turn>model\n"
+    )
+    begun = {"role": "assistant", "content": "It is"}
+    assert _asked(processor, [*turns, begun], add_generation_prompt=False) == shown + "It is"
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    processor.chat_template = refuses + processor.chat_template
+    assert "<start_of_turn>user\nBe short.\n\nA?<end_of_turn>" in _asked(processor, turns)
+    with pytest.raises(DataError, match="refuses it: no"):
+        processor.chat_template = "{{ raise_exception('no') }}"
+        _asked(processor, turns[1:])
+
+
+def test_a_text_that_is_continued_has_no_end():
+    from mm_piece.suite.texts import _unended
+
+    tokenizer = tokenizer_for("llama", "llama", add_bos_token=True, add_eos_token=True)
+    first, *_, last = tokenizer("a dog")["input_ids"]
+    assert (first, last) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert _unended(tokenizer)("a dog")["input_ids"] == tokenizer("a dog")["input_ids"][:-1]
+    assert tokenizer("a dog")["input_ids"][-1] == last
+    begins_alone = tokenizer_for("llava", "llava")
+    assert _unended(begins_alone) is begins_alone
 
 
 @pytest.mark.filterwarnings("ignore")

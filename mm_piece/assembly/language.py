@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from mm_piece.errors import ModelError
 from mm_piece.models import plain_config, refusing, require_loaded
+from mm_piece.tasks.rendering import own_template
 
 IMAGE = "<image>"
 
@@ -153,7 +154,7 @@ def _with_pad(tokenizer: Any, source: str) -> list[str]:
 
 
 def _with_template(tokenizer: Any) -> list[str]:
-    own = tokenizer.get_chat_template() if tokenizer.chat_template else None
+    own = own_template(tokenizer)
     tokenizer.chat_template = _FLATTEN + (own or _PLAIN)
     return (
         [] if own else ["the language model has no chat template; a plain USER/ASSISTANT is used"]

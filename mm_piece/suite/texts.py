@@ -2,19 +2,26 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import lm_eval
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from tokenizers.processors import TemplateProcessing
 
+from mm_piece.errors import DataError
 from mm_piece.evaluation import ends_of, pad_of
 from mm_piece.progress import say
 from mm_piece.suite.schema import Part, Texts
 from mm_piece.suite.scores import Scores, readable
 from mm_piece.tasks import tokenizer_of
+from mm_piece.tasks.answering import question_of
+from mm_piece.tasks.examples import text_of
+from mm_piece.tasks.templates import message_of
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 # Decorators hide from type checkers what these take.
@@ -46,11 +53,12 @@ class Harness:
         with _greedy(model, processor):
             wrapped = _Model(
                 pretrained=model,
-                tokenizer=tokenizer_of(processor),
+                tokenizer=_unended(tokenizer_of(processor)),
                 backend="causal",
                 batch_size=self.part.batch_size,
                 max_length=model.config.get_text_config().max_position_embeddings,
             )
+            wrapped.apply_chat_template = partial(_asked, processor)
             found = _evaluate(
                 wrapped,
                 tasks=names,
@@ -63,6 +71,39 @@ class Harness:
                 confirm_run_unsafe_code=self.trusted,
             )
         return readable(found["results"])
+
+
+def _asked(
+    processor: Any, turns: Sequence[dict[str, str]], add_generation_prompt: bool = True
+) -> str:
+    """A question as this library asks it, in the base's chat template.
+
+    lm-eval asks a tokenizer, with strings, which templates that take typed content leave out. It
+    goes on in the last message where `add_generation_prompt` is false.
+    """
+    messages = [message_of(turn["role"], turn["content"]) for turn in turns]
+    begun = "" if add_generation_prompt else text_of(messages.pop())
+    try:
+        return question_of(messages, processor) + begun
+    except DataError:
+        if messages[0]["role"] != "system":
+            raise
+    system, first, *others = messages  # the template takes no system message
+    first = message_of("user", f"{text_of(system)}\n\n{text_of(first)}")
+    return question_of([first, *others], processor) + begun
+
+
+def _unended(tokenizer: Any) -> Any:
+    """The tokenizer, or a copy that does not end texts: lm-eval lets a model go on after them."""
+    if tokenizer("a")["input_ids"][-1] != tokenizer.eos_token_id:
+        return tokenizer
+    begins = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    first = [(tokenizer.bos_token, tokenizer.bos_token_id)] if begins else []
+    tokenizer = deepcopy(tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*(token for token, _ in first), "$A"], special_tokens=first
+    )
+    return tokenizer
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from mm_piece.tasks.encoding import IGNORED, encode, encode_prompt, token_ids
 from mm_piece.tasks.examples import Example
 from mm_piece.tasks.lengths import fitted
 from mm_piece.tasks.reading import Rows, problems, read
-from mm_piece.tasks.templates import tokenizer_of
+from mm_piece.tasks.rendering import tokenizer_of
 
 __all__ = [
     "IGNORED",

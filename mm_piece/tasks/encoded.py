@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mm_piece.tasks.examples import Example
 from mm_piece.tasks.lengths import fitted
-from mm_piece.tasks.templates import tokenizer_of
+from mm_piece.tasks.rendering import template_of
 
 
 class Encoded(Sequence[dict[str, Tensor]]):
@@ -35,8 +35,7 @@ class Encoded(Sequence[dict[str, Tensor]]):
         """Nothing is encoded before it is asked for."""
         self.examples, self.processor, self.folder = examples, processor, folder
         self.max_length, self.room = max_length, room
-        template = tokenizer_of(processor).chat_template
-        self._setting = f"{processor!r} {template} {max_length}"
+        self._setting = f"{processor!r} {template_of(processor)} {max_length}"
         self._held = sum(map(_bytes_of, folder.glob("*"))) if room else 0
 
     def __len__(self) -> int:

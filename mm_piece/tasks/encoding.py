@@ -8,31 +8,38 @@ from torch import Tensor
 
 from mm_piece.errors import DataError, ModelError, PieceError, reason
 from mm_piece.tasks.examples import Example
-from mm_piece.tasks.templates import (
-    Span,
-    answers,
-    conversation,
-    is_text,
-    prompt,
-    require_no_visual_tokens,
-    special_at,
-    tokenizer_of,
-)
+from mm_piece.tasks.rendering import is_text, tokenizer_of
+from mm_piece.tasks.special import require_no_visual_tokens
+from mm_piece.tasks.templates import Conversation, Span, answers, conversation, prompt
 
 IGNORED = -100  # the label of a token that is not supervised
+# What a token of text has in the inputs with one entry per token, beside its id.
+_OF_TEXT = {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": 0}
 
 
 def encode(example: Example, processor: Any) -> dict[str, Tensor]:
     """Model inputs of one example, batch dimension 1, with labels on the answers' tokens alone.
 
-    Image tokens are expanded by the processor. Raises DataError where text and images disagree,
-    ModelError where the chat template breaks the law that a prompt's tokens begin the tokens of
-    prompt and answer.
+    The inputs of the last question begin them: what is trained is what is asked. Image tokens are
+    expanded by the processor. Raises DataError where text and images disagree, ModelError where the
+    chat template breaks the law that a prompt begins prompt and answer.
     """
     require_no_visual_tokens(example, processor)
-    text, spans = conversation(example, processor)
-    inputs = _process(processor, text, example)
-    inputs["labels"] = _labels(example, processor, text, spans, inputs["input_ids"])
+    shown = conversation(example, processor)
+    question = shown.text[: shown.asked]
+    inputs = _process(processor, question, example)
+    *earlier, is_learned = [turn not in example.unlearned for turn in answers(example)]
+    runs = [*compress(shown.runs[:-1], earlier)]
+    labels = _labels(example, processor, question, runs, inputs["input_ids"])
+
+    answer, supervised = _answer(example, processor, shown)
+    ids = torch.tensor([answer], dtype=torch.long)
+    for key in inputs.keys() & _OF_TEXT.keys():
+        inputs[key] = torch.cat([inputs[key], torch.full_like(ids, _OF_TEXT[key])], dim=1)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
+    ids = ids.clone()
+    ids[0, supervised if is_learned else 0 :] = IGNORED
+    inputs["labels"] = torch.cat([labels, ids], dim=1)
     return inputs
 
 
@@ -43,21 +50,19 @@ def encode_prompt(example: Example, processor: Any) -> dict[str, Tensor]:
 
 
 def token_ids(example: Example, processor: Any, generation: bool = False) -> list[int]:
-    """The tokens of an example's text, an image as one; for generation up to its last answer."""
-    text = prompt(example, processor) if generation else conversation(example, processor)[0]
-    return _ids(processor, text)
-
-
-def count_tokens(text: str, processor: Any) -> int:
-    """The number of tokens of a text; an image counts as one."""
-    return len(_ids(processor, text))
+    """The tokens of an example, or of its last question; an image is one."""
+    if generation:
+        return _ids(processor, prompt(example, processor))
+    shown = conversation(example, processor)
+    question = _ids(processor, shown.text[: shown.asked])
+    return [*question, *_answer(example, processor, shown)[0]]
 
 
 def _labels(
-    example: Example, processor: Any, text: str, spans: list[Span], expanded: Tensor
+    example: Example, processor: Any, question: str, runs: list[Span], expanded: Tensor
 ) -> Tensor:
     """Labels for the expanded ids; expansion adds image tokens only, so spans count the others."""
-    plain = _ids(processor, text)
+    plain, spots = _located(processor, question)
     image = -1 if is_text(processor) else processor.image_token_id
     others = (expanded[0] != image).nonzero().view(-1)
     kept = [token for token in plain if token != image]
@@ -69,44 +74,59 @@ def _labels(
             f"more than image tokens{': it put ' if names else ''}{', '.join(names)}"
         )
     labels = torch.full_like(expanded, IGNORED)
-    found = _token_spans(example, processor, text, spans)
-    learned = [turn not in example.unlearned for turn in answers(example)]
-    for start, stop in compress(found, learned):
-        low, high = (sum(token != image for token in plain[:edge]) for edge in (start, stop))
+    for start, end in runs:
+        inside = [n for n, (low, high) in enumerate(spots) if high > start and low < end]
+        edges = (inside[0], inside[-1] + 1)
+        low, high = (sum(token != image for token in plain[:edge]) for edge in edges)
         labels[0, others[low:high]] = expanded[0, others[low:high]]
     return labels
 
 
-def _token_spans(
-    example: Example, processor: Any, text: str, spans: list[Span]
-) -> list[tuple[int, int]]:
-    """The tokens of each answer: from the end of its prompt to the token that ends its turn.
+def _answer(example: Example, processor: Any, shown: Conversation) -> tuple[list[int], int]:
+    """The tokens after the last question, and how many of them the model is to say.
 
-    Where a template renders earlier answers otherwise than the last one (Qwen3 drops their
-    thoughts), those begin with the first token of their text.
+    They are those of the whole text, unless one of its tokens holds the end of the question and the
+    beginning of the answer (two line breaks of which a template asks with the first): the question
+    is then as it will be asked, and the rest is tokenized by itself.
     """
-    tokenizer = tokenizer_of(processor)
+    whole, spots = _located(processor, shown.text)
+    before = _ids(processor, shown.text[: shown.asked])
+    if whole[: len(before)] == before:
+        answer, spots = whole[len(before) :], spots[len(before) :]
+    else:
+        answer, spots = _continued(processor, shown.text[shown.asked :], shown.asked)
+        decode = tokenizer_of(processor).decode
+        if decode([*before, *answer]) != decode(whole):
+            raise ModelError(
+                f"{example.source} row {example.row}: the tokenizer cannot part the question from "
+                "the answer; give the base a chat template whose prompt ends where a token does"
+            )
+    end = shown.runs[-1][1]
+    return answer, sum(low < end for low, _ in spots)
+
+
+def _continued(processor: Any, text: str, start: int) -> tuple[list[int], list[Span]]:
+    """The tokens of a text that goes on at a character of another, and their characters there.
+
+    It stands after a special token while it is tokenized: at the beginning of a text, some
+    tokenizers put a blank in front.
+    """
+    mark = tokenizer_of(processor).eos_token or ""
+    ids, spots = _located(processor, mark + text)
+    skip, shift = bool(mark), start - len(mark)
+    return ids[skip:], [(low + shift, high + shift) for low, high in spots[skip:]]
+
+
+def _located(processor: Any, text: str) -> tuple[list[int], list[Span]]:
+    """The tokens of a text, and the characters of each."""
     try:
-        coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        coded = tokenizer_of(processor)(text, add_special_tokens=False, return_offsets_mapping=True)
     except Exception as error:  # one of Python alone, without offsets
         raise ModelError(
             "the base's tokenizer does not say which characters a token stands for; a fast one "
             f"does: {reason(error)}"
         ) from error
-    whole, offsets = coded["input_ids"], coded["offset_mapping"]
-    found = []
-    for turn, (start, end) in zip(answers(example), spans, strict=True):
-        before = _ids(processor, prompt(example, processor, turn))
-        begins = whole[: len(before)] == before
-        if turn == len(example.messages) - 1 and not begins:
-            raise ModelError(
-                f"{example.source} row {example.row}: "
-                "the chat template's prompt is not a prefix of prompt + answer"
-            )
-        end += len(special_at(text, end, tokenizer))
-        inside = [n for n, (low, high) in enumerate(offsets) if high > start and low < end]
-        found.append((len(before) if begins else inside[0], inside[-1] + 1))
-    return found
+    return coded["input_ids"], coded["offset_mapping"]
 
 
 def _ids(processor: Any, text: str) -> list[int]:

@@ -7,10 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from mm_piece.errors import DataError
-from mm_piece.tasks.encoding import count_tokens, encode, encode_prompt
-from mm_piece.tasks.examples import Example, Message, all_text_of, text_of
-from mm_piece.tasks.templates import conversation, prompt
-from mm_piece.tasks.turns import REASONING
+from mm_piece.tasks.encoding import encode, encode_prompt, token_ids
+from mm_piece.tasks.examples import Example, Message, text_of
+from mm_piece.tasks.thoughts import shortened, thoughts_of
 
 
 def fitted(
@@ -19,19 +18,19 @@ def fitted(
     """Model inputs of at most `max_length` tokens, images included, and whether text was cut.
 
     All texts longer than some common number of characters are cut to it: questions in their middle,
-    since instructions stand at both ends, answers at their end. For generation the last answer does
-    not count. Raises DataError if the images alone are too long.
+    since instructions stand at both ends, answers and their thoughts at their end. For generation
+    the last answer does not count. Raises DataError if the images alone are too long.
     """
     build = encode_prompt if generation else encode
     inputs = build(example, processor)
     excess = inputs["input_ids"].shape[1] - (max_length or sys.maxsize)
     if excess <= 0:
         return inputs, False
-    room = _length(example, processor, generation) - excess
-    low, high = -1, max(len(all_text_of(message)) for message in example.messages)
+    room = len(token_ids(example, processor, generation)) - excess
+    low, high = -1, max(map(_longest, example.messages))
     while low < high:  # the most characters with which the example fits
         middle = (low + high + 1) // 2
-        fits = _length(_cut(example, middle), processor, generation) <= room
+        fits = len(token_ids(_cut(example, middle), processor, generation)) <= room
         low, high = (middle, high) if fits else (low, middle - 1)
     if low < 0:
         raise DataError(
@@ -40,25 +39,23 @@ def fitted(
     return build(_cut(example, low), processor), True
 
 
-def _length(example: Example, processor: Any, generation: bool) -> int:
-    """Tokens of the example, an image counted as one."""
-    text = prompt(example, processor) if generation else conversation(example, processor)[0]
-    return count_tokens(text, processor)
-
-
 def _cut(example: Example, most: int) -> Example:
     """The example with at most `most` characters in each message's text, images untouched."""
     return replace(example, messages=[_shortened(message, most) for message in example.messages])
 
 
+def _longest(message: Message) -> int:
+    """The characters of a message's text, or of the longer one of an answer's two."""
+    return max(len(text) for text in (*thoughts_of(message), text_of(message)))
+
+
 def _shortened(message: Message, most: int) -> Message:
-    text, is_answer = text_of(message), message["role"] == "assistant"
-    # An answer without any character would teach to say nothing.
-    keep = min(max(most, len(text) - len(text.lstrip()) + 1 if is_answer else 0), len(text))
-    head = keep if is_answer else (keep + 1) // 2
-    thoughts = {name: message[name][:most] for name in REASONING if name in message}
-    content = _without(message, range(head, head + len(text) - keep))
-    return {**message, **thoughts, "content": content}
+    if message["role"] == "assistant":
+        return shortened(message, most)
+    text = text_of(message)
+    keep = min(max(most, 0), len(text))
+    head = (keep + 1) // 2
+    return {**message, "content": _without(message, range(head, head + len(text) - keep))}
 
 
 def _without(message: Message, gone: range) -> list[dict[str, str]]:

@@ -1,58 +1,112 @@
-"""A conversation as text: the base's chat template, and where in that text the answers stand."""
+"""A conversation as text: what asks for each answer, and what the model is to say to it."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from os.path import commonprefix
-from typing import Any
+from typing import Any, NamedTuple
 
-from mm_piece.errors import DataError, ModelError, reason
-from mm_piece.tasks.examples import Example, Message, all_text_of, text_of
-
-# What a text model without a chat template gets: the question, a line break, the answer, the end.
-PLAIN = (
-    "{% for message in messages %}{{ message.content }}"
-    "{% if message.role == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}"
-    "{% endfor %}"
+from mm_piece.errors import DataError, ModelError
+from mm_piece.tasks.examples import Example, Message, text_of
+from mm_piece.tasks.rendering import render, template_of, tokenizer_of
+from mm_piece.tasks.special import closers, last_special, special_at
+from mm_piece.tasks.thoughts import (
+    CLOSE,
+    OPEN,
+    squeezed,
+    thought_asked,
+    thoughts_of,
+    with_thoughts_apart,
 )
-_MARKER = "\ue000"  # a private-use character: no answer begins or ends with it
-_VISUAL = ("image_token", "video_token", "vision_start_token", "vision_end_token")
+
+MARKER = "\ue000"  # a private-use character: no answer begins or ends with it
 Span = tuple[int, int]
 
 
-def tokenizer_of(processor: Any) -> Any:
-    """The tokenizer inside a processor; a text model's processor is its tokenizer."""
-    return getattr(processor, "tokenizer", processor)
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation as text, in characters: its prompt, and what is said to each question."""
+
+    text: str
+    asked: int  # where the prompt for the last answer ends, and what the model says begins
+    answer: Span  # the last answer itself, in what the model says
+    runs: list[Span]  # for each answer what the model says, with the token that ends it
 
 
-def is_text(processor: Any) -> bool:
-    """Whether a processor is a text model's: its tokenizer itself."""
-    return processor is tokenizer_of(processor)
+class Ending(NamedTuple):
+    """How a template ends an answer."""
+
+    tokens: int  # special tokens that it writes after an answer, blanks before them aside
+    next: str  # else: the special token that stands there when another turn follows
+    added: str  # else: the token that every answer is given
 
 
-def prompt(example: Example, processor: Any, turn: int = -1) -> str:
-    """The text up to the answer at message `turn` (default: the last), ready for generation."""
-    return _render(example, example.messages[:turn], processor, generation=True)
+def message_of(role: str, text: str, **fields: str) -> Message:
+    """A message of text alone."""
+    return {"role": role, "content": [{"type": "text", "text": text}], **fields}
 
 
-def conversation(example: Example, processor: Any) -> tuple[str, list[Span]]:
-    """The whole text and the characters of each answer in it, ended by a special token.
+SHORT = Example(0, [message_of("user", "?"), message_of("assistant", "!")], [], "template")
+_TWO = replace(SHORT, messages=SHORT.messages * 2)
+THOUGHTFUL = replace(
+    SHORT,
+    messages=[message_of("user", "?"), message_of("assistant", "!", reasoning_content=MARKER)],
+)
 
-    An answer stands where the text changes when the answer does: so the span is right whatever the
+
+def prompt(example: Example, processor: Any) -> str:
+    """The text up to the last answer, ready for generation."""
+    messages, thinking = _asked(example, processor, _ending(example, processor))
+    return render(example, messages[:-1], processor, generation=True, thinking=thinking)
+
+
+def conversation(example: Example, processor: Any) -> Conversation:
+    """The whole text; the prompt for the last answer begins it.
+
+    An answer stands where the text changes when the answer does: so its place is right whatever the
     template adds, strips or leaves out. A template that ends no turn (LLaVA-1.5's) would teach a
-    model never to stop: the text then ends in the tokenizer's own end token.
+    model never to stop: each answer then ends in the tokenizer's own end token.
     """
-    text = _render(example, example.messages, processor)
-    spans = [_span(text, _marked(example, processor, turn)) for turn in answers(example)]
-    end, tokenizer = spans[-1][1], tokenizer_of(processor)
-    if special_at(text, end, tokenizer) or not tokenizer.eos_token:
-        return text, spans
-    return text[:end] + tokenizer.eos_token, spans
+    ending = _ending(example, processor)
+    messages, thinking = _asked(example, processor, ending)
+    text = render(example, messages, processor, thinking=thinking)
+    turns = answers(example)
+    spans = [_span(example, messages, processor, turn, text, thinking) for turn in turns]
+    prompts = [
+        render(example, messages[:turn], processor, generation=True, thinking=thinking)
+        for turn in turns
+    ]
+    if not text.startswith(prompts[-1]):
+        history = render(example, messages[:-1], processor, thinking=thinking)
+        text, spans[-1] = _joined(example, messages[-1], history, prompts[-1], text, spans[-1])
+    if not ending.tokens:
+        text = text[: spans[-1][1]] + ending.next
+    runs = []
+    for asked, (start, end) in zip(prompts, spans, strict=True):
+        start = len(asked) if text.startswith(asked) else start
+        runs.append((start, _ended(text, end, ending, processor)))
+    return Conversation(text, len(prompts[-1]), spans[-1], runs)
 
 
 def turn_end(processor: Any) -> str:
     """The special token that ends an answer in the base's template: what a model learns to say."""
-    question: Message = {"role": "user", "content": [{"type": "text", "text": "?"}]}
-    answer: Message = {"role": "assistant", "content": [{"type": "text", "text": "!"}]}
-    text, spans = conversation(Example(0, [question, answer], [], "template"), processor)
-    return special_at(text, spans[-1][1], tokenizer_of(processor))
+    shown = conversation(SHORT, processor)
+    return last_special(shown.text[: shown.runs[-1][1]], tokenizer_of(processor))
+
+
+def turn_ends(processor: Any) -> set[str]:
+    """The special tokens that end an answer, the last one or an earlier one, and nothing else.
+
+    What ends an earlier answer may also stand between thoughts and answer (gpt-oss's): such a token
+    ends none.
+    """
+    tokenizer = tokenizer_of(processor)
+    two = conversation(_TWO, processor)
+    earlier = last_special(two.text[slice(*two.runs[0])], tokenizer)
+    last = turn_end(processor)
+    thought = conversation(THOUGHTFUL, processor)
+    inside = thought.text[thought.asked : thought.answer[0]]
+    return {last, earlier if earlier not in inside else last} - {""}
 
 
 def answers(example: Example) -> list[int]:
@@ -60,69 +114,129 @@ def answers(example: Example) -> list[int]:
     return [n for n, message in enumerate(example.messages) if message["role"] == "assistant"]
 
 
-def special_at(text: str, start: int, tokenizer: Any) -> str:
-    """The special token that stands at a character of a text, or nothing."""
-    added = tokenizer.added_tokens_decoder.values()
-    tokens = sorted((token.content for token in added if token.special), key=len, reverse=True)
-    return next((token for token in tokens if text.startswith(token, start)), "")
+def _asked(example: Example, processor: Any, ending: Ending) -> tuple[list[Message], bool]:
+    """The messages as the template gets them, and whether it asks for thoughts before an answer.
+
+    A model that can think is asked to answer at once, unless the answer has thoughts. Templates
+    read those in the answer's text or in a field of their own: in whichever form they come out.
+    """
+    messages = [_with_end(message, ending.added) for message in example.messages]
+    if not thoughts_of(messages[-1])[0]:
+        return messages, False
+    for given in (messages, [*messages[:-1], with_thoughts_apart(messages[-1])]):
+        if _fits(example, given, processor):
+            return given, True
+    asked = render(example, messages[:-1], processor, generation=True, thinking=True)
+    return messages, bool(thought_asked(asked))
 
 
-def special_in(example: Example, processor: Any) -> bool:
-    """Whether a text of an example holds what the tokenizer reads as a special token."""
-    added = tokenizer_of(processor).added_tokens_decoder.values()
-    tokens = [token.content for token in added if token.special]
-    texts = [all_text_of(message) for message in example.messages]
-    return any(token in text for text in texts for token in tokens)
+def _fits(example: Example, messages: list[Message], processor: Any) -> bool:
+    """Whether thoughts and answer come out after the prompt, and no empty thoughts before them."""
+    text = render(example, messages, processor, thinking=True)
+    asked = render(example, messages[:-1], processor, generation=True, thinking=True)
+    if not text.startswith(asked):
+        return False
+    thoughts, said = thoughts_of(messages[-1])
+    told = text[len(asked) :]
+    closed = told.count(CLOSE) + (CLOSE in thought_asked(asked))
+    shown = all(squeezed(piece) in squeezed(told) for piece in (thoughts, said))
+    return shown and closed <= 1 + said.count(CLOSE)
 
 
-def require_no_visual_tokens(example: Example, processor: Any) -> None:
-    """Raise DataError if a text holds a token that the base reads as an image."""
-    tokens = [value for key, value in vars(processor).items() if key in _VISUAL and value]
-    for message in example.messages:
-        for token in tokens:
-            if token in all_text_of(message):
-                raise DataError(
-                    f"{example.source} row {example.row}: the text holds {token!r}, which the "
-                    "base reads as an image"
-                )
+def _with_end(message: Message, end: str) -> Message:
+    if not end or message["role"] != "assistant":
+        return message
+    return {**message, "content": [{"type": "text", "text": text_of(message) + end}]}
 
 
-def _span(text: str, marked: str) -> Span:
+def _ending(example: Example, processor: Any) -> Ending:
+    """How the template ends an answer; the error for a template that refuses names the example."""
+    try:
+        eos = tokenizer_of(processor).eos_token
+        return _ending_of(processor, template_of(processor), tuple(closers(processor)), eos)
+    except DataError:
+        render(example, example.messages, processor)
+        raise
+
+
+@lru_cache(maxsize=64)
+def _ending_of(processor: Any, template: str, known: tuple[str, ...], eos: str | None) -> Ending:
+    """How the template ends an answer, found on a short one; `known` are tokens that may."""
+    question, answer = SHORT.messages
+    text = render(SHORT, SHORT.messages, processor)
+    end = _span(SHORT, SHORT.messages, processor, 1, text, False)[1]
+    if tokens := _count(text[end:], known):
+        return Ending(tokens, "", "")
+    try:
+        text = render(SHORT, [question, answer, question], processor)
+    except DataError:
+        text = text[:end]
+    if found := special_at(text[end:], known):
+        return Ending(0, found, "")
+    if not eos:
+        raise ModelError(
+            "the base's chat template ends no answer and its tokenizer has no end token; "
+            "give the tokenizer an eos_token"
+        )
+    return Ending(0, "", eos)
+
+
+def _joined(
+    example: Example, answer: Message, history: str, asked: str, text: str, span: Span
+) -> tuple[str, Span]:
+    """The text with its last answer after the prompt that asks for it, and the answer's place.
+
+    The template writes the two otherwise (LLaVA-OneVision's: a blank before the line break), or
+    prompts begin thoughts that answers have lost (DeepSeek's). What is trained is what is asked.
+    """
+    if not (text.startswith(history) and asked.startswith(history)):
+        raise ModelError(
+            f"{example.source} row {example.row}: the chat template's prompt is not a prefix of "
+            "prompt + answer; give the base another chat template (chat_template.jinja)"
+        )
+    start, end = span
+    thoughts, said, tags = "", text[start:end], thought_asked(asked)
+    if OPEN in tags:
+        thoughts, said = thoughts_of(answer)
+        said = said.strip()
+        thoughts = "" if CLOSE in tags else f"{thoughts.strip()}\n{CLOSE}\n\n"
+    begun = asked + thoughts
+    return begun + said + text[end:], (len(begun), len(begun + said))
+
+
+def _span(
+    example: Example,
+    messages: list[Message],
+    processor: Any,
+    turn: int,
+    text: str,
+    thinking: bool,
+) -> Span:
+    """Where in the text an answer stands: what changes when it does."""
+    others = list(messages)
+    others[turn] = {**messages[turn], "content": [{"type": "text", "text": MARKER}]}
+    marked = render(example, others, processor, thinking=thinking)
     start = len(commonprefix([text, marked]))
     return start, len(text) - len(commonprefix([text[::-1], marked[::-1]]))
 
 
-def _marked(example: Example, processor: Any, turn: int) -> str:
-    messages = list(example.messages)
-    messages[turn] = {**messages[turn], "content": [{"type": "text", "text": _MARKER}]}
-    return _render(example, messages, processor)
+def _ended(text: str, end: int, ending: Ending, processor: Any) -> int:
+    """The character after the tokens that end an answer."""
+    if ending.added:
+        return end
+    known = closers(processor)
+    tail = text[end:].lstrip() if ending.tokens else text[end:]
+    for _ in range(ending.tokens or 1):
+        if token := special_at(tail, known):
+            tail = tail[len(token) :]
+            end = len(text) - len(tail)
+    return end
 
 
-def _render(
-    example: Example, messages: list[Message], processor: Any, generation: bool = False
-) -> str:
-    template = processor.chat_template
-    if is_text(processor):  # templates of text models take plain strings
-        messages = [{**message, "content": text_of(message)} for message in messages]
-        template = template or PLAIN
-    if not template:
-        raise ModelError("the base's processor has no chat template")
-    options = {"tokenize": False, "add_generation_prompt": generation, "chat_template": template}
-    try:  # a model that can think is asked to answer at once
-        text = tokenizer_of(processor).apply_chat_template(
-            messages, enable_thinking=False, **options
-        )
-    except Exception as error:  # a template is a program of its own
-        raise DataError(
-            f"{example.source} row {example.row}: the base's chat template refuses it: "
-            f"{reason(error)}"
-        ) from error
-    return _begun(text, tokenizer_of(processor))
-
-
-def _begun(text: str, tokenizer: Any) -> str:
-    """The text with the token in front that the tokenizer begins every text with."""
-    bos = tokenizer.bos_token
-    if bos and not text.startswith(bos) and tokenizer("")["input_ids"] == [tokenizer.bos_token_id]:
-        return bos + text
-    return text
+def _count(tail: str, known: Iterable[str]) -> int:
+    """How many special tokens a text begins with, one after another, blanks before them aside."""
+    number, tail = 0, tail.lstrip()
+    while token := special_at(tail, known):
+        number += 1
+        tail = tail[len(token) :]
+    return number

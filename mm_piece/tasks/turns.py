@@ -14,9 +14,9 @@ from mm_piece.tasks.fields import Fields, rows_of
 from mm_piece.tasks.inline import KEYS, image_in
 from mm_piece.tasks.marks import is_learned
 from mm_piece.tasks.pictures import Picture
+from mm_piece.tasks.thoughts import THOUGHT_FIELDS
 
 MARK = "<image>"
-REASONING = ("reasoning_content", "reasoning", "thinking")  # what chat templates call it
 _ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "bard", "bing"), "assistant"),
@@ -125,7 +125,7 @@ def _part(given: Any, folder: Path, where: str, turn: Fields, name: str) -> list
 
 def _reasoning(turn: Fields, where: str) -> dict[str, str]:
     """What an answer says that it was thought out by, for the base's chat template to read."""
-    found = {name: turn.take(name) for name in REASONING if turn.holds(name)}
+    found = {name: turn.take(name) for name in THOUGHT_FIELDS if turn.holds(name)}
     for name, text in found.items():
         if not isinstance(text, str):
             raise DataError(f"{where}: '{turn.path}{name}' must be a text, not {short(text)}")

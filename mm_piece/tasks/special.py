@@ -1,0 +1,56 @@
+"""The special tokens of a base: those that end an answer, those that stand for an image."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from mm_piece.errors import DataError
+from mm_piece.tasks.examples import Example, all_text_of
+from mm_piece.tasks.rendering import tokenizer_of
+
+_VISUAL = ("image_token", "video_token", "vision_start_token", "vision_end_token")
+
+
+def specials(tokenizer: Any) -> list[str]:
+    """The special tokens of a tokenizer, the longest first."""
+    added = tokenizer.added_tokens_decoder.values()
+    return sorted((token.content for token in added if token.special), key=len, reverse=True)
+
+
+def special_in(example: Example, processor: Any) -> bool:
+    """Whether a text of an example holds what the tokenizer reads as a special token."""
+    tokens = specials(tokenizer_of(processor))
+    texts = [all_text_of(message) for message in example.messages]
+    return any(token in text for text in texts for token in tokens)
+
+
+def require_no_visual_tokens(example: Example, processor: Any) -> None:
+    """Raise DataError if a text holds a token that the base reads as an image."""
+    for message in example.messages:
+        for token in visual(processor):
+            if token in all_text_of(message):
+                raise DataError(
+                    f"{example.source} row {example.row}: the text holds {token!r}, which the "
+                    "base reads as an image"
+                )
+
+
+def closers(processor: Any) -> list[str]:
+    """The special tokens that may end an answer: no images, and none that only begins texts."""
+    tokenizer = tokenizer_of(processor)
+    begins = {tokenizer.bos_token} - {tokenizer.eos_token}
+    return [t for t in specials(tokenizer) if t not in begins and t not in visual(processor)]
+
+
+def visual(processor: Any) -> list[str]:
+    """The tokens that stand for images and videos, or around them."""
+    return [value for key, value in vars(processor).items() if key in _VISUAL and value]
+
+
+def special_at(text: str, tokens: Iterable[str]) -> str:
+    """The special token that a text begins with, or nothing."""
+    return next((token for token in tokens if text.startswith(token)), "")
+
+
+def last_special(text: str, tokenizer: Any) -> str:
+    """The special token that a text ends with, or nothing."""
+    return next((token for token in specials(tokenizer) if text.endswith(token)), "")
