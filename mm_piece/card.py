@@ -8,9 +8,11 @@ import yaml
 
 from mm_piece import metrics
 from mm_piece.manifest import Entry
+from mm_piece.plaintext import make_printable
 
 MARK = "<!-- Written by mm-piece at every push; without this line the file is left as it is. -->"
-_SPECIAL = re.compile(r"([\\`*_\[\]<>#!|~&:@$])")  # what Markdown could take for its own
+# What Markdown could take for its own.
+_SPECIAL = re.compile(r"[\\`*_\[\]<>#!|~&:@$]|(?<=www)\.", re.IGNORECASE)
 
 
 def model_card(
@@ -114,5 +116,4 @@ def _table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
 
 def _plain(text: str) -> str:
     """Return text as Markdown that shows just this text, on one line."""
-    line = " ".join(text.split()).encode(errors="replace").decode()
-    return _SPECIAL.sub(r"\\\1", line)
+    return _SPECIAL.sub(r"\\\g<0>", make_printable(" ".join(text.split())))

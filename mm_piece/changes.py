@@ -42,7 +42,8 @@ def change_rows(info: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+    """Whether a delta's own word is a number that can be shown; JSON's may have any size."""
+    return type(value) in (int, float) and abs(value) < 2**63
 
 
 def _row(

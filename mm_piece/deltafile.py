@@ -12,7 +12,6 @@ the SHA-256 of the rest of the file. `checkpoints/README.md` is the specificatio
 import hashlib
 import io
 import math
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,9 +25,12 @@ from torch import Tensor
 
 from mm_piece import codec as coding
 from mm_piece import deltaheader, tensorfile
+from mm_piece.atomic import naming, write, writing
 from mm_piece.deltaheader import DTYPES, index_dtype
 from mm_piece.errors import DamageError, FormatError, short
 from mm_piece.tensorfile import Row, bits
+
+__all__ = ["CODECS", "Packer", "pack", "packing", "unpack", "write", "writing"]
 
 Entries = dict[str, tuple[Tensor, Tensor]]  # name -> indices, values
 
@@ -99,35 +101,14 @@ def unpack(data: bytes) -> tuple[dict[str, Any], Entries]:
     return header, _read_entries(data, header["tensors"], header["codec"])
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all, even after a power cut."""
-    with writing(path) as file:
-        file.write(data)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that is there whole once the block ends, and not at all if it raises."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
 @contextmanager
 def packing(path: Path, codec: str = "gap") -> Iterator[Packer]:
     """Open a packer whose spool lies beside the file to come, on the same disk."""
-    with tempfile.TemporaryFile(dir=path.parent) as spool:
+    try:
+        spool = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 - entered below
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    with naming(path), spool:
         yield Packer(spool, codec)
 
 

@@ -11,6 +11,7 @@ import torch
 from mm_piece import tensorfile
 from mm_piece.codec import LARGEST_SIZE
 from mm_piece.errors import DamageError, FormatError, TruncatedError, short
+from mm_piece.strictjson import parse_json
 
 FORMAT = "1"
 HEADER = {key: str for key in ("sha256", "format", "codec", "task", "base", "parent")}
@@ -38,6 +39,7 @@ def text(header: Mapping[str, Any]) -> str:
     check({"sha256": "", **content})
     try:
         plain = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        parse_json(plain)  # names that are no text, such as 1 and "1", may have become one
     except (TypeError, ValueError, RecursionError) as error:
         raise FormatError(f"the header is not plain JSON: {short(error)}") from error
     return f'{{"sha256":"{"0" * 64}",{plain[1:]}'
@@ -51,8 +53,8 @@ def parse(data: bytes) -> dict[str, Any]:
     start = 8 + int.from_bytes(data[:8], "little")
     _require_length(data, start)
     try:
-        content = json.loads(data[8:start])
-        header = json.loads(content.pop("__metadata__")["mm_piece"])
+        content = parse_json(data[8:start])
+        header = parse_json(content.pop("__metadata__")["mm_piece"])
         ends = [min(int(record["data_offsets"][1]), 2**63) for record in content.values()]
     except (ValueError, TypeError, KeyError, IndexError, RecursionError, OverflowError) as error:
         raise DamageError(f"altered header: {short(error)}") from error

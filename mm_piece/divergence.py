@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_piece.evaluation import pad_of, said
+from mm_piece.evaluation import pad_of, with_own_answers
 from mm_piece.loading import checkout
 from mm_piece.progress import bar
 from mm_piece.tasks import IGNORED, Example, batches, collate, fitted, tokenizer_of
@@ -34,8 +34,9 @@ def divergence(
     """
     checkout(model, 0)
     limits = {"max_new_tokens": max_new_tokens, "max_length": max_length}
-    given = said(model, processor, examples, batch_size=batch_size, title="base", **limits)
-    own = [example.answered(text) for example, text in zip(examples, given, strict=True) if text]
+    own = with_own_answers(
+        model, processor, examples, batch_size=batch_size, title="base", **limits
+    )
     total, tokens = 0.0, 0
     for rows in bar([*batches(own, _ROWS)], "divergence", "part"):
         encoded = [fitted(example, processor, max_length)[0] for example in rows]

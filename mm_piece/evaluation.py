@@ -14,6 +14,7 @@ from mm_piece.progress import bar
 from mm_piece.scoring import METRICS
 from mm_piece.tasks import Example, batches, collate, fitted, pictures, tokenizer_of
 from mm_piece.tasks.answering import answer_in
+from mm_piece.tasks.special import visual_token_in
 from mm_piece.tasks.templates import turn_ends
 
 
@@ -52,9 +53,12 @@ def generate(
     max_new_tokens: int,
     max_length: int | None = None,
     synced_gpus: bool = False,
+    skip_special_tokens: bool = False,
 ) -> list[str]:
     """Greedy answers to one batch, padded on the left; prompts of at most `max_length` tokens.
 
+    An answer ends before the token that ends it; special tokens in it, such as those of a place in
+    the image, are part of it unless they are to be skipped.
     With `synced_gpus` every process goes on until all have their answers, as a model that lies
     in parts on them needs it.
     Whatever sampling a base's own configuration asks for is left aside: an answer depends on the
@@ -75,15 +79,22 @@ def generate(
     except Exception as error:  # a model raises whatever it trips over
         where = f"{batch[0].source} row {batch[0].row}"
         raise ModelError(f"the base cannot answer {where}: {reason(error)}") from error
+
     new = ids[:, inputs["input_ids"].shape[1] :].tolist()
-    return [_read(said, example, processor, ends) for said, example in zip(new, batch, strict=True)]
+    answers = [[*takewhile(lambda token: token not in ends, row)] for row in new]
+    texts = [decode_answer(row, tokenizer, skip_special_tokens) for row in answers]
+    return [
+        answer_in(text, example, processor).strip()
+        for text, example in zip(texts, batch, strict=True)
+    ]
 
 
-def _read(ids: list[int], example: Example, processor: Any, ends: Sequence[int]) -> str:
-    """The answer in the tokens that a model said to an example."""
-    tokenizer = tokenizer_of(processor)
-    said = tokenizer.decode([*takewhile(lambda token: token not in ends, ids)])
-    return answer_in(said, example, processor).strip()
+def decode_answer(ids: Sequence[int], tokenizer: Any, skip_special_tokens: bool = False) -> str:
+    """The text of an answer's tokens, as they are: nothing about it is tidied up."""
+    text = tokenizer.decode(
+        ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+    )
+    return text.strip()
 
 
 def ends_of(model: Any, processor: Any) -> list[int]:
@@ -111,12 +122,21 @@ def evaluate(
 ) -> list[Answer]:
     """Answer and score every example; options: those of `said`."""
     rule, predictions = METRICS[metric], said(model, processor, examples, **options)
-    accepted = [example.accepted or [example.answer] for example in examples]
+    tokenizer = tokenizer_of(processor)
+    accepted = [
+        [_as_decoded(answer, tokenizer) for answer in example.accepted or [example.answer]]
+        for example in examples
+    ]
     scores = rule(predictions, accepted)
     return [
         _answer(example, text, score)
         for example, text, score in zip(examples, predictions, scores, strict=True)
     ]
+
+
+def _as_decoded(answer: str, tokenizer: Any) -> str:
+    """An answer as it reads when its tokens are said: not every tokenizer gives every text back."""
+    return decode_answer(tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer)
 
 
 def said(
@@ -143,6 +163,21 @@ def said(
     mine = [number for number, first in own if first]
     kept = [texts for texts, (_, first) in zip(answered, own, strict=True) if first]
     return [text for texts in sharding.gathered(kept, mine, len(whole)) for text in texts]
+
+
+def with_own_answers(
+    model: nn.Module, processor: Any, examples: Sequence[Example], **options: Any
+) -> list[Example]:
+    """The examples with what the model says in place of their answers; options: those of `said`.
+
+    Left out is where it says nothing, or a token that it would read as an image.
+    """
+    given = said(model, processor, examples, **options)
+    return [
+        example.answered(text)
+        for example, text in zip(examples, given, strict=True)
+        if text and not visual_token_in(text, processor)
+    ]
 
 
 def mean_score(answers: Sequence[Answer]) -> float:

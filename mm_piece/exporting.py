@@ -2,16 +2,17 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mm_piece import tensorfile
+from mm_piece.atomic import new_folder
 from mm_piece.checkpoint import Checkpoint, Weight, fetch
 from mm_piece.delta import Delta
 from mm_piece.errors import BaseError, MismatchError, StoreError
 from mm_piece.loading import as_store, dtype_of, is_delta, named_base, require_base
+from mm_piece.manifest import reported
 from mm_piece.models import processor_folder, reading_of, trained_dtype, where
 from mm_piece.recipe import parse_bytes
 from mm_piece.store import DeltaStore
@@ -49,16 +50,12 @@ def write_folder(
 ) -> None:
     """Write what deltas make of a checkpoint as an ordinary folder, whole or not at all."""
     shards = _shards(checkpoint.weights, _shard_bytes(shard_size))
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as temporary:
-        folder = Path(temporary) / to.name
-        folder.mkdir()
+    with reported(to), new_folder(to) as folder:
         _copy_settings(checkpoint, folder)
         for name, weights in shards.items():
             _write_shard(folder / name, weights, deltas)
         if len(shards) > 1:
             _write_index(folder / _INDEX, shards)
-        folder.replace(to)  # an empty folder may stand there
 
 
 def checkpoint_of(store: DeltaStore, base: str | Path | None = None) -> Checkpoint:

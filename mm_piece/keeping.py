@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_piece import importance, sealed, sharding
-from mm_piece.evaluation import pad_of, said
+from mm_piece.evaluation import pad_of, with_own_answers
 from mm_piece.importance import Compact, compact
 from mm_piece.mask import width_of
 from mm_piece.names import weights
@@ -53,16 +53,16 @@ def own_answers(
     """What the model says to general prompts about a task's images, as further examples.
 
     Each of at most `number` images, drawn by `seed`, is asked about by the next prompt in turn.
-    Where there are no images, the prompts stand alone, each once. Empty answers are left out.
+    Where there are no images, the prompts stand alone, each once. Answers that cannot be trained
+    are left out.
     """
     prompts, examples = select.prompts or PROMPTS, encoded.examples
     pictured = [example for example in examples if example.images]
     order = torch.randperm(len(pictured), generator=torch.Generator().manual_seed(seed)).tolist()
     images = [pictured[place].images[:1] for place in order[:number]] or [[] for _ in prompts]
     asked = [_turns(row, prompts[row % len(prompts)], images[row]) for row in range(len(images))]
-    given = said(model, encoded.processor, asked, max_new_tokens=_TOKENS, title="own answers")
-    own = [one.answered(text) for one, text in zip(asked, given, strict=True) if text]
-    return encoded.of(own)
+    options = {"max_new_tokens": _TOKENS, "title": "own answers"}
+    return encoded.of(with_own_answers(model, encoded.processor, asked, **options))
 
 
 def _turns(row: int, prompt: str, images: list[Any]) -> Example:

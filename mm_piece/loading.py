@@ -134,7 +134,10 @@ def checkout(model: nn.Module, at: int) -> None:
 
 
 def outline(store: str | Path | DeltaStore, at: int | None) -> dict[str, Any]:
-    """What a delta holds, its header and a line per tensor: a file, or a store's at a position."""
+    """What a delta holds, its header and a line per tensor: a file, or a store's at a position.
+
+    What whoever made it wrote into `info` stands apart from what was read and counted here.
+    """
     delta = Delta.load(store) if is_delta(store) else _delta_at(as_store(store), at)
     tensors_of = [
         {
@@ -151,7 +154,7 @@ def outline(store: str | Path | DeltaStore, at: int | None) -> dict[str, Any]:
         "parent": delta.parent,
         "entries": delta.entries,
     }
-    return {**facts, **delta.info, "tensors": tensors_of}
+    return {**facts, "info": delta.info, "tensors": tensors_of}
 
 
 def _delta_at(store: DeltaStore, at: int | None) -> Delta:

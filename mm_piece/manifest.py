@@ -8,8 +8,7 @@ any file        load, dump, read_bytes, require_inside   one line for whatever i
 
 import hashlib
 import json
-import math
-import os.path
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,14 +25,13 @@ from mm_piece.errors import (
     TruncatedError,
     short,
 )
+from mm_piece.strictjson import parse_json
 
 FORMAT = 1
 MANIFEST = "store.json"
 FILE_NAME = re.compile(r"([0-9]{4,})-[a-z0-9-]+\.safetensors")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-_NO_LINE = re.compile(
-    r"[\x00-\x1f\x7f\ud800-\udfff]"
-)  # breaks a line, a path or the printing of it
+_NO_LINE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # breaks a line, a path or a print
 
 Rule = tuple[Callable[[Any], bool], str]  # whether a value is allowed, and what is
 
@@ -144,15 +142,17 @@ def check_answers(path: Path, answers: dict[str, Any]) -> None:
 def dump(content: Mapping[str, Any], what: str) -> str:
     """Return content as JSON text; StoreError names `what` is no plain JSON."""
     try:
-        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        parse_json(text)  # names that are no text, such as 1 and "1", may have become one
     except (TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"{what} is not plain JSON: {error}") from error
+    return text
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a JSON object; numbers are finite, so that it can be written again."""
+    """Read a JSON object, strictly."""
     try:
-        content = json.loads(read_bytes(path), parse_float=_finite, parse_constant=_finite)
+        content = parse_json(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path}: damaged JSON: {error}") from error
     _require(type(content) is dict, path, "damaged: expected a JSON object")
@@ -170,6 +170,15 @@ def require_inside(store: Path, path: Path) -> None:
     """Raise for a link that leads out of the store; the store itself may be reached by one."""
     real = Path(os.path.realpath(path))  # Path.resolve trips over a loop of links
     _require(real.is_relative_to(os.path.realpath(store)), path, "leads out of the store")
+
+
+def require_folders_inside(store: Path) -> None:
+    """Raise for a link out of the store in the folders that a training writes into."""
+    for name in ("work", "logs", "kept"):
+        require_inside(store, store / name)
+        for place, folders, files in os.walk(store / name):
+            for child in (*folders, *files):
+                require_inside(store, Path(place, child))
 
 
 def require_same(place: Path, what: str, expected: object, found: object) -> None:
@@ -212,12 +221,6 @@ def _require_allowed(
 def _require_scores(path: Path, place: str, row: Any, count: int) -> None:
     sound = type(row) is list and len(row) == count and all(map(_is_score, row))
     _require(sound, path, f"{place} is {short(row)}; allowed: {count} numbers from 0 to 1")
-
-
-def _finite(number: str) -> float:
-    if not math.isfinite(value := float(number)):
-        raise ValueError(f"{number} is no finite number")
-    return value
 
 
 def _is_text(value: Any) -> bool:

@@ -10,6 +10,7 @@ from mm_piece import sharding
 from mm_piece.checkpoint import Checkpoint, fetch
 from mm_piece.errors import BaseError, StoreError
 from mm_piece.evaluation import pad_of
+from mm_piece.manifest import require_folders_inside
 from mm_piece.models import (
     as_dtype,
     describe,
@@ -65,6 +66,7 @@ def store_of(
     if sharding.is_main():
         DeltaStore.create(path, base, recipe.text(), over_empty=True)
     sharding.wait()
+    require_folders_inside(path)
     return DeltaStore.open(path)
 
 
@@ -122,6 +124,7 @@ def _require_room(path: Path) -> None:
 
 def _same_run(store: DeltaStore, recipe: Recipe) -> None:
     """A store belongs to one recipe, to which further tasks may be added at the end."""
+    require_folders_inside(store.path)
     if {**store.base, **locate(recipe.base, recipe.revision, store.path)} != store.base:
         _same_base(store, recipe)
     recipes = (parse_recipe(store.recipe, f"{store.path}/recipe.yaml"), recipe)

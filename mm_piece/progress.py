@@ -6,15 +6,16 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from mm_piece import sharding
+from mm_piece.plaintext import make_printable
 
 
 def bar(items: Iterable[Any], title: str, unit: str, total: int | None = None) -> Any:
     """The items, with a bar on a terminal."""
     silent = None if sharding.is_main() else True
-    return tqdm(items, title, total, unit=unit, leave=False, disable=silent)
+    return tqdm(items, make_printable(title), total, unit=unit, leave=False, disable=silent)
 
 
 def say(text: str) -> None:
-    """One line, above whatever bar there is."""
+    """One line, above whatever bar there is; what a name in it holds cannot break it."""
     if sharding.is_main():
-        tqdm.write(text)
+        tqdm.write(make_printable(text))

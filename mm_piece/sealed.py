@@ -32,7 +32,8 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError):
         return None
-    return (tensors, known["facts"]) if known.get("sha256") == _seal(tensors) else None
+    whole = type(known) is dict and known.keys() == {"facts", "sha256"}
+    return (tensors, known["facts"]) if whole and known["sha256"] == _seal(tensors) else None
 
 
 def _seal(tensors: Mapping[str, Tensor]) -> str:

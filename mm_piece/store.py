@@ -243,6 +243,7 @@ class DeltaStore:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         with reported(self.path):
+            manifest.require_inside(self.path, self.path / ".lock")
             try:
                 self._lock.acquire()
             except Timeout as error:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mm_piece.errors import ModelError
+from mm_piece.strictjson import parse_json
 
 PIECE = 2**22  # entries of a slice: large enough for full speed, a few MiB
 _LARGEST_HEADER = 100_000_000  # what the safetensors library accepts
@@ -166,7 +167,7 @@ def places(path: Path) -> dict[str, Place]:
             length = int.from_bytes(file.read(8), "little")
             text = file.read(length) if length <= _LARGEST_HEADER else b""
             end = file.seek(0, 2)
-        content = json.loads(text)
+        content = parse_json(text)
         content.pop("__metadata__", None)
         found = {name: _place(path, 8 + length, record) for name, record in content.items()}
     except OSError as error:

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mm_piece"
 # Each module may import only those above it.
 ORDER = (
-    *("errors", "metrics", "intervals", "scoring", "names", "recipe"),
-    *("codec", "tensorfile", "sharding", "deltaheader", "deltafile", "sealed"),
+    *("plaintext", "errors", "strictjson", "metrics", "intervals", "scoring", "names", "recipe"),
+    *("atomic", "codec", "tensorfile", "sharding", "deltaheader", "deltafile", "sealed"),
     *("delta", "merging", "comparison", "manifest", "store", "layout", "interchange"),
     "progress",
     *(

@@ -1,12 +1,13 @@
 """Tower + projector + language model, written as one ordinary LLaVA checkpoint."""
 
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
@@ -20,6 +21,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from mm_piece.assembly.language import Language, load_language
 from mm_piece.assembly.openclip import load_tower
 from mm_piece.assembly.towers import Kind, convert, kind_of
+from mm_piece.atomic import new_folder
 from mm_piece.checkpoint import Checkpoint
 from mm_piece.delta import fingerprint
 from mm_piece.errors import ModelError
@@ -170,9 +172,7 @@ def _processor(
 
 def _write(to: Path, model: Any, weights: dict[str, Tensor], processor: LlavaProcessor) -> None:
     """Write everything beside `to`, look at it as a base will be looked at, and move it there."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as temporary:
-        folder = Path(temporary) / to.name
+    with _reported(to), new_folder(to) as folder:
         # The names are the published ones already, which those that transformers would write are
         # not. What it is given it takes apart while it writes.
         given = {"state_dict": dict(weights), "save_original_format": False}
@@ -182,4 +182,13 @@ def _write(to: Path, model: Any, weights: dict[str, Tensor], processor: LlavaPro
             raise ModelError(f"{to}: transformers wrote other weights than it was given")
         for file in folder.iterdir():
             file.chmod(0o644)  # some writers keep theirs to their owner
-        folder.replace(to)  # an empty folder may stand there
+
+
+@contextmanager
+def _reported(to: Path) -> Iterator[None]:
+    """Turn what the system refuses into one line; safetensors' writer has an error of its own."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ModelError(f"{to}: cannot be written: {reason}") from error

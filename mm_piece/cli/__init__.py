@@ -17,7 +17,9 @@ from typing import Any
 import click
 
 from mm_piece.cli import building, checking, deriving, reading, running, shipping
+from mm_piece.cli.terminal import echo, line_of, printable_messages
 from mm_piece.errors import PieceError
+from mm_piece.plaintext import make_printable
 
 # Of several processes the first tells a mistake, and the launcher ends the others when it has. One
 # that is still there after so many seconds has a mistake of its own, or has lost the first.
@@ -29,7 +31,8 @@ class _Commands(click.Group):
 
     def main(self, *args: Any, **options: Any) -> Any:
         try:
-            return super().main(*args, **options)
+            with printable_messages():
+                return super().main(*args, **options)
         except SystemExit as finished:
             if os.environ.get("WORLD_SIZE", "1") != "1" and isinstance(finished.code, int):
                 from mm_piece.sharding import end
@@ -45,8 +48,11 @@ class _Commands(click.Group):
                 raise
             if os.environ.get("RANK", "0") != "0":
                 time.sleep(_FIRST_WORD)
-            click.echo(f"Error: {error}", err=True)
+            echo(f"Error: {line_of(error)}", err=True)
             ctx.exit(2)
+        except click.ClickException as error:  # it may quote what a file is called
+            vars(error).update(message=make_printable(error.message))
+            raise
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from mm_piece.cli.terminal import TO
+from mm_piece.cli.terminal import TO, echo
 
 
 @click.command()
@@ -48,8 +48,8 @@ def assemble(
         vision, language, to, pretrained, feature_layer=feature_layer, seed=seed, dtype=dtype
     )
     for note in made.notes:
-        click.echo(f"note: {note}")
-    click.echo(f"made {to} (mm-piece train RECIPE, with `base: {to}`)")
+        echo(f"note: {note}")
+    echo(f"made {to} (mm-piece train RECIPE, with `base: {to}`)")
 
 
 COMMANDS = (assemble,)

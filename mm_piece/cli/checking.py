@@ -1,15 +1,14 @@
 """The command that looks at a recipe's data: check."""
 
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
 import click
 
-from mm_piece.cli.terminal import JSON, PATH, show_rows
+from mm_piece.cli.terminal import JSON, PATH, echo, echo_json, echo_tokens, show_rows
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _BINS = 20
@@ -36,27 +35,24 @@ def check(recipe: Path, overrides: tuple[str, ...], rows: int, as_json: bool) ->
     one example as the model sees it. Exits with status 2 if something is wrong.
     """
     from mm_piece.checking import check as run
+    from mm_piece.progress import bar
 
-    found = run(recipe, *overrides, rows=rows, progress=_bar)
+    found = run(
+        recipe, *overrides, rows=rows, progress=lambda items, title: bar(items, title, "row")
+    )
     if as_json:
-        click.echo(json.dumps(found.content(), indent=2))
+        echo_json(found.content())
     else:
         _show(found.content())
     for note in found.notes:
-        click.echo(f"Note: {note}", err=as_json)
+        echo(f"Note: {note}", err=as_json)
     for error in found.errors[:_SHOWN]:
-        click.echo(f"Error: {error}", err=True)
+        echo(f"Error: {error}", err=True)
     if len(found.errors) > _SHOWN:
-        click.echo(f"… and {len(found.errors) - _SHOWN} more (--json has all)", err=True)
+        echo(f"… and {len(found.errors) - _SHOWN} more (--json has all)", err=True)
     if found.errors:
         raise click.exceptions.Exit(2)
-    click.echo(f"{recipe}: nothing wrong was found", err=as_json)
-
-
-def _bar(items: Iterable[Any], title: str) -> Iterable[Any]:
-    from tqdm.auto import tqdm
-
-    return tqdm(items, title, unit="row", leave=False, disable=None)
+    echo(f"{recipe}: nothing wrong was found", err=as_json)
 
 
 def _show(content: dict[str, Any]) -> None:
@@ -130,13 +126,9 @@ def _histogram(lengths: Sequence[int]) -> str:
 
 def _example(name: str, tokens: Sequence[tuple[str, bool]]) -> None:
     """One example as text; what is supervised stands between ⟦ and ⟧, in colour on a terminal."""
-    click.echo(f"\n{name}, as the model sees it (⟦supervised⟧):")
-    for text, supervised in tokens:
-        text = re.sub(r"(<[^<>\s]+>)\1{3,}", _folded, text)
-        click.secho(
-            f"⟦{text}⟧" if supervised else text, nl=False, fg="green" if supervised else None
-        )
-    click.echo("")
+    echo("")
+    echo(f"{name}, as the model sees it (⟦supervised⟧):")
+    echo_tokens((re.sub(r"(<[^<>\s]+>)\1{3,}", _folded, text), there) for text, there in tokens)
 
 
 def _folded(run: Any) -> str:

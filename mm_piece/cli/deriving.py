@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mm_piece.cli.terminal import AT, BASE, NEW_FILE, PATH, STORE, TASK, TO
+from mm_piece.cli.terminal import AT, BASE, NEW_FILE, PATH, STORE, TASK, TO, echo
 
 
 @click.command()
@@ -21,7 +21,7 @@ def export(store: Path, to: Path, **options: Any) -> None:
     """
     from mm_piece.exporting import export as write
 
-    click.echo(f"wrote {write(store, to=to, **options)}")
+    echo(f"wrote {write(store, to=to, **options)}")
 
 
 @click.command()
@@ -52,7 +52,7 @@ def extract(base: str, tuned: str, to: Path, **options: Any) -> None:
 
     found = make(base, tuned, to, **options)
     share = found["entries"] / max(found["of"], 1)
-    click.echo(f"wrote {to}: {found['entries']:,} entries ({share:.3%}), {found['bytes']:,} bytes")
+    echo(f"wrote {to}: {found['entries']:,} entries ({share:.3%}), {found['bytes']:,} bytes")
 
 
 @click.command()
@@ -88,7 +88,7 @@ def without(store: Path, task: str, to: Path) -> None:
     """
     from mm_piece.derive import without as make
 
-    click.echo(f"made {to} with {len(make(store, task, to))} deltas")
+    echo(f"made {to} with {len(make(store, task, to))} deltas")
 
 
 @click.command()
@@ -113,7 +113,7 @@ def convert(delta: Path, to: Path, form: str, base: str | None) -> None:
     else:
         layout = Checkpoint(fetch(base)).layout if base else None
         interchange.write(loaded, to, form, layout)
-    click.echo(f"wrote {to}: {loaded.entries:,} entries, {to.stat().st_size:,} bytes")
+    echo(f"wrote {to}: {loaded.entries:,} entries, {to.stat().st_size:,} bytes")
 
 
 @click.command(name="import")
@@ -145,7 +145,7 @@ def take_in(
 
 def _save(delta: Any, to: Path) -> None:
     delta.save(to)
-    click.echo(f"wrote {to}: {delta.entries:,} entries, {to.stat().st_size:,} bytes")
+    echo(f"wrote {to}: {delta.entries:,} entries, {to.stat().st_size:,} bytes")
 
 
 COMMANDS = (export, squash, extract, merge, without, convert, take_in)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mm_piece.cli.terminal import AT, JSON, PATH, STORE, show_rows, show_table
+from mm_piece.cli.terminal import AT, JSON, PATH, STORE, echo, echo_json, show_rows, show_table
 
 
 @click.command()
@@ -46,11 +46,15 @@ def show(store: Path, at: int | None, as_json: bool) -> None:
         for t in content["tensors"]
     ]
     if not as_json:
-        changes = change_rows(content)
-        shown = ("tensors", "groups") if changes else ("tensors",)
-        facts = {key: value for key, value in content.items() if key not in shown}
+        changes = change_rows(content["info"])
+        told = {
+            key: value for key, value in content["info"].items() if key != "groups" or not changes
+        }
+        facts = {key: value for key, value in content.items() if key not in ("info", "tensors")}
+        facts |= {f"info.{key}": value for key, value in told.items()}
+        width = max(map(len, facts))
         for key, value in facts.items():
-            click.echo(f"{key:>10}  {value if isinstance(value, str) else json.dumps(value)}")
+            echo(f"{key:>{width}}  {value if isinstance(value, str) else json.dumps(value)}")
         show_rows(("group", *COLUMNS), [(g, *map(_cell, row)) for g, row in _filled(changes)])
     show_table(content, ("tensor", "group", "shape", "entries"), rows, as_json)
 
@@ -84,7 +88,7 @@ def results(store: Path, as_json: bool) -> None:
 
     opened = DeltaStore.open(store)
     if as_json:
-        click.echo(json.dumps(opened.results(), indent=2))
+        echo_json(opened.results())
     else:
         print_results(opened)
 
@@ -108,10 +112,10 @@ def diff(left: str, right: str, as_json: bool) -> None:
     tensors = [(row["name"], *(row[key] for key in counts)) for row in content["tensors"]]
     header = ("only left", "only right", "both, equal", "both, different")
     if as_json:
-        click.echo(json.dumps(content, indent=2))
+        echo_json(content)
         return
     if not content["same_base"]:
-        click.echo("The two sides belong to different bases.")
+        echo("The two sides belong to different bases.")
     show_rows(("tensor", *header), tensors)
     show_rows(("group", *header), groups)
     shared = content["overlap"]
@@ -143,7 +147,7 @@ def verify(store: Path, base: str | None, as_json: bool) -> None:
 
     if store.is_file() and base is None:
         Delta.load(store)
-        click.echo(json.dumps({"deltas": 1, "ok": True}) if as_json else "1 delta verified")
+        _say_verified({"deltas": 1, "ok": True}, as_json)
         return
     opened = DeltaStore.open(store)
     opened.verify()
@@ -152,8 +156,16 @@ def verify(store: Path, base: str | None, as_json: bool) -> None:
         from mm_piece.exporting import verify_base
 
         content["base"] = verify_base(opened, base or None)
-    told = f"{len(opened)} deltas verified" + (", and the base" if base is not None else "")
-    click.echo(json.dumps(content, indent=2) if as_json else told)
+    _say_verified(content, as_json)
+
+
+def _say_verified(content: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        echo_json(content)
+        return
+    number = content["deltas"]
+    base = ", and the base" if "base" in content else ""
+    echo(f"{number} delta{'' if number == 1 else 's'} verified{base}")
 
 
 @click.command()
@@ -166,32 +178,27 @@ def report(stores: tuple[Path, ...], to: Path | None) -> None:
     from mm_piece.report import report_comparison, report_store
 
     page = report_store(stores[0], to) if len(stores) == 1 else report_comparison(stores, to)
-    click.echo(f"wrote {page}")
+    echo(f"wrote {page}")
 
 
 def print_results(store: Any) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
     from mm_piece.metrics import CONVENTIONS, summary
 
     content = store.results()
     if not content:
-        click.echo("no results yet")
+        echo("no results yet")
         return
     ability = content.get("base_ability")
     columns = [*content["tasks"], *(["base ability"] if ability else [])]
-    table = Table("after", *columns, box=SIMPLE_HEAD, title="accuracy, %", title_justify="left")
     names = ["base", *(entry.task for entry in store.entries)]
+    rows = []
     for position, row in enumerate(content["matrix"]):
         cells = [*row, ability[position]] if ability else row
-        table.add_row(f"{position} {names[position]}", *(f"{100 * score:.1f}" for score in cells))
-    console = Console()
-    console.print(table)
+        rows.append((f"{position} {names[position]}", *(f"{100 * score:.1f}" for score in cells)))
+    show_rows(("after", *columns), rows, title="accuracy, %")
     for name, value in summary(content["matrix"]).items():
         if value is not None:
-            click.echo(f"{name:>10}  {value:+7.1%}   {CONVENTIONS[name]}")
+            echo(f"{name:>10}  {value:+7.1%}   {CONVENTIONS[name]}")
 
 
 COMMANDS = (log, show, results, diff, verify, report)

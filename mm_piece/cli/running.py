@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from mm_piece.cli.reading import print_results
-from mm_piece.cli.terminal import AT, BASE, JSON, PATH, STORE, show_table
+from mm_piece.cli.terminal import AT, BASE, JSON, PATH, STORE, echo, echo_lines, show_table
 
 
 @click.command()
@@ -26,7 +26,7 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
     if not is_main():
         return
     print_results(store)
-    click.echo(f"store: {store.path}  (mm-piece report {store.path} writes a page about it)")
+    echo(f"store: {store.path}  (mm-piece report {store.path} writes a page about it)")
 
 
 @click.command(name="eval")
@@ -111,7 +111,7 @@ def ask(image: Path, question: str, **options: Any) -> None:
 
     limit = options.pop("max_new_tokens")
     model, processor = load(**options)
-    click.echo(answer(on_accelerator(model), processor, image, question, limit))
+    echo_lines(answer(on_accelerator(model), processor, image, question, limit))
 
 
 COMMANDS = (train, evaluate, ask)

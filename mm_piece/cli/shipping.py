@@ -1,11 +1,10 @@
 """Commands that copy and tidy stores: fork, gc, push, pull."""
 
-import json
 from pathlib import Path
 
 import click
 
-from mm_piece.cli.terminal import JSON, PATH, STORE, TO
+from mm_piece.cli.terminal import JSON, PATH, STORE, TO, echo, echo_json
 
 
 @click.command()
@@ -20,7 +19,7 @@ def fork(store: Path, to: Path, at: int) -> None:
     from mm_piece.sharing import fork as make
 
     make(store, at, to)
-    click.echo(f"made {to} with positions 0…{at} (mm-piece train RECIPE, with `store: {to}`)")
+    echo(f"made {to} with positions 0…{at} (mm-piece train RECIPE, with `store: {to}`)")
 
 
 @click.command()
@@ -37,11 +36,11 @@ def gc(store: Path, dry_run: bool, as_json: bool) -> None:
 
     found = [path.relative_to(store).as_posix() for path in DeltaStore.open(store).gc(dry_run)]
     if as_json:
-        click.echo(json.dumps({"removed": [] if dry_run else found, "found": found}))
+        echo_json({"removed": [] if dry_run else found, "found": found})
         return
     for name in found:
-        click.echo(name)
-    click.echo(f"{len(found)} {'to remove' if dry_run else 'removed'}")
+        echo(name)
+    echo(f"{len(found)} {'to remove' if dry_run else 'removed'}")
 
 
 @click.command()
@@ -57,7 +56,7 @@ def push(store: Path, to: str, private: bool, revision: str | None) -> None:
     """
     from mm_piece.sharing import push as run
 
-    click.echo(run(store, to, private=private, revision=revision))
+    echo(run(store, to, private=private, revision=revision))
 
 
 @click.command()
@@ -73,7 +72,7 @@ def pull(source: str, to: Path, revision: str | None) -> None:
     from mm_piece.sharing import pull as run
 
     store = run(source, to, revision=revision)
-    click.echo(f"{to}: a store with positions 0…{len(store)}, verified")
+    echo(f"{to}: a store with positions 0…{len(store)}, verified")
 
 
 COMMANDS = (fork, gc, push, pull)

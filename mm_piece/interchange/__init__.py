@@ -60,6 +60,7 @@ from mm_piece.interchange.rows import (
 )
 from mm_piece.interchange.shira import read_shira
 from mm_piece.layout import LAYOUT, file_shape, layout_of, may_turn, turned, turned_positions
+from mm_piece.strictjson import parse_json
 
 Layout = Mapping[str, Sequence[int]]
 
@@ -225,7 +226,7 @@ def _read_rows(
     metadata, tensors = load_tensors(path)
     rows = paired_rows(tensors, first, "values")
     try:
-        fields = {rename(name): value for name, value in json.loads(metadata[field]).items()}
+        fields = {rename(name): value for name, value in parse_json(metadata[field]).items()}
     except (KeyError, ValueError, AttributeError, RecursionError) as error:
         raise FormatError(f"expected JSON in the metadata field {field}, found {error}") from error
     rows = published_rows(rows, base, rename)

@@ -1,6 +1,5 @@
 """PEFT's SHiRA adapters: what their merge leaves in a base."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from mm_piece.interchange.rows import (
     published_rows,
     require_kind,
 )
+from mm_piece.strictjson import parse_json
 
 MERGEABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -33,7 +33,7 @@ def read_shira(path: Path, base: Base, rename: Rename) -> Entries:
 
 def _shira_rank(path: Path) -> int:
     try:
-        config = json.loads(path.read_bytes())
+        config = parse_json(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"expected a folder with {path.name}, found {error}") from error
     kind, rank = (config.get("peft_type"), config.get("r")) if type(config) is dict else (0, 0)

@@ -12,6 +12,8 @@ from mm_piece.recipe import parse_recipe
 from mm_piece.report.summary import Curve
 from mm_piece.store import DeltaStore
 
+_ARE_TIMED = {"select", "train"}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -82,7 +84,7 @@ def _run(store: DeltaStore, title: str) -> Run:
     matrix, ability = results.get("matrix", []), results.get("base_ability", [])
     found = metrics.summary(matrix)
     told = results.get("seconds", {})
-    seconds = [told[entry.task] for entry in store.entries if entry.task in told]
+    seconds = [told[e.task] for e in store.entries if told.get(e.task, {}).keys() >= _ARE_TIMED]
     seen = [fmean(row[:at]) for at, row in enumerate(matrix) if at]
     return Run(
         name=title,

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from mm_piece.intervals import shown
 from mm_piece.names import GROUPS
+from mm_piece.plaintext import make_printable
 from mm_piece.report.comparing import Comparison, Way
 from mm_piece.report.summary import Curve, Report
 
@@ -62,6 +63,7 @@ def _poured(template: str, **content: Any) -> str:
     page = Environment(
         loader=FunctionLoader(_text),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -69,6 +71,12 @@ def _poured(template: str, **content: Any) -> str:
     page.filters |= FILTERS
     css = Markup(_text("page.css"))  # our own file: the only text that is not escaped
     return page.get_template(template).render(css=css, **content).lstrip()  # macros' blank lines
+
+
+def _shown(value: Any) -> Any:
+    """What a template prints: text of others without controls, marks of direction and the like."""
+    plain = isinstance(value, str) and not isinstance(value, Markup)
+    return make_printable(value, lines=True) if plain else value
 
 
 class Plane:

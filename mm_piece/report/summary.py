@@ -10,6 +10,7 @@ import numpy as np
 
 from mm_piece import metrics
 from mm_piece.changes import change_rows
+from mm_piece.errors import StoreError
 from mm_piece.report.weights import Indices, Overlap, Shapes, WeightMap, overlap, union, weight_map
 from mm_piece.stability import told
 
@@ -55,6 +56,7 @@ class DeltaRow:
     entries: int
     bytes: int
     info: dict[str, Any]
+    patchable: int  # entries that the task could change: its own word, if that can be true
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class Report:
 
 def summarise(store: "DeltaStore", examples: Examples | None = None) -> Report:
     """Read a delta store once and count what the page shows."""
+    _require_base(store)
     masks, shapes, deltas = _read_deltas(store)
     results = {**_UNMEASURED, "tasks": [delta.task for delta in deltas], **store.results()}
     matrix, tasks, name = results["matrix"], results["tasks"], results["base_ability_name"]
@@ -142,7 +145,7 @@ def summarise(store: "DeltaStore", examples: Examples | None = None) -> Report:
         metrics=[Metric(n, v, metrics.CONVENTIONS[n]) for n, v in metrics.summary(matrix).items()],
         deltas=deltas,
         maps=_maps(masks, shapes, deltas),
-        overlaps=_overlaps(masks, deltas, store.base["parameters"]),
+        overlaps=_overlaps(masks, deltas),
         examples=_examples(answers, tasks, examples),
         recipe=store.recipe,
         stability=[
@@ -151,6 +154,13 @@ def summarise(store: "DeltaStore", examples: Examples | None = None) -> Report:
             if told(results, d.task)
         ],
     )
+
+
+def _require_base(store: "DeltaStore") -> None:
+    """Raise StoreError unless the store says what the page compares deltas with."""
+    needed = ("family", "dtype", "parameters", "bytes")
+    if missing := [key for key in needed if not store.base.get(key)]:
+        raise StoreError(f"{store.path}: its base has no {missing[0]}, which a report shows")
 
 
 def _read_deltas(store: "DeltaStore") -> tuple[list[Indices], Shapes, list[DeltaRow]]:
@@ -168,9 +178,15 @@ def _read_deltas(store: "DeltaStore") -> tuple[list[Indices], Shapes, list[Delta
                 entries=entry.entries,
                 bytes=entry.bytes,
                 info=delta.info,
+                patchable=_patchable(delta.info, entry.entries, store.base["parameters"]),
             )
         )
     return masks, shapes, rows
+
+
+def _patchable(info: Mapping[str, Any], entries: int, parameters: int) -> int:
+    told = info.get("patchable")
+    return told if type(told) is int and entries <= told <= parameters else parameters
 
 
 def _maps(masks: list[Indices], shapes: Shapes, deltas: list[DeltaRow]) -> list[WeightMap]:
@@ -184,9 +200,9 @@ def _maps(masks: list[Indices], shapes: Shapes, deltas: list[DeltaRow]) -> list[
     return [weight_map("all tasks", union(masks), shapes), *alone]
 
 
-def _overlaps(masks: list[Indices], deltas: list[DeltaRow], parameters: int) -> list[list[Overlap]]:
+def _overlaps(masks: list[Indices], deltas: list[DeltaRow]) -> list[list[Overlap]]:
     """Every task's entries against every other's; chance is that of the patchable entries."""
-    patchable = max((delta.info.get("patchable", parameters) for delta in deltas), default=0)
+    patchable = max((delta.patchable for delta in deltas), default=0)
     return [[overlap(first, second, patchable) for second in masks] for first in masks]
 
 

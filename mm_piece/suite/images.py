@@ -58,7 +58,9 @@ class InMemory(lmms):
         for most, group in groupby(requests, key=lambda request: _tokens(_settings(request))):
             for batch in bar([*batches([*group], self.batch_size)], "lmms-eval", "batch"):
                 asked = [self._asked(request) for request in batch]
-                said = generate(self.model, self.processor, asked, most)
+                said = generate(
+                    self.model, self.processor, asked, most, skip_special_tokens=True
+                )  # as this harness has it of every model
                 given += [_until(text, _settings(r)) for text, r in zip(said, batch, strict=True)]
         return given
 

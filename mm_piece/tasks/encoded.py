@@ -1,16 +1,16 @@
 """A task's examples as model inputs: encoded when asked for, kept on disk by their content."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from mm_piece import atomic
 from mm_piece.tasks.examples import Example
 from mm_piece.tasks.lengths import fitted
 from mm_piece.tasks.rendering import template_of
@@ -78,10 +78,9 @@ class Encoded(Sequence[dict[str, Tensor]]):
 
     def _keep(self, file: Path, made: dict[str, Tensor], cut: bool) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}")  # loader processes may meet here
         content = {name: value.contiguous() for name, value in made.items()}
-        save_file(content, temporary, {"truncated": str(cut)})
-        temporary.replace(file)
+        with atomic.writing(file, durable=False) as whole:  # loader processes may meet here
+            whole.write(save(content, {"truncated": str(cut)}))
         self._held += file.stat().st_size
 
 

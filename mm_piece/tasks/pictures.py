@@ -1,5 +1,7 @@
 """Images as rows give them: files, bytes or pictures; checked early, decoded when needed."""
 
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -10,6 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mm_piece.errors import DataError, short
 
 Picture = Path | bytes | Image.Image
+# A small file may claim any size, and is decoded to all of it. From here on Pillow itself warns.
+MOST_PIXELS = 89_478_485  # in RGB a quarter of a GiB
 SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
@@ -23,10 +27,11 @@ def opened(picture: Picture, where: str) -> Image.Image:
     """The picture in RGB, turned as its EXIF data say, on white where it is transparent.
 
     Of an animation, the first frame. Raises DataError, which begins with `where`, for one that is
-    missing, cannot be decoded, or has more than 8 bits a channel.
+    missing, cannot be decoded, is too large, or has more than 8 bits a channel.
     """
     with _reading(picture, where) as image:
-        return _on_white(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        return _on_white(image)
 
 
 def require(picture: Picture, where: str) -> None:
@@ -54,11 +59,16 @@ def content(picture: Picture, where: str) -> bytes:
 def _reading(picture: Picture, where: str) -> Iterator[Image.Image]:
     """The picture, opened and fit to be used; every failure until the end is a DataError."""
     try:
-        with _found(picture, where) as image:
+        with warnings.catch_warnings(), _found(picture, where) as image:
+            # What a file holds may be larger than its header says.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             _require_fit(image, where)
             yield image
     except DataError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        number = re.search(r"\d+", str(error))  # Pillow tells it in its message alone
+        raise _too_large(where, f"{int(number[0]):,}" if number else "far more") from error
     except FileNotFoundError as error:
         raise DataError(f"{where} does not exist") from error
     except UnidentifiedImageError as error:
@@ -69,17 +79,28 @@ def _reading(picture: Picture, where: str) -> Iterator[Image.Image]:
 
 def _found(picture: Picture, where: str) -> Image.Image:
     if isinstance(picture, Image.Image):
+        _require_fit(picture, where)  # it may not be decoded yet
         return picture.copy()
     if not (len(picture) if isinstance(picture, bytes) else picture.stat().st_size):
         raise DataError(f"{where} is empty: it has no bytes")
-    return Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", Image.DecompressionBombWarning
+        )  # its size is looked at next
+        return Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture)
 
 
 def _require_fit(image: Image.Image, where: str) -> None:
     if 0 in image.size:
         raise DataError(f"{where} has no pixels: its size is {image.width} x {image.height}")
+    if (number := image.width * image.height) > MOST_PIXELS:
+        raise _too_large(where, f"{image.width} x {image.height} = {number:,}")
     if image.mode not in _MODES:
         raise DataError(f"{where} has mode {image.mode}; convert it to 8 bits a channel, RGB")
+
+
+def _too_large(where: str, pixels: str) -> DataError:
+    return DataError(f"{where} is too large: {pixels} pixels; allowed: at most {MOST_PIXELS:,}")
 
 
 def _ends_as_jpeg(picture: Path | bytes) -> bool:

@@ -26,12 +26,16 @@ def special_in(example: Example, processor: Any) -> bool:
 def require_no_visual_tokens(example: Example, processor: Any) -> None:
     """Raise DataError if a text holds a token that the base reads as an image."""
     for message in example.messages:
-        for token in visual(processor):
-            if token in all_text_of(message):
-                raise DataError(
-                    f"{example.source} row {example.row}: the text holds {token!r}, which the "
-                    "base reads as an image"
-                )
+        if token := visual_token_in(all_text_of(message), processor):
+            raise DataError(
+                f"{example.source} row {example.row}: the text holds {token!r}, which the "
+                "base reads as an image"
+            )
+
+
+def visual_token_in(text: str, processor: Any) -> str:
+    """The first token in a text that the base reads as an image, or nothing."""
+    return next((token for token in visual(processor) if token in text), "")
 
 
 def closers(processor: Any) -> list[str]:

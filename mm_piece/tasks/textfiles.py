@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_piece.errors import DataError, short
+from mm_piece.strictjson import require_unique
 
 
 class JsonLines:
@@ -84,23 +85,13 @@ def _decoded(path: Path) -> str:
 
 def _parsed(text: bytes, where: str) -> Any:
     try:
-        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=_object)
+        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=require_unique)
     except UnicodeDecodeError as error:
         raise DataError(f"cannot read {where}: it is not UTF-8 text") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{where} is not JSON: {_told(error)}") from error
     except (ValueError, RecursionError) as error:  # integers of thousands of digits; deep nesting
         raise DataError(f"{where} is not JSON: {short(error, 150)}") from error
-
-
-def _object(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, none of whose fields stands there twice: the last would hide the others."""
-    found = dict(fields)
-    if len(found) < len(fields):
-        names = [name for name, _ in fields]
-        doubled = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"an object has two fields {short(doubled)}")
-    return found
 
 
 def _told(error: json.JSONDecodeError) -> str:

@@ -1,0 +1,81 @@
+"""Files and folders that are there whole or not at all, and errors that name them.
+
+Until it is whole, each has a name that nobody can foresee, under which nothing lay before, not even
+a link.
+"""
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all, even after a power cut."""
+    with writing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """Open a file that is there whole once the block ends, and not at all if it raises.
+
+    A `durable` one survives a power cut.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**15)}.tmp")
+    with naming(path, temporary):
+        file = temporary.open("xb")
+        try:
+            with file:
+                yield file
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@contextmanager
+def naming(path: Path, *others: Path) -> Iterator[None]:
+    """Let an OSError that names no file, as that of a full disk, or one of `others` name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and error.filename not in map(str, others):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Make a folder that is there whole once the block ends, and not at all if it raises.
+
+    An empty one may lie there. An OSError about what was to be written names `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
+        folder = Path(temporary) / path.name
+        folder.mkdir()
+        try:
+            yield folder
+            folder.replace(path)
+        except OSError as error:
+            names = [error.filename, error.filename2]  # of a copy, where to comes second
+            inside = any(str(name or "").startswith(temporary) for name in names)
+            if error.filename is None or inside:
+                raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+            raise

@@ -1,0 +1,155 @@
+"""Labels of options in a text: "B", "(B)", "b.", "A and C", "A) B) C)", and what is said of them.
+
+A letter is a label where it stands alone and what follows fits: the end, a mark, a reason, a
+verdict. So there is none in "A cat is sitting", "I think", "A-frame", "e.g." and "A.M.".
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mm_piece.scoring import cues
+
+# What a whole word does not touch: letters and digits of scripts that are written with spaces.
+_WORD = r"[0-9A-Za-z_\u00aa-\u02af\u0370-\u052f\u0590-\u0dff]"
+
+
+def any_of(words: str, bare: str = "") -> str:
+    """Return a pattern of one of some words: whole ones, or bare ones, which may touch others."""
+    whole = rf"(?<!{_WORD})(?:{_either(words)})(?!{_WORD})"
+    return rf"(?:{whole}|{_either(bare)})" if bare else rf"(?:{whole})"
+
+
+def _either(words: str) -> str:
+    longest_first = sorted(words.split(), key=len, reverse=True)
+    return "|".join(re.escape(word).replace("_", "[ ]") for word in longest_first)
+
+
+_NO_WORD = rf"(?!{_WORD}|'{_WORD}|-{_WORD}|\.{_WORD}|[#°%]|\+(?! ?[A-Z]\b))"
+_LABEL = re.compile(
+    rf"[ \n]*(?:[(\[{{<] ?([A-Za-z]) ?[.:]? ?[)\]}}>]+[.:]?"  # in brackets
+    rf"|[(\[{{<]?([A-Za-z])( ?[)\]}}>]+[.:]?|[.:、。](?!{_WORD}))?{_NO_WORD})"  # marked or bare
+)
+_DOUBT = any_of(cues.DOUBTS, cues.DOUBTS_BARE)
+_JOINT = re.compile(
+    rf"[ \n]*[.,;&+/|、。?!…]{{0,4}}[ \n]*(?:({_DOUBT})|{any_of(cues.JOINS, cues.JOINS_BARE)})?"
+    rf"[ \n,]*(?:{any_of(cues.HEDGES)}[ \n,]+)?"
+)
+_IN_DOUBT = re.compile(rf"[ \n]*{_DOUBT}")
+
+_PRAISE = (
+    rf"[ ]*(?:选项|選項)?[ ]*(?:{any_of(cues.COPULAS)}[ ]+(?:{any_of(cues.ARTICLES)}[ ]+){{0,3}}"
+    rf"{any_of(cues.PRAISES)}|{_either(cues.PRAISES_BARE)})"
+)
+_BLAME = (
+    rf"[ ]*(?:选项|選項)?[ ]*(?:{any_of(cues.COPULAS)}[ ]+(?:{any_of(cues.ADVERBS)}[ ]+){{0,3}}"
+    rf"{any_of(cues.BLAMES)}|{any_of(cues.DENIALS)}|{_either(cues.BLAMES_BARE)})"
+)
+_PRAISED, _BLAMED = re.compile(_PRAISE, re.IGNORECASE), re.compile(_BLAME, re.IGNORECASE)
+_CLOSED = re.compile(
+    rf"[ \n]*(?:$|\n|[)\]}}.,;:!?…/|&+→(、。]|[-–—]+(?:[ \n]|$)|=>|=[ ]|->"
+    rf"|选项|選項|{any_of(cues.REASONS, cues.REASONS_BARE)})|{_PRAISE}|{_BLAME}",
+    re.IGNORECASE,
+)
+_LOOSE = re.compile(r"[B-HJ-Z]")
+_DENIED = re.compile(
+    rf"(?:{any_of(cues.NOTS, cues.NOTS_BARE)}(?:[ ]+{any_of('option choice the')})?"
+    rf"|{any_of(cues.SUPPOSED, cues.SUPPOSED_BARE)}(?:[ ]+[^\s.,;:]+){{0,3}})[ \n(\[]*$",
+    re.IGNORECASE,
+)
+
+_ALONE = rf"(?<!{_WORD})(?<!['.&+/-])"
+_CAPITAL = re.compile(rf"[(\[{{<] ?[A-Z]{_NO_WORD}|{_ALONE}[A-Z]{_NO_WORD}")
+_BRACKETED = re.compile(
+    rf"[(\[{{<] ?(?:option )?([A-Z]) ?[)\]}}>]"
+    rf"|(?i:{any_of(cues.OPTIONS, cues.OPTIONS_BARE)})[ ]?[(\[{{<]? ?([A-Z]){_NO_WORD}"
+)
+_ENTRY = re.compile(
+    rf"(?:(\n)|[ ,;|/])(?:[(\[{{<] ?([A-Za-z]) ?[)\]}}>]|([A-Za-z])(?: ?\)|[.:](?!{_WORD})))"
+)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels that stand together, and where; in doubt if they are joined as in "A or B"."""
+
+    letters: frozenset[str]
+    start: int
+    end: int
+    doubt: bool = False
+
+    @property
+    def chosen(self) -> frozenset[str]:
+        """Return the letters that are named together, none of several that are in doubt."""
+        return frozenset() if self.doubt and len(self.letters) > 1 else self.letters
+
+
+def labels_at(text: str, start: int, loose: bool = False) -> Labels | None:
+    """Return the labels that stand at a place of a text, white space aside.
+
+    With `loose` a capital is one whatever follows, A and I aside. The last of several is one only
+    if what follows it fits, too: "B, A dog" names B.
+    """
+    found: list[re.Match[str]] = []
+    doubts = [False]  # whether a doubt leads to each of them
+    label = _LABEL.match(text, start)
+    while label:
+        found.append(label)
+        joint = _JOINT.match(text, label.end())
+        doubts.append(bool(joint and joint[1]))
+        label = _LABEL.match(text, joint.end()) if joint else None
+    while found and not _is_closed(text, found[-1], loose and len(found) == 1):
+        found.pop()
+    if not found:
+        return None
+    letters = frozenset((label[1] or label[2]).upper() for label in found)
+    return Labels(letters, start, found[-1].end(), any(doubts[: len(found)]))
+
+
+def _is_closed(text: str, label: re.Match[str], loose: bool) -> bool:
+    """Whether what follows a letter lets it be a label."""
+    bracketed, letter, mark = label.groups()
+    if _IN_DOUBT.match(text, label.end()):
+        return False  # "A or something else"
+    if bracketed or mark:
+        return True
+    if letter in "Ii" and text.startswith(",", label.end()):
+        return False  # "I, for one, …"
+    return bool(_CLOSED.match(text, label.end()) or (loose and _LOOSE.match(letter)))
+
+
+def praised_in(text: str) -> Iterator[Labels]:
+    """Yield the capitals, or several together, behind which stands "is correct" or the like."""
+    label = _CAPITAL.search(text)
+    while label:
+        labels = labels_at(text, label.start())
+        if labels and "." in text[labels.start : labels.end]:
+            labels = None  # of two sentences
+        if labels and _PRAISED.match(text, labels.end):
+            yield labels
+        label = _CAPITAL.search(text, labels.end if labels else label.end())
+
+
+def bracketed_in(text: str) -> Iterator[Labels]:
+    """Yield the capitals in brackets, and those behind the word "option"."""
+    for label in _BRACKETED.finditer(text):
+        yield Labels(frozenset(label[1] or label[2]), label.start(), label.end())
+
+
+def listed_behind(text: str, first: str) -> frozenset[str]:
+    """Return the letters of the options that a text lists behind the option `first`, and that.
+
+    Those are labels at the start of lines, and labels in the order of the alphabet.
+    """
+    found = [first]
+    for label in _ENTRY.finditer(text):
+        letter = (label[2] or label[3]).upper()
+        if label[1] or ord(letter) == ord(found[-1]) + 1:
+            found.append(letter)
+    return frozenset(found)
+
+
+def is_denied(text: str, labels: Labels) -> bool:
+    """Whether "not" or "if" stands before labels, or "is wrong" behind them."""
+    before = text[max(0, labels.start - 40) : labels.start]
+    return bool(_DENIED.search(before) or _BLAMED.match(text, labels.end))
