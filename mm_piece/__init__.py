@@ -4,13 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mm_piece.attachment import attach, checkout, position
     from mm_piece.delta import Delta
     from mm_piece.derive import extract, squash
     from mm_piece.errors import PieceError
     from mm_piece.evaluation import evaluate
     from mm_piece.exporting import export
     from mm_piece.importance import estimate
-    from mm_piece.loading import checkout, load
+    from mm_piece.loading import load
     from mm_piece.mask import select
     from mm_piece.sharing import pull, push
     from mm_piece.sparse import sparse_tuning
@@ -22,12 +23,14 @@ _HOMES = {
     "Delta": "delta",
     "DeltaStore": "store",
     "PieceError": "errors",
-    "checkout": "loading",
+    "attach": "attachment",
+    "checkout": "attachment",
     "estimate": "importance",
     "evaluate": "evaluation",
     "export": "exporting",
     "extract": "derive",
     "load": "loading",
+    "position": "attachment",
     "pull": "sharing",
     "push": "sharing",
     "select": "mask",
@@ -40,12 +43,14 @@ __all__ = [
     "Delta",
     "DeltaStore",
     "PieceError",
+    "attach",
     "checkout",
     "estimate",
     "evaluate",
     "export",
     "extract",
     "load",
+    "position",
     "pull",
     "push",
     "select",

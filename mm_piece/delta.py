@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from mm_piece.errors import (
     FormatError,
     MismatchError,
     OrderError,
+    as_path,
     short,
 )
 from mm_piece.sharding import is_cut, put_all, shape_of, take, whole
@@ -54,13 +56,24 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(bits(tensor.detach().cpu().contiguous()).numpy().data).hexdigest()
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Return a base's identity at a glance: names, shapes, dtypes, a sample of each tensor."""
+def fingerprint(
+    tensors: Mapping[str, Tensor],
+    index: Mapping[str, Tensor] = MappingProxyType({}),
+    values: Mapping[str, Tensor] = MappingProxyType({}),
+) -> str:
+    """Return a base's identity at a glance: names, shapes, dtypes, a sample of each tensor.
+
+    At the sorted entries `index` a tensor counts as if it had `values`.
+    """
     parts = {}
     for name, tensor in tensors.items():
         shape = shape_of(tensor)
         places = torch.arange(0, shape.numel(), step_of(shape.numel()))
         sample = take(tensor if is_cut(tensor) else tensor.contiguous(), places)
+        if name in index:
+            inside = torch.isin(places, index[name].long())
+            at = torch.searchsorted(index[name].long(), places[inside])
+            sample[inside.to(sample.device)] = values[name][at].to(sample.device)
         parts[name] = (shape, sample.dtype, sample)
     return identity(parts)
 
@@ -229,9 +242,9 @@ class Delta:
 
     def save(self, path: str | Path, codec: str = "gap") -> str:
         """Write the file, whole or not at all; return its SHA-256, the next delta's parent."""
-        data = self.to_bytes(codec)
+        path, data = as_path(path, "delta"), self.to_bytes(codec)
         try:
-            deltafile.write(Path(path), data)
+            deltafile.write(path, data)
         except OSError as error:
             raise DeltaError(f"{path}: cannot be written: {error.strerror}") from error
         return hashlib.sha256(data).hexdigest()
@@ -239,8 +252,9 @@ class Delta:
     @classmethod
     def load(cls, path: str | Path) -> "Delta":
         """Read and validate a file."""
+        path = as_path(path, "delta")
         try:
-            data = Path(path).read_bytes()
+            data = path.read_bytes()
         except OSError as error:
             raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
         return cls.from_bytes(data, origin=str(path))

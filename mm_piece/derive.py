@@ -19,7 +19,7 @@ from mm_piece.checkpoint import Checkpoint, Weight, fetch
 from mm_piece.comparison import compare
 from mm_piece.delta import Delta, difference, record, take
 from mm_piece.deltaheader import LONGEST_NAME, index_dtype
-from mm_piece.errors import BaseError, ConflictError, DeltaError, ModelError, StoreError
+from mm_piece.errors import BaseError, ConflictError, DeltaError, ModelError, StoreError, as_path
 from mm_piece.exporting import checkpoint_of
 from mm_piece.layout import layout_of
 from mm_piece.loading import as_store
@@ -92,7 +92,7 @@ def extract(
     tensor's changed entries are all that is held. Returns how many entries of how many changed.
     Raises ModelError where the two have not the same weights.
     """
-    to = Path(to)
+    to = as_path(to, "the file to write")
     new = Checkpoint(fetch(tuned), dtype)
     old = Checkpoint(fetch(base), new.dtype)
     pairs = list(_pairs(old, new))

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mm_piece.attachment import checkout
 from mm_piece.evaluation import pad_of, with_own_answers
-from mm_piece.loading import checkout
 from mm_piece.progress import bar
 from mm_piece.tasks import IGNORED, Example, batches, collate, fitted, tokenizer_of
 

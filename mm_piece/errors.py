@@ -22,6 +22,9 @@ Each message is one line that names the thing and what would have been allowed. 
 prints it and exits with status 2.
 """
 
+import os
+from pathlib import Path
+
 
 def short(value: object, most: int = 60) -> str:
     """Return a value as a message may show it: one line, whatever it holds, and not a long one."""
@@ -44,6 +47,13 @@ def reason(error: Exception, most: int = 300) -> str:
     if line and not isinstance(error, vague):
         return line
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def as_path(value: object, what: str) -> Path:
+    """Return a path; PieceError that says `what` it should have been for anything else."""
+    if not isinstance(value, str | os.PathLike):
+        raise PieceError(f"{what} must be a path, not {short(value)}")
+    return Path(value)
 
 
 class PieceError(Exception):

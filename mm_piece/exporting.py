@@ -10,7 +10,7 @@ from mm_piece import tensorfile
 from mm_piece.atomic import new_folder
 from mm_piece.checkpoint import Checkpoint, Weight, fetch
 from mm_piece.delta import Delta
-from mm_piece.errors import BaseError, MismatchError, StoreError
+from mm_piece.errors import BaseError, MismatchError, StoreError, as_path
 from mm_piece.loading import as_store, dtype_of, is_delta, named_base, require_base
 from mm_piece.manifest import reported
 from mm_piece.models import processor_folder, reading_of, trained_dtype, where
@@ -36,7 +36,7 @@ def export(
     a shard holds at most `shard_size` bytes, or one tensor. The folder is there whole or not at
     all. Raises StoreError if it exists and is not empty, BaseError if the base is another one.
     """
-    to = Path(to)
+    to = as_path(to, "the folder to write")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise StoreError(f"{to} exists and is not empty; export writes a new folder")
     checkpoint, deltas = _ingredients(store, at, base)

@@ -8,14 +8,14 @@ any live name into it. Pure strings, but for `weights`, which walks a module.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, get_args
 from weakref import WeakKeyDictionary
 
-from mm_piece.errors import ModelError
+from mm_piece.errors import ModelError, short
 
 if TYPE_CHECKING:  # only the annotations need torch, and recipes are read without it
-    from torch import nn
+    from torch import Tensor, nn
 
 Rules = tuple[tuple[str, str], ...]
 Group = Literal["vision", "projector", "language", "embedding", "head"]
@@ -75,12 +75,56 @@ def translator(model: nn.Module) -> Callable[[str], str]:
     return lambda live: hub_name(live, config.model_type)
 
 
+def inner_model(model: nn.Module) -> nn.Module:
+    """The transformers model that a module wraps (DDP, torch.compile, one of your own), or itself.
+
+    Raises ModelError for what is no module, and for one with several such models.
+    """
+    from torch.nn import Module
+
+    if not isinstance(model, Module):
+        raise ModelError(f"the model must be a torch module, not {short(model)}")
+    found = [*_outermost(model)]
+    if len(found) > 1:
+        raise ModelError(f"{type(model).__name__} holds {len(found)} models; name one of them")
+    return found[0] if found else model
+
+
+def is_transformers(module: nn.Module) -> bool:
+    """Whether a module is a model of transformers, told without importing it."""
+    return any(kind.__name__ == "PreTrainedModel" for kind in type(module).__mro__)
+
+
+def _outermost(module: nn.Module) -> Iterator[nn.Module]:
+    if is_transformers(module):
+        yield module
+        return
+    for child in module.children():
+        yield from _outermost(child)
+
+
+def why_fixed(weight: Tensor) -> str:
+    """Why entries of a weight cannot be read, scored and written as numbers; "" if they can."""
+    from torch import Tensor
+    from torch.nn import Parameter
+
+    if weight.is_meta:
+        return "has no values here: it lies on the meta device"
+    if not weight.is_floating_point():
+        return f"is {weight.dtype}, as quantisation leaves it"
+    if type(weight) not in (Tensor, Parameter):
+        return f"is a {type(weight).__name__}, as quantisation and parallelism leave it"
+    return ""
+
+
 def weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters under their published names, in model order; a tied weight appears once.
 
     A model keeps the order in which its weights were first seen here, whatever takes them out and
-    puts them back (a parametrization does): masks, ties and random streams follow it.
+    puts them back (a parametrization does): masks, ties and random streams follow it. Of a wrapper
+    they are those of the model inside.
     """
+    model = inner_model(model)
     translate = translator(model)
     named = {translate(live): parameter for live, parameter in model.named_parameters()}
     if len(named) != sum(1 for _ in model.named_parameters()):

@@ -8,7 +8,7 @@ from torch import nn
 
 from mm_piece import sharding
 from mm_piece.checkpoint import Checkpoint, fetch
-from mm_piece.errors import BaseError, StoreError
+from mm_piece.errors import BaseError, PieceError, StoreError
 from mm_piece.evaluation import pad_of
 from mm_piece.manifest import require_folders_inside
 from mm_piece.models import (
@@ -52,6 +52,7 @@ def store_of(
     if sharding.told((path / "store.json").exists()):
         store = DeltaStore.open(path)
         if len(store) or store.recipe == recipe.text():
+            _require_files(store)
             _same_run(store, recipe)
             return store
     elif sharding.is_main():
@@ -120,6 +121,18 @@ def _require_room(path: Path) -> None:
     strange = [f.name for f in path.iterdir() if not left_over(f.name)] if path.is_dir() else []
     if strange:
         raise StoreError(f"store {path} holds {sorted(strange)[0]!r} and is no store; name another")
+
+
+def _require_files(store: DeltaStore) -> None:
+    """Raise what `verify` finds of the deltas' files: one that is missing, or not what is listed.
+
+    A finished run reads none of them otherwise.
+    """
+    for position in range(1, len(store) + 1):
+        try:
+            store.data(position)
+        except PieceError as error:
+            raise type(error)(f"position {position}: {error}") from error
 
 
 def _same_run(store: DeltaStore, recipe: Recipe) -> None:

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from mm_piece import hub, manifest
 from mm_piece.card import MARK, model_card
-from mm_piece.errors import PieceError, RecipeError, StoreError
+from mm_piece.errors import PieceError, RecipeError, StoreError, as_path
 from mm_piece.loading import as_store
 from mm_piece.manifest import MANIFEST, Entry
 from mm_piece.models import relocated
@@ -39,7 +39,7 @@ def transfer(source: str | Path | DeltaStore, to: str | Path, at: int | None = N
     gets no more than results that it lacks. Raises StoreError if `to` is of another base or has
     diverged, PositionError, and what `verify` finds.
     """
-    return _copy(_part(as_store(source), at), Path(to))
+    return _copy(_part(as_store(source), at), as_path(to, "the new store"))
 
 
 def fork(store: str | Path | DeltaStore, at: int, to: str | Path) -> DeltaStore:
@@ -48,7 +48,7 @@ def fork(store: str | Path | DeltaStore, at: int, to: str | Path) -> DeltaStore:
     Its recipe and results speak of these tasks only, so that others may follow. Raises StoreError
     if `to` is a store already, PositionError outside 1…T.
     """
-    opened, to = as_store(store), Path(to)
+    opened, to = as_store(store), as_path(to, "the new store")
     if (to / MANIFEST).exists() and _is_whole(DeltaStore.open(to), opened, at):
         raise StoreError(f"{to}: is a store already; a fork makes a new one")
     opened.data(at)  # a PositionError for 0 too, where nothing would be shared
@@ -85,7 +85,7 @@ def pull(source: str | Path, to: str | Path, *, revision: str | None = None) -> 
     Nothing is written to `to` before all was verified. Raises StoreError and what `verify` finds.
     """
     if (folder := _folder(source)) is None:
-        return _pull_from_hub(str(source), Path(to), revision)
+        return _pull_from_hub(str(source), as_path(to, "the new store"), revision)
     if revision:
         raise StoreError(f"{source}: a revision is for the Hub, and this is a folder")
     return transfer(DeltaStore.open(folder), to)
@@ -186,8 +186,8 @@ def _require_same_history(
 
 def _folder(place: str | Path) -> Path | None:
     """The folder that a place names; None for a repository of the Hub."""
-    if isinstance(place, Path):
-        return place
+    if not isinstance(place, str):
+        return as_path(place, "a place")
     if place.startswith("file://"):
         return _from_url(place)
     if not place or "://" in place:

@@ -18,8 +18,8 @@ from torch.optim.optimizer import (
 )
 
 from mm_piece.delta import Delta, fingerprint
-from mm_piece.errors import SelectionError
-from mm_piece.names import weights
+from mm_piece.errors import SelectionError, short
+from mm_piece.names import weights, why_fixed
 from mm_piece.owners import owners_of
 from mm_piece.patches import Patch, patched
 from mm_piece.reading import Read
@@ -39,14 +39,16 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
 
     def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
         self.model = model
+        if not isinstance(mask, Mapping):
+            raise SelectionError(f"a mask maps names to flat indices; this is {short(mask)}")
         for name, index in mask.items():
-            if not isinstance(index, Tensor):
-                raise SelectionError(f"mask of {name!r}: indices are a tensor, not {index!r}")
-        if any(isinstance(module, Read) for module in model.modules()):
-            raise SelectionError("the model is being tuned already; leave that context first")
+            if not isinstance(index, Tensor) or index.is_meta:
+                raise SelectionError(f"mask of {name!r}: indices are a tensor, not {short(index)}")
 
         chosen = {name: index.cpu() for name, index in mask.items() if index.numel()}
         named = weights(model)
+        if any(isinstance(module, Read) for module in model.modules()):
+            raise SelectionError("the model is being tuned already; leave that context first")
         _check(chosen, named)
         self.mask = {name: chosen[name] for name in named if name in chosen}
 
@@ -197,7 +199,10 @@ def _check(mask: Mapping[str, Tensor], named: Mapping[str, nn.Parameter]) -> Non
             raise SelectionError(f"the mask names {name!r}, which the model does not have")
         if index.dtype not in (torch.int32, torch.int64) or index.dim() != 1:
             raise SelectionError(f"mask of {name!r}: indices are a vector of int32 or int64")
-        size = shape_of(named[name]).numel()
+        weight = named[name]
+        if reason := why_fixed(weight):
+            raise SelectionError(f"{name} {reason}")
+        size = shape_of(weight).numel()
         ascending = bool((index[1:] > index[:-1]).all())
         if not ascending or int(index[0]) < 0 or int(index[-1]) >= size:
             raise SelectionError(f"mask of {name!r}: indices must ascend within 0…{size - 1}")

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from mm_piece import deltafile, manifest
 from mm_piece.delta import Delta
-from mm_piece.errors import LockedError, PieceError, PositionError, StoreError
+from mm_piece.errors import LockedError, PieceError, PositionError, StoreError, as_path, short
 from mm_piece.manifest import FILE_NAME, MANIFEST, Entry, reported
 
 _HALF_WRITTEN = re.compile(r"\..+\.[0-9]+\.tmp")  # as deltafile.write calls it
@@ -52,7 +52,7 @@ class DeltaStore:
         With `over_empty` it may be one without deltas, whose results and scratch are then removed.
         Of `base` only the fingerprint is required. Raises StoreError.
         """
-        path = Path(path)
+        path = as_path(path, "store")
         base = json.loads(manifest.dump(base, "base"))
         manifest.check_base(path, base)
         store = cls(path, base, [])
@@ -73,7 +73,7 @@ class DeltaStore:
     @classmethod
     def open(cls, path: str | Path) -> "DeltaStore":
         """Open a store and validate its manifest; `verify` validates the rest."""
-        path = Path(path)
+        path = as_path(path, "store")
         with reported(path):
             if not (path / MANIFEST).is_file():
                 raise StoreError(f"{path}: not a delta store (it has no {MANIFEST})")
@@ -235,10 +235,10 @@ class DeltaStore:
         return len(self) if at is None else self._require_position(at, first=0)
 
     def _require_position(self, position: int, first: int) -> int:
-        if not first <= position <= len(self):
+        if isinstance(position, bool | float) or position not in range(first, len(self) + 1):
             allowed = f"{first}…{len(self)}" if first <= len(self) else "none, the store is empty"
-            raise PositionError(f"{self.path}: position {position}; allowed: {allowed}")
-        return position
+            raise PositionError(f"{self.path}: position {short(position)}; allowed: {allowed}")
+        return int(position)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

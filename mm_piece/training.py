@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from mm_piece import importance, keeping, sharding
+from mm_piece.attachment import checkout
 from mm_piece.changes import changes
 from mm_piece.delta import Delta
 from mm_piece.errors import DataError
 from mm_piece.evaluation import pad_of
 from mm_piece.keeping import Kept
 from mm_piece.layout import LAYOUT, layout_of
-from mm_piece.loading import checkout, load
+from mm_piece.loading import load
 from mm_piece.mask import Mask
 from mm_piece.measuring import absent_columns, measure, measured, rows_of
 from mm_piece.opening import batch_of, store_of, zero_of
@@ -31,7 +32,7 @@ from mm_piece.sharding import Zero
 from mm_piece.sparse import sparse_tuning
 from mm_piece.store import DeltaStore
 from mm_piece.tasks import Encoded, Rows, digest_of, tokenizer_of
-from mm_piece.trainer import arguments, fit, require_numbers
+from mm_piece.trainer import Stop, arguments, fit, reported_writes, require_numbers
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Run:
     train: dict[str, Rows]
     test: dict[str, Rows]  # of the tasks and of the general ones
     zero: Zero
+    stop: Stop
 
 
 def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
@@ -55,11 +57,11 @@ def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
         recipe = load_recipe(recipe, overrides)
     require_numbers(recipe.train)
     sharding.start(float(recipe.train.get("ddp_timeout", sharding.PATIENCE)))
-    with sharding.lost():
-        return _train(recipe)
+    with sharding.lost(), reported_writes(Path(recipe.store)), Stop() as stop:
+        return _train(recipe, stop)
 
 
-def _train(recipe: Recipe) -> DeltaStore:
+def _train(recipe: Recipe, stop: Stop) -> DeltaStore:
     data, zero = _read_all(recipe), zero_of(recipe)
     zero.require_launcher()
     arguments(recipe.train, Path(recipe.store) / "work", recipe.seed)
@@ -68,7 +70,7 @@ def _train(recipe: Recipe) -> DeltaStore:
         METRICS[task.metric]([], [])  # its library is there
     store = store_of(recipe, *data, zero)
     with store.writing() if sharding.is_main() else nullcontext():
-        run = Run(recipe, store, *data, zero)
+        run = Run(recipe, store, *data, zero, stop)
         if min(len(store), measured(store, recipe) - 1) < len(recipe.tasks):
             _go_on(run)
     return store
@@ -115,8 +117,9 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
         examples = taught(run, model, encoded, select)
     say(f"{task.name}: {selection}")
     scored = time.monotonic()
-    with sparse_tuning(model, selection.mask) as tuning:
-        metrics = fit(tuning, examples, pad, arguments(recipe.train, work, seed), logs, pulls)
+    with run.stop.held(), sparse_tuning(model, selection.mask) as tuning:
+        args = arguments(recipe.train, work, seed)
+        metrics = fit(tuning, examples, pad, args, logs, pulls, run.stop)
         delta = tuning.delta(
             task.name,
             base=run.store.base["fingerprint"],
@@ -127,14 +130,12 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
             batch=batch_of(recipe),
             groups=changes(tuning, selection.sizes),
         )
-    _append(run.store, delta)
+        _append(run.store, delta)
+        timing = {"select": scored - started, "train": time.monotonic() - scored}
+        _note_task(run, task, {**timing, "loss": metrics["train_loss"]}, selection.stability)
     if keeps(recipe, task):
         note_kept(run, model, encoded, task, position)
-    # Not in the delta: what differs between equal runs would give the same task different files.
-    timing = {"select": scored - started, "train": time.monotonic() - scored}
     if sharding.is_main():
-        _note(run, "seconds", task.name, {**timing, "loss": metrics["train_loss"]})
-        _note(run, "stability", task.name, selection.stability)
         rmtree(work, ignore_errors=True)
     say(_summary(delta))
     return delta
@@ -281,6 +282,13 @@ def _load_options(recipe: Recipe) -> dict[str, Any]:
     return {**options, "revision": recipe.revision}
 
 
-def _note(run: Run, what: str, task: str, facts: dict[str, float]) -> None:
-    before = run.store.results()
-    run.store.write_results({**before, what: {**before.get(what, {}), task: facts}})
+def _note_task(
+    run: Run, task: Task, seconds: dict[str, float], stability: dict[str, float]
+) -> None:
+    """Write what a delta must not hold: equal runs differ in it and make equal files."""
+    if not sharding.is_main():
+        return
+    results = run.store.results()
+    for what, facts in (("seconds", seconds), ("stability", stability)):
+        results[what] = {**results.get(what, {}), task.name: facts}
+    run.store.write_results(results)

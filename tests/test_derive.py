@@ -122,7 +122,7 @@ def test_squash_of_another_base_or_position_is_refused(stored, tmp_path):
 def test_extract_is_the_inverse_of_export(stored, base, tmp_path):
     store, states, dtype = stored
     mm_piece.export(store, at=2, to=tmp_path / "tuned", shard_size="20KiB")
-    found = mm_piece.extract(base, tmp_path / "tuned", tmp_path / "x.safetensors")
+    found = derive.extract(base, tmp_path / "tuned", tmp_path / "x.safetensors")
     squashed = derive.squash(store, 2)
     delta = Delta.load(tmp_path / "x.safetensors")
     assert delta.task == "x"
@@ -144,11 +144,11 @@ def test_extract_takes_dense_changes_and_none(base, tmp_path):
             parameter += 1
     model.save_pretrained(tmp_path / "tuned")
     processor.save_pretrained(tmp_path / "tuned")
-    found = mm_piece.extract(base, tmp_path / "tuned", tmp_path / "x.safetensors")
+    found = derive.extract(base, tmp_path / "tuned", tmp_path / "x.safetensors")
     assert found["entries"] == found["of"]
     loaded, _ = mm_piece.load(base, delta=tmp_path / "x.safetensors")
     assert same(tensors(loaded), tensors(model))
-    assert mm_piece.extract(base, base, tmp_path / "y.safetensors")["entries"] == 0
+    assert derive.extract(base, base, tmp_path / "y.safetensors")["entries"] == 0
     assert Delta.load(tmp_path / "y.safetensors").entries == 0
 
 
@@ -161,7 +161,7 @@ def test_extract_names_what_does_not_fit(base, tmp_path):
     safetensors.torch.save_file(content, file)
     to = tmp_path / "x.safetensors"
     with pytest.raises(ModelError, match=r"lm_head\.weight is \[522, 24\], the model has"):
-        mm_piece.extract(base, wide, to)
+        derive.extract(base, wide, to)
     embedding = next(key for key in content if "embed_tokens" in key)
     content[embedding] = content[name].clone()
     safetensors.torch.save_file(content, file)
@@ -169,18 +169,18 @@ def test_extract_names_what_does_not_fit(base, tmp_path):
     config["text_config"]["vocab_size"] = 522
     (wide / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"embed_tokens\.weight has the shapes"):
-        mm_piece.extract(base, wide, to)
+        derive.extract(base, wide, to)
     del content[name]
     safetensors.torch.save_file(content, file)
     with pytest.raises(ModelError, match="lm_head"):
-        mm_piece.extract(base, wide, to)
+        derive.extract(base, wide, to)
     (wide / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="no file named model.safetensors"):
-        mm_piece.extract(base, wide, to)
+        derive.extract(base, wide, to)
     with pytest.raises(ModelError, match="no such folder"):
-        mm_piece.extract(base, "./nowhere", to)
+        derive.extract(base, "./nowhere", to)
     with pytest.raises(DeltaError, match="No such file or directory"):
-        mm_piece.extract(base, base, tmp_path / "no" / "x.safetensors")
+        derive.extract(base, base, tmp_path / "no" / "x.safetensors")
     assert not to.exists()
     assert not list(tmp_path.glob(".*"))
 
@@ -322,7 +322,7 @@ model.save_pretrained('new')
 for p in ('old', 'new'): make_tokenizer().save_pretrained(p)
 del model
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(mm_piece.extract('old', 'new', 'd.safetensors'))
+print(derive.extract('old', 'new', 'd.safetensors'))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(mm_piece.__file__).parent.parent)])

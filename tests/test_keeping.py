@@ -298,7 +298,7 @@ def test_a_penalty_holds_what_is_at_stake(recipe, base, monkeypatch):
     """By the model's own answers and the tasks before, whatever chose the mask."""
     seen, real = [], training.fit
 
-    def fit(tuning, examples, pad, args, logs, pulls):
+    def fit(tuning, examples, pad, args, logs, pulls, stop):
         seen.append((tuning.mask, pulls))
         return real(tuning, examples, pad, args, logs, pulls)
 

@@ -89,13 +89,13 @@ def test_on_another_number_of_processes(base, write, unstopped, tmp_path):  # no
             torch.testing.assert_close(second.values[name], first.values[name], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero3"])
-def test_told_to_stop(engine, base, write, unstopped, tmp_path):  # noqa: F811
-    """SIGTERM: a checkpoint, a line, status 143; the same command goes on to the same files."""
+@pytest.mark.parametrize(("engine", "how"), [("ddp", signal.SIGINT), ("zero3", signal.SIGTERM)])
+def test_told_to_stop(engine, how, base, write, unstopped, tmp_path):  # noqa: F811
+    """A checkpoint, a line; the same command goes on to the same files."""
     recipe = write(base, engine, 2, ENGINES[engine], **STEPS)
     process = launch(2, *train(recipe))
     wait_for(process, tmp_path / engine, "work/0002/checkpoint-5/trainer_state.json")
-    process.terminate()
+    process.send_signal(how)
     said, _ = process.communicate(timeout=LIMIT)
     assert process.returncode != 0
     (step,) = re.findall(r"stopped at step (\d+)", said)

@@ -38,8 +38,8 @@ from worlds import (
 )
 
 import mm_piece
+from mm_piece.attachment import attach_base
 from mm_piece.delta import Delta, put_all, take
-from mm_piece.loading import attach
 from mm_piece.merging import compose, union
 from mm_piece.models import tensors
 from mm_piece.store import DeltaStore
@@ -112,7 +112,7 @@ def _stage(bench: Bench) -> Stage:
     filler = torch.zeros(CACHES, dtype=torch.uint8)
     stage = Stage(model, tensors(model), pristine, store, filler)
     stage.reset()
-    attach(model, store)
+    attach_base(model, store)
     return stage
 
 
@@ -178,7 +178,7 @@ def _swaps(stage: Stage) -> dict[str, Contestant]:
 
     def anew() -> None:
         stage.reset()
-        attach(stage.model, stage.store)
+        attach_base(stage.model, stage.store)
 
     return {
         "swap, write": Contestant(_both(undo, write), first),

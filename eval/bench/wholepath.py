@@ -17,8 +17,8 @@ from torch import Tensor
 from vlms import SHAPES, build, example
 
 from mm_piece import importance
+from mm_piece.attachment import attach_base, checkout
 from mm_piece.delta import Delta, fingerprint, put_all, take
-from mm_piece.loading import attach, checkout
 from mm_piece.mask import Budgets, select_stream
 from mm_piece.models import tensors
 from mm_piece.names import weights
@@ -78,7 +78,7 @@ def whole_path(shape: str, folder: Path, device: str, **sizes: Any) -> dict[str,
     learned = {name: take(tensors(model)[name], index) for name, index in mask.items()}
     stages.run("delta", lambda: store.append(delta))
     _write(model, mask, base)
-    attach(model, store)
+    attach_base(model, store)
     stages.run("checkout 1", lambda: checkout(model, 1))
     exact = _same(model, mask, learned)
     stages.run("checkout 0", lambda: checkout(model, 0))

@@ -9,6 +9,7 @@ shipping    fork, gc, push, pull
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -50,6 +51,9 @@ class _Commands(click.Group):
                 time.sleep(_FIRST_WORD)
             echo(f"Error: {line_of(error)}", err=True)
             ctx.exit(2)
+        except KeyboardInterrupt:
+            echo("Aborted!", err=True)
+            ctx.exit(128 + signal.SIGINT)
         except click.ClickException as error:  # it may quote what a file is called
             vars(error).update(message=make_printable(error.message))
             raise

@@ -17,7 +17,7 @@ from mm_piece.cli.terminal import AT, BASE, JSON, PATH, STORE, echo, echo_lines,
 def train(recipe: Path, overrides: tuple[str, ...]) -> None:
     """Learn the tasks of RECIPE, one after another.
 
-    Run it again and it goes on where it stopped.
+    Run it again and it goes on where it stopped, Ctrl-C and a hang-up included.
     """
     from mm_piece.sharding import is_main
     from mm_piece.training import train as run

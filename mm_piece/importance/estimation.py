@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mm_piece.errors import SelectionError
 from mm_piece.importance.blocks import Run, Sums, blocks
 from mm_piece.importance.gradients import Gradients
+from mm_piece.importance.inputs import require_batches, require_weights
 from mm_piece.importance.outputs import outputs, passes_of, with_outputs
 from mm_piece.importance.reach import Batch, Objective, frozen, loss_of, patchable
 from mm_piece.importance.resampling import Folds
@@ -42,8 +43,11 @@ def estimate(
 
     `batches` are what the model's forward takes, labels included; every example counts by itself,
     however they are batched. Options: those of `stream`. Raises SelectionError for an unknown
-    method and for batches that cannot be taken apart.
+    method, for batches that cannot be taken apart and for rows without an answer, ModelError for a
+    model whose layers were replaced.
     """
+    require_weights(model)
+    require_batches(batches)
     named = weights(model)
     parts: dict[str, list[Tensor]] = {}
     for name, _, flat in stream(model, batches, method, **options):

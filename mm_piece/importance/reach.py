@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mm_piece.errors import SelectionError
+from mm_piece.errors import SelectionError, short
 from mm_piece.names import group_of, weights
 from mm_piece.sharding import release
 
@@ -88,8 +88,14 @@ def collecting(
 
 
 def loss_of(model: nn.Module, batch: Batch) -> Tensor:
-    """The loss of a batch, moved to where the model is."""
-    return model(**moved(batch, model)).loss
+    """The loss of a batch, moved to where the model is; SelectionError if it has none."""
+    try:
+        loss = model(**moved(batch, model)).loss
+    except (TypeError, ValueError, IndexError) as error:
+        raise SelectionError(f"the model does not take a batch: {short(error, 200)}") from error
+    if loss is None:
+        raise SelectionError(f"a batch of {', '.join(batch)} has no loss: it needs `labels`")
+    return loss
 
 
 def moved(batch: Batch, model: nn.Module) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mm_piece import sharding
+from mm_piece.errors import SelectionError, short
 from mm_piece.mask.budgets import Budgets, Contest, Density, Part, contests
 from mm_piece.mask.knee import knee
 from mm_piece.mask.rows import Piece, entries_of, row_scores, width_of
@@ -25,9 +26,18 @@ def select(scores: Mapping[str, Tensor], density: Density = 0.001, **budgets: An
     arguments are those of `Budgets`: scope, unit, floor, ceiling, squares. Raises SelectionError
     for a density out of (0, 1], NaN scores, or a selection of nothing.
     """
+    _require_scores(scores)
     shapes = {name: tuple(tensor.shape) for name, tensor in scores.items()}
     pieces = ((name, 0, tensor.reshape(-1)) for name, tensor in scores.items())
     return select_stream(pieces, shapes, Budgets(density, **budgets))
+
+
+def _require_scores(scores: Any) -> None:
+    if not isinstance(scores, Mapping):
+        raise SelectionError(f"scores must map names to tensors, not {short(scores)}")
+    for name, tensor in scores.items():
+        if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.is_complex():
+            raise SelectionError(f"scores of {name!r} must be a tensor of numbers")
 
 
 def select_stream(

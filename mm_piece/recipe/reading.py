@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from mm_piece.errors import RecipeError
+from mm_piece.errors import RecipeError, as_path
 from mm_piece.recipe.parsing import Loader, Sections, first_problem, mapping_of, text_of
 from mm_piece.recipe.schema import GeneralTask, Recipe, Task
 from mm_piece.recipe.select import Select
@@ -21,7 +21,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises RecipeError in one line: file missing, YAML broken, key unknown (with the nearest known
     one), value out of range.
     """
-    return parse_recipe(text_of(path, "recipe"), str(path), overrides)
+    return parse_recipe(text_of(as_path(path, "recipe"), "recipe"), str(path), overrides)
 
 
 def parse_recipe(text: str, source: str = "recipe", overrides: Iterable[str] = ()) -> Recipe:
@@ -36,7 +36,7 @@ def parse_recipe(text: str, source: str = "recipe", overrides: Iterable[str] = (
 
 
 def _override(content: Any, assignment: str) -> None:
-    key, separator, value = assignment.partition("=")
+    key, separator, value = str(assignment).partition("=")
     if not separator or not key:
         raise RecipeError(f"--set {assignment!r} is not of the form key=value")
     *path, last = key.split(".")

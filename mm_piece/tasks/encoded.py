@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mm_piece import atomic
+from mm_piece.manifest import reported
 from mm_piece.tasks.examples import Example
 from mm_piece.tasks.lengths import fitted
 from mm_piece.tasks.rendering import template_of
@@ -77,11 +78,13 @@ class Encoded(Sequence[dict[str, Tensor]]):
         return made, cut
 
     def _keep(self, file: Path, made: dict[str, Tensor], cut: bool) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         content = {name: value.contiguous() for name, value in made.items()}
-        with atomic.writing(file, durable=False) as whole:  # loader processes may meet here
-            whole.write(save(content, {"truncated": str(cut)}))
-        self._held += file.stat().st_size
+        data = save(content, {"truncated": str(cut)})
+        with reported(file):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic.writing(file, durable=False) as whole:  # loader processes may meet here
+                whole.write(data)
+        self._held += len(data)
 
 
 def _bytes_of(file: Path) -> int:

@@ -1,13 +1,9 @@
 """What happens between the steps of a training."""
 
-import signal
-from threading import current_thread, main_thread
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-from mm_piece import sharding
 
 
 class Progress(TrainerCallback):
@@ -53,29 +49,3 @@ class OneStep(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         control.should_training_stop = True
-
-
-class Stop(TrainerCallback):
-    """After SIGTERM: a checkpoint at the end of the step, on all processes, and the end."""
-
-    def __init__(self) -> None:
-        self.asked = self.agreed = False
-
-    def __enter__(self) -> "Stop":
-        self._listens = current_thread() is main_thread()  # no other one may
-        if self._listens:
-            self._before = signal.signal(signal.SIGTERM, self._ask)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._listens:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if sharding.agreed(self.asked):
-            self.agreed = control.should_save = control.should_training_stop = True
-
-    def _ask(self, *_: Any) -> None:
-        self.asked = True

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from signal import SIGTERM
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -20,13 +19,14 @@ from transformers.trainer import TRAINER_STATE_NAME
 from mm_piece import sharding
 from mm_piece.errors import PieceError, RecipeError, reason
 from mm_piece.names import weights
-from mm_piece.progress import say
 from mm_piece.sparse import sparse_tuning
-from mm_piece.trainer.callbacks import OneStep, Progress, Stop
+from mm_piece.trainer.callbacks import OneStep, Progress
 from mm_piece.trainer.feeding import Company, Feed
 from mm_piece.trainer.holding import hold
 from mm_piece.trainer.optimizer_order import restore_order, save_order
+from mm_piece.trainer.saving import reported_writes
 from mm_piece.trainer.settings import arguments
+from mm_piece.trainer.stopping import Stop, leave_signals_to_the_main_process
 
 _VALUES = "values.safetensors"
 
@@ -77,6 +77,7 @@ class SparseTrainer(Trainer):
             self.company,  # type: ignore[arg-type]
             batch_sampler=feed,  # type: ignore[arg-type]
             collate_fn=self.company.collate,
+            worker_init_fn=leave_signals_to_the_main_process,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             prefetch_factor=args.dataloader_prefetch_factor,
@@ -88,6 +89,10 @@ class SparseTrainer(Trainer):
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(values, folder / _VALUES)
+
+    def _save_checkpoint(self, *arguments: Any) -> None:
+        with reported_writes(Path(str(self.args.output_dir))):
+            super()._save_checkpoint(*arguments)
 
     def close(self) -> None:
         """Let go of the model."""
@@ -206,11 +211,12 @@ def fit(
     args: TrainingArguments,
     logs: Path,
     pulls: Mapping[str, Tensor] | None = None,
+    stop: Stop | None = None,
 ) -> dict[str, float]:
     """Train the values on encoded examples, from the last checkpoint if any; Trainer's metrics.
 
     `pulls`: those of SparseTrainer. Loss, learning rate and gradient norm go to TensorBoard files
-    in `logs`. After SIGTERM: a checkpoint and SystemExit.
+    in `logs`. Where a `stop` is asked for: a checkpoint and SystemExit.
     """
     checkpoint = sharding.told(last_checkpoint(Path(str(args.output_dir))))
     if checkpoint is not None:
@@ -218,14 +224,13 @@ def fit(
     trainer = SparseTrainer(tuning, args, examples, pad, pulls)
     if sharding.is_main():
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(logs))))
-    with Stop() as stop:
-        trainer.add_callback(stop)
-        done = trainer.train(resume_from_checkpoint=checkpoint)
+    stop = stop or Stop()
+    trainer.add_callback(stop)
+    done = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.close()
     tuning.write_back()  # DeepSpeed hands the last step's values on after the step
-    if stop.agreed:
-        say(f"stopped at step {done.global_step}; the same command goes on from there")
-        raise SystemExit(128 + SIGTERM)
+    if stop.saved:
+        stop.leave(f" at step {done.global_step}")
     _require_a_step(done.global_step, len(examples))
     if not all(values.isfinite().all() for values in tuning.values().values()):
         raise RecipeError("train: the values are no longer finite; a lower learning_rate may help")

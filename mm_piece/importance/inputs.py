@@ -1,0 +1,58 @@
+"""What `estimate` may be given: a model with its own weights, and batches with answers."""
+
+from collections.abc import Mapping, Sized
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mm_piece.errors import ModelError, SelectionError, short
+from mm_piece.importance.reach import IGNORED
+from mm_piece.names import inner_model, is_transformers, translator, weights, why_fixed
+
+
+def require_weights(model: nn.Module) -> None:
+    """Raise ModelError unless a model has the weights of its class, as numbers that can be moved.
+
+    Adapters (PEFT) and quantisation in place put others where those were.
+    """
+    inner = inner_model(model)
+    names = {name for name, _ in inner.named_parameters(remove_duplicate=False)}
+    if missing := [name for name in _names_of_class(inner) if name not in names]:
+        raise ModelError(
+            f"{type(inner).__name__} has no {translator(inner)(missing[0])}: its layers were "
+            "replaced, as by PEFT or by quantisation in place; merge or unload what was put there"
+        )
+    for name, weight in weights(model).items():
+        if reason := why_fixed(weight):
+            raise ModelError(f"{name} {reason}")
+
+
+def require_batches(batches: Any) -> None:
+    """Raise SelectionError unless `batches` can be gone through again and again, with answers."""
+    if not isinstance(batches, Sized) or isinstance(batches, Mapping | str | Tensor):
+        raise SelectionError(
+            "batches must be a list of what the model's forward takes (it is gone through several "
+            f"times), not {type(batches).__name__}"
+        )
+    for number, batch in enumerate(batches):  # type: ignore[arg-type] - what has a length
+        if not isinstance(batch, Mapping):
+            raise SelectionError(f"batch {number} must map names to tensors, not {short(batch)}")
+        labels = batch.get("labels")
+        if isinstance(labels, Tensor) and labels.dim() == 2 and not _answered(labels):
+            raise SelectionError(f"batch {number}: a row has no answer: none of its labels counts")
+
+
+def _answered(labels: Tensor) -> bool:
+    """Whether there are rows and each has a label to predict: the first token follows nothing."""
+    return len(labels) > 0 and bool((labels[:, 1:] != IGNORED).any(1).all())
+
+
+def _names_of_class(model: nn.Module) -> list[str]:
+    """The parameters that a transformers model was made with; none are known of another module."""
+    if not is_transformers(model):
+        return []
+    with torch.device("meta"):
+        made = type(model)(deepcopy(model.config))  # type: ignore[operator]
+    return [name for name, _ in made.named_parameters()]

@@ -1,0 +1,46 @@
+"""What a disk refuses while a training writes, as one line that names the place."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from mm_piece.errors import StoreError, short
+
+# What torch says when it cannot write a file; the system's own reason is lost on the way.
+_TORCH = ("PytorchStreamWriter", "inline_container")
+
+
+@contextmanager
+def reported_writes(folder: Path) -> Iterator[None]:
+    """Context that turns what the writers of a checkpoint or a log raise into a StoreError."""
+    try:
+        with _quiet_threads():
+            yield
+    except OSError as error:
+        raise StoreError(f"{error.filename or folder}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise StoreError(f"{folder}: {short(error, 200)}") from error
+    except RuntimeError as error:
+        if not any(word in str(error) for word in _TORCH):
+            raise
+        raise StoreError(f"{folder}: cannot be written, the disk may be full") from error
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Context in which TensorBoard's thread prints no traceback: its user is told once more."""
+    before = threading.excepthook
+
+    def hook(failure: Any) -> None:
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            before(failure)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
