@@ -32,6 +32,22 @@ def changes(tuning: sparse_tuning, patchable: Mapping[str, int]) -> dict[str, di
     return {g: _row(tuning, rows[g], named, patchable) for g in GROUPS if g in rows}
 
 
+def rounding_warning(groups: Mapping[str, Mapping[str, float]]) -> str:
+    """What to say of a task that lost more than half of its changes to its dtype; else nothing.
+
+    Values that never moved do not count: they got no gradient, and no dtype would help them.
+    """
+    rounded = int(sum(row["rounded"] for row in groups.values()))
+    moved = rounded + int(sum(row["changed"] for row in groups.values()))
+    if rounded <= moved / 2:
+        return ""
+    return (
+        f"warning: of {moved:,} values that moved, {rounded:,} were rounded back to what was there "
+        "by the model's dtype; model: {dtype: float32} in a new store, or a larger "
+        "learning_rate, would keep them"
+    )
+
+
 def change_rows(info: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The change report that a delta carries: none if it carries none, or something else."""
     groups = info.get("groups")

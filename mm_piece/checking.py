@@ -9,6 +9,7 @@ from typing import Any
 
 from mm_piece import importance
 from mm_piece.errors import DataError
+from mm_piece.generation import generation_aside
 from mm_piece.measuring import absent_columns, rows_of
 from mm_piece.models import as_dtype, load_processor, positions_of, reading
 from mm_piece.names import weights
@@ -116,6 +117,9 @@ def check(
     parts = Parts(recipe.base, recipe.revision, processor, **files)
     notes = [*parts.notes, *_require_base(recipe, parts)]
     tasks = (*recipe.tasks, *recipe.general)
+    if aside := generation_aside(recipe.base, recipe.revision, **files):
+        left = ", ".join(aside)
+        notes.append(f"base: answers are greedy, of its generation settings nothing reads {left}")
     found = [_task(task, parts, rows, progress) for task in tasks]
     return Check(found, positions_of(recipe.base, recipe.revision, **files), notes)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from mm_piece import sharding
 from mm_piece.errors import ModelError, PieceError, reason
+from mm_piece.generation import greedy
 from mm_piece.progress import bar
 from mm_piece.scoring import METRICS
 from mm_piece.tasks import Example, batches, collate, fitted, pictures, tokenizer_of
@@ -61,19 +62,18 @@ def generate(
     the image, are part of it unless they are to be skipped.
     With `synced_gpus` every process goes on until all have their answers, as a model that lies
     in parts on them needs it.
-    Whatever sampling a base's own configuration asks for is left aside: an answer depends on the
-    weights and the prompt alone.
+    Whatever a base's own generation configuration asks for is left aside (`greedy`): an answer
+    depends on the weights and the prompt alone.
     """
     tokenizer, ends = tokenizer_of(processor), ends_of(model, processor)
     encoded = [fitted(example, processor, max_length, generation=True)[0] for example in batch]
     inputs = collate(encoded, pad_of(tokenizer), left=True)
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
     inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
-    options = {"max_new_tokens": max_new_tokens, "synced_gpus": synced_gpus}
     limits = {"pad_token_id": pad_of(tokenizer), "eos_token_id": ends}
     try:
-        with sharding.lost():
-            ids = model.generate(**inputs, **_GREEDY, **options, **limits)
+        with sharding.lost(), greedy(model, max_new_tokens=max_new_tokens, **limits) as settings:
+            ids = model.generate(**inputs, generation_config=settings, synced_gpus=synced_gpus)
     except PieceError:
         raise
     except Exception as error:  # a model raises whatever it trips over
@@ -200,14 +200,3 @@ def _answer(example: Example, prediction: str, score: float) -> Answer:
         "prediction": prediction,
         "score": score,
     }
-
-
-_GREEDY: dict[str, Any] = {
-    "do_sample": False,
-    "num_beams": 1,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-}

@@ -9,7 +9,15 @@ import torch
 from mm_piece.attachment import as_store, attach_base
 from mm_piece.delta import Delta, fingerprint
 from mm_piece.errors import BaseError, StoreError, as_path
-from mm_piece.models import as_dtype, load_base, reading_of, tensors, trained_dtype, where
+from mm_piece.models import (
+    as_dtype,
+    load_base,
+    options_of,
+    reading_of,
+    tensors,
+    trained_dtype,
+    where,
+)
 from mm_piece.names import group_of
 from mm_piece.store import DeltaStore
 
@@ -30,18 +38,20 @@ def load(
     """
     if store is not None and delta is not None:
         raise StoreError("give a store or a single delta, not both")
+    revision = options.pop("revision", None)
+    if revision is not None and base is None:
+        raise StoreError("revision goes with a base; a store knows its own")
+    options = options_of(options)
     if delta is not None:
-        return _load_delta(base, Delta.load(delta), options)
+        return _load_delta(base, revision, Delta.load(delta), options)
     if store is None:
         if base is None or at:
             raise StoreError("load needs a base, a store, or a base and a delta")
-        return load_base(base, **options)
+        return load_base(base, revision, **options)
     opened = as_store(store)
     last = opened.position(at)
     wanted = options.pop("dtype", None)
-    source, revision = (
-        (str(base), options.pop("revision", None)) if base else where(opened.base, opened.path)
-    )
+    source, revision = (str(base), revision) if base else where(opened.base, opened.path)
     dtype = trained_dtype(opened.base, opened.path)
     options = {**reading_of(opened.base, opened.path), **options}
     with ThreadPoolExecutor(1) as reader:  # deltas are read and verified while the base is loaded
@@ -86,9 +96,11 @@ def is_delta(source: str | Path | DeltaStore) -> TypeGuard[str | Path]:
     return not isinstance(source, DeltaStore) and as_path(source, "store").is_file()
 
 
-def _load_delta(base: str | Path | None, delta: Delta, options: dict[str, Any]) -> tuple[Any, Any]:
+def _load_delta(
+    base: str | Path | None, revision: str | None, delta: Delta, options: dict[str, Any]
+) -> tuple[Any, Any]:
     wanted = options.pop("dtype", None)
-    model, processor = load_base(named_base(base), dtype=dtype_of(delta), **options)
+    model, processor = load_base(named_base(base), revision, dtype=dtype_of(delta), **options)
     live = tensors(model)
     if not delta.parent:
         require_base(delta, str(base), fingerprint(live))

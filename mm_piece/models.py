@@ -24,6 +24,7 @@ from mm_piece import preprocessing  # noqa: F401 - AutoProcessor finds what it r
 from mm_piece.delta import fingerprint, full_digest
 from mm_piece.errors import ModelError, PieceError, StoreError, reason, short
 from mm_piece.names import rules_of, weights
+from mm_piece.recipe import require_options
 from mm_piece.sharding import is_cut, shape_of
 from mm_piece.tasks import tokenizer_of
 
@@ -37,9 +38,11 @@ def load_base(base: str | Path, revision: str | None = None, **options: Any) -> 
     """The base and its processor (a tokenizer for a text model), in evaluation mode.
 
     `options` go to `from_pretrained` as they stand (dtype as a name or a torch.dtype, default
-    float32). Raises ModelError in one line when the base is missing, of an unknown family, lacks
-    weights or has some of another shape, is quantised, or has an adapter beside it.
+    float32). Raises ModelError in one line for an option that is not among `options_of`'s, and when
+    the base is missing, of an unknown family, lacks weights or has some of another shape, is
+    quantised, or has an adapter beside it.
     """
+    options = options_of(options)
     logging.disable_progress_bar()
     source, subfolder = source_of(base), options.get("subfolder") or ""
     with refusing(f"cannot load base {source}"):
@@ -51,6 +54,14 @@ def load_base(base: str | Path, revision: str | None = None, **options: Any) -> 
         processor = _processor(source, config, revision, subfolder)
     require_loaded(source, loaded)
     return model.eval(), processor
+
+
+def options_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What may be said of how a base loads, under the names of today; ModelError for the rest."""
+    try:
+        return require_options(options)
+    except ValueError as error:
+        raise ModelError(f"loading a base: {error}") from error
 
 
 def load_processor(base: str | Path, revision: str | None = None, **options: Any) -> Any:

@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset
 
 from mm_piece import importance, keeping, sharding
 from mm_piece.attachment import checkout
-from mm_piece.changes import changes
+from mm_piece.changes import changes, rounding_warning
 from mm_piece.delta import Delta
 from mm_piece.errors import DataError
 from mm_piece.evaluation import pad_of
@@ -240,12 +240,15 @@ def _noting(encoded: Encoded, cuts: list[bool], title: str) -> Iterator[dict[str
 
 
 def _summary(delta: Delta) -> str:
-    """What the task changed in each group, in one line."""
+    """What the task changed in each group, in one line; another one if most of it was lost."""
+    groups = delta.info["groups"]
     moved = (
         f"{group} {row['changed']:,} of {row['entries']:,} ({row['share']:.2%} of norm)"
-        for group, row in delta.info["groups"].items()
+        for group, row in groups.items()
     )
-    return f"{delta.task}: changed {', '.join(moved)}"
+    lost = rounding_warning(groups)
+    lines = [f"changed {', '.join(moved)}", *([lost] if lost else [])]
+    return "\n".join(f"{delta.task}: {line}" for line in lines)
 
 
 def _parent(store: DeltaStore) -> str:

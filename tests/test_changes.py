@@ -2,10 +2,12 @@
 
 import torch
 
+import mm_piece
 from mm_piece import sparse_tuning
-from mm_piece.changes import COLUMNS, change_rows, changes
+from mm_piece.changes import COLUMNS, change_rows, changes, rounding_warning
 from mm_piece.models import load_base
 from mm_piece.names import group_of, weights
+from mm_piece.recipe import parse_recipe
 
 
 def test_every_group_has_its_numbers(base):
@@ -57,3 +59,33 @@ def test_other_programs_may_say_anything():
     assert change_rows({"groups": {"head": {"changed": 1, "norm": "x"}}}) == {
         "head": {"changed": 1}
     }
+
+
+def test_most_of_a_task_is_rounded_away(base):
+    """More than half of what moved; what never moved is no matter of the dtype."""
+    model = load_base(base, dtype="bfloat16")[0]
+    name = "language_model.model.norm.weight"  # ones
+    for moves, lost in (([1e-4, -1e-4, 1.0], True), ([1e-4, 1.0, 1.0], False), ([], False)):
+        with sparse_tuning(model, {name: torch.arange(9)}) as tuning:
+            with torch.no_grad():
+                tuning.values()[name][: len(moves)] += torch.tensor(moves)
+            tuning.write_back()
+            said = rounding_warning(changes(tuning, {name: 24}))
+        assert bool(said) == lost
+        if lost:
+            assert said.startswith("warning: of 3 values that moved, 2 were rounded back")
+            assert "model: {dtype: float32}" in said and "learning_rate" in said
+
+
+def test_train_says_what_the_dtype_takes(base, tmp_path, capsys):
+    task = "{name: t, train: 'scenes:digits/train[:4]', test: 'scenes:digits/test[:1]'}"
+    for dtype, rate in (("bfloat16", "1e-6"), ("float32", "1e-6")):
+        mm_piece.train(
+            parse_recipe(
+                f"{{base: '{base}', store: '{tmp_path}/{dtype}-{rate}', tasks: [{task}], "
+                f"model: {{dtype: {dtype}}}, select: {{method: random, density: 0.05}}, "
+                f"train: {{learning_rate: {rate}, max_steps: 2, disable_tqdm: true}}}}"
+            )
+        )
+        lines = [line for line in capsys.readouterr().out.splitlines() if "t: warning: " in line]
+        assert len(lines) == (dtype == "bfloat16")

@@ -1,5 +1,6 @@
 """What one YAML recipe may say, and how it is read."""
 
+from mm_piece.recipe.base_options import require_options
 from mm_piece.recipe.reading import load_recipe, parse_recipe
 from mm_piece.recipe.schema import GeneralTask, Metric, Recipe, Task
 from mm_piece.recipe.select import METHODS, Select
@@ -15,4 +16,5 @@ __all__ = [
     "load_recipe",
     "parse_bytes",
     "parse_recipe",
+    "require_options",
 ]

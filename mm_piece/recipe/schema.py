@@ -5,6 +5,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from mm_piece.recipe.base_options import require_options
 from mm_piece.recipe.select import Density, Select, Strict, require_density
 from mm_piece.recipe.sizes import parse_bytes
 
@@ -52,6 +53,11 @@ class Recipe(Strict):
     penalty: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # on moving what is at stake
     cache: str | int = "20GiB"  # disk for the encoded examples of a task while it is learned
     seed: int = Field(default=42, ge=0, lt=2**31)
+
+    @field_validator("model")
+    @classmethod
+    def _options_known(cls, model: dict[str, Any]) -> dict[str, Any]:
+        return require_options(model)
 
     @field_validator("cache")
     @classmethod

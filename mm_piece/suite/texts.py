@@ -2,8 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 
 from mm_piece.errors import DataError
 from mm_piece.evaluation import ends_of, pad_of
+from mm_piece.generation import greedy
 from mm_piece.progress import say
 from mm_piece.suite.schema import Part, Texts
 from mm_piece.suite.scores import Scores, readable
@@ -50,7 +50,9 @@ class Harness:
         names = [name for name in self.part.tasks if name not in self.left_out]
         if not names:
             return {}
-        with _greedy(model, processor):
+        ends, pad = ends_of(model, processor), pad_of(tokenizer_of(processor))
+        # But for what a task itself says.
+        with greedy(model, eos_token_id=ends, pad_token_id=pad):
             wrapped = _Model(
                 pretrained=model,
                 tokenizer=_unended(tokenizer_of(processor)),
@@ -104,16 +106,3 @@ def _unended(tokenizer: Any) -> Any:
         single=[*(token for token, _ in first), "$A"], special_tokens=first
     )
     return tokenizer
-
-
-@contextmanager
-def _greedy(model: Any, processor: Any) -> Iterator[None]:
-    """The base's own generation settings are set aside: a task's count, and answers are greedy."""
-    own = model.generation_config
-    model.generation_config = type(own)(
-        eos_token_id=ends_of(model, processor), pad_token_id=pad_of(tokenizer_of(processor))
-    )
-    try:
-        yield
-    finally:
-        model.generation_config = own

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
-from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.trainer import TRAINER_STATE_NAME
 
 from mm_piece import sharding
@@ -23,6 +22,7 @@ from mm_piece.sparse import sparse_tuning
 from mm_piece.trainer.callbacks import OneStep, Progress
 from mm_piece.trainer.feeding import Company, Feed
 from mm_piece.trainer.holding import hold
+from mm_piece.trainer.losses import loss_of
 from mm_piece.trainer.optimizer_order import restore_order, save_order
 from mm_piece.trainer.saving import reported_writes
 from mm_piece.trainer.settings import arguments
@@ -58,8 +58,8 @@ class SparseTrainer(Trainer):
             train_dataset=self.company,  # type: ignore[arg-type]
             data_collator=self.company.collate,
         )
-        if not self.model_accepts_loss_kwargs:
-            self.compute_loss_func = _mean_over_tokens
+        if args.label_smoothing_factor or not self.model_accepts_loss_kwargs:
+            self.compute_loss_func = loss_of(args.label_smoothing_factor)
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         if not args.disable_tqdm:
             self.add_callback(Progress())
@@ -81,6 +81,9 @@ class SparseTrainer(Trainer):
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+            # Or each start of workers, once or every epoch, would draw from the model's numbers.
+            generator=torch.Generator(),
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -167,12 +170,6 @@ class _Loader(DataLoader):
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
-
-
-def _mean_over_tokens(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-    """The loss of families that would not divide by a whole step's tokens themselves."""
-    logits = outputs["logits"]
-    return ForCausalLMLoss(logits, labels, logits.shape[-1], num_items_in_batch)
 
 
 def rehearse(
