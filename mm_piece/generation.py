@@ -42,7 +42,7 @@ def generation_aside(
 ) -> list[str]:
     """The names of a base's generation settings that its greedy answers leave aside."""
     source = source_of(base)
-    place = {"revision": revision or "main", "subfolder": subfolder}
+    place: dict[str, Any] = {"revision": revision or "main", "subfolder": subfolder}
     with refusing(f"cannot load base {source}"):
         try:
             own = GenerationConfig.from_pretrained(source, **place)

@@ -8,7 +8,7 @@ gradient from its inputs, without a gradient of the whole weight.
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -129,8 +129,9 @@ class _Watched(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, output: Tensor, values: Tensor, x: Tensor, patch: Patch
     ) -> Tensor:
+        product = cast(Product, patch.product)  # it is watched because there is one
         # Autocast computes in the output's dtype: what it saw is kept, not what it was given.
-        ctx.save_for_backward(patch.product.keep(x.to(output.dtype)))
+        ctx.save_for_backward(product.keep(x.to(output.dtype)))
         ctx.patch = patch
         return output.view_as(output)
 

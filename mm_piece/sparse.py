@@ -183,7 +183,7 @@ def _before_forward(tuning: sparse_tuning) -> Callable[..., None]:
     def catch_up(*_: Any) -> None:
         tuning._catch_up()
 
-    return catch_up
+    return catch_up  # type: ignore[return-value] - disable hides its form
 
 
 def _restore_flags(flags: list[tuple[nn.Parameter, bool]]) -> None:

@@ -38,7 +38,7 @@ class Fields:
 
     def holds(self, *names: str) -> bool:
         """Whether one of some fields holds anything."""
-        return any(is_filled(self.given.get(name)) for name in names)
+        return any(is_filled(self.given[name]) for name in self.given.keys() & names)
 
     def inside(self, given: Mapping[Any, Any], name: str) -> "Fields":
         """The fields of an object that stands in the field `name`."""
@@ -61,16 +61,16 @@ def is_filled(value: Any) -> bool:
     """Whether a value says anything: no gap, no blank text, no list or object of such alone."""
     if isinstance(value, str):
         return bool(value.strip())
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return any(map(is_filled, value.values()))
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return any(map(is_filled, value))
     return not is_gap(value)
 
 
 def rows_of(given: Any) -> Any:
     """A list of objects, which Arrow may keep as lists side by side; others as they are."""
-    columns = list(given.values()) if isinstance(given, Mapping) else []
+    columns = list(given.values()) if isinstance(given, dict) else []
     if not columns or not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
         return given
     return [dict(zip(given, row, strict=True)) for row in zip(*columns, strict=True)]

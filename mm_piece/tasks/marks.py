@@ -15,6 +15,7 @@ _LEARNED = (
     *("weight", "train", "training", "train_on_turn", "trainable"),
 )
 _NOT_LEARNED = ("masked",)
+_MARKS = frozenset((*_LEARNED, *_NOT_LEARNED))
 _UNCLEAR = {
     "mask": "formats disagree on what it means; say `loss`",
     **dict.fromkeys(("train_detail", "training_detail"), "a turn is learned as a whole or not"),
@@ -26,7 +27,7 @@ def is_learned(turn: Fields, role: str, where: str) -> bool:
 
     Raises DataError for a weight between 0 and 1, marks that disagree and marks of no clear sense.
     """
-    marks = [name for name in (*_LEARNED, *_NOT_LEARNED) if turn.holds(name)]
+    marks = [name for name in turn.given if name in _MARKS and turn.holds(name)]
     if role != "assistant":
         for name in marks:
             if _says(name, turn.given[name], turn.path, where) is False:
