@@ -113,12 +113,13 @@ def _renaming(model: Any) -> Callable[[str], tuple[str | None, bool]]:
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
     converters = [step for step in steps if isinstance(step, WeightConverter)]
     state, prefix = model.state_dict(), model.base_model_prefix
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
     def live_name(key: str) -> tuple[str | None, bool]:
         name, converted = rename_source_key(key, renamings, converters, prefix, state)
         if name not in state and key in state:  # it has its live name already
             name, converted = rename_source_key(key, [], [], prefix, state)
-        return (name if name in state else None), converted is not None
+        return (name if name in parameters else None), converted is not None
 
     return live_name
 

@@ -219,7 +219,7 @@ REFUSED = {
     "another shape": (turned_linear, r"up_proj\.weight is \[16, 24\], the model has \[24, 16\]"),
     "an adapter": (adapter, r"holds adapter_config\.json"),
     "quantised": (quantised, "quantization_config"),
-    "damaged": (damaged_bin, "base.*: UnpicklingError"),
+    "damaged": (damaged_bin, "base.*: Weights only load failed"),
     "no weights": (nothing, r"model\.safetensors"),
 }
 

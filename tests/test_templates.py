@@ -353,6 +353,12 @@ def test_thoughts_that_a_template_has_no_place_for_are_named():
     assert not left_out(example("a cat", IN_TEXT), processor)
 
 
+def test_thoughts_that_hold_an_image_token_are_refused():
+    processor = BUILDERS["qwen2_vl"]()[1]
+    with pytest.raises(DataError, match=r"the text holds .*, which the base reads as"):
+        encode(example("a dog", thinking="what is <|image_pad|>?"), processor)
+
+
 @needs_trl
 def test_a_model_that_always_thinks_learns_plain_answers():
     """Qwen3-Thinking's: its prompt opens thoughts, in whose line break a token would end."""
