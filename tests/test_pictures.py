@@ -1,14 +1,21 @@
 """Images of every usual kind open as what a person sees; others are refused by name."""
 
+import base64
 import io
+import json
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageFile
 
 from mm_piece.errors import DataError
-from mm_piece.tasks import Example, pictures
+from mm_piece.tasks import Example, pictures, read
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 14, 3), dtype=np.uint8))
 ALPHA = Image.fromarray(np.random.default_rng(1).integers(0, 255, (9, 14), dtype=np.uint8))
@@ -149,6 +156,101 @@ def test_whole_files_are_not_decoded_to_be_checked(monkeypatch):
     for form in ("PNG", "JPEG", "GIF", "BMP", "TIFF"):
         pictures.require(saved(NOISE, form), "here")
         refused(saved(NOISE, form), "cannot be read: decoded", opened_at)
+
+
+def blank(width, height):
+    """A PNG of one bit a pixel, a thousandth of its pixels in bytes."""
+
+    def chunk(kind, data):
+        checksum = zlib.crc32(kind + data).to_bytes(4, "big")
+        return len(data).to_bytes(4, "big") + kind + data + checksum
+
+    packed = zlib.compressobj(9)
+    row = bytes(1 + (width + 7) // 8)
+    rows = b"".join(packed.compress(row) for _ in range(height)) + packed.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", rows), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+BOMB = blank(13_300, 13_300)
+SIZE = "13300 x 13300 = 176,890,000"
+ICON = blank(10_000, 10_000)
+BOMBS = {
+    "png": (BOMB, SIZE),
+    "png cut short": (BOMB[:5000], SIZE),
+    "far larger": (blank(20_000, 20_000), "400,000,000"),
+    "bmp": (
+        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 99, 0, 0, 54, 40, 13300, 13300, 1, 24, *[0] * 6),
+        SIZE,
+    ),
+    "pgm": (b"P5 13300 13300 255\n", SIZE),
+    "a frame beyond a GIF's screen": (
+        b"GIF89a"
+        + struct.pack("<HHBBB", 10, 10, 0x80, 0, 0)
+        + bytes(6)
+        + b","
+        + struct.pack("<HHHHB", 0, 0, 20_000, 10_000, 0)
+        + b"\x02\x02\x4c\x01\x00;",
+        "200,000,000",
+    ),
+    "an icon's picture beyond its directory": (
+        struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(ICON), 22) + ICON,
+        "100,000,000",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(kind, tmp_path, monkeypatch):
+    data, size = BOMBS[kind]
+    assert len(data) < 200_000
+    (tmp_path / "a").write_bytes(data)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+    line = f"is too large: {size} pixels; allowed: at most 89,478,485$"
+    for picture in (data, tmp_path / "a"):
+        refused(picture, line)
+        refused(picture, line, opened_at)
+
+
+def test_a_large_picture_that_is_opened_but_not_decoded_is_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        picture = Image.open(io.BytesIO(BOMB))
+    refused(picture, f"is too large: {SIZE} pixels")
+    refused(picture, f"is too large: {SIZE} pixels", opened_at)
+
+
+def test_further_frames_do_not_count():
+    held = io.BytesIO()
+    large = Image.new("1", (13_300, 13_300))
+    Image.new("1", (9, 9)).save(
+        held, "TIFF", save_all=True, append_images=[large], compression="group4"
+    )
+    pictures.require(held.getvalue(), "here")
+    assert opened(held.getvalue()).size == (9, 9)
+
+
+def test_the_limit_itself_is_allowed(monkeypatch):
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 9 * 14)
+    assert opened(saved(NOISE, "PNG")).size == NOISE.size
+    refused(saved(NOISE.resize((15, 9)), "PNG"), "is too large: 15 x 9 = 135 pixels; .* most 126")
+
+
+def test_a_large_picture_in_a_row_is_named(tmp_path):
+    (tmp_path / "bomb.png").write_bytes(BOMB)
+    row = {"prompt": "a", "answer": "b"}
+    inline = "data:image/png;base64," + base64.b64encode(BOMB).decode()
+    for image, name in (("bomb.png", f"{tmp_path}/bomb.png"), (inline, "1")):
+        (tmp_path / "rows.json").write_text(json.dumps([{**row, "image": image}]))
+        with pytest.raises(DataError, match=f"rows.json row 0: image {name} is too large: {SIZE}"):
+            read(str(tmp_path / "rows.json"))
+    pq.write_table(
+        pa.Table.from_pylist([{**row, "image": {"bytes": BOMB, "path": None}}]),
+        tmp_path / "a.parquet",
+    )
+    with pytest.raises(DataError, match=f"a.parquet row 0: image 1 is too large: {SIZE}"):
+        read(str(tmp_path / "a.parquet"))
 
 
 def test_damaged_files_are_one_line_or_an_image():

@@ -95,7 +95,7 @@ def show_rows(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
+    table = Table(box=SIMPLE_HEAD, title=title and _cell(title), title_justify="left")
     for number, name in enumerate(header):
         numeric = bool(rows) and isinstance(rows[0][number], int)
         table.add_column(_cell(name), justify="right" if numeric else "left")

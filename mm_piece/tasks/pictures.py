@@ -17,6 +17,7 @@ MOST_PIXELS = 89_478_485  # in RGB a quarter of a GiB
 SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
+_HOLDERS = ("ICO", "ICNS")  # the picture that they hold is decoded when they are opened
 # Deeper pixels (I, F) would be clipped to white without a word; others have no way to RGB.
 _MODES = frozenset(
     ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"),
@@ -59,11 +60,12 @@ def content(picture: Picture, where: str) -> bytes:
 def _reading(picture: Picture, where: str) -> Iterator[Image.Image]:
     """The picture, opened and fit to be used; every failure until the end is a DataError."""
     try:
-        with warnings.catch_warnings(), _found(picture, where) as image:
-            # What a file holds may be larger than its header says.
+        with warnings.catch_warnings():
+            # What is decoded may be larger than what the file's header says.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            _require_fit(image, where)
-            yield image
+            with _found(picture, where) as image:
+                _require_fit(image, where)
+                yield image
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -83,11 +85,25 @@ def _found(picture: Picture, where: str) -> Image.Image:
         return picture.copy()
     if not (len(picture) if isinstance(picture, bytes) else picture.stat().st_size):
         raise DataError(f"{where} is empty: it has no bytes")
+    try:
+        return Image.open(_source(picture))
+    except Image.DecompressionBombWarning as warning:
+        return _oversized(picture, warning)
+
+
+def _oversized(picture: Path | bytes, warning: Warning) -> Image.Image:
+    """A picture that Pillow warns of, opened so that its width and height can be told."""
+    plain = [form for form in Image.ID if form not in _HOLDERS]
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", Image.DecompressionBombWarning
-        )  # its size is looked at next
-        return Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            return Image.open(_source(picture), formats=plain)
+        except UnidentifiedImageError:
+            raise warning from None
+
+
+def _source(picture: Path | bytes) -> Path | BytesIO:
+    return BytesIO(picture) if isinstance(picture, bytes) else picture
 
 
 def _require_fit(image: Image.Image, where: str) -> None:
