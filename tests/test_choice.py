@@ -10,6 +10,106 @@ from mm_piece.scoring.choice import read_option
 # letters -> texts that name just them; "" -> texts that name none, or hedge
 NAMED = {
     "B": [
+        *("The animal in the picture is a cat, and hence the answer: (B).",),
+        *(
+            "Looking at the image, (B) is the most plausible.",
+            "I am going for B",
+        ),
+        *(
+            "The answer's B",
+            "Answer is option (B), a cat.",
+            "It should be B",
+            "It would be B",
+        ),
+        *(
+            "The right one is B.",
+            "So B is right",
+            "Thus the answer is B) cat.",
+        ),
+        *(
+            "B) cat\n\nExplanation: the animal has whiskers.",
+            "**Answer: B) cat**",
+        ),
+        *(
+            "Answer:  \n\n  **B**",
+            "<b>B</b>",
+            "B\n\nThe image shows a cat.",
+            "B. It's a cat!",
+        ),
+        *(
+            "B: The cat",
+            "B. Yes",
+            "(B) No",
+            "B. 42",
+        ),
+        *(
+            "I would choose option B because A and C are dogs.",
+            "Between A and B, B is better",
+        ),
+        *(
+            "Of A and B, I choose B",
+            "A is too small; B fits; so B.",
+        ),
+        *(
+            "Though A looks right, the answer is B.",
+            "It can't be A, so it's B.",
+        ),
+        *(
+            "A cannot be right, therefore B",
+            "A doesn't match. B does. So the answer is B.",
+        ),
+        *(
+            "Answer) B",
+            "Answer >> B",
+            'The correct answer is "B".',
+        ),
+        *(
+            "The correct answer is 'B'.",
+            "The final answer is (B) cat",
+            "My final choice is B",
+        ),
+        *(
+            "Correct answer is B!",
+            "The answer is B，因为有胡须",
+            "选B选项",
+            "B选项正确",
+            "应选B",
+            "应选择B",
+        ),
+        *(
+            "答案是：B。",
+            "答案是「B」",
+            "正确选项：B",
+            "【答案】B",
+            "答案】B",
+            "[答案] B",
+            "【答案】 (B)",
+            "[Answer] B",
+        ),
+        *(
+            "<answer> B </answer>",
+            "<answer>(B)</answer>",
+            "\\boxed{ B }",
+            "\\boxed{\\mathrm{B}}",
+        ),
+        *(
+            "$\\mathbf{B}$",
+            "The answer is $B$.",
+            "\\text{B}",
+        ),
+        *(
+            "Therefore, the answer is $\\boxed{B}$",
+            "ｂ",
+            "Ｂ．",
+            "⒝",
+        ),
+        *(
+            "The answer is B. A is wrong.",
+            "B. A is wrong",
+            "B, A is wrong",
+            "A is wrong, B is right",
+        ),
+        *("B. C is wrong too", "The answer is B, A is wrong", "(B), (A) is wrong", "B; A isn't"),
         *("Answer: (B) cat because..", "I believe the right answer is B."),
         *("Judging by the ears, it's B.", "My choice is B"),
         *("Let me think... It's a cat, which is option B.", "Correct option: b", "OPTION B"),
@@ -229,6 +329,51 @@ NAMED = {
         *("E", "E. cat"),
     ],
     "": [
+        *(
+            "A or B or C",
+            "either (A) or (B)",
+            "Both",
+            "Can't tell",
+            "None",
+            "Neither",
+        ),
+        *(
+            "I would not choose B",
+            "I wouldn't pick B",
+            "B is not correct",
+            "B isn't right",
+        ),
+        *(
+            "B can't be right",
+            "B is incorrect",
+            "Not (B)",
+            "Never B",
+            "Anything but B",
+        ),
+        *(
+            "A nor B",
+            "Could be any of A, B, C, D",
+            "All: A, B, C, D",
+            "A.B.C.D",
+        ),
+        *(
+            "A) cat, B) dog",
+            "A) cat / B) dog",
+            "Option A: cat\nOption B: dog",
+        ),
+        *(
+            "Option A or option B",
+            "option A and option B",
+            "a or b",
+            "(a) or (b)",
+        ),
+        *(
+            "It's either A or B.",
+            "A oder vielleicht B",
+            "A 或 B",
+            "a dog",
+            "An apple",
+        ),
         *("A or B is right", "Either A or B is correct", "I'm torn between A and B"),
         *("Could be A, could be B", "A (or B)", "A or, maybe, B", "Not sure: A or B?"),
         *("A... or B", "I'd say A or B", "probably A or B", "A vs B", "Options: A) cat B) dog"),

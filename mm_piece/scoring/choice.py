@@ -199,7 +199,7 @@ _RETRACTION = re.compile(
     rf"{any_of(cues.CORRECTIONS)}[ ,:]*|(?:{any_of(cues.RETRACTIONS)}[ ]*)+[,.;:!–—…-]+",
     re.IGNORECASE,
 )
-_TURN = re.compile(any_of(cues.TURNS, cues.TURNS_BARE), re.IGNORECASE)
+_TURN = re.compile(rf"(?<!anything )(?<!all ){any_of(cues.TURNS, cues.TURNS_BARE)}", re.IGNORECASE)
 _OPENED = re.compile(
     rf"(?:{any_of(cues.OPENERS)}[,.!:][ \n]*)?"
     rf"(?:{any_of(f'{cues.OPTIONS} both either', cues.OPTIONS_BARE)}[ \n:]*)?",

@@ -22,7 +22,7 @@ COPULAS = (
     "is are was seems looks appears would_be must_be should_be could_be might_be has_to_be "
     "seems_to_be ist lautet est es é è"
 )
-COPULAS_BARE = "应该是 應該是 就是 是 为 為 は : = > →"
+COPULAS_BARE = "'s 应该是 應該是 就是 是 为 為 は : = > →"
 # … and what else may stand between either and the letter, several of these too.
 FILLERS = (
     "to here most likely probably definitely clearly obviously certainly surely therefore thus "
@@ -30,16 +30,16 @@ FILLERS = (
     "das la le les el adalah الصحيحة هي هو है это it's that's c'est richtige correcte correcta "
     "correta corretta bonne this question for that"
 )
-FILLERS_BARE = "应该 應該 应 應 选 選 项 項 が 은 는 คือ là - – — |"
+FILLERS_BARE = "应该 應該 应 應 选 選 项 項 が 은 는 คือ là - – — | ) ]"
 FINALS = "final ultimate endgültige finale final_es 最终 最終"  # "the final answer is B"
 
 # "so B", "I choose B", "it is B": weaker, as more often it is no option that follows.
 LEADS = (
     "so thus therefore hence consequently overall finally ergo choose chose choosing pick picked "
-    "select selected selecting say think believe prefer go_with going_with went_with vote_for "
-    "opt_for is be it's that's probably maybe perhaps definitely certainly surely clearly "
-    "obviously likely correct daher deshalb folglich sondern wähle nehme denke glaube ist donc "
-    "choisis pense est c'est entonces por_tanto por_lo_tanto sino elijo escojo creo es logo "
+    "select selected selecting say think believe prefer go_with going_with going_for went_with "
+    "vote_for opt_for is be it's that's probably maybe perhaps definitely certainly surely "
+    "clearly obviously likely correct daher deshalb folglich sondern wähle nehme denke glaube ist "
+    "donc choisis pense est c'est entonces por_tanto por_lo_tanto sino elijo escojo creo es logo "
     "portanto escolho acho é quindi dunque scelgo penso è поэтому значит следовательно выбираю "
     "думаю это kies dus wybieram seçiyorum pilih"
 )
@@ -49,10 +49,12 @@ LEADS_BARE = "所以 因此 故 应 應 选 選 是 为 為 よって したが�
 ARTICLES = "the a most more only clearly definitely obviously la le die der das el"
 PRAISES = (
     "correct right best answer choice option true accurate one appropriate solution match likely "
-    "plausible richtig richtige korrekt correcte correcta correto correta corretta bonne bon juste "
-    "vrai vraie certa giusta verdadera verdadeira верно верен правильно правильный"
+    "plausible better richtig richtige korrekt correcte correcta correto correta corretta bonne "
+    "bon juste vrai vraie certa giusta verdadera verdadeira верно верен правильно правильный"
 )
-PRAISES_BARE = "是正 是对 是對 是答 正确 正確 对 對 が正 は正 です 입니다 이_정답 가_정답 번"
+PRAISES_BARE = (
+    "都对 都對 都正 是正 是对 是對 是答 正确 正確 对 對 が正 は正 です 입니다 이_정답 가_정답 번"
+)
 # … and "A is wrong", "A can't be it", "A不对" …
 ADVERBS = "not also clearly definitely obviously simply just both all"
 BLAMES = (

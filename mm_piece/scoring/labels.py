@@ -32,7 +32,7 @@ _LABEL = re.compile(
 )
 _DOUBT = any_of(cues.DOUBTS, cues.DOUBTS_BARE)
 _JOINT = re.compile(
-    rf"[ \n]*[.,;&+/|、。?!…]{{0,4}}[ \n]*(?:({_DOUBT})|{any_of(cues.JOINS, cues.JOINS_BARE)})?"
+    rf"[ \n]*[.,;&+/|、。?!…]{{0,4}}[ \n]*(?P<word>{_DOUBT}|{any_of(cues.JOINS, cues.JOINS_BARE)})?"
     rf"[ \n,]*(?:{any_of(cues.HEDGES)}[ \n,]+)?"
 )
 _IN_DOUBT = re.compile(rf"[ \n]*{_DOUBT}")
@@ -88,34 +88,47 @@ def labels_at(text: str, start: int, loose: bool = False) -> Labels | None:
     """Return the labels that stand at a place of a text, white space aside.
 
     With `loose` a capital is one whatever follows, A and I aside. The last of several is one only
-    if what follows it fits, too: "B, A dog" names B.
+    if what follows it fits, too: "B, A dog" and "B. A is wrong" name B.
     """
     found: list[re.Match[str]] = []
-    doubts = [False]  # whether a doubt leads to each of them
+    words = [""]  # what leads to each of them, "and" or "or"
     label = _LABEL.match(text, start)
     while label:
         found.append(label)
         joint = _JOINT.match(text, label.end())
-        doubts.append(bool(joint and joint[1]))
-        label = _LABEL.match(text, joint.end()) if joint else None
-    while found and not _is_closed(text, found[-1], loose and len(found) == 1):
+        assert joint is not None  # it may be empty
+        words.append(joint["word"] or ("and" if "、" in joint[0] else ""))
+        label = _following(text, label, joint.end())
+    while found and not _is_closed(text, found, words[len(found) - 1], loose):
         found.pop()
     if not found:
         return None
     letters = frozenset((label[1] or label[2]).upper() for label in found)
-    return Labels(letters, start, found[-1].end(), any(doubts[: len(found)]))
+    doubt = any(_IN_DOUBT.match(word) for word in words[: len(found)])
+    return Labels(letters, start, found[-1].end(), doubt)
 
 
-def _is_closed(text: str, label: re.Match[str], loose: bool) -> bool:
-    """Whether what follows a letter lets it be a label."""
-    bracketed, letter, mark = label.groups()
-    if _IN_DOUBT.match(text, label.end()):
+def _following(text: str, label: re.Match[str], start: int) -> re.Match[str] | None:
+    """The next label of several; one without a mark behind one with a point begins a sentence."""
+    found = _LABEL.match(text, start)
+    ended = (label[3] or "").strip().startswith(".")
+    alike = found and (found[1] or found[3] or found.end() == len(text))
+    return None if ended and not alike else found
+
+
+def _is_closed(text: str, found: list[re.Match[str]], word: str, loose: bool) -> bool:
+    """Whether what follows the last of some letters lets it be a label with the others."""
+    bracketed, letter, mark = found[-1].groups()
+    end, alone = found[-1].end(), len(found) == 1
+    if _IN_DOUBT.match(text, end):
         return False  # "A or something else"
+    if not (alone or word) and (_PRAISED.match(text, end) or _BLAMED.match(text, end)):
+        return False  # "B, A is wrong"
     if bracketed or mark:
         return True
-    if letter in "Ii" and text.startswith(",", label.end()):
+    if letter in "Ii" and text.startswith(",", end):
         return False  # "I, for one, …"
-    return bool(_CLOSED.match(text, label.end()) or (loose and _LOOSE.match(letter)))
+    return bool(_CLOSED.match(text, end) or (alone and loose and _LOOSE.match(letter)))
 
 
 def praised_in(text: str) -> Iterator[Labels]:
@@ -123,8 +136,6 @@ def praised_in(text: str) -> Iterator[Labels]:
     label = _CAPITAL.search(text)
     while label:
         labels = labels_at(text, label.start())
-        if labels and "." in text[labels.start : labels.end]:
-            labels = None  # of two sentences
         if labels and _PRAISED.match(text, labels.end):
             yield labels
         label = _CAPITAL.search(text, labels.end if labels else label.end())
