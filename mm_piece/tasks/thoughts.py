@@ -22,11 +22,6 @@ def thoughts_of(message: Message) -> tuple[str, str]:
     return (tagged[2], tagged[4]) if tagged else ("", text)
 
 
-def all_text_of(message: Message) -> str:
-    """The text of a message and its thoughts, all of which a chat template may write."""
-    return "\n".join([text_of(message), *(message[name] for name in FIELDS if message.get(name))])
-
-
 def is_tagged(message: Message) -> bool:
     """Whether an answer's own text holds thoughts, if empty ones."""
     return not any(message.get(name) for name in THOUGHT_FIELDS) and bool(
