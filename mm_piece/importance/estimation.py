@@ -180,7 +180,7 @@ def _means(sums: Sums, run: Run) -> Iterator[_Seen]:
 def _accumulate(passes: _Passes, sums: Sums, step: Callable[[], Any]) -> None:
     """One pass over the data, by examples or by whole batches."""
     model, folds, whole = passes.model, passes.folds, passes.method in OF_BATCHES
-    twice: set[str] = set()  # weights whose layers run more than once for an example
+    twice: set[tuple[str, nn.Module]] = set()  # weights whose modules run twice for an example
     while True:
         gradients = Gradients(model, sums, twice, passes.objective)
         if folds:
@@ -194,5 +194,5 @@ def _accumulate(passes: _Passes, sums: Sums, step: Callable[[], Any]) -> None:
                     step()
             return
         except CalledAgain as call:
-            twice.add(call.name)
+            twice |= call.watched
             sums.clear()

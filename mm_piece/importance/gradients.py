@@ -1,92 +1,137 @@
-"""A block's gradients, example by example: from whole batches where it can be, else one by one."""
+"""A block's gradients, example by example: from whole batches where it can be, else one by one.
 
-from collections.abc import Collection, Mapping, Sequence
+How a weight's gradients are found is decided for each weight by itself, from the model and the
+batch: they round the same whichever other weights are looked at.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from mm_piece.importance.blocks import Sums
 from mm_piece.importance.reach import Batch, Objective, collecting, loss_of, singles
-from mm_piece.importance.taps import BiasTap, Tap, Watcher, watching
+from mm_piece.importance.taps import BiasTap, Observation, Tap, Watcher, watching
 from mm_piece.importance.together import Carriers, Replay, carriers, scales_of
 from mm_piece.names import weights
 from mm_piece.owners import Owner, owners_of
 
+Twice = Collection[tuple[str, nn.Module]]  # weights, each with a module that runs twice
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How the gradients of some weights are found in one backward pass."""
+
+    watchers: Sequence[Watcher]
+    collected: Mapping[str, nn.Parameter]  # dense, from autograd
+
+    def __bool__(self) -> bool:
+        return bool(self.watchers or self.collected)
+
 
 class Gradients:
-    """The gradients of the weights of `sums`; those in `twice` belong to layers that run twice."""
+    """The gradients of the weights of `sums`, none from a call of a module that runs `twice`."""
 
     def __init__(
-        self, model: nn.Module, sums: Sums, twice: Collection[str], objective: Objective = loss_of
+        self, model: nn.Module, sums: Sums, twice: Twice, objective: Objective = loss_of
     ) -> None:
-        self.model, self.sums, self.objective = model, sums, objective
-        named = weights(model)
+        self.model, self.sums, self.twice, self.objective = model, sums, twice, objective
+        named, owners = weights(model), owners_of(model)
         self.named = {name: named[name] for name in sums.runs}
-        self.owners = owners_of(model)
-        self.taps = [
-            Tap(name, owner.module, sums)  # type: ignore[arg-type] - is_linear says so
-            for name, owner in self._sole_owners().items()
-            if name not in twice and owner.is_linear("weight")
-        ]
-        tapped = {tap.name for tap in self.taps}
-        self.rest = {name: weight for name, weight in self.named.items() if name not in tapped}
-        self.watchers: dict[tuple[object, ...], list[Watcher] | None] = {}
+        owned = {name: owners[id(weight)] for name, weight in self.named.items()}
+        self.owners = {name: found[0] for name, found in owned.items() if len(found) == 1}
+        self.observation = Observation()
+        self.alone = self._alone(self.named)
+        self.ways: dict[tuple[object, ...], tuple[_Way, _Way]] = {}
 
     def add(self, batch: Batch) -> None:
         """The gradients of a batch's examples."""
-        kind = _kind(batch)
-        if kind is not None and kind not in self.watchers:
-            self.watchers[kind] = self._watchers(carriers(self.model, batch))
-        watchers = self.watchers[kind] if kind is not None else None
-        if watchers is not None:
-            self._backward(batch, watchers, {}, scales_of(batch))
-            return
+        together, apart = self._ways(batch)
+        if together:
+            self._backward(batch, together.watchers, {}, scales_of(batch))
         for example in singles(batch):
-            self.add_whole(example)
+            if apart:
+                self._backward(example, apart.watchers, apart.collected, [1.0])
+            self.sums.examples += 1
 
     def add_whole(self, batch: Batch) -> None:
         """The gradient of a batch's objective, as if it were one example's."""
-        self._backward(batch, self.taps, self.rest, [1.0])
+        self._backward(batch, self.alone.watchers, self.alone.collected, [1.0])
+        self.sums.examples += 1
 
     def _backward(
         self,
         batch: Batch,
         watchers: Sequence[Watcher],
-        rest: Mapping[str, nn.Parameter],
+        collected: Mapping[str, nn.Parameter],
         scales: list[float],
     ) -> None:
         for watcher in watchers:
             watcher.begin(scales)
-        with watching(watchers), collecting(rest, self._take):
+        with watching(watchers, self.observation), collecting(collected, self._take):
             loss = self.objective(self.model, batch)
             if loss.requires_grad:  # a text reaches no weight of a block that lies in the tower
                 loss.backward()
-        self.sums.examples += len(scales)
 
     def _take(self, name: str, gradient: Tensor) -> None:
         self.sums.add(name, 0, gradient)
 
-    def _watchers(self, carried: Carriers) -> list[Watcher] | None:
-        """A watcher for every weight; None if one has no module that keeps the examples apart."""
-        sole = self._sole_owners()
-        if len(sole) < len(self.named) or any(tap.module not in carried for tap in self.taps):
-            return None
-        found: list[Watcher] = list(self.taps)
-        replayed: dict[nn.Module, dict[str, nn.Parameter]] = {}
-        for name, weight in self.rest.items():
-            owner = sole[name]
-            carrier = next((m for m in owner.line if m in carried), None)
-            if carrier is None:
-                return None
-            if owner.is_linear("bias") and carrier is owner.module:
-                found.append(BiasTap(name, owner.module, self.sums))
-            else:
-                replayed.setdefault(carrier, {})[name] = weight
-        return found + [Replay(m, carried[m], named, self.sums) for m, named in replayed.items()]
+    def _ways(self, batch: Batch) -> tuple[_Way, _Way]:
+        """How a batch is passed through as a whole, and how its examples one by one."""
+        kind = _kind(batch)
+        if kind is None:
+            return _Way([], {}), self.alone
+        if kind not in self.ways:
+            carried = carriers(self.model, batch)
+            together = self._together(carried)
+            watched = {name for watcher in together for name in watcher.names}
+            others = [name for name in self.named if name not in watched]
+            self.ways[kind] = _Way(together, {}), self._alone(others)
+        return self.ways[kind]
 
-    def _sole_owners(self) -> dict[str, Owner]:
-        """The owner of each weight that has only one."""
-        owned = {name: self.owners[id(weight)] for name, weight in self.named.items()}
-        return {name: owners[0] for name, owners in owned.items() if len(owners) == 1}
+    def _alone(self, names: Iterable[str]) -> _Way:
+        """Weights in a pass over one example: what no layer shows comes from autograd."""
+        taps = [
+            Tap(name, owner.module, self.sums)  # type: ignore[arg-type] - is_linear says so
+            for name in names
+            if (owner := self._tapped(name)) is not None
+        ]
+        tapped = {tap.name for tap in taps}
+        return _Way(taps, {name: self.named[name] for name in names if name not in tapped})
+
+    def _together(self, carried: Carriers) -> list[Watcher]:
+        """A watcher for every weight with a module that keeps the examples of a batch apart."""
+        found: list[Watcher] = []
+        replayed: dict[nn.Module, dict[str, nn.Parameter]] = {}
+        for name, owner in self.owners.items():
+            carrier = self._carrier(name, owner, carried)
+            if carrier is None:
+                continue
+            if self._tapped(name):
+                found.append(Tap(name, carrier, self.sums))  # type: ignore[arg-type] - as above
+            elif carrier is owner.module and owner.is_linear("bias"):
+                found.append(BiasTap(name, carrier, self.sums))
+            else:
+                replayed.setdefault(carrier, {})[name] = self.named[name]
+        for module, named in replayed.items():
+            found.append(Replay(module, carried[module], named, self.sums, self.observation))
+        return found
+
+    def _carrier(self, name: str, owner: Owner, carried: Carriers) -> nn.Module | None:
+        """The module whose calls tell of a weight's gradients in a batch: the innermost there is.
+
+        Of a linear layer its own alone: others would make a gradient of the layer's size.
+        """
+        line = owner.line[:1] if self._tapped(name) else owner.line
+        return next((m for m in line if m in carried and (name, m) not in self.twice), None)
+
+    def _tapped(self, name: str) -> Owner | None:
+        """The owner of a linear layer's weight that no other layer shares and that runs once."""
+        owner = self.owners.get(name)
+        if owner is None or not owner.is_linear("weight") or (name, owner.module) in self.twice:
+            return None
+        return owner
 
 
 def _kind(batch: Batch) -> tuple[object, ...] | None:

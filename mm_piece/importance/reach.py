@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mm_piece.errors import SelectionError, short
@@ -38,8 +39,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """No weight takes a gradient, evaluation mode; everything is put back afterwards.
 
     Layers that recompute their activations (gradient checkpointing) go on doing so: what they do
-    in training mode is nothing else, as long as what they contain stays in evaluation mode.
+    in training mode is nothing else, as long as what they contain stays in evaluation mode. torch's
+    attention layers do not take their fast path: it calls none of their parts, so that nobody could
+    watch these, and whether it is taken, and how it rounds, rests on who asks for a gradient.
     """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     model.eval().requires_grad_(False)
@@ -55,6 +60,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
         for module, mode in modes:
             module.training = mode
+        torch.backends.mha.set_fastpath_enabled(fast)
         release(model)
 
 

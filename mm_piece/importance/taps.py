@@ -19,25 +19,54 @@ _GPU_ENTRIES = 2**24  # of a weight's gradient at once: enough to fill an accele
 
 
 class CalledAgain(Exception):
-    """A tapped layer ran twice for one example: its gradient is a sum that no tap sees whole."""
+    """A watched module ran twice for one example: no call shows the whole of a weight's gradient.
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
+    `watched` are the weights that it was watched for, each with the module.
+    """
+
+    def __init__(self, watched: Iterable[tuple[str, nn.Module]]) -> None:
+        super().__init__()
+        self.watched = frozenset(watched)
+
+
+class Observation:
+    """What the watchers of a model share: what asks for gradients, and whether they look."""
+
+    def __init__(self) -> None:
+        # With every weight frozen, nothing below the first of them asks for a gradient: this does.
+        self.anchor = torch.zeros((), requires_grad=True)
+        self.on = True
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What runs in here is not seen, forward or backward: a watcher runs it once more."""
+        self.on = False
+        try:
+            yield
+        finally:
+            self.on = True
 
 
 class Watcher:
-    """What is told of each call of a module, and of the gradient of its output."""
+    """What is told of the call of a module, and of the gradient of its output."""
 
-    def __init__(self, module: nn.Module, sums: Sums) -> None:
-        self.module, self.sums = module, sums
+    def __init__(self, names: Iterable[str], module: nn.Module, sums: Sums) -> None:
+        """`names`: the weights whose gradients it adds."""
+        self.names, self.module, self.sums = tuple(names), module, sums
         self.scales: Sequence[float] = ()
 
     def begin(self, scales: Sequence[float]) -> None:
         """A batch of as many examples begins; each one's gradient counts times its scale."""
-        self.scales = scales
+        self.scales, self.seen = scales, False
 
     def see(self, call: "Call", gradient: Tensor) -> None:
+        """Add what a call gives, the only one of the batch; CalledAgain if it is not."""
+        if self.seen:
+            raise CalledAgain((name, self.module) for name in self.names)
+        self.seen = True
+        self.add(call, gradient)
+
+    def add(self, call: "Call", gradient: Tensor) -> None:
         """Add every example's gradient; what was called and given has one part for each."""
         raise NotImplementedError
 
@@ -46,18 +75,11 @@ class Tap(Watcher):
     """The weight of a linear layer."""
 
     def __init__(self, name: str, module: nn.Linear, sums: Sums) -> None:
-        super().__init__(module, sums)
+        super().__init__([name], module, sums)
         self.name, self.run, self.rows = name, sums.runs[name], module.out_features
         self.scratch: Tensor | None = None
 
-    def begin(self, scales: Sequence[float]) -> None:
-        super().begin(scales)
-        self.seen = False
-
-    def see(self, call: "Call", gradient: Tensor) -> None:
-        if self.seen:
-            raise CalledAgain(self.name)
-        self.seen = True
+    def add(self, call: "Call", gradient: Tensor) -> None:
         if self.run.start == self.run.stop:
             return
         # Autocast has two dtypes; a CPU multiplies fp32 faster and better than halves.
@@ -90,10 +112,10 @@ class BiasTap(Watcher):
     """The bias of a linear layer."""
 
     def __init__(self, name: str, module: nn.Module, sums: Sums) -> None:
-        super().__init__(module, sums)
+        super().__init__([name], module, sums)
         self.name = name
 
-    def see(self, call: "Call", gradient: Tensor) -> None:
+    def add(self, call: "Call", gradient: Tensor) -> None:
         parts = gradient.reshape(len(self.scales), -1, gradient.shape[-1])
         for scale, part in zip(self.scales, parts, strict=True):
             self.sums.add(self.name, 0, part.sum(0) * scale)
@@ -156,13 +178,13 @@ class _Show(torch.autograd.Function):
 
 
 @contextmanager
-def watching(watchers: Iterable[Watcher]) -> Iterator[None]:
+def watching(watchers: Iterable[Watcher], observation: Observation) -> Iterator[None]:
     """Every gradient that reaches a watched module is shown to its watcher."""
-    # With every weight frozen, nothing below the first of them asks for a gradient: this does.
-    anchor = torch.zeros((), requires_grad=True)
     handles = [
         # Before others' hooks, and so after theirs on the way back: weights are gathered by then.
-        watcher.module.register_forward_hook(_hook(watcher, anchor), with_kwargs=True, prepend=True)
+        watcher.module.register_forward_hook(
+            _hook(watcher, observation), with_kwargs=True, prepend=True
+        )
         for watcher in watchers
     ]
     try:
@@ -172,9 +194,11 @@ def watching(watchers: Iterable[Watcher]) -> Iterator[None]:
             handle.remove()
 
 
-def _hook(watcher: Watcher, anchor: Tensor) -> Callable[..., Tensor]:
+def _hook(watcher: Watcher, observation: Observation) -> Callable[..., Tensor]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        if not observation.on:
+            return output
         call = Call.of(args, kwargs)
-        return _Show.apply(output, anchor, watcher, call, *call.tensors)  # type: ignore
+        return _Show.apply(output, observation.anchor, watcher, call, *call.tensors)  # type: ignore
 
     return hook

@@ -2,7 +2,7 @@
 
 A module carries a batch if what it is given for the batch is what it is given for the examples, one
 after the other, and if so is its output. Then the rows of its output's gradient belong to one
-example each. Where a weight has no such module, its batches are taken apart.
+example each. A weight without such a module sees its batches taken apart.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mm_piece.importance.blocks import Sums
 from mm_piece.importance.reach import IGNORED, Batch, loss_of, singles
-from mm_piece.importance.taps import Call, Watcher
+from mm_piece.importance.taps import Call, Observation, Watcher
 
 _CLOSE = 1e-2  # relative: sums in bf16 differ by less, another example's values by far more
 
@@ -32,25 +32,30 @@ class Replay(Watcher):
         cut: Sequence[bool],
         named: Mapping[str, nn.Parameter],
         sums: Sums,
+        observation: Observation,
     ) -> None:
-        super().__init__(module, sums)
-        self.cut, self.named = cut, named
+        super().__init__(named, module, sums)
+        self.cut, self.parameters, self.observation = cut, [*named.values()], observation
 
-    def see(self, call: Call, gradient: Tensor) -> None:
-        parameters = list(self.named.values())
+    def add(self, call: Call, gradient: Tensor) -> None:
         size = len(self.scales)
         for number, scale in enumerate(self.scales):
             given = [
                 (tensor.chunk(size)[number] if cut else tensor).detach()
                 for tensor, cut in zip(call.tensors, self.cut, strict=True)
             ]
-            with torch.enable_grad(), _requiring(parameters):
-                output = call.again(self.module, given)
-                part = gradient.chunk(size)[number]
-                found = torch.autograd.grad(output, parameters, part, allow_unused=True)
-            for name, weight_gradient in zip(self.named, found, strict=True):
+            found = self._gradients(call, given, gradient.chunk(size)[number])
+            for name, weight_gradient in zip(self.names, found, strict=True):
                 if weight_gradient is not None:
                     self.sums.add(name, 0, weight_gradient * scale)
+
+    def _gradients(
+        self, call: Call, given: Sequence[Tensor], gradient: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """The weights' gradients for one example; other watchers inside the module look away."""
+        with self.observation.paused(), torch.enable_grad(), _requiring(self.parameters):
+            output = call.again(self.module, given)
+            return torch.autograd.grad(output, self.parameters, gradient, allow_unused=True)
 
 
 def scales_of(batch: Batch) -> list[float]:
