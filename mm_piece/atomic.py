@@ -74,8 +74,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             yield folder
             folder.replace(path)
         except OSError as error:
-            names = [error.filename, error.filename2]  # of a copy, where to comes second
-            inside = any(str(name or "").startswith(temporary) for name in names)
-            if error.filename is None or inside:
+            named = [name for name in (error.filename, error.filename2) if name is not None]
+            # Of a copy that fails, where it comes from stands first.
+            if not named or any(Path(name).is_relative_to(folder) for name in named):
                 raise OSError(error.errno, error.strerror or str(error), str(path)) from error
             raise

@@ -215,9 +215,16 @@ def asked_of(harness_tasks, model, processor, folder, **options):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_chat_asks_what_the_base_was_trained_on(folder):
-    """The base's template takes typed content: given strings, it leaves them out."""
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_chat_asks_what_the_base_was_trained_on(folder, typed):
+    """A template that takes typed content leaves out strings, which lm-eval would give it."""
     model, processor = mm_piece.load(TINY / "base")
+    if typed:  # as LLaVA-1.5's
+        processor.chat_template = processor.tokenizer.chat_template = (
+            "{% for message in messages %}{{ message.role.upper() }}: "
+            "{% for part in message.content if part.type == 'text' %}{{ part.text }} {% endfor %}"
+            "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+        )
     expected = [prompt(_question(text), processor) for text, _ in QUESTIONS]
     assert all(text in shown for shown, (text, _) in zip(expected, QUESTIONS, strict=True))
     asked = asked_of(("toy_say",), model, processor, folder, chat=True)
