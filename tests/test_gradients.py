@@ -72,6 +72,29 @@ class Gated(nn.Module):
         return self.gate(self.layer(x), gate=x)
 
 
+class Functional(nn.Module):
+    """A layer whose weights are used outside of it: there alone, or there too."""
+
+    def __init__(self, layer, use):
+        super().__init__()
+        self.layer, self.use = layer, use
+
+    def forward(self, x):
+        return self.use(self.layer, x)
+
+
+def as_function(layer, x):
+    return nn.functional.linear(x, layer.weight, layer.bias)
+
+
+def as_function_too(layer, x):
+    return nn.functional.linear(torch.tanh(layer(x)), layer.weight)
+
+
+def as_norm_too(layer, x):
+    return nn.functional.layer_norm(layer(x), (6,), layer.weight)
+
+
 class Tied(nn.Module):
     """One weight in two layers."""
 
@@ -183,6 +206,11 @@ LAYERS = {
     "sometimes": lambda: [Sometimes(), nn.Linear(6, 6)],
     "gated": lambda: [nn.Linear(6, 6), Gated()],
     "tied": lambda: [Tied(), nn.Linear(6, 6)],
+    "functional": lambda: [Functional(nn.Linear(6, 6), as_function)],
+    "functional too": lambda: [Functional(nn.Linear(6, 6), as_function_too), nn.Linear(6, 6)],
+    "functional norm": lambda: [nn.Linear(6, 6), Functional(nn.LayerNorm(6), as_norm_too)],
+    "by keyword": lambda: [Functional(nn.Linear(6, 6), lambda layer, x: layer(input=x))],
+    "by forward": lambda: [Functional(nn.Linear(6, 6), lambda layer, x: layer.forward(x))],
     "mixing": lambda: [nn.Linear(6, 6), Mixing()],
     "conv2d": lambda: [
         nn.Unflatten(1, (2, 2)),

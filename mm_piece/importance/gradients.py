@@ -69,8 +69,13 @@ class Gradients:
     ) -> None:
         for watcher in watchers:
             watcher.begin(scales)
-        with watching(watchers, self.observation), collecting(collected, self._take):
+        self.observation.outside.clear()
+        with (
+            watching(watchers, self.observation, self.owners),
+            collecting(collected, self._take),
+        ):
             loss = self.objective(self.model, batch)
+            self.observation.require_inside()
             if loss.requires_grad:  # a text reaches no weight of a block that lies in the tower
                 loss.backward()
 

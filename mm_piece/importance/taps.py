@@ -4,8 +4,8 @@ The weights stay frozen, so no gradient of the size of the model ever exists. A 
 computed in blocks of rows, each of which is added to the sums at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,13 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from mm_piece.importance.blocks import Sums
+from mm_piece.owners import Owner
+from mm_piece.reading import Reader, following, is_inside, reading
 
 _CPU_ROWS = 256  # of a weight's gradient at once; fewer make slow products of few tokens
 _GPU_ENTRIES = 2**24  # of a weight's gradient at once: enough to fill an accelerator
 
 
 class CalledAgain(Exception):
-    """A watched module ran twice for one example: no call shows the whole of a weight's gradient.
+    """A weight is used more than once for one example: no call shows the whole of its gradient.
+
+    Its watched module ran twice, or the weight was read while that module did not run.
 
     `watched` are the weights that it was watched for, each with the module.
     """
@@ -36,6 +40,12 @@ class Observation:
         # With every weight frozen, nothing below the first of them asks for a gradient: this does.
         self.anchor = torch.zeros((), requires_grad=True)
         self.on = True
+        self.outside: set[tuple[str, nn.Module]] = set()  # weights read where no watcher looks
+
+    def require_inside(self) -> None:
+        """Raise CalledAgain for weights that were read while their watched modules did not run."""
+        if self.outside:
+            raise CalledAgain(self.outside)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -178,20 +188,42 @@ class _Show(torch.autograd.Function):
 
 
 @contextmanager
-def watching(watchers: Iterable[Watcher], observation: Observation) -> Iterator[None]:
-    """Every gradient that reaches a watched module is shown to its watcher."""
-    handles = [
-        # Before others' hooks, and so after theirs on the way back: weights are gathered by then.
-        watcher.module.register_forward_hook(
-            _hook(watcher, observation), with_kwargs=True, prepend=True
-        )
-        for watcher in watchers
-    ]
-    try:
+def watching(
+    watchers: Sequence[Watcher], observation: Observation, owners: Mapping[str, Owner]
+) -> Iterator[None]:
+    """Every gradient that reaches a watched module is shown to its watcher.
+
+    `owners`: of the watched weights. Where one is read outside of its watched module, as a
+    functional layer reads it, `observation` takes it down.
+    """
+    readers: dict[nn.Module, dict[str, Reader]] = {}
+    for watcher in watchers:
+        for name in watcher.names:
+            owner = owners[name]
+            reader = _reader(name, owner.attribute, watcher.module, observation)
+            readers.setdefault(owner.module, {})[owner.attribute] = reader
+
+    with ExitStack() as stack:
+        for watcher in watchers:
+            # Before others' hooks, and so after theirs on the way back: weights are gathered then.
+            handle = watcher.module.register_forward_hook(
+                _hook(watcher, observation), with_kwargs=True, prepend=True
+            )
+            stack.callback(handle.remove)
+        for module in dict.fromkeys(watcher.module for watcher in watchers):
+            stack.enter_context(following(module))
+        for module, of_module in readers.items():
+            stack.enter_context(reading(module, of_module))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _reader(name: str, attribute: str, watched: nn.Module, observation: Observation) -> Reader:
+    def read(module: nn.Module) -> Tensor:
+        if observation.on and not is_inside(watched):
+            observation.outside.add((name, watched))
+        return module._parameters[attribute]  # type: ignore[return-value]
+
+    return read
 
 
 def _hook(watcher: Watcher, observation: Observation) -> Callable[..., Tensor]:
