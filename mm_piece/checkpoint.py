@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mm_piece.delta import Delta, fingerprint, identity, put, step_of, take
-from mm_piece.errors import MismatchError, ModelError
+from mm_piece.errors import MismatchError, ModelError, as_path
 from mm_piece.layout import layout_of, may_turn, turned, turned_positions
 from mm_piece.models import as_dtype, refusing
 from mm_piece.sharding import shape_of
@@ -221,7 +221,7 @@ def files_of(folder: Path, **reading: Any) -> list[Path]:
 
 def fetch(source: str | Path, revision: str | None = None, **reading: Any) -> Path:
     """Return the folder of a checkpoint, downloaded if `source` is a hub id."""
-    if Path(source).is_dir():
+    if as_path(source, "a checkpoint").is_dir():
         return Path(source)
     if str(source).count("/") > 1 or str(source)[:1] in "/.":
         raise ModelError(f"{source}: there is no such folder")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mm_piece import sharding
-from mm_piece.errors import ModelError, PieceError, reason
+from mm_piece.errors import DataError, ModelError, PieceError, reason, short
 from mm_piece.generation import greedy
 from mm_piece.progress import bar
 from mm_piece.scoring import METRICS
@@ -120,7 +120,15 @@ def evaluate(
     metric: str = "exact",
     **options: Any,
 ) -> list[Answer]:
-    """Answer and score every example; options: those of `said`."""
+    """Answer and score every example; options: those of `said`.
+
+    Raises DataError for an unknown metric, ModelError for what is no model.
+    """
+    if metric not in METRICS:
+        raise DataError(f"unknown metric {short(metric)}; known: {', '.join(METRICS)}")
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model must be a torch module, not {short(model)}")
+
     rule, predictions = METRICS[metric], said(model, processor, examples, **options)
     tokenizer = tokenizer_of(processor)
     accepted = [

@@ -80,7 +80,8 @@ def test_options_under_the_names_of_today():
     assert recipe("{torch_dtype: bfloat16}").model == {"dtype": "bfloat16"}
     assert recipe("{torch_dtype: bfloat16, dtype: bfloat16}").model == {"dtype": "bfloat16"}
     usual = "{trust_remote_code: false, quantization_config: null, weights_only: true}"
-    assert recipe(usual).model == recipe("{low_cpu_mem_usage: true, subfolder: ''}").model == {}
+    assert recipe(usual).model == recipe("{low_cpu_mem_usage: true, token: ''}").model == {}
+    assert recipe("{subfolder: weights}").model == {"subfolder": "weights"}
 
 
 def test_options_act(family_base, tmp_path):

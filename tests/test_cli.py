@@ -141,7 +141,7 @@ BAD_RECIPES = [
     (("method: piece-f", "method: os.getcwd"), "a dotted path to a rule"),
     (("samples: 6", "memory: 1"), "at least 1KiB"),
     (("dtype: float32", "dtype: float33"), "unknown dtype 'float33'"),
-    (("base: ", "base: /absent"), "cannot load base"),
+    (("base: ", "base: /absent"), "there is no such folder"),
     (("learning_rate: 1e-2", "per_device_eval_batch_size: 0"), "at least 1"),
     (("learning_rate: 1e-2", "save_strategy: best"), "no, steps or epoch"),
     (("density: 0.02", "density: {}"), "no group has a density"),

@@ -322,7 +322,7 @@ model.save_pretrained('new')
 for p in ('old', 'new'): make_tokenizer().save_pretrained(p)
 del model
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(derive.extract('old', 'new', 'd.safetensors'))
+print(mm_piece.derive.extract('old', 'new', 'd.safetensors'))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(mm_piece.__file__).parent.parent)])

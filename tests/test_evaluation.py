@@ -75,6 +75,8 @@ def test_what_was_trained_scores_one_special_tokens_included(family, family_base
     tokenizer.add_tokens([AddedToken("<obj>", lstrip=True, rstrip=True)], special_tokens=True)
     tokenizer.clean_up_tokenization_spaces = True  # as Llama 3's published configuration has it
     asked = {"role": "user", "content": [{"type": "text", "text": "Where is it?"}]}
+    # Qwen3's template takes the tag for the end of thoughts, and leaves them out.
+    answered = [text for text in ANSWERS if family != "qwen3" or "</think>" not in text]
     examples = [
         Example(
             row,
@@ -82,12 +84,12 @@ def test_what_was_trained_scores_one_special_tokens_included(family, family_base
             [],
             "x",
         )
-        for row, text in enumerate(ANSWERS)
+        for row, text in enumerate(answered)
     ]
     for metric in ("exact", "vqa", "choice", "edit", "rouge-l", "bleu"):
         parrot = Parrot(model, processor, examples)
         answers = evaluate(parrot, processor, examples, metric, batch_size=5, max_new_tokens=9)
-        assert [answer["score"] for answer in answers] == [1] * len(ANSWERS), metric
+        assert [answer["score"] for answer in answers] == [1] * len(answered), metric
     assert answers[0]["prediction"] == ANSWERS[0]
     wrong = [replace(e, accepted=["<loc_0340>"]) for e in examples[2:3]]
     assert (

@@ -25,6 +25,7 @@ def world(base, tmp_path_factory):
     store = make_store(base, folder / "store", positions=2)
     model, processor = mm_piece.load(store=store, at=1)
     found = SimpleNamespace(base=base, folder=folder, store=store, model=model)
+    found.processor, found.examples = processor, read("scenes:digits/train[:2]")
     found.batches = [encode(example, processor) for example in read("scenes:digits/train[:2]")]
     found.scores, found.mask = {NAME: torch.rand(24, 32)}, {NAME: torch.arange(3)}
     found.file, found.new, found.delta = folder / "file", folder / "new", store.delta(1)
@@ -102,6 +103,10 @@ CALLS = {
         lambda w: mm_piece.estimate(w.model, w.batches, method=5),
         lambda w: mm_piece.estimate(w.model, w.batches, names=["x"]),
     ],
+    "evaluate": [
+        lambda w: mm_piece.evaluate(w.model, w.processor, w.examples, "guess"),
+        lambda w: mm_piece.evaluate("model", w.processor, w.examples),
+    ],
     "export": [
         *(lambda w, a=a: mm_piece.export(w.store, a, w.new) for a in NOT_POSITIONS),
         *(lambda w, p=p: mm_piece.export(p, 1, w.new) for p in NOT_PATHS),
@@ -111,6 +116,13 @@ CALLS = {
         lambda w: mm_piece.export(w.store, 1, w.new, base=w.folder),
         lambda w: mm_piece.export(w.store, 1, w.new, shard_size="much"),
         lambda w: mm_piece.export(w.store, 1, w.new, shard_size=None),
+    ],
+    "extract": [
+        *(lambda w, p=p: mm_piece.extract(p, w.base, w.new) for p in NOT_PATHS),
+        *(lambda w, p=p: mm_piece.extract(w.base, p, w.new) for p in NOT_PATHS),
+        *(lambda w, p=p: mm_piece.extract(w.base, w.base, p) for p in NOT_PATHS),
+        lambda w: mm_piece.extract(w.base, w.file, w.new),
+        lambda w: mm_piece.extract(w.base, w.base, w.new, dtype="float"),
     ],
     "load": [
         *(lambda w, a=a: mm_piece.load(store=w.store, at=a) for a in NOT_POSITIONS),
@@ -177,6 +189,11 @@ CALLS = {
                 torch.empty(2, dtype=torch.int64, device="meta"),
             )
         ),
+    ],
+    "squash": [
+        *(lambda w, a=a: mm_piece.squash(w.store, a) for a in NOT_POSITIONS),
+        *(lambda w, p=p: mm_piece.squash(p) for p in NOT_PATHS),
+        lambda w: mm_piece.squash(w.file),
     ],
     "train": [
         *(lambda w, p=p: mm_piece.train(p) for p in [*NOT_PATHS, {"base": "x"}]),
