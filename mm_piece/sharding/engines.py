@@ -198,6 +198,7 @@ def _optimizer_state(engine: Any, named: Mapping[str, nn.Parameter]) -> dict[str
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
+    _link(engine)  # DeepSpeed does after its first group's first step, when others have no state
     flat = _flats(engine)[0]
     state = engine.optimizer.optimizer.state[flat]
     keys = [key for key, value in state.items() if _spans(value, flat)]
