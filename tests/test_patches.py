@@ -167,22 +167,18 @@ def sgd(tuning, lr=0.1):
     return torch.optim.SGD(tuning.parameters(), lr=lr)
 
 
-def torch_loop(tuning, x):
+def torch_loop(tuning, x, after_step=lambda: None):
     optimizer = sgd(tuning)
     for _ in range(3):
         optimizer.zero_grad()
         tuning.model(x).backward()
         optimizer.step()
+        after_step()
 
 
 def told_loop(tuning, x):
     """As it had to be written before; the call does nothing more."""
-    optimizer = sgd(tuning)
-    for _ in range(3):
-        optimizer.zero_grad()
-        tuning.model(x).backward()
-        optimizer.step()
-        tuning.write_back()
+    torch_loop(tuning, x, tuning.write_back)
 
 
 def loop_by_hand(tuning, x):

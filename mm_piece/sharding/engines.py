@@ -113,10 +113,12 @@ def divide_decay(optimizer: Any, named: Mapping[str, nn.Parameter], decaying: Se
 
     if not isinstance(optimizer, DummyOptim):
         return
-    still = [one for name, one in named.items() if name not in decaying]
     groups = [
         {"params": [one for name, one in named.items() if name in decaying]},
-        {"params": still, "weight_decay": 0.0},
+        {
+            "params": [one for name, one in named.items() if name not in decaying],
+            "weight_decay": 0.0,
+        },
     ]
     optimizer.params = [group for group in groups if group["params"]]
 

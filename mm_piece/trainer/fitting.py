@@ -225,7 +225,6 @@ def fit(
     trainer.add_callback(stop)
     done = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.close()
-    tuning.write_back()  # DeepSpeed hands the last step's values on after the step
     if stop.saved:
         stop.leave(f" at step {done.global_step}")
     _require_a_step(done.global_step, len(examples))
