@@ -214,11 +214,6 @@ class Checkpoint:
         return identity({n: (w.shape, w.dtype, w.digest()) for n, w in self.parameters.items()})
 
 
-def files_of(folder: Path, **reading: Any) -> list[Path]:
-    """Return the files that a checkpoint's weights are read from; ModelError if there are none."""
-    return weight_files(str(folder), **reading)
-
-
 def fetch(source: str | Path, revision: str | None = None, **reading: Any) -> Path:
     """Return the folder of a checkpoint, downloaded if `source` is a hub id."""
     if as_path(source, "a checkpoint").is_dir():
@@ -236,7 +231,7 @@ def fetch(source: str | Path, revision: str | None = None, **reading: Any) -> Pa
 def _held(folder: Path, reading: Mapping[str, Any]) -> dict[str, Place | Mapped]:
     """Where each tensor of a folder's files lies, by its key."""
     held: dict[str, Place | Mapped] = {}
-    for file in files_of(folder, **reading):
+    for file in weight_files(str(folder), **reading):
         if file.suffix == ".safetensors":
             held |= places(file)
         else:

@@ -15,7 +15,7 @@ from mm_piece.progress import bar
 from mm_piece.scoring import METRICS
 from mm_piece.tasks import Example, batches, collate, fitted, pictures, tokenizer_of
 from mm_piece.tasks.answering import answer_in
-from mm_piece.tasks.special import visual_token_in
+from mm_piece.tasks.special import visual_token_in, without_special
 from mm_piece.tasks.templates import turn_ends
 
 
@@ -82,19 +82,16 @@ def generate(
 
     new = ids[:, inputs["input_ids"].shape[1] :].tolist()
     answers = [[*takewhile(lambda token: token not in ends, row)] for row in new]
-    texts = [decode_answer(row, tokenizer, skip_special_tokens) for row in answers]
-    return [
-        answer_in(text, example, processor).strip()
-        for text, example in zip(texts, batch, strict=True)
+    texts = [
+        answer_in(decode_answer(row, tokenizer), example, processor).strip()
+        for row, example in zip(answers, batch, strict=True)
     ]
+    return [without_special(text, tokenizer) for text in texts] if skip_special_tokens else texts
 
 
-def decode_answer(ids: Sequence[int], tokenizer: Any, skip_special_tokens: bool = False) -> str:
+def decode_answer(ids: Sequence[int], tokenizer: Any) -> str:
     """The text of an answer's tokens, as they are: nothing about it is tidied up."""
-    text = tokenizer.decode(
-        ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-    )
-    return text.strip()
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
 
 
 def ends_of(model: Any, processor: Any) -> list[int]:

@@ -174,9 +174,8 @@ def _copy_settings(checkpoint: Checkpoint, to: Path) -> None:
 
 
 def _is_index(file: Path) -> bool:
-    return (
-        ".index." in file.name and file.suffix == ".json"
-    )  # also model.safetensors.index.fp16.json
+    """Whether a file is an index of shards, also of a variant (…index.fp16.json)."""
+    return ".index." in file.name and file.suffix == ".json"
 
 
 def _untie(config: dict[str, Any]) -> None:

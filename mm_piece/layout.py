@@ -13,9 +13,8 @@ from torch import Tensor
 
 from mm_piece.errors import FormatError, short
 
-LAYOUT = (
-    "file_shapes"  # of a delta's info and a store's base: weight that may turn -> shape in files
-)
+# A key of a delta's info and of a store's base: weight that may turn -> its shape in files.
+LAYOUT = "file_shapes"
 _MAY_TURN = re.compile(r"\.mlp\.experts\.(gate_up_proj|down_proj)$")
 
 

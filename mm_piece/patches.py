@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mm_piece.owners import Owner
+from mm_piece.parameter_reads import Reader, intercept_reads, is_running, track_calls
 from mm_piece.products import Product, product_for
-from mm_piece.reading import Reader, following, is_inside, reading
 from mm_piece.sharding import is_cut, shape_of, take, whole
 from mm_piece.tensorfile import bits
 
@@ -78,7 +78,7 @@ def patched(module: nn.Module, patches: Mapping[str, Patch]) -> Iterator[None]:
             if patch.product is not None:
                 stack.enter_context(_watched(module, attribute, patch))
         readers = {attribute: _reader(attribute, patch) for attribute, patch in patches.items()}
-        stack.enter_context(reading(module, readers))
+        stack.enter_context(intercept_reads(module, readers))
         yield
 
 
@@ -87,7 +87,7 @@ def _reader(attribute: str, patch: Patch) -> Reader:
 
     def read(module: nn.Module) -> Tensor:
         weight = module._parameters[attribute]
-        if patch.product is not None and is_inside(module):
+        if patch.product is not None and is_running(module):
             return weight  # type: ignore[return-value]
         values = module._parameters[_values_name(attribute)]
         return _Gathered.apply(weight, values, patch)  # type: ignore[return-value]
@@ -110,7 +110,7 @@ def _watched(module: nn.Module, attribute: str, patch: Patch) -> Iterator[None]:
 
     # First of all hooks: another one may change the output.
     handle = module.register_forward_hook(watch, prepend=True, with_kwargs=True)  # type: ignore
-    with following(module):
+    with track_calls(module):
         try:
             yield
         finally:

@@ -21,8 +21,8 @@ from mm_piece.delta import Delta, fingerprint
 from mm_piece.errors import SelectionError, short
 from mm_piece.names import weights, why_fixed
 from mm_piece.owners import owners_of
+from mm_piece.parameter_reads import Intercepted
 from mm_piece.patches import Patch, patched
-from mm_piece.reading import Read
 from mm_piece.sharding import is_cut, put_all, shape_of, whole
 
 
@@ -47,7 +47,7 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
 
         chosen = {name: index.cpu() for name, index in mask.items() if index.numel()}
         named = weights(model)
-        if any(isinstance(module, Read) for module in model.modules()):
+        if any(isinstance(module, Intercepted) for module in model.modules()):
             raise SelectionError("the model is being tuned already; leave that context first")
         _check(chosen, named)
         self.mask = {name: chosen[name] for name in named if name in chosen}

@@ -29,6 +29,7 @@ from mm_piece.assembly.towers import convert
 from mm_piece.checkpoint import Checkpoint
 from mm_piece.cli.building import assemble as command
 from mm_piece.delta import fingerprint
+from mm_piece.errors import ModelError
 from mm_piece.evaluation import generate
 from mm_piece.models import load_base, tensors
 from mm_piece.recipe import parse_recipe
@@ -237,7 +238,7 @@ def test_nothing_is_left_behind_when_writing_fails(language, tmp_path, monkeypat
     def fail(self, folder):
         raise OSError("the disk is full")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+    with monkeypatch.context() as patch, pytest.raises(ModelError, match="the disk is full"):
         patch.setattr(LlavaProcessor, "save_pretrained", fail)
         assemble("tiny-ViT", language, tmp_path / "base", "random")
     monkeypatch.setattr(building, "fingerprint", lambda _: "of something else")

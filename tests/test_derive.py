@@ -14,7 +14,7 @@ from conftest import make_llava
 
 import mm_piece
 from mm_piece import derive, tensorfile
-from mm_piece.checkpoint import Checkpoint, files_of
+from mm_piece.checkpoint import Checkpoint
 from mm_piece.delta import Delta, difference, fingerprint, full_digest, take
 from mm_piece.errors import (
     BaseError,
@@ -28,6 +28,7 @@ from mm_piece.errors import (
 )
 from mm_piece.exporting import verify_base
 from mm_piece.models import describe, load_base, tensors
+from mm_piece.skeleton import weight_files
 from mm_piece.store import DeltaStore
 from mm_piece.tensorfile import bits
 
@@ -294,7 +295,7 @@ def test_export_in_shards_is_what_a_full_save_holds(stored, base, tmp_path):
     store, states, dtype = stored
     (tmp_path / "out").mkdir()  # an empty folder may be there
     mm_piece.export(store, at=3, to=tmp_path / "out", shard_size="20KiB")
-    files = files_of(tmp_path / "out")
+    files = weight_files(str(tmp_path / "out"))
     assert len(files) > 3
     for file in files:
         held = safetensors.torch.load_file(file)

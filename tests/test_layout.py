@@ -21,7 +21,7 @@ ORDER = (
     *(
         "mask",
         "owners",
-        "reading",
+        "parameter_reads",
         "importance",
         "stability",
         "triton_kernels",

@@ -25,12 +25,14 @@ from mm_piece.models import load_processor
 from mm_piece.tasks import IGNORED, Example, collate, encode, encode_prompt, fitted, tokenizer_of
 from mm_piece.tasks.answering import answer_in, left_out
 from mm_piece.tasks.templates import prompt, turn_end, turn_ends
-from mm_piece.tasks.thoughts import THOUGHT_FIELDS
+from mm_piece.tasks.thoughts import THOUGHT_FIELDS, thoughts_of
 
+# The `test` extra brings trl, whose wheel holds published templates; only its data files are read.
 _TRL = importlib.util.find_spec("trl")
-_FOLDER = Path(_TRL.origin or "").parent / "chat_templates" if _TRL else Path("no-trl")
+assert _TRL and _TRL.origin, 'trl is absent: pip install -e ".[test]"'
+_FOLDER = Path(_TRL.origin).parent / "chat_templates"
 PUBLISHED = sorted(file.stem for file in _FOLDER.glob("*.jinja"))
-needs_trl = pytest.mark.skipif(not PUBLISHED, reason="trl, whose wheel holds templates, is absent")
+
 
 # What ends an answer in the templates whose names begin so; the longest name counts.
 ENDS = {
@@ -235,7 +237,6 @@ def families_of(name):
     return [(TEXT, VISION)[number // 2 % 2][number % 5]]
 
 
-@needs_trl
 @pytest.mark.parametrize(
     "name, family", [(name, family) for name in PUBLISHED for family in families_of(name)]
 )
@@ -243,12 +244,10 @@ def test_published_templates(name, family):
     require_all(name, family)
 
 
-@needs_trl
 def test_published_templates_are_tried_in_every_family():
     assert {family for name in PUBLISHED for family in families_of(name)} == {*BUILDERS}
 
 
-@needs_trl
 def test_published_templates_with_images_are_many():
     assert sum(bool(image_token(template_named(name))) for name in PUBLISHED) >= 20
 
@@ -304,7 +303,6 @@ THOUGHTS = {  # what is supervised of an answer with the thoughts "hm"
 }
 
 
-@needs_trl
 @pytest.mark.parametrize("name", THOUGHTS)
 def test_thoughts_in_a_field_are_learned(name):
     """Whatever the field is called."""
@@ -324,7 +322,6 @@ def test_thoughts_in_a_field_are_learned(name):
 IN_TEXT = "<think>\nhm\n</think>\n\na dog"
 
 
-@needs_trl
 @pytest.mark.parametrize("name", [*THOUGHTS, "llama3", "qwen2_5", "gemma3"])
 def test_thoughts_in_an_answer_are_learned(name):
     """As the template reads them, else as the text that they are; never after empty thoughts."""
@@ -342,7 +339,6 @@ def test_thoughts_in_an_answer_are_learned(name):
     assert "".join(found.split()).endswith("<think>hm</think>adog")
 
 
-@needs_trl
 def test_thoughts_that_a_template_has_no_place_for_are_named():
     processor = processor_with(template_named("llama3"), "llama")
     assert left_out(example("a dog", reasoning_content="hm"), processor)
@@ -359,7 +355,6 @@ def test_thoughts_that_hold_an_image_token_are_refused():
         encode(example("a dog", thinking="what is <|image_pad|>?"), processor)
 
 
-@needs_trl
 def test_a_model_that_always_thinks_learns_plain_answers():
     """Qwen3-Thinking's: its prompt opens thoughts, in whose line break a token would end."""
     template = template_named("qwen3")
@@ -376,7 +371,6 @@ def test_a_model_that_always_thinks_learns_plain_answers():
     assert answer_in("well\n</think>\n\na dog", shown, processor).strip() == "a dog"
 
 
-@needs_trl
 @pytest.mark.parametrize("name", ["gptoss", "cohere2", "glm4moe", "qwen3", "deepseekv3", "phi3"])
 def test_a_model_that_says_what_was_trained_answers_right(name, monkeypatch):
     """Generation stops at the token that ends an answer; what stands before it is no part of it."""
@@ -389,14 +383,15 @@ def test_a_model_that_says_what_was_trained_answers_right(name, monkeypatch):
     more = processor("more", add_special_tokens=False)["input_ids"]
     width = max(encode_prompt(row, processor)["input_ids"].shape[1] for row in rows)
 
-    def say(input_ids, **options):
+    def say(input_ids, generation_config, **_):
         """What was trained, and more after it."""
+        ends = {*generation_config.eos_token_id}
         said = []
         for row in told:
             labels = groupby(row["labels"][0].tolist(), key=lambda label: label != IGNORED)
             *_, run = ([*labels] for learned, labels in labels if learned)
-            assert run[-1] in options["eos_token_id"]
-            assert not set(run[:-1]) & {*options["eos_token_id"]}
+            assert run[-1] in ends
+            assert not set(run[:-1]) & ends
             said.append(torch.tensor(run + more))
         assert input_ids.shape[1] == width
         return torch.cat([input_ids, torch.nn.utils.rnn.pad_sequence(said, True)], dim=1)
@@ -404,9 +399,18 @@ def test_a_model_that_says_what_was_trained_answers_right(name, monkeypatch):
     monkeypatch.setattr(model, "generate", say)
     answers = generate(model, processor, rows, max_new_tokens=99)
     assert answers == ["a dog", "two <|eom_id|> words"]
+    plain = generate(model, processor, rows, max_new_tokens=99, skip_special_tokens=True)
+    assert [" ".join(text.split()) for text in plain] == ["a dog", "two words"]
 
 
-@needs_trl
+def test_another_answer_has_no_thoughts_of_the_one_before():
+    shown = example("a cat", "a dog", reasoning_content="hm")
+    assert thoughts_of(shown.messages[-1])[0] == "hm"
+    own = shown.answered("a bird")
+    assert own.answer == "a bird"
+    assert thoughts_of(own.messages[-1])[0] == ""
+
+
 @pytest.mark.parametrize("inside", [True, False], ids=["in the text", "in a field"])
 def test_long_thoughts_lose_their_end(inside):
     processor = processor_with(template_named("qwen3"), "qwen3")
@@ -419,7 +423,6 @@ def test_long_thoughts_lose_their_end(inside):
     assert run.endswith("\n</think>\n\na dog<|im_end|>")
 
 
-@needs_trl
 @pytest.mark.parametrize("name", [n for n in PUBLISHED if "strftime_now" in template_named(n)])
 def test_a_row_is_the_same_on_every_day(name, monkeypatch):
     import transformers.utils.chat_template_utils as clock

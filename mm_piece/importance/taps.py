@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mm_piece.importance.blocks import Sums
 from mm_piece.owners import Owner
-from mm_piece.reading import Reader, following, is_inside, reading
+from mm_piece.parameter_reads import Reader, intercept_reads, is_running, track_calls
 
 _CPU_ROWS = 256  # of a weight's gradient at once; fewer make slow products of few tokens
 _GPU_ENTRIES = 2**24  # of a weight's gradient at once: enough to fill an accelerator
@@ -211,15 +211,15 @@ def watching(
             )
             stack.callback(handle.remove)
         for module in dict.fromkeys(watcher.module for watcher in watchers):
-            stack.enter_context(following(module))
+            stack.enter_context(track_calls(module))
         for module, of_module in readers.items():
-            stack.enter_context(reading(module, of_module))
+            stack.enter_context(intercept_reads(module, of_module))
         yield
 
 
 def _reader(name: str, attribute: str, watched: nn.Module, observation: Observation) -> Reader:
     def read(module: nn.Module) -> Tensor:
-        if observation.on and not is_inside(watched):
+        if observation.on and not is_running(watched):
             observation.outside.add((name, watched))
         return module._parameters[attribute]  # type: ignore[return-value]
 

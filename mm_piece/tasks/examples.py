@@ -39,7 +39,8 @@ class Example:
 
     def answered(self, text: str) -> "Example":
         """The same question with another last answer, which is the only one that is accepted."""
-        turn = {**self.messages[-1], "content": [{"type": "text", "text": text}]}
+        # Without its thoughts, which belong to the answer that the row had.
+        turn = {"role": "assistant", "content": [{"type": "text", "text": text}]}
         messages = [*self.messages[:-1], turn]
         last = len(messages) - 1
         unlearned = tuple(number for number in self.unlearned if number != last)

@@ -68,7 +68,7 @@ def is_filled(value: Any) -> bool:
     return not is_gap(value)
 
 
-def rows_of(given: Any) -> Any:
+def list_objects(given: Any) -> Any:
     """A list of objects, which Arrow may keep as lists side by side; others as they are."""
     columns = list(given.values()) if isinstance(given, dict) else []
     if not columns or not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):

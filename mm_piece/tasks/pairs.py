@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from mm_piece.errors import DataError, short
-from mm_piece.tasks.fields import Fields, is_filled, rows_of
+from mm_piece.tasks.fields import Fields, is_filled, list_objects
 from mm_piece.tasks.turns import Turn, pieces
 
 QUESTIONS = ("prompt", "question", "query", "instruction")
@@ -36,7 +36,7 @@ def accepted_answers(row: Fields, where: str) -> list[str]:
     given = row.take("answers")
     if not is_filled(given) and isinstance(row.given.get("answer"), list):
         given = row.take("answer")
-    listed = rows_of(given)
+    listed = list_objects(given)
     plain = (
         row.inside(one, "answers[]").take("answer") if isinstance(one, Mapping) else one
         for one in (listed if isinstance(listed, list) else [listed])

@@ -17,7 +17,7 @@ from typing import Any
 
 from mm_piece.errors import DataError, short
 from mm_piece.tasks.examples import Example, Message, text_of
-from mm_piece.tasks.fields import Fields, is_filled, is_gap, rows_of
+from mm_piece.tasks.fields import Fields, is_filled, is_gap, list_objects
 from mm_piece.tasks.inline import image_of
 from mm_piece.tasks.pairs import ANSWERS, QUESTIONS, accepted_answers, pair_turns, text_of_value
 from mm_piece.tasks.pictures import Picture
@@ -103,7 +103,7 @@ def _listed_images(row: Fields, folder: Path, where: str) -> list[Picture]:
     name = row.choose(*_IMAGES)
     if name is None:
         return []
-    given = rows_of(row.given[name])
+    given = list_objects(row.given[name])
     listed, path = (given, f"{name}[]") if isinstance(given, list) else ([given], name)
     images = (image_of(one, folder, where, row, path) for one in listed)
     return [image for image in images if image is not None]

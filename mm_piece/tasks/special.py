@@ -16,6 +16,13 @@ def specials(tokenizer: Any) -> list[str]:
     return sorted((token.content for token in added if token.special), key=len, reverse=True)
 
 
+def without_special(text: str, tokenizer: Any) -> str:
+    """A text without the special tokens in it."""
+    for token in specials(tokenizer):
+        text = text.replace(token, "")
+    return text.strip()
+
+
 def special_in(example: Example, processor: Any) -> bool:
     """Whether a text of an example holds what the tokenizer reads as a special token."""
     tokens = specials(tokenizer_of(processor))

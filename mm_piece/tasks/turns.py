@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mm_piece.errors import DataError, short
-from mm_piece.tasks.fields import Fields, rows_of
+from mm_piece.tasks.fields import Fields, list_objects
 from mm_piece.tasks.inline import KEYS, image_in
 from mm_piece.tasks.marks import is_learned
 from mm_piece.tasks.pictures import Picture
@@ -46,7 +46,7 @@ def turns_of(given: Any, folder: Path, where: str, row: Fields, name: str) -> li
 
     Raises DataError, which begins with `where`, for an unknown role or kind of content.
     """
-    listed = rows_of(given)
+    listed = list_objects(given)
     if not isinstance(listed, list):
         raise DataError(f"{where}: a conversation must be a list of turns, not {short(given)}")
     return [_turn(turn, folder, where, row, name) for turn in listed]
@@ -97,7 +97,7 @@ def _role(turn: Fields, where: str) -> str:
 
 
 def _content(turn: Fields, name: str, folder: Path, where: str) -> list[Piece]:
-    given = rows_of(turn.given.get(name))
+    given = list_objects(turn.given.get(name))
     if isinstance(given, list):  # typed content
         parts = (_part(part, folder, where, turn, name) for part in given)
         return [piece for part in parts for piece in part]

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 Reader = Callable[[nn.Module], Tensor]
 
-_READERS = "_readers"  # of a module whose class `reading` has changed, by attribute
-_INSIDE = "_is_inside_call"  # a followed module that runs at the moment
+_READERS = "_readers"  # of a module whose class `intercept_reads` has changed, by attribute
+_RUNNING = "_is_running"  # a tracked module that runs at the moment
 
 
-class Read:
-    """Marks a module whose class `reading` has changed."""
+class Intercepted:
+    """Marks a module whose class `intercept_reads` has changed."""
 
     __slots__ = ()
 
 
 @contextmanager
-def reading(module: nn.Module, readers: Mapping[str, Reader]) -> Iterator[None]:
+def intercept_reads(module: nn.Module, readers: Mapping[str, Reader]) -> Iterator[None]:
     """Context in which reading one of a module's parameters gives what its reader returns.
 
     The parameters stay where they are, under their names and in their order: the module's class
@@ -40,7 +40,7 @@ def reading(module: nn.Module, readers: Mapping[str, Reader]) -> Iterator[None]:
 def _subclass_of(kind: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.Module]:
     members: dict[str, Any] = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
     members |= {attribute: property(partial(_read, attribute)) for attribute in attributes}
-    return type(kind.__name__, (kind, Read), members)
+    return type(kind.__name__, (kind, Intercepted), members)
 
 
 def _read(attribute: str, module: nn.Module) -> Tensor:
@@ -48,8 +48,8 @@ def _read(attribute: str, module: nn.Module) -> Tensor:
 
 
 @contextmanager
-def following(module: nn.Module) -> Iterator[None]:
-    """Context in which `is_inside` tells whether a module is running, called as a module is."""
+def track_calls(module: nn.Module) -> Iterator[None]:
+    """Context in which `is_running` tells whether a module is running, called as a module is."""
     before = module.register_forward_pre_hook(_enter)
     after = module.register_forward_hook(_leave, prepend=True, always_call=True)
     try:
@@ -57,17 +57,17 @@ def following(module: nn.Module) -> Iterator[None]:
     finally:
         before.remove()
         after.remove()
-        vars(module).pop(_INSIDE, None)
+        vars(module).pop(_RUNNING, None)
 
 
-def is_inside(module: nn.Module) -> bool:
-    """Whether a followed module runs at the moment."""
-    return vars(module).get(_INSIDE, False)
+def is_running(module: nn.Module) -> bool:
+    """Whether a tracked module runs at the moment."""
+    return vars(module).get(_RUNNING, False)
 
 
 def _enter(module: nn.Module, _: Any) -> None:
-    setattr(module, _INSIDE, True)
+    setattr(module, _RUNNING, True)
 
 
 def _leave(module: nn.Module, *_: Any) -> None:
-    setattr(module, _INSIDE, False)
+    setattr(module, _RUNNING, False)
