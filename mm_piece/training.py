@@ -137,7 +137,8 @@ def learn(run: Run, model: nn.Module, processor: Any, task: Task) -> Delta:
         note_kept(run, model, encoded, task, position)
     if sharding.is_main():
         rmtree(work, ignore_errors=True)
-    say(_summary(delta))
+    for line in _summary(delta):
+        say(f"{task.name}: {line}")
     return delta
 
 
@@ -239,7 +240,7 @@ def _noting(encoded: Encoded, cuts: list[bool], title: str) -> Iterator[dict[str
         yield inputs
 
 
-def _summary(delta: Delta) -> str:
+def _summary(delta: Delta) -> list[str]:
     """What the task changed in each group, in one line; another one if most of it was lost."""
     groups = delta.info["groups"]
     moved = (
@@ -247,8 +248,7 @@ def _summary(delta: Delta) -> str:
         for group, row in groups.items()
     )
     lost = rounding_warning(groups)
-    lines = [f"changed {', '.join(moved)}", *([lost] if lost else [])]
-    return "\n".join(f"{delta.task}: {line}" for line in lines)
+    return [f"changed {', '.join(moved)}", *([lost] if lost else [])]
 
 
 def _parent(store: DeltaStore) -> str:

@@ -87,5 +87,7 @@ def test_train_says_what_the_dtype_takes(base, tmp_path, capsys):
                 f"train: {{learning_rate: {rate}, max_steps: 2, disable_tqdm: true}}}}"
             )
         )
-        lines = [line for line in capsys.readouterr().out.splitlines() if "t: warning: " in line]
+        lines = [
+            line for line in capsys.readouterr().out.splitlines() if line.startswith("t: warning: ")
+        ]
         assert len(lines) == (dtype == "bfloat16")

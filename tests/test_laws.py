@@ -293,7 +293,7 @@ class Stop(Exception):
     """Ends a run in the middle."""
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 8, 11])
+@pytest.mark.parametrize("step", [1, 4, 8, 14, 23])
 def test_stop_at_any_step_and_resume_is_uninterrupted(
     uninterrupted, base, tmp_path, step, monkeypatch
 ):
@@ -303,7 +303,8 @@ def test_stop_at_any_step_and_resume_is_uninterrupted(
 
     def stop(tuning):
         write_back(tuning)
-        written["back"] += 1
+        rehearsal = sum(values.numel() for values in tuning.values().values()) == 1
+        written["back"] += not rehearsal
         if written["back"] == step:
             raise Stop
 

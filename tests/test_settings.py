@@ -306,7 +306,7 @@ def test_a_reporter_that_cannot_begin(family_base, monkeypatch):
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "swanlab", Unreachable)
     model, processor = load_base(family_base("llama"))
     examples = [encode(asked(0, "red"), processor)]
-    with pytest.raises(RecipeError, match="^train: no answer from reports.example$"):
+    with pytest.raises(RecipeError, match="^train: LookupError: no answer from reports.example$"):
         rehearse(model, examples, {"report_to": "swanlab"}, 0)
 
 
