@@ -115,12 +115,13 @@ def check(
     files = reading(recipe.model)
     processor = load_processor(recipe.base, recipe.revision, **files)
     parts = Parts(recipe.base, recipe.revision, processor, **files)
-    notes = [*parts.notes, *_require_base(recipe, parts)]
+    notes = _require_base(recipe, parts)
     tasks = (*recipe.tasks, *recipe.general)
     if aside := generation_aside(recipe.base, recipe.revision, **files):
         left = ", ".join(aside)
         notes.append(f"base: answers are greedy, of its generation settings nothing reads {left}")
     found = [_task(task, parts, rows, progress) for task in tasks]
+    notes = [*parts.notes, *notes]
     return Check(found, positions_of(recipe.base, recipe.revision, **files), notes)
 
 

@@ -86,8 +86,6 @@ def _rehearse(
 ) -> None:
     """Raise unless data, settings and the parts of the base work together."""
     parts = Parts(recipe.base, recipe.revision, processor, **reading(recipe.model))
-    for note in parts.notes:
-        say(note)
     pad = pad_of(tokenizer_of(processor))
     for asked in (*recipe.tasks, *recipe.general):
         questions = test_rows[asked.name]
@@ -103,6 +101,8 @@ def _rehearse(
             inputs, _ = fitted(first, processor, task.max_length)
             parts.require_fit(first, inputs)
             rehearse(model, [inputs] * len(examples), recipe.train, pad)
+    for note in parts.notes:
+        say(note)
 
 
 def _samples(examples: Rows) -> list[Example]:

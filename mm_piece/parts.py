@@ -45,21 +45,30 @@ class Parts:
 
     @property
     def notes(self) -> list[str]:
-        """What is no fault as long as no row needs it, a line each."""
+        """What is no fault as long as no row needs it, and what could not be asked; a line each."""
+        notes = []
+        if without := self._tokens_without_row():
+            notes.append(
+                f"{self.base}: its tokenizer has {without} tokens more than its embedding has "
+                "rows; rows that hold one are refused"
+            )
+        if None in self._seen.values():
+            notes.append(
+                f"{self.base}: its vision tower does not run without its values, so whether images "
+                "fit it shows when it trains"
+            )
+        return notes
+
+    def _tokens_without_row(self) -> int:
         tokens = tokenizer_of(self.processor).get_vocab().values()
-        if not (without := sum(token >= self.rows for token in tokens)):
-            return []
-        return [
-            f"{self.base}: its tokenizer has {without} tokens more than its embedding has rows; "
-            "rows that hold one are refused"
-        ]
+        return sum(token >= self.rows for token in tokens)
 
     def require_tokens(self, examples: Iterable[Example], generation: bool = False) -> None:
         """Raise DataError for the first of all examples that has a token without a row.
 
         They are looked through only if the tokenizer has such tokens.
         """
-        if not self.notes:
+        if not self._tokens_without_row():
             return
         for example in examples:
             self._require_rows(example, token_ids(example, self.processor, generation))
@@ -108,12 +117,12 @@ class Parts:
             except ModelError as error:
                 raise ModelError(f"{self.base}: {error}") from error
             except Exception as error:  # a tower raises whatever it trips over
-                if "meta" in str(error):  # it cannot run without values, which is no fault
-                    return None
-                raise ModelError(
-                    f"{self.base}: its vision tower cannot take the image of {example.source} row "
-                    f"{example.row} as its processor makes it: {reason(error)}"
-                ) from error
+                if "meta" not in str(error):
+                    raise ModelError(
+                        f"{self.base}: its vision tower cannot take the image of {example.source} "
+                        f"row {example.row} as its processor makes it: {reason(error)}"
+                    ) from error
+                self._seen[key] = None  # it reads values, which meta tensors have not
         return self._seen[key]
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import _text, tokenizer_for
+from families import BUILDERS, TEXT, _text, tokenizer_for
 from PIL import Image
 from transformers import (
     AutoModelForImageTextToText,
     LlamaConfig,
     LlavaConfig,
+    LlavaForConditionalGeneration,
     PixtralImageProcessor,
     PixtralProcessor,
     PixtralVisionConfig,
@@ -196,7 +197,7 @@ def test_a_pixtral_inside_a_llava_is_named(tmp_path):
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", sorted(BUILDERS.keys() - {*TEXT}))
 def test_parts_that_fit_pass(family, family_base):
     base = family_base(family)
     parts = Parts(str(base), None, load_processor(base))
@@ -209,6 +210,30 @@ def test_parts_that_fit_pass(family, family_base):
         ]
         example = Example(0, turns, images, "made up")
         parts.require_fit(example, encode(example, parts.processor))
+    assert parts.notes == []
+
+
+@pytest.mark.parametrize("part", ["check", "train"])
+def test_a_tower_that_cannot_be_asked_without_its_values_is_named(
+    part, base, tmp_path, monkeypatch, capsys
+):
+    tower = "transformers.LlavaForConditionalGeneration.get_image_features"
+    found = LlavaForConditionalGeneration.get_image_features
+
+    def read(model, *given, **named):
+        features = found(model, *given, **named)
+        features.pooler_output[0].sum().item()
+        return features
+
+    monkeypatch.setattr(tower, read)
+    recipe = recipe_on(base, tmp_path)
+    if part == "check":
+        lines = check(recipe).notes
+    else:
+        mm_piece.train(recipe)
+        lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if "its vision tower does not run without its values" in line]
+    assert len(told) == 1
 
 
 class Odd(Exception):
