@@ -1,5 +1,6 @@
 """A tiny real LLaVA with its processor, made from a config: no network, no shipped weights."""
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -100,6 +101,15 @@ def make_llava(folder: Path, seed: int = 0) -> Path:
         chat_template=CHAT_TEMPLATE,
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_out_of_garbage_collections():
+    """Spare all that is alive now from collections: a Trainer asks for a full one when it begins."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
