@@ -105,7 +105,7 @@ def make_llava(folder: Path, seed: int = 0) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def imports_out_of_garbage_collections():
-    """Spare all that is alive now from collections: a Trainer asks for a full one when it begins."""
+    """Spare what is alive now from the full collections that a Trainer asks for when it begins."""
     gc.collect()
     gc.freeze()
     yield
