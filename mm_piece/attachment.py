@@ -19,6 +19,7 @@ from mm_piece.errors import BaseError, MismatchError, StoreError, as_path
 from mm_piece.merging import replay, union
 from mm_piece.models import reading_of, tensors, trained_dtype, where
 from mm_piece.names import inner_model, why_fixed
+from mm_piece.parameter_reads import is_intercepted
 from mm_piece.sharding import put_all, shape_of, take
 from mm_piece.store import DeltaStore
 
@@ -112,6 +113,7 @@ def attach(
     opened = as_store(store)
     last = opened.position(at)
     with lock_of(model):
+        _require_untuned(model)
         live, deltas = tensors(model), opened.deltas()
         _require_dtype(live, opened)
         _require_weights(live, deltas)
@@ -138,6 +140,7 @@ def checkout(model: nn.Module, at: int) -> None:
     or whose store has changed its history.
     """
     with lock_of(model):
+        _require_untuned(model)
         attachment, live = attached(model), tensors(model)
         store = DeltaStore.open(attachment.store.path)
         last, here = store.position(at), len(attachment.undo)
@@ -264,6 +267,13 @@ def _same_history(attachment: Attachment, store: DeltaStore) -> None:
     same = all(undo.sha256 == entry.sha256 for undo, entry in shared)
     if not same or len(store) < len(attachment.undo):
         raise StoreError(f"{store.path}: has another history than when the model was loaded")
+
+
+def _require_untuned(model: nn.Module) -> None:
+    if is_intercepted(model):
+        raise MismatchError(
+            "the model is being tuned: leave `sparse_tuning` first, which writes its values"
+        )
 
 
 def _require_dtype(live: Mapping[str, Tensor], store: DeltaStore) -> None:

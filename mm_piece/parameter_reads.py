@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
@@ -9,31 +10,64 @@ from torch import Tensor, nn
 
 Reader = Callable[[nn.Module], Tensor]
 
-_READERS = "_readers"  # of a module whose class `intercept_reads` has changed, by attribute
+_INTERCEPTION = "_interception"  # of a module whose class `intercept_reads` has changed
 _RUNNING = "_is_running"  # a tracked module that runs at the moment
 
 
+@dataclass
+class Interception:
+    """What a module has for the time in which its parameters' reads are intercepted."""
+
+    readers: dict[str, Reader]  # by attribute
+    parameters: list[str] = field(default_factory=list)  # registered besides its own
+    hooks: list[int] = field(default_factory=list)  # the ids of their handles
+
+
 class Intercepted:
-    """Marks a module whose class `intercept_reads` has changed."""
+    """Marks a module whose class `intercept_reads` has changed; a copy of it is a plain module."""
 
     __slots__ = ()
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        reduced: tuple[Any, ...] = super().__reduce_ex__(max(2, protocol))  # type: ignore[assignment]
+        create, _, state, *rest = reduced
+        return create, (type(self).__bases__[0],), _without_interception(dict(state)), *rest
+
+
+def is_intercepted(model: nn.Module) -> bool:
+    """Whether reads of any parameter of a model are intercepted: it is being tuned or scored."""
+    return any(isinstance(module, Intercepted) for module in model.modules())
+
 
 @contextmanager
-def intercept_reads(module: nn.Module, readers: Mapping[str, Reader]) -> Iterator[None]:
+def intercept_reads(module: nn.Module, readers: Mapping[str, Reader]) -> Iterator[Interception]:
     """Context in which reading one of a module's parameters gives what its reader returns.
 
     The parameters stay where they are, under their names and in their order: the module's class
-    is a subclass of the same name, with a property for each reader.
+    is a subclass of the same name, with a property for each reader. What is added to the module
+    meanwhile is to be taken down in the Interception: copies do without it.
     """
-    kind = type(module)
-    vars(module)[_READERS] = dict(readers)
+    kind, interception = type(module), Interception(dict(readers))
+    vars(module)[_INTERCEPTION] = interception
     module.__class__ = _subclass_of(kind, tuple(readers))
     try:
-        yield
+        yield interception
     finally:
         module.__class__ = kind
-        del vars(module)[_READERS]
+        del vars(module)[_INTERCEPTION]
+
+
+def _without_interception(state: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a module without what is there while its reads are intercepted."""
+    interception: Interception = state.pop(_INTERCEPTION)
+    state.pop(_RUNNING, None)
+    dropped = {"_parameters": interception.parameters}
+    dropped |= dict.fromkeys((name for name in state if "_hooks" in name), interception.hooks)
+
+    for name, keys in dropped.items():
+        kept = {key: value for key, value in state[name].items() if key not in keys}
+        state[name] = type(state[name])(kept)
+    return state
 
 
 @cache
@@ -44,16 +78,19 @@ def _subclass_of(kind: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.
 
 
 def _read(attribute: str, module: nn.Module) -> Tensor:
-    return vars(module)[_READERS][attribute](module)
+    return vars(module)[_INTERCEPTION].readers[attribute](module)
 
 
 @contextmanager
-def track_calls(module: nn.Module) -> Iterator[None]:
-    """Context in which `is_running` tells whether a module is running, called as a module is."""
+def track_calls(module: nn.Module) -> Iterator[list[int]]:
+    """Context in which `is_running` tells whether a module is running, called as a module is.
+
+    Gives the ids of its hooks.
+    """
     before = module.register_forward_pre_hook(_enter)
     after = module.register_forward_hook(_leave, prepend=True, always_call=True)
     try:
-        yield
+        yield [before.id, after.id]
     finally:
         before.remove()
         after.remove()

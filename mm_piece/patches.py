@@ -8,6 +8,7 @@ gradient from its inputs, without a gradient of the whole weight.
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,22 +17,34 @@ from torch import Tensor, nn
 from mm_piece.owners import Owner
 from mm_piece.parameter_reads import Reader, intercept_reads, is_running, track_calls
 from mm_piece.products import Product, product_for
-from mm_piece.sharding import is_cut, shape_of, take, whole
+from mm_piece.sharding import is_cut, put_all, shape_of, take, whole
 from mm_piece.tensorfile import bits
+
+
+@dataclass
+class Pass:
+    """Whether a forward pass of the tuned model runs at the moment."""
+
+    runs: bool = False
 
 
 class Patch:
     """A weight's selected flat entries and their trainable values."""
 
-    def __init__(self, weight: nn.Parameter, index: Tensor, owners: list[Owner]) -> None:
-        """`index`: sorted flat entries, int32 where that is enough, as the mask has them."""
-        self.weight, self.owners = weight, owners
+    def __init__(
+        self, weight: nn.Parameter, index: Tensor, owners: list[Owner], forward: Pass
+    ) -> None:
+        """`index`: sorted flat entries, int32 where that is enough, as the mask has them.
+
+        When a `forward` pass begins, all patches of its model catch up.
+        """
+        self.weight, self.owners, self.forward = weight, owners, forward
         self.shape = tuple(shape_of(weight))
         self.index = index.to(weight.device).contiguous()
 
         self.before = self.entries()
         self.values = nn.Parameter(self.before.to(torch.float32, copy=True))
-        self.reached = False  # by a backward pass since the values were last written
+        self.note_written()
 
         self.product: Product | None = None
         if all(owner.is_linear("weight") for owner in owners):
@@ -56,12 +69,47 @@ class Patch:
         """What is to be written into the weight: itself, flat entries, values in its dtype."""
         return self.weight, self.index, self.values.detach().to(self.weight.dtype)
 
+    def note_written(self) -> None:
+        """Take down that the weight holds the values as they are now."""
+        self.reached = False  # by a backward pass since
+        self._written = self._touched()
+
     def is_behind(self) -> bool:
-        """Whether the weight may hold other bits than its values give."""
-        if is_cut(self.values) or is_cut(self.weight):
-            return True  # to compare would cost as much as to write
+        """Whether the weight may hold other bits than its values give.
+
+        Of values in parts that is so after a backward pass: to compare them would cost as much as
+        to write them, and only an engine moves them.
+        """
+        if self._is_in_parts():
+            return self.reached
         weight, index, values = self.write()
         return not torch.equal(bits(take(weight, index)), bits(values))
+
+    def catch_up(self) -> None:
+        """Write the values that moved since they were written, as a loop by hand moves them.
+
+        For a weight that is read by itself. Within a pass, forward or backward, it is enough that
+        nobody has touched the values: comparing them would make a GPU wait.
+        """
+        if torch.compiler.is_compiling() or self._is_in_parts():
+            return
+        in_a_pass = self.forward.runs or is_in_backward()
+        if (in_a_pass and self._touched() == self._written) or not self.is_behind():
+            return
+        put_all([self.write()])
+        self.note_written()
+
+    def _is_in_parts(self) -> bool:
+        return is_cut(self.values) or is_cut(self.weight)
+
+    def _touched(self) -> tuple[int, int]:
+        """What changes when the values are written, but for what hides it behind `.data`."""
+        return self.values._version, self.values.data_ptr()
+
+
+def is_in_backward() -> bool:
+    """Whether autograd runs at the moment: a module that runs then is computed again."""
+    return torch._C._current_graph_task_id() != -1
 
 
 @contextmanager
@@ -71,14 +119,16 @@ def patched(module: nn.Module, patches: Mapping[str, Patch]) -> Iterator[None]:
     The values are parameters of the module, so that engines that move or divide parameters see
     them. Leaving restores the class and the parameters.
     """
+    readers = {attribute: _reader(attribute, patch) for attribute, patch in patches.items()}
     with ExitStack() as stack:
+        interception = stack.enter_context(intercept_reads(module, readers))
         for attribute, patch in patches.items():
-            module.register_parameter(_values_name(attribute), patch.values)
-            stack.callback(delattr, module, _values_name(attribute))
+            name = _values_name(attribute)
+            module.register_parameter(name, patch.values)
+            stack.callback(delattr, module, name)
+            interception.parameters.append(name)
             if patch.product is not None:
-                stack.enter_context(_watched(module, attribute, patch))
-        readers = {attribute: _reader(attribute, patch) for attribute, patch in patches.items()}
-        stack.enter_context(intercept_reads(module, readers))
+                interception.hooks += stack.enter_context(_watched(module, attribute, patch))
         yield
 
 
@@ -86,6 +136,7 @@ def _reader(attribute: str, patch: Patch) -> Reader:
     """Read a weight from anywhere: its dense gradient is gathered at the entries."""
 
     def read(module: nn.Module) -> Tensor:
+        patch.catch_up()
         weight = module._parameters[attribute]
         if patch.product is not None and is_running(module):
             return weight  # type: ignore[return-value]
@@ -96,10 +147,11 @@ def _reader(attribute: str, patch: Patch) -> Reader:
 
 
 @contextmanager
-def _watched(module: nn.Module, attribute: str, patch: Patch) -> Iterator[None]:
+def _watched(module: nn.Module, attribute: str, patch: Patch) -> Iterator[list[int]]:
     """Context in which a linear layer's entries get their gradient beside its own product.
 
-    The layer itself runs as it is, also autocast, quantised, compiled or offloaded.
+    The layer itself runs as it is, also autocast, quantised, compiled or offloaded. Gives the ids
+    of its hooks.
     """
 
     @torch.compiler.disable  # a compiled model breaks its graph here
@@ -110,9 +162,9 @@ def _watched(module: nn.Module, attribute: str, patch: Patch) -> Iterator[None]:
 
     # First of all hooks: another one may change the output.
     handle = module.register_forward_hook(watch, prepend=True, with_kwargs=True)  # type: ignore
-    with track_calls(module):
+    with track_calls(module) as hooks:
         try:
-            yield
+            yield [handle.id, *hooks]
         finally:
             handle.remove()
 
@@ -154,4 +206,6 @@ class _Gathered(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         ctx.patch.reached = True
         entries = gradient.reshape(-1).index_select(0, ctx.patch.index)
-        return None, entries.float(), None
+        # Another weight may have been put in its place, as functional calls do.
+        dense = gradient if ctx.needs_input_grad[0] else None
+        return dense, entries.float(), None

@@ -252,3 +252,22 @@ def test_weights_that_a_mask_leaves_alone_may_be_anything(plain):
             tuning.parameters()[0].add_(1)
         tuning.write_back()
         assert tuning.delta("x").entries == 3
+
+
+def test_a_model_that_is_being_tuned_is_not_moved(plain, expected):
+    """Leaving the tuning would write its values over the position."""
+    model, _ = mm_piece.load(store=plain, at=2)
+    indices = plain.delta(1).indices
+    with mm_piece.sparse_tuning(model, indices):
+        for move in (
+            lambda: mm_piece.checkout(model, at=0),
+            lambda: mm_piece.attach(model, plain, at=2),
+        ):
+            with pytest.raises(MismatchError, match="is being tuned: leave `sparse_tuning` first"):
+                move()
+        twin = copy.deepcopy(model)
+        mm_piece.attach(twin, plain, at=2)
+        mm_piece.checkout(twin, at=1)
+    assert same(twin, expected[1])
+    mm_piece.checkout(model, at=0)
+    assert same(model, expected[0])
