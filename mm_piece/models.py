@@ -32,6 +32,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Options of `from_pretrained` that say which of a base's files hold its weights. A store records
 # them: without them it would be another base.
 READING = ("subfolder", "variant", "use_safetensors")
+_COMPUTING = ("attn_implementation", "experts_implementation")
 
 
 def load_base(base: str | Path, revision: str | None = None, **options: Any) -> tuple[Any, Any]:
@@ -53,6 +54,8 @@ def load_base(base: str | Path, revision: str | None = None, **options: Any) -> 
         model, loaded = loader_of(config).from_pretrained(source, revision=revision, **options)
         processor = _processor(source, config, revision, subfolder)
     require_loaded(source, loaded)
+    _require_values(model)
+    require_experts(model, options)
     return model.eval(), processor
 
 
@@ -87,12 +90,31 @@ def reading(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shell_of(base: str | Path, revision: str | None = None, **options: Any) -> Any:
-    """The model of a base without values (on the meta device), from its configuration alone."""
-    source = source_of(base)
+    """The model of a base without values (on the meta device), from its configuration alone.
+
+    Of `options` it takes where the configuration lies, and how the model computes.
+    """
+    source, computing = source_of(base), {key: options[key] for key in _COMPUTING if key in options}
     with refusing(f"cannot load base {source}"):
         config = config_of(source, revision, options.get("subfolder") or "")
         with torch.device("meta"):
-            return loader_of(config).from_config(config).eval()
+            return loader_of(config).from_config(config, **computing).eval()
+
+
+def require_experts(model: nn.Module, options: Mapping[str, Any]) -> None:
+    """Raise ModelError for an `experts_implementation` of a model that has no experts."""
+    given = options.get("experts_implementation")
+    if given and not any(".experts." in name for name, _ in model.named_parameters()):
+        raise ModelError("experts_implementation does nothing: the base has no experts")
+
+
+def _require_values(model: nn.Module) -> None:
+    """Raise ModelError for weights that a map of devices left on a disk, or moves about."""
+    if without := [name for name, p in weights(model).items() if p.is_meta]:
+        raise ModelError(
+            f"device_map leaves {len(without)} weights off the devices, {without[0]!r} first, and "
+            "what is not there cannot be trained; give max_memory more room, or take more devices"
+        )
 
 
 def config_of(source: str, revision: str | None = None, subfolder: str = "") -> Any:

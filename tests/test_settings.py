@@ -22,9 +22,9 @@ from mm_piece.names import weights
 from mm_piece.sparse import sparse_tuning
 from mm_piece.tasks import IGNORED, Example, collate, encode
 from mm_piece.trainer import arguments, fit, rehearse
-from mm_piece.trainer.known import ALIASES, HARMLESS, HONOURED, REFUSED
+from mm_piece.trainer.effects import NEEDS, RECOMPUTING
+from mm_piece.trainer.known import ALIASES, FIELDS, HARMLESS, HONOURED, REFUSED, default_of
 from mm_piece.trainer.optimizers import OPTIMIZERS
-from mm_piece.trainer.settings import _FIELDS, _default
 
 ANSWERS = ("red", "a green ball", "blue", "one two", "dog")
 
@@ -53,8 +53,6 @@ ACT = {
 SAME = {
     **dict.fromkeys(("do_train", "use_cache", "dataloader_pin_memory", "logging_first_step"), True),
     **dict.fromkeys(("skip_memory_metrics", "logging_nan_inf_filter", "log_on_each_node"), False),
-    **dict.fromkeys(("run_name", "project", "trackio_space_id", "trackio_bucket_id"), "other"),
-    "trackio_static_space_id": "other",
     "activation_checkpointing": True,
     "activation_checkpointing_kwargs": {"preserve_rng_state": True},
     "torch_empty_cache_steps": 1,
@@ -82,6 +80,7 @@ SAME = {
 ELSEWHERE = {
     *ALIASES,
     *("optim_args", "lr_scheduler_kwargs"),  # below
+    *("run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
     "per_device_eval_batch_size",  # test_evaluation: answers do not depend on it
     *("fp16", "tf32"),  # of accelerators
     "deepspeed",  # test_engines
@@ -150,16 +149,16 @@ def other_than(default):
     return "another" if default is None or isinstance(default, str | Enum) else {"a": 1}
 
 
-@pytest.mark.parametrize("key", sorted((REFUSED.keys() & _FIELDS) - {"remove_unused_columns"}))
+@pytest.mark.parametrize("key", sorted((REFUSED.keys() & FIELDS) - {"remove_unused_columns"}))
 def test_what_would_do_nothing_or_harm_is_refused(tmp_path, key):
     with pytest.raises(RecipeError) as caught:
-        arguments({key: other_than(_default(_FIELDS[key]))}, tmp_path, seed=1)
+        arguments({key: other_than(default_of(key))}, tmp_path, seed=1)
     assert str(caught.value) == f"train: {key!r} is not a setting here: {REFUSED[key]}"
 
 
 def test_what_is_so_anyway_may_be_written(tmp_path):
     beside = {"output_dir", "seed", "remove_unused_columns"}
-    usual = {k: _default(_FIELDS[k]) for k in REFUSED if k in _FIELDS and k not in beside}
+    usual = {k: default_of(k) for k in REFUSED if k in FIELDS and k not in beside}
     assert arguments({**usual, "remove_unused_columns": False}, tmp_path, seed=1).seed == 1
     with pytest.raises(RecipeError, match="'seed' is not a setting here: it is a key beside"):
         arguments({"seed": 42}, tmp_path, seed=1)
@@ -174,7 +173,7 @@ def test_settings_act(key, learn, plain, tmp_path):
 def test_settings_that_change_nothing(learn, plain, tmp_path):
     """Everything at once that is about speed, memory, files and reports."""
     missing = {"dataloader_pin_memory"} - ({"cuda"} if torch.cuda.is_available() else set())
-    settings = {key: value for key, value in SAME.items() if key in _FIELDS.keys() - missing}
+    settings = {key: value for key, value in SAME.items() if key in FIELDS.keys() - missing}
     try:
         assert torch.equal(learn(tmp_path / "work", **settings), plain)
         assert torch.are_deterministic_algorithms_enabled()
@@ -237,8 +236,11 @@ def test_schedules_that_need_scores(tmp_path, name):
         ({"optim_args": "momentum=0.9"}, "adamw_torch_fused reads nothing there, not 'momentum'"),
         ({"optim": "sgd", "optim_args": "weight_decay=1"}, "reads momentum, .* not 'weight_decay'"),
         ({"optim": "sgd", "optim_args": "momentum"}, "'momentum' must be key=value"),
-        ({"label_smoothing_factor": 1}, "label_smoothing_factor must be at least 0 and below 1"),
-        ({"label_smoothing_factor": -0.1}, "at least 0 and below 1, not -0.1"),
+        (
+            {"label_smoothing_factor": 1},
+            "label_smoothing_factor must be a number of at least 0 and below 1",
+        ),
+        ({"label_smoothing_factor": -0.1}, "of at least 0 and below 1, not -0.1"),
         (
             {"gradient_checkpointing": True, "activation_checkpointing": False},
             "gradient_checkpointing and activation_checkpointing are one setting, and disagree",
