@@ -25,6 +25,7 @@ from mm_piece.delta import fingerprint, full_digest
 from mm_piece.errors import ModelError, PieceError, StoreError, reason, short
 from mm_piece.names import rules_of, weights
 from mm_piece.recipe import require_options
+from mm_piece.recipe.base_options import MADE
 from mm_piece.sharding import is_cut, shape_of
 from mm_piece.tasks import tokenizer_of
 
@@ -44,6 +45,7 @@ def load_base(base: str | Path, revision: str | None = None, **options: Any) -> 
     quantised, or has an adapter beside it.
     """
     options = options_of(options)
+    require_devices(options)
     logging.disable_progress_bar()
     source, subfolder = source_of(base), options.get("subfolder") or ""
     with refusing(f"cannot load base {source}"):
@@ -99,6 +101,15 @@ def shell_of(base: str | Path, revision: str | None = None, **options: Any) -> A
         config = config_of(source, revision, options.get("subfolder") or "")
         with torch.device("meta"):
             return loader_of(config).from_config(config, **computing).eval()
+
+
+def require_devices(options: Mapping[str, Any]) -> None:
+    """Raise ModelError for a device that torch does not know, or that is not there."""
+    placed = options.get("device_map")
+    for device in placed.values() if isinstance(placed, dict) else [placed]:
+        with refusing(f"device_map: {device!r}"):
+            if device not in MADE:
+                torch.empty(0, device=device)
 
 
 def require_experts(model: nn.Module, options: Mapping[str, Any]) -> None:

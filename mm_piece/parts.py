@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.integrations.accelerate import check_and_set_device_map
 
 from mm_piece.errors import DataError, ModelError, reason
 from mm_piece.evaluation import pad_of
-from mm_piece.models import refusing, require_experts, shell_of
+from mm_piece.models import require_devices, require_experts, shell_of
 from mm_piece.tasks import Example, pictured, token_ids, tokenizer_of
 
 
@@ -133,10 +132,7 @@ def require_options_fit(base: str, revision: str | None, options: Mapping[str, A
     Nothing is loaded for it.
     """
     require_experts(shell_of(base, revision, **options), options)
-    with refusing(f"cannot load base {base}"):
-        placed = check_and_set_device_map(options.get("device_map"))
-        for device in placed.values() if isinstance(placed, dict) else ():
-            torch.empty(0, device=device)
+    require_devices(options)
 
 
 _VISUAL = ("pixel_values", "image_sizes", "image_grid_thw")

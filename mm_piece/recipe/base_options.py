@@ -71,7 +71,7 @@ REFUSED = {
     "_from_auto": _INTERNAL,
     "_from_pipeline": _INTERNAL,
 }
-_MADE = ("auto", "balanced", "balanced_low_0", "sequential")  # maps that transformers makes
+MADE = ("auto", "balanced", "balanced_low_0", "sequential")  # maps that transformers makes
 _WITHOUT_VALUES = ("meta", "disk")
 _FLAG, _TEXT = (bool, "true or false"), (str, "text")
 _BY_PART = ((str, dict), "text, or a mapping from parts of the model")
@@ -118,14 +118,14 @@ def _require_devices(options: Mapping[str, Any]) -> None:
     """Raise ValueError for weights without values, and for a bound that nothing reads."""
     placed = options.get("device_map")
     for device in placed.values() if isinstance(placed, Mapping) else [placed]:
-        if (name := str(device)) in _WITHOUT_VALUES:
+        if (name := str(device).partition(":")[0]) in _WITHOUT_VALUES:
             raise ValueError(
                 f"device_map: weights on {name!r} have no values to train; name devices such as "
-                f"cpu or cuda:0, or one of {', '.join(_MADE)}"
+                f"cpu or cuda:0, or one of {', '.join(MADE)}"
             )
-    if options.get("max_memory") and placed not in _MADE:
+    if options.get("max_memory") and placed not in MADE:
         raise ValueError(
-            f"max_memory does nothing without device_map: {' or '.join(_MADE)}; leave it out"
+            f"max_memory does nothing without device_map: {' or '.join(MADE)}; leave it out"
         )
 
 

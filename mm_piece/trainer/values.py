@@ -43,7 +43,7 @@ RANGES = {
     ),
     "warmup_steps": Range(
         "of at least 0, whole or below 1 (a share of all steps)",
-        lambda value: 0 <= value < 1 or (value < inf and value == int(value)),
+        lambda value: 0 <= value < inf and (value < 1 or value == int(value)),
     ),
 }
 _CHOICES = {"include_num_input_tokens_seen": (True, False, "all", "non_padding", "no")}
