@@ -24,8 +24,8 @@ from mm_piece import preprocessing  # noqa: F401 - AutoProcessor finds what it r
 from mm_piece.delta import fingerprint, full_digest
 from mm_piece.errors import ModelError, PieceError, StoreError, reason, short
 from mm_piece.names import rules_of, weights
+from mm_piece.placing import require_devices, require_experts, require_values
 from mm_piece.recipe import require_options
-from mm_piece.recipe.base_options import MADE
 from mm_piece.sharding import is_cut, shape_of
 from mm_piece.tasks import tokenizer_of
 
@@ -56,7 +56,7 @@ def load_base(base: str | Path, revision: str | None = None, **options: Any) -> 
         model, loaded = loader_of(config).from_pretrained(source, revision=revision, **options)
         processor = _processor(source, config, revision, subfolder)
     require_loaded(source, loaded)
-    _require_values(model)
+    require_values(model)
     require_experts(model, options)
     return model.eval(), processor
 
@@ -101,31 +101,6 @@ def shell_of(base: str | Path, revision: str | None = None, **options: Any) -> A
         config = config_of(source, revision, options.get("subfolder") or "")
         with torch.device("meta"):
             return loader_of(config).from_config(config, **computing).eval()
-
-
-def require_devices(options: Mapping[str, Any]) -> None:
-    """Raise ModelError for a device that torch does not know, or that is not there."""
-    placed = options.get("device_map")
-    for device in placed.values() if isinstance(placed, dict) else [placed]:
-        with refusing(f"device_map: {device!r}"):
-            if device not in MADE:
-                torch.empty(0, device=device)
-
-
-def require_experts(model: nn.Module, options: Mapping[str, Any]) -> None:
-    """Raise ModelError for an `experts_implementation` of a model that has no experts."""
-    given = options.get("experts_implementation")
-    if given and not any(".experts." in name for name, _ in model.named_parameters()):
-        raise ModelError("experts_implementation does nothing: the base has no experts")
-
-
-def _require_values(model: nn.Module) -> None:
-    """Raise ModelError for weights that a map of devices left on a disk, or moves about."""
-    if without := [name for name, p in weights(model).items() if p.is_meta]:
-        raise ModelError(
-            f"device_map leaves {len(without)} weights off the devices, {without[0]!r} first, and "
-            "what is not there cannot be trained; give max_memory more room, or take more devices"
-        )
 
 
 def config_of(source: str, revision: str | None = None, subfolder: str = "") -> Any:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mm_piece.errors import DataError, ModelError, reason
 from mm_piece.evaluation import pad_of
-from mm_piece.models import require_devices, require_experts, shell_of
+from mm_piece.models import shell_of
+from mm_piece.placing import require_devices, require_experts
 from mm_piece.tasks import Example, pictured, token_ids, tokenizer_of
 
 

@@ -607,6 +607,7 @@ def test_a_rehearsal_goes_back_through_all_layers(family, family_base):
     assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
 
 
+@pytest.mark.filterwarnings("ignore")  # of the compiler that it calls
 def test_attention_without_a_backward_pass_is_found_before_there_is_a_store(family_base, tmp_path):
     """As flex_attention's on a CPU, which `check` cannot see: it runs no model."""
     if torch.accelerator.is_available():
