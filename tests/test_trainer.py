@@ -102,6 +102,15 @@ def with_section(**sections):
         ({"bf16": True, **of_stage(2)}, "bf16 under DeepSpeed"),
         (with_section(fp16={"enabled": True}), "fp16 under DeepSpeed"),
         (with_section(bf16=True), "bf16 must be a section"),
+        (
+            {"lr_scheduler_type": "cosine", **with_section(scheduler={"type": "WarmupLR"})},
+            "lr_scheduler_type and the configuration's scheduler exclude each other",
+        ),
+        (
+            {"lr_scheduler_kwargs": {"a": 1}, **with_section(scheduler={"type": "WarmupLR"})},
+            "lr_scheduler_kwargs and the configuration's scheduler exclude each other",
+        ),
+        ({"ddp_bucket_cap_mb": 1, **of_stage(2)}, "ddp_bucket_cap_mb is of DDP, which is not used"),
         (with_section(optimizer=5), "optimizer must be a section"),
         (with_section(optimizer={"type": "Nope"}), "optimizer.type 'nope' is none of .*adamw"),
         (with_section(scheduler={"type": "Nope"}), "scheduler.type 'Nope' is none of .*WarmupLR"),

@@ -36,13 +36,14 @@ def rehearse(
     named = weights(model)
     first = _first(named if trained is None else trained, pictured(examples[0]), named)
     # The last weight is reached in any case: a step of which nothing is reached has no gradient.
-    names, entry = {first, next(reversed(named))}, torch.zeros(1, dtype=torch.int64)
-    before = [(named[name], entry, sharding.take(named[name], entry)) for name in names]
+    entry = torch.zeros(1, dtype=torch.int64)
+    mask = dict.fromkeys((first, next(reversed(named))), entry)
+    before = [(named[name], entry, sharding.take(named[name], entry)) for name in mask]
     try:
         with TemporaryDirectory() as folder, sharding.lost():
             args = arguments(settings, Path(folder), seed=0)
             args.disable_tqdm, args.save_strategy = True, SaveStrategy.NO
-            with sparse_tuning(model, dict.fromkeys(names, entry)) as tuning:
+            with sparse_tuning(model, mask) as tuning:
                 trainer = SparseTrainer(tuning, args, examples, pad)
                 trainer.add_callback(OneStep())
                 require_a_step(trainer.train().global_step, len(examples))
