@@ -14,7 +14,7 @@ from mm_piece.measuring import absent_columns, rows_of
 from mm_piece.models import as_dtype, load_processor, positions_of, reading
 from mm_piece.names import weights
 from mm_piece.opening import checkpoint_of
-from mm_piece.parts import Parts
+from mm_piece.parts import Parts, require_options_fit
 from mm_piece.recipe import GeneralTask, Recipe, Task, load_recipe
 from mm_piece.scoring import METRICS
 from mm_piece.selection import require_places
@@ -114,6 +114,7 @@ def check(
         METRICS[task.metric]([], [])  # its library is there
     files = reading(recipe.model)
     processor = load_processor(recipe.base, recipe.revision, **files)
+    require_options_fit(recipe.base, recipe.revision, recipe.model)
     parts = Parts(recipe.base, recipe.revision, processor, **files)
     notes = _require_base(recipe, parts)
     tasks = (*recipe.tasks, *recipe.general)

@@ -24,6 +24,7 @@ from mm_piece import preprocessing  # noqa: F401 - AutoProcessor finds what it r
 from mm_piece.delta import fingerprint, full_digest
 from mm_piece.errors import ModelError, PieceError, StoreError, reason, short
 from mm_piece.names import rules_of, weights
+from mm_piece.placing import require_devices, require_experts, require_values
 from mm_piece.recipe import require_options
 from mm_piece.sharding import is_cut, shape_of
 from mm_piece.tasks import tokenizer_of
@@ -32,6 +33,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Options of `from_pretrained` that say which of a base's files hold its weights. A store records
 # them: without them it would be another base.
 READING = ("subfolder", "variant", "use_safetensors")
+_COMPUTING = ("attn_implementation", "experts_implementation")
 
 
 def load_base(base: str | Path, revision: str | None = None, **options: Any) -> tuple[Any, Any]:
@@ -43,6 +45,7 @@ def load_base(base: str | Path, revision: str | None = None, **options: Any) -> 
     quantised, or has an adapter beside it.
     """
     options = options_of(options)
+    require_devices(options)
     logging.disable_progress_bar()
     source, subfolder = source_of(base), options.get("subfolder") or ""
     with refusing(f"cannot load base {source}"):
@@ -53,6 +56,8 @@ def load_base(base: str | Path, revision: str | None = None, **options: Any) -> 
         model, loaded = loader_of(config).from_pretrained(source, revision=revision, **options)
         processor = _processor(source, config, revision, subfolder)
     require_loaded(source, loaded)
+    require_values(model)
+    require_experts(model, options)
     return model.eval(), processor
 
 
@@ -87,12 +92,15 @@ def reading(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shell_of(base: str | Path, revision: str | None = None, **options: Any) -> Any:
-    """The model of a base without values (on the meta device), from its configuration alone."""
-    source = source_of(base)
+    """The model of a base without values (on the meta device), from its configuration alone.
+
+    Of `options` it takes where the configuration lies, and how the model computes.
+    """
+    source, computing = source_of(base), {key: options[key] for key in _COMPUTING if key in options}
     with refusing(f"cannot load base {source}"):
         config = config_of(source, revision, options.get("subfolder") or "")
         with torch.device("meta"):
-            return loader_of(config).from_config(config).eval()
+            return loader_of(config).from_config(config, **computing).eval()
 
 
 def config_of(source: str, revision: str | None = None, subfolder: str = "") -> Any:

@@ -24,7 +24,7 @@ from mm_piece.names import weights
 from mm_piece.parts import Parts
 from mm_piece.progress import say
 from mm_piece.recipe import Recipe, parse_recipe
-from mm_piece.selection import require_places
+from mm_piece.selection import places_of, require_places
 from mm_piece.sharding import Zero, shape_of
 from mm_piece.store import DeltaStore
 from mm_piece.tasks import Example, Rows, fitted, tokenizer_of
@@ -92,15 +92,16 @@ def _rehearse(
         parts.require_tokens(questions, generation=True)
         for first in _samples(questions):
             parts.require_fit(first, fitted(first, processor, asked.max_length, True)[0])
+    shapes = {name: tuple(shape_of(p)) for name, p in weights(model).items()}
     for task in recipe.tasks:
-        examples = train_rows[task.name]
+        examples, trained = train_rows[task.name], places_of(recipe.selecting(task), shapes)
         for example in examples:
             require_no_visual_tokens(example, processor)
         parts.require_tokens(examples)
         for first in _samples(examples):
             inputs, _ = fitted(first, processor, task.max_length)
             parts.require_fit(first, inputs)
-            rehearse(model, [inputs] * len(examples), recipe.train, pad)
+            rehearse(model, [inputs] * len(examples), recipe.train, pad, trained)
     for note in parts.notes:
         say(note)
 

@@ -5,7 +5,7 @@ for another number of image features than the tower makes, fails deep inside the
 row that meets it. So the model without values is asked, before anything is written.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from mm_piece.errors import DataError, ModelError, reason
 from mm_piece.evaluation import pad_of
 from mm_piece.models import shell_of
+from mm_piece.placing import require_devices, require_experts
 from mm_piece.tasks import Example, pictured, token_ids, tokenizer_of
 
 
@@ -124,6 +125,15 @@ class Parts:
                     ) from error
                 self._seen[key] = None  # it reads values, which meta tensors have not
         return self._seen[key]
+
+
+def require_options_fit(base: str, revision: str | None, options: Mapping[str, Any]) -> None:
+    """Raise ModelError for options that `load_base` would trip over, as far as can be told.
+
+    Nothing is loaded for it.
+    """
+    require_experts(shell_of(base, revision, **options), options)
+    require_devices(options)
 
 
 _VISUAL = ("pixel_values", "image_sizes", "image_grid_thw")

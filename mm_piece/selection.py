@@ -106,10 +106,15 @@ def require_places(recipe: Recipe, shapes: Mapping[str, Sequence[int]]) -> None:
     """Raise SelectionError if the budgets of a task select nothing of a model, or do not fit it."""
     maskfile.require_folder(recipe.select)
     for task in recipe.tasks:
-        select = recipe.selecting(task)
-        eligible = {n: s for n, s in shapes.items() if group_of(n) not in select.exclude}
-        budgets = budgets_of(select)
-        contests(units_of(eligible, budgets)[0], budgets)
+        places_of(recipe.selecting(task), shapes)
+
+
+def places_of(select: Select, shapes: Mapping[str, Sequence[int]]) -> set[str]:
+    """Names of the weights that a selection may choose entries of; SelectionError for none."""
+    eligible = {n: s for n, s in shapes.items() if group_of(n) not in select.exclude}
+    budgets = budgets_of(select)
+    found = contests(units_of(eligible, budgets)[0], budgets)
+    return {name for contest in found for name in contest.names}
 
 
 class _Estimate:

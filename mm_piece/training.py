@@ -32,7 +32,7 @@ from mm_piece.sharding import Zero
 from mm_piece.sparse import sparse_tuning
 from mm_piece.store import DeltaStore
 from mm_piece.tasks import Encoded, Rows, digest_of, tokenizer_of
-from mm_piece.trainer import Stop, arguments, fit, reported_writes, require_numbers
+from mm_piece.trainer import Stop, arguments, fit, reported_writes, require_values
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
-    require_numbers(recipe.train)
+    require_values(recipe.train)
     sharding.start(float(recipe.train.get("ddp_timeout", sharding.PATIENCE)))
     with sharding.lost(), reported_writes(Path(recipe.store)), Stop() as stop:
         return _train(recipe, stop)

@@ -1,6 +1,7 @@
 """Every keyword of `from_pretrained` under `model:`: it acts, is refused, or changes nothing."""
 
 import inspect
+import json
 import re
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import mm_piece
+from mm_piece.checking import check
 from mm_piece.errors import ModelError, RecipeError, StoreError
 from mm_piece.models import load_base
 from mm_piece.recipe import parse_recipe
@@ -69,6 +71,17 @@ def test_what_would_do_harm_is_refused(key):
         ("{hidden_size: 12}", "unknown option 'hidden_size'; allowed: dtype, attn_implementation"),
         ("{dtype: float32, torch_dtype: bfloat16}", "dtype is float32, and bfloat16 by another"),
         ("{torch_dtype: bfloat16, dtype: float16}", "dtype is bfloat16, and float16 by another"),
+        ("{device_map: meta}", "device_map: weights on 'meta' have no values to train"),
+        ("{device_map: 'meta:0'}", "device_map: weights on 'meta' have no values to train"),
+        ("{device_map: disk}", "device_map: weights on 'disk' have no values to train"),
+        ("{device_map: {model: cpu, lm_head: disk}}", "device_map: weights on 'disk' have no"),
+        ("{max_memory: {cpu: 1KB}}", "max_memory does nothing without device_map: auto or "),
+        ("{device_map: cpu, max_memory: {cpu: 1KB}}", "max_memory does nothing without device_map"),
+        ("{device_map: auto, max_memory: 1KB}", "max_memory must be a mapping from devices"),
+        ("{use_safetensors: maybe}", "use_safetensors must be true or false, not 'maybe'"),
+        ("{disable_mmap: 1}", "disable_mmap must be true or false, not 1"),
+        ("{variant: 16}", "variant must be text, not 16"),
+        ("{attn_implementation: 2}", "attn_implementation must be text, or a mapping"),
     ],
 )
 def test_options_that_are_not_known(model, message):
@@ -82,6 +95,10 @@ def test_options_under_the_names_of_today():
     usual = "{trust_remote_code: false, quantization_config: null, weights_only: true}"
     assert recipe(usual).model == recipe("{low_cpu_mem_usage: true, token: ''}").model == {}
     assert recipe("{subfolder: weights}").model == {"subfolder": "weights"}
+    assert recipe("{device_map: null, max_memory: null, variant: null}").model == {}
+    made = {"device_map": "auto", "max_memory": {"cpu": "1GB"}}
+    assert recipe("{device_map: auto, max_memory: {cpu: 1GB}}").model == made
+    assert recipe("{device_map: cpu, max_memory: {}}").model["device_map"] == "cpu"
 
 
 def test_options_act(family_base, tmp_path):
@@ -96,11 +113,56 @@ def test_options_act(family_base, tmp_path):
         load_base(base, use_safetensors=False)
     with pytest.raises(ModelError, match="other"):
         load_base(base, variant="other")
-    assert load_base(base, device_map="meta", max_memory={})[0].device.type == "meta"
+    assert load_base(base, device_map="cpu", max_memory={})[0].device.type == "cpu"
     left, right = (load_base(base, **options)[0] for options in ({}, {"disable_mmap": True}))
     assert all(map(torch.equal, left.parameters(), right.parameters()))
     experts = load_base(family_base("qwen3_vl_moe"), experts_implementation="eager")[0]
     assert experts.config.get_text_config()._experts_implementation == "eager"
+
+
+def test_weights_that_a_map_of_devices_leaves_elsewhere(family_base, monkeypatch):
+    """They would have no values: whatever put them there, loading says it."""
+    load = AutoModelForCausalLM.from_pretrained
+
+    def leave_one(*args, **options):
+        model, loaded = load(*args, **options)
+        model.lm_head.to("meta")
+        return model, loaded
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", leave_one)
+    with pytest.raises(ModelError, match="^device_map leaves 1 weights off .*'lm_head.weight'"):
+        load_base(family_base("llama"))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"device_map": "nowhere"}, "^device_map: 'nowhere': Expected one of"),
+        ({"device_map": {"": "nowhere"}}, "^device_map: 'nowhere': Expected one of"),
+        ({"device_map": "cuda:99"}, "^device_map: 'cuda:99': "),
+        ({"attn_implementation": "nonsense"}, "nonsense"),
+        ({"experts_implementation": "eager"}, "experts_implementation does nothing: the base has"),
+    ],
+)
+def test_options_that_do_not_fit_are_seen_by_check_too(family_base, tmp_path, model, message):
+    content = [{"prompt": "Which?", "answer": "red"}] * 4
+    (tmp_path / "rows.json").write_text(json.dumps(content), encoding="utf-8")
+    rows = str(tmp_path / "rows.json")
+    asked = parse_recipe(
+        json.dumps(
+            {
+                "base": str(family_base("llama")),
+                "store": str(tmp_path / "store"),
+                "tasks": [{"name": "t", "train": rows, "test": rows}],
+                "model": model,
+            }
+        )
+    )
+    for command in (check, mm_piece.train):
+        with pytest.raises(ModelError, match=message) as caught:
+            command(asked)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "store" / "store.json").exists()
 
 
 def test_a_revision_goes_with_a_base(tmp_path):

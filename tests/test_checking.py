@@ -325,7 +325,10 @@ def test_histogram():
         ('"train": {"per_device_eval_batch_size": 0}', "per_device_eval_batch_size .* at least 1"),
         ('"train": {"per_device_eval_batch_size": 2.5}', "a whole number of at least 1, not 2.5"),
         ('"train": {"gradient_accumulation_steps": 0}', "gradient_accumulation_steps .* at least"),
-        ('"train": {"learning_rate": "high"}', "learning_rate must be a number, not 'high'"),
+        (
+            '"train": {"learning_rate": "high"}',
+            "learning_rate must be a number of at least 0, not 'high'",
+        ),
         ('"train": {"save_strategy": "best"}', "save_strategy must be no, steps or epoch"),
         ('"train": {"num_train_epochs": 0}', "leave no step to train"),
         ('"model": {"dtype": [1]}', r"unknown dtype \[1\]; allowed: float32"),

@@ -32,7 +32,16 @@ ORDER = (
         "scenes",
         "tasks",
     ),
-    *("preprocessing", "models", "generation", "skeleton", "trainer", "checkpoint", "assembly"),
+    *(
+        "preprocessing",
+        "placing",
+        "models",
+        "generation",
+        "skeleton",
+        "trainer",
+        "checkpoint",
+        "assembly",
+    ),
     *("attachment", "loading", "exporting", "derive", "card", "hub", "sharing"),
     *(
         "evaluation",

@@ -1,12 +1,18 @@
 """Every setting of `train:` acts, is refused by name, or changes nothing: all of them, by list."""
 
+import inspect
+import json
+import re
 import shutil
 import sys
+from contextlib import contextmanager
 from dataclasses import fields
 from enum import Enum
 from itertools import cycle
-from types import SimpleNamespace
+from types import NoneType, SimpleNamespace
+from typing import get_args, get_origin, get_type_hints
 
+import families
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,15 +22,17 @@ from transformers.integrations import integration_utils
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
+import mm_piece
 from mm_piece.errors import RecipeError
 from mm_piece.models import load_base
-from mm_piece.names import weights
+from mm_piece.names import group_of, weights
+from mm_piece.recipe import parse_recipe
 from mm_piece.sparse import sparse_tuning
 from mm_piece.tasks import IGNORED, Example, collate, encode
-from mm_piece.trainer import arguments, fit, rehearse
-from mm_piece.trainer.known import ALIASES, HARMLESS, HONOURED, REFUSED
+from mm_piece.trainer import arguments, fit, rehearse, require_values
+from mm_piece.trainer.effects import NEEDS, RECOMPUTING
+from mm_piece.trainer.known import ALIASES, FIELDS, HARMLESS, HONOURED, REFUSED, default_of
 from mm_piece.trainer.optimizers import OPTIMIZERS
-from mm_piece.trainer.settings import _FIELDS, _default
 
 ANSWERS = ("red", "a green ball", "blue", "one two", "dog")
 
@@ -53,8 +61,6 @@ ACT = {
 SAME = {
     **dict.fromkeys(("do_train", "use_cache", "dataloader_pin_memory", "logging_first_step"), True),
     **dict.fromkeys(("skip_memory_metrics", "logging_nan_inf_filter", "log_on_each_node"), False),
-    **dict.fromkeys(("run_name", "project", "trackio_space_id", "trackio_bucket_id"), "other"),
-    "trackio_static_space_id": "other",
     "activation_checkpointing": True,
     "activation_checkpointing_kwargs": {"preserve_rng_state": True},
     "torch_empty_cache_steps": 1,
@@ -82,6 +88,7 @@ SAME = {
 ELSEWHERE = {
     *ALIASES,
     *("optim_args", "lr_scheduler_kwargs"),  # below
+    *("run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
     "per_device_eval_batch_size",  # test_evaluation: answers do not depend on it
     *("fp16", "tf32"),  # of accelerators
     "deepspeed",  # test_engines
@@ -150,16 +157,16 @@ def other_than(default):
     return "another" if default is None or isinstance(default, str | Enum) else {"a": 1}
 
 
-@pytest.mark.parametrize("key", sorted((REFUSED.keys() & _FIELDS) - {"remove_unused_columns"}))
+@pytest.mark.parametrize("key", sorted((REFUSED.keys() & FIELDS) - {"remove_unused_columns"}))
 def test_what_would_do_nothing_or_harm_is_refused(tmp_path, key):
     with pytest.raises(RecipeError) as caught:
-        arguments({key: other_than(_default(_FIELDS[key]))}, tmp_path, seed=1)
+        arguments({key: other_than(default_of(key))}, tmp_path, seed=1)
     assert str(caught.value) == f"train: {key!r} is not a setting here: {REFUSED[key]}"
 
 
 def test_what_is_so_anyway_may_be_written(tmp_path):
     beside = {"output_dir", "seed", "remove_unused_columns"}
-    usual = {k: _default(_FIELDS[k]) for k in REFUSED if k in _FIELDS and k not in beside}
+    usual = {k: default_of(k) for k in REFUSED if k in FIELDS and k not in beside}
     assert arguments({**usual, "remove_unused_columns": False}, tmp_path, seed=1).seed == 1
     with pytest.raises(RecipeError, match="'seed' is not a setting here: it is a key beside"):
         arguments({"seed": 42}, tmp_path, seed=1)
@@ -174,7 +181,7 @@ def test_settings_act(key, learn, plain, tmp_path):
 def test_settings_that_change_nothing(learn, plain, tmp_path):
     """Everything at once that is about speed, memory, files and reports."""
     missing = {"dataloader_pin_memory"} - ({"cuda"} if torch.cuda.is_available() else set())
-    settings = {key: value for key, value in SAME.items() if key in _FIELDS.keys() - missing}
+    settings = {key: value for key, value in SAME.items() if key in FIELDS.keys() - missing}
     try:
         assert torch.equal(learn(tmp_path / "work", **settings), plain)
         assert torch.are_deterministic_algorithms_enabled()
@@ -198,7 +205,8 @@ def stops():
     assert len(schedules) >= len(OPTIMIZERS)
     for schedule, optimizer in zip(schedules, cycle(OPTIMIZERS), strict=False):
         kind = {"lr_scheduler_type": schedule, "lr_scheduler_kwargs": _SCHEDULES.get(schedule)}
-        by = {"optim": optimizer, "optim_args": _OPTIONS.get(optimizer), "warmup_steps": 1}
+        by = {"optim": optimizer, "optim_args": _OPTIONS.get(optimizer)}
+        by["warmup_steps"] = int(schedule != "constant")
         yield pytest.param({**kind, **by}, id=f"{optimizer}-{schedule}")
     workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     yield pytest.param({"neftune_noise_alpha": 5.0}, id="noise")
@@ -237,8 +245,11 @@ def test_schedules_that_need_scores(tmp_path, name):
         ({"optim_args": "momentum=0.9"}, "adamw_torch_fused reads nothing there, not 'momentum'"),
         ({"optim": "sgd", "optim_args": "weight_decay=1"}, "reads momentum, .* not 'weight_decay'"),
         ({"optim": "sgd", "optim_args": "momentum"}, "'momentum' must be key=value"),
-        ({"label_smoothing_factor": 1}, "label_smoothing_factor must be at least 0 and below 1"),
-        ({"label_smoothing_factor": -0.1}, "at least 0 and below 1, not -0.1"),
+        (
+            {"label_smoothing_factor": 1},
+            "label_smoothing_factor must be a number of at least 0 and below 1",
+        ),
+        ({"label_smoothing_factor": -0.1}, "of at least 0 and below 1, not -0.1"),
         (
             {"gradient_checkpointing": True, "activation_checkpointing": False},
             "gradient_checkpointing and activation_checkpointing are one setting, and disagree",
@@ -254,6 +265,237 @@ def test_settings_that_would_be_ignored(tmp_path, settings, message):
     with pytest.raises(RecipeError, match=f"^train: .*{message}") as caught:
         arguments(settings, tmp_path, seed=1)
     assert "\n" not in str(caught.value)
+
+
+ON_A_CPU = {"use_cpu": True}
+# A setting with a value of its own -> what must stand beside it to act, and what it needs.
+IDLE = {
+    "fp16": (True, None, "an accelerator"),
+    "tf32": (True, None, "tf32"),
+    "save_steps": (3, {"save_strategy": "steps"}, "save_strategy: steps"),
+    "save_total_limit": (1, {"save_strategy": "epoch"}, "save_strategy: steps or epoch"),
+    "logging_steps": (3, {"logging_strategy": "steps"}, "logging_strategy: steps"),
+    "dataloader_persistent_workers": (True, {"dataloader_num_workers": 1}, "dataloader_num_work"),
+    "dataloader_prefetch_factor": (3, {"dataloader_num_workers": 1}, "dataloader"),
+    "gradient_checkpointing_kwargs": (
+        {"use_reentrant": False},
+        {"gradient_checkpointing": True},
+        "activation_checkpointing: true",
+    ),
+    "activation_checkpointing_kwargs": (
+        {"preserve_rng_state": False},
+        {"gradient_checkpointing": True},
+        "activation_checkpointing: true",
+    ),
+    "run_name": ("one", {"report_to": "trackio"}, "report_to: wandb or trackio"),
+    "project": ("one", {"report_to": "trackio"}, "report_to: trackio"),
+    "trackio_space_id": ("one", {"report_to": "trackio"}, "report_to: trackio"),
+    "trackio_bucket_id": ("one", {"report_to": ["trackio"]}, "report_to: trackio"),
+    "trackio_static_space_id": ("one", {"report_to": ["trackio"]}, "report_to: trackio"),
+}
+WITHOUT = {"save_strategy": "no", "logging_strategy": "epoch", **ON_A_CPU}
+
+
+def test_every_need_is_tried():
+    assert NEEDS.keys() == IDLE.keys()
+
+
+@pytest.mark.parametrize("key", sorted(IDLE.keys() & FIELDS))
+def test_settings_that_need_another_one(tmp_path, monkeypatch, key):
+    """By name where it is not there; with it, or with the value that holds anyway, they may be."""
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "trackio", TrainerCallback)
+    value, beside, needed = IDLE[key]
+    with pytest.raises(RecipeError, match=f"^train: .*{needed}") as caught:
+        arguments({**WITHOUT, key: value}, tmp_path, seed=1)
+    assert "\n" not in str(caught.value)
+    arguments({**WITHOUT, key: default_of(key)}, tmp_path, seed=1)
+    if beside:
+        assert arguments({**WITHOUT, key: value, **beside}, tmp_path, seed=1)
+
+
+def test_reporters_read_what_is_said_of_them():
+    """The table has every reporter of transformers whose source reads a setting."""
+    sources = {
+        name: "".join(inspect.getsource(kind) for kind in callback.__mro__[:-2])
+        for name, callback in integration_utils.INTEGRATION_TO_CALLBACK.items()
+    }
+    for key in ("run_name", "project", *(k for k in FIELDS if k.startswith("trackio_"))):
+        readers = {name for name, source in sources.items() if f"args.{key}" in source}
+        assert f"report_to: {' or '.join(sorted(readers, key=ORDER.index))}" == NEEDS[key].words
+
+
+ORDER = ("wandb", "trackio", "comet_ml", "mlflow", "dagshub", "swanlab")
+
+
+def test_the_table_of_recomputing_is_complete():
+    taken = inspect.signature(torch.utils.checkpoint.checkpoint).parameters
+    assert taken.keys() - {"function", "args", "kwargs", "context_fn"} <= RECOMPUTING.keys()
+
+
+def test_schedules_read_what_is_said_of_them(tmp_path):
+    for settings in (
+        {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3},
+        {"lr_scheduler_type": "constant", "warmup_steps": 0, "lr_scheduler_kwargs": {}},
+        {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": '{"num_cycles": 2}'},
+        {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 0.5}},
+        {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 2.0}},
+        {"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": {"timescale": 20}},
+        {"warmup_steps": 0.1},
+        {"warmup_steps": 2_000_000},
+        {
+            "lr_scheduler_type": "warmup_stable_decay",
+            "warmup_steps": 5000,
+            "lr_scheduler_kwargs": {"num_decay_steps": 3000, "decay_type": "linear"},
+        },
+    ):
+        assert arguments(settings, tmp_path, seed=1).lr_scheduler_type
+
+
+_WSD = {"lr_scheduler_type": "warmup_stable_decay"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr_scheduler_type": "constant", "warmup_steps": 3}, "warmup_steps does nothing with"),
+        ({"lr_scheduler_type": "constant", "warmup_steps": 0.1}, "warmup_steps does nothing with"),
+        ({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"a": 1}}, "nothing there, not"),
+        (
+            {"lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": {"num_cycles": 2}},
+            "constant_with_warmup reads nothing there, not 'num_cycles'",
+        ),
+        (
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"cycles": 2}},
+            "cosine reads num_cycles there, not 'cycles'",
+        ),
+        ({"lr_scheduler_kwargs": {"last_epoch": 3}}, "linear reads nothing there"),
+        ({"lr_scheduler_kwargs": "cosine"}, "lr_scheduler_kwargs must be a mapping"),
+        ({"lr_scheduler_kwargs": "{"}, ""),
+        (
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": "two"}},
+            "lr_scheduler_type cosine: could not convert",
+        ),
+        ({**_WSD}, "lr_scheduler_type warmup_stable_decay: TypeError: .*num_decay_steps"),
+        (
+            {**_WSD, "lr_scheduler_kwargs": {"num_decay_steps": 9, "warmup_type": "cosine"}},
+            "warmup_type does nothing with lr_scheduler_type 'warmup_stable_decay'",
+        ),
+        (
+            {
+                **_WSD,
+                "lr_scheduler_kwargs": {
+                    "num_decay_steps": 9,
+                    "decay_type": "linear",
+                    "num_cycles": 3.0,
+                },
+            },
+            "num_cycles does nothing with",
+        ),
+        ({"optim": "sgd", "optim_args": {"dampening": 0.5}}, "dampening does nothing without mom"),
+        ({"optim": "sgd", "optim_args": "momentum=fast"}, "momentum must be a number, not 'fast'"),
+        ({"optim": "sgd", "optim_args": {"momentum": float("nan")}}, "must be a number, not 'nan'"),
+        ({"optim": "sgd", "optim_args": {"momentum": [0.9]}}, "momentum must be a number or true"),
+        ({"optim": "sgd", "optim_args": {"nesterov": "maybe"}}, "nesterov must be true or false"),
+        ({"optim": "sgd", "optim_args": {"nesterov": True}}, "optim sgd: Nesterov"),
+        ({"optim": "sgd", "optim_args": {"momentum": -1}}, "optim sgd: Invalid momentum"),
+        ({"optim": "sgd", "optim_args": "momentum=.9,momentum=.5"}, "'momentum' stands twice"),
+        ({"optim_args": ["momentum"]}, "optim_args must be text"),
+        (
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"nope": 1}},
+            "unknown key 'nope'; allowed: use_reentrant, preserve_rng_state",
+        ),
+        (
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"debug": 1}},
+            "debug must be true or false, not 1",
+        ),
+        (
+            {
+                "gradient_checkpointing": True,
+                "gradient_checkpointing_kwargs": {"determinism_check": "no"},
+            },
+            "determinism_check must be default or none, not 'no'",
+        ),
+        ({"include_num_input_tokens_seen": "foo"}, "unknown 'foo' .allowed: .*non_padding"),
+        ({"log_level": "nope"}, "log_level: unknown 'nope' .allowed: .*error, .*passive"),
+        ({"log_level_replica": "warn"}, "unknown 'warn'; did you mean 'warning'. .allowed: "),
+    ],
+)
+def test_parts_of_settings_that_would_be_ignored(tmp_path, settings, message):
+    with pytest.raises(RecipeError, match=f"^train: .*{message}") as caught:
+        arguments(settings, tmp_path, seed=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_of_an_optimizer_as_a_mapping(learn, plain, tmp_path):
+    text, mapping = "momentum=0.9,nesterov=true", {"momentum": 0.9, "nesterov": True}
+    first = learn(tmp_path / "a", optim="sgd", optim_args=text)
+    assert torch.equal(first, learn(tmp_path / "b", optim="sgd", optim_args=mapping))
+    assert not torch.equal(first, learn(tmp_path / "c", optim="sgd"))
+
+
+def kinds_of(key):
+    """The types that a setting's field names."""
+    hint = get_type_hints(TrainingArguments)[key]
+    return {get_origin(kind) or kind for kind in get_args(hint) or (hint,)}
+
+
+# One value of each type; what a setting's field does not name is refused.
+SAMPLES = {bool: True, int: 3, float: 2.5, str: "text", dict: {"a": 1}, list: ["a"], tuple: (1,)}
+
+
+@pytest.mark.parametrize("key", sorted((HONOURED | HARMLESS).keys() & FIELDS))
+def test_settings_of_another_type(tmp_path, key):
+    kinds = kinds_of(key) | ({dict} if key == "optim_args" else set())
+    kinds |= {int} if float in kinds else set()
+    for kind, value in SAMPLES.items():
+        if kind not in kinds:
+            with pytest.raises(RecipeError, match=f"^train: {TODAYS.get(key, key)} must be "):
+                arguments({key: value}, tmp_path, seed=1)
+    if NoneType not in kinds:
+        with pytest.raises(RecipeError, match=f"^train: {TODAYS.get(key, key)} must be .*not None"):
+            arguments({key: None}, tmp_path, seed=1)
+
+
+TODAYS = {old: new for old, new in ALIASES.items() if new in FIELDS}
+
+
+@pytest.mark.parametrize("key", sorted(k for k in HONOURED.keys() & FIELDS if k not in ALIASES))
+def test_every_number_has_a_range(tmp_path, key):
+    if not {int, float} & kinds_of(key):
+        return
+    wrong = [-3, *([float("nan"), float("-inf")] if float in kinds_of(key) else [])]
+    wrong += [] if key == "max_grad_norm" or float not in kinds_of(key) else [float("inf")]
+    for value in wrong:
+        with pytest.raises(RecipeError, match=f"^train: {key} must be a .*number .*not {value}$"):
+            arguments({key: value}, tmp_path, seed=1)
+    require_values({key: default_of(key)})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_steps": 2.5}, r"max_steps must be a whole number of at least 1 \(or -1.*, not 2.5"),
+        ({"max_steps": 0}, "max_steps must be .* not 0"),
+        ({"warmup_steps": 2.5}, "warmup_steps must be a number of at least 0, whole or below 1"),
+        ({"adam_beta1": 1.0}, "adam_beta1 must be a number of at least 0 and below 1, not 1.0"),
+        (
+            {"save_total_limit": 0},
+            r"save_total_limit must be a whole number of at least 1 \(or null\), not 0",
+        ),
+        ({"run_name": 5}, r"run_name must be text \(or null\), not 5"),
+        ({"report_to": {"wandb": 1}}, r"report_to must be text or a list \(or null\)"),
+        ({"bf16": "yes"}, "bf16 must be true or false, not 'yes'"),
+    ],
+)
+def test_values_that_are_none(tmp_path, settings, message):
+    with pytest.raises(RecipeError, match=f"^train: {message}"):
+        arguments(settings, tmp_path, seed=1)
+
+
+def test_a_cpu_that_is_there_alone(tmp_path):
+    """`use_cpu: false`, which is the default, takes what there is."""
+    found = arguments({"use_cpu": False}, tmp_path, seed=1)
+    assert found.use_cpu is not torch.accelerator.is_available()
 
 
 def test_two_names_of_one_setting(tmp_path):
@@ -308,6 +550,88 @@ def test_a_reporter_that_cannot_begin(family_base, monkeypatch):
     examples = [encode(asked(0, "red"), processor)]
     with pytest.raises(RecipeError, match="^train: LookupError: no answer from reports.example$"):
         rehearse(model, examples, {"report_to": "swanlab"}, 0)
+
+
+def refuse_backward(module):
+    """Have a backward pass through a module's output fail, as attention of some kinds does."""
+
+    class Refusing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise NotImplementedError("no backward\nhere")
+
+    def hook(module, args, output):
+        if isinstance(output, tuple):
+            return Refusing.apply(output[0]), *output[1:]
+        return Refusing.apply(output)
+
+    return module.register_forward_hook(hook)
+
+
+def towers_and_layers(model):
+    """The first block of the vision tower, if there is one, and that of the language model."""
+    named = dict(model.named_modules())
+    first = [n for n in named if re.search(r"(?:layers|blocks)\.0$", n)]
+    tower = next((n for n in first if re.search("vis", n)), None)
+    layer = next(n for n in first if not re.search("vis", n))
+    return tower and named[tower], named[layer]
+
+
+@pytest.mark.parametrize("family", sorted(families.BUILDERS))
+def test_a_rehearsal_goes_back_through_all_layers(family, family_base):
+    """Down to the first weight that is trained and reached, and leaves no trace."""
+    from PIL import Image
+
+    model, processor = load_base(family_base(family))
+    tower, layer = towers_and_layers(model)
+    assert (tower is None) == (family in TEXT)
+    before = {name: weight.clone() for name, weight in weights(model).items()}
+    settings = {"max_steps": 1, "learning_rate": 0.1}
+    texts, language = [encode(asked(0, "red"), processor)], [n for n in before if is_language(n)]
+    cases = [(layer, texts, None), (layer, texts, language)]
+    if tower is not None:
+        image = Image.new("RGB", (24, 24), (255, 0, 0))
+        mixed = [encode(asked(0, "red", [image]), processor)]
+        cases += [(tower, mixed, None), (layer, mixed, language)]
+        with closing(refuse_backward(tower)):
+            rehearse(model, mixed, settings, 0, language)  # as far as the training goes
+    for module, examples, trained in cases:
+        rehearse(model, examples, settings, 0, trained)
+        failing = pytest.raises(RecipeError, match="^train: no backward here$")
+        with closing(refuse_backward(module)), failing:
+            rehearse(model, examples, settings, 0, trained)
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler that it calls
+def test_attention_without_a_backward_pass_is_found_before_there_is_a_store(family_base, tmp_path):
+    """As flex_attention's on a CPU, which `check` cannot see: it runs no model."""
+    if torch.accelerator.is_available():
+        pytest.skip("it has one on accelerators")
+    rows = tmp_path / "rows.json"
+    content = [{"prompt": "Which?", "answer": "red"}] * 4
+    rows.write_text(json.dumps(content), encoding="utf-8")
+    recipe = {"base": str(family_base("qwen2")), "store": str(tmp_path / "store")}
+    recipe |= {"tasks": [{"name": "a", "train": str(rows), "test": str(rows)}]}
+    recipe |= {"model": {"attn_implementation": "flex_attention"}, "train": {"max_steps": 1}}
+    with pytest.raises(RecipeError, match="^train: FlexAttention does not support backward on CPU"):
+        mm_piece.train(parse_recipe(json.dumps(recipe)))
+    assert not (tmp_path / "store" / "store.json").exists()
+
+
+def is_language(name):
+    return group_of(name) == "language"
+
+
+@contextmanager
+def closing(handle):
+    """Context of a hook."""
+    yield
+    handle.remove()
 
 
 @pytest.mark.parametrize("family", ["llama", "llava", "qwen2_vl"])

@@ -62,13 +62,16 @@ def test_backward_stops_below_the_lowest_entry(base, tmp_path, checkpointing):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ddp_timeout": "abc"}, "ddp_timeout must be a number, not 'abc'"),
-        ({"ddp_timeout": 0}, "ddp_timeout must be above 0, not 0"),
+        (
+            {"ddp_timeout": "abc"},
+            "ddp_timeout must be a whole number above 0 and at most .*, not 'abc'",
+        ),
+        ({"ddp_timeout": 0}, "ddp_timeout must be a whole number above 0 and at most .*, not 0"),
         ({"use_cpu": "maybe"}, "use_cpu must be true or false, not 'maybe'"),
-        ({"save_steps": 0}, "save_steps must be above 0, not 0"),
-        ({"max_grad_norm": -1}, "max_grad_norm must be at least 0"),
+        ({"save_steps": 0}, "save_steps must be a number above 0, not 0"),
+        ({"max_grad_norm": -1}, "max_grad_norm must be a number of at least 0 .*"),
         ({"per_device_train_batch_size": 0}, "a whole number of at least 1, not 0"),
-        ({"warmup_steps": True}, "warmup_steps must be a number, not True"),
+        ({"warmup_steps": True}, "warmup_steps must be a number of at least 0, .*, not True"),
     ],
 )
 def test_settings_out_of_range_are_named(tmp_path, settings, message):
@@ -99,6 +102,15 @@ def with_section(**sections):
         ({"bf16": True, **of_stage(2)}, "bf16 under DeepSpeed"),
         (with_section(fp16={"enabled": True}), "fp16 under DeepSpeed"),
         (with_section(bf16=True), "bf16 must be a section"),
+        (
+            {"lr_scheduler_type": "cosine", **with_section(scheduler={"type": "WarmupLR"})},
+            "lr_scheduler_type and the configuration's scheduler exclude each other",
+        ),
+        (
+            {"lr_scheduler_kwargs": {"a": 1}, **with_section(scheduler={"type": "WarmupLR"})},
+            "lr_scheduler_kwargs and the configuration's scheduler exclude each other",
+        ),
+        ({"ddp_bucket_cap_mb": 1, **of_stage(2)}, "ddp_bucket_cap_mb is of DDP, which is not used"),
         (with_section(optimizer=5), "optimizer must be a section"),
         (with_section(optimizer={"type": "Nope"}), "optimizer.type 'nope' is none of .*adamw"),
         (with_section(scheduler={"type": "Nope"}), "scheduler.type 'Nope' is none of .*WarmupLR"),

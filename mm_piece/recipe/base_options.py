@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from mm_piece.errors import short
+
 HONOURED = {
     "dtype": "the weights' dtype, which a store records",
     "attn_implementation": "how attention is computed",
-    "experts_implementation": "how experts are computed",
+    "experts_implementation": "how experts are computed; refused where there are none",
     "device_map": "where the weights lie",
-    "max_memory": "of each device, for device_map: auto",
+    "max_memory": "of each device, for a device_map that transformers makes",
     "use_safetensors": "which files are read",
     "variant": "which files are read",
     "subfolder": "which files are read",
@@ -69,6 +71,19 @@ REFUSED = {
     "_from_auto": _INTERNAL,
     "_from_pipeline": _INTERNAL,
 }
+MADE = ("auto", "balanced", "balanced_low_0", "sequential")  # maps that transformers makes
+_WITHOUT_VALUES = ("meta", "disk")
+_FLAG, _TEXT = (bool, "true or false"), (str, "text")
+_BY_PART = ((str, dict), "text, or a mapping from parts of the model")
+_TYPES: dict[str, tuple[Any, str]] = {
+    "use_safetensors": _FLAG,
+    "disable_mmap": _FLAG,
+    "variant": _TEXT,
+    "subfolder": _TEXT,
+    "attn_implementation": _BY_PART,
+    "experts_implementation": _BY_PART,
+    "max_memory": (dict, "a mapping from devices to sizes"),
+}
 _NEUTRAL = {"weights_only": True, "adapter_name": "default"}
 
 
@@ -86,9 +101,32 @@ def require_options(options: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{key!r} is not an option here: {REFUSED[key]}")
         if key in found and _plain(found[key]) != _plain(value):
             raise ValueError(f"{key} is {_plain(found[key])}, and {_plain(value)} by another name")
-        if key in HONOURED:
+        if key in HONOURED and (value is not None or key == "dtype"):
+            _require_type(key, value)
             found[key] = value
+    _require_devices(found)
     return found
+
+
+def _require_type(key: str, value: Any) -> None:
+    kinds, words = _TYPES.get(key, (object, ""))
+    if not isinstance(value, kinds):
+        raise ValueError(f"{key} must be {words}, not {short(value)}")
+
+
+def _require_devices(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for weights without values, and for a bound that nothing reads."""
+    placed = options.get("device_map")
+    for device in placed.values() if isinstance(placed, Mapping) else [placed]:
+        if (name := str(device).partition(":")[0]) in _WITHOUT_VALUES:
+            raise ValueError(
+                f"device_map: weights on {name!r} have no values to train; name devices such as "
+                f"cpu or cuda:0, or one of {', '.join(MADE)}"
+            )
+    if options.get("max_memory") and placed not in MADE:
+        raise ValueError(
+            f"max_memory does nothing without device_map: {' or '.join(MADE)}; leave it out"
+        )
 
 
 def _require_known(key: str) -> None:

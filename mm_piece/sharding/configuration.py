@@ -34,6 +34,11 @@ def configuration_of(train: Mapping[str, Any]) -> dict[str, Any]:
     for name in _FILLED:
         _require(name in config, f'{name} must be there ("auto" takes the recipe\'s)')
     _require_optimizer(train, config)
+    for key in ("lr_scheduler_type", "lr_scheduler_kwargs"):
+        both = bool(config.get("scheduler")) and key in train
+        _require(not both, f"{key} and the configuration's scheduler exclude each other")
+    for key in ("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"):
+        _require(train.get(key) is None, f"{key} is of DDP, which is not used beside it")
     return config
 
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,16 +15,14 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from mm_piece import sharding
-from mm_piece.errors import PieceError, RecipeError, reason
-from mm_piece.names import weights
+from mm_piece.errors import RecipeError
 from mm_piece.sparse import sparse_tuning
-from mm_piece.trainer.callbacks import OneStep, Progress
+from mm_piece.trainer.callbacks import Progress
 from mm_piece.trainer.feeding import Company, Feed
 from mm_piece.trainer.holding import hold
 from mm_piece.trainer.losses import loss_of
 from mm_piece.trainer.optimizer_order import restore_order, save_order
 from mm_piece.trainer.saving import reported_writes
-from mm_piece.trainer.settings import arguments
 from mm_piece.trainer.stopping import Stop, leave_signals_to_the_main_process
 
 _VALUES = "values.safetensors"
@@ -172,31 +169,8 @@ class _Loader(DataLoader):
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
-def rehearse(
-    model: nn.Module, examples: Sequence[dict[str, Tensor]], settings: dict[str, Any], pad: int
-) -> None:
-    """One training step that leaves no trace; RecipeError for settings that Trainer trips over."""
-    name, weight = next(reversed(weights(model).items()))
-    entry = torch.zeros(1, dtype=torch.int64)
-    before = sharding.take(weight, entry)
-    settings = {**settings, "disable_tqdm": True, "save_strategy": "no"}
-    try:
-        with TemporaryDirectory() as folder, sharding.lost():
-            args = arguments(settings, Path(folder), seed=0)
-            with sparse_tuning(model, {name: entry}) as tuning:
-                trainer = SparseTrainer(tuning, args, examples, pad)
-                trainer.add_callback(OneStep())
-                _require_a_step(trainer.train().global_step, len(examples))
-                trainer.close()
-    except PieceError:
-        raise
-    except Exception as error:  # Trainer, optimizer and model raise whatever they trip over
-        raise RecipeError(f"train: {reason(error)}") from error
-    finally:
-        sharding.put_all([(weight, entry, before)])
-
-
-def _require_a_step(steps: int, examples: int) -> None:
+def require_a_step(steps: int, examples: int) -> None:
+    """Raise RecipeError for a training that was over before its first step."""
     if steps == 0:
         raise RecipeError(f"train: these settings train no step on {examples} examples")
 
@@ -227,7 +201,7 @@ def fit(
     trainer.close()
     if stop.saved:
         stop.leave(f" at step {done.global_step}")
-    _require_a_step(done.global_step, len(examples))
+    require_a_step(done.global_step, len(examples))
     if not all(values.isfinite().all() for values in tuning.values().values()):
         raise RecipeError("train: the values are no longer finite; a lower learning_rate may help")
     return done.metrics

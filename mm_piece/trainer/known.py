@@ -4,18 +4,23 @@ The lists are complete: a test compares them to the class, so that a setting whi
 brings is looked at before anyone relies on it, and is refused until then.
 """
 
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+from transformers import TrainingArguments
+
 HONOURED = {
     "per_device_train_batch_size": "examples of a process in a batch",
     "per_device_eval_batch_size": "examples of a batch of answers",
     "gradient_accumulation_steps": "batches of a step",
     "num_train_epochs": "how long a task is learned",
-    "max_steps": "how long a task is learned",
+    "max_steps": "how long a task is learned, in place of num_train_epochs",
     "learning_rate": "of the optimizer",
     "lr_scheduler_type": "how the rate goes; all but those that need scores on the way",
-    "lr_scheduler_kwargs": "of the schedule",
-    "warmup_steps": "of the schedule",
+    "lr_scheduler_kwargs": "of the schedule; see `schedules`",
+    "warmup_steps": "of the schedule; see `schedules`",
     "optim": "those of `optimizers`",
-    "optim_args": "what the optimizer takes of them; anything else is refused",
+    "optim_args": "what the optimizer takes of them, also as a mapping; anything else is refused",
     "weight_decay": "of the trained values",
     "adam_beta1": "of Adam; refused with another optimizer",
     "adam_beta2": "of Adam; refused with another optimizer",
@@ -24,8 +29,8 @@ HONOURED = {
     "label_smoothing_factor": "see `losses`",
     "neftune_noise_alpha": "noise on the embeddings while values train",
     "bf16": "autocast while values train",
-    "fp16": "autocast while values train, gradients scaled",
-    "tf32": "of the whole process",
+    "fp16": "autocast while values train, gradients scaled; of accelerators",
+    "tf32": "of the whole process; of accelerators",
     "use_cpu": "where the model lies",
     "full_determinism": "of the whole process, scores too",
     "data_seed": "the order of the examples",
@@ -53,8 +58,8 @@ HONOURED = {
     "log_level_replica": "what transformers says",
     "log_on_each_node": "what transformers says",
     "report_to": "further reporters; TensorBoard's files are always written",
-    "run_name": "for reporters",
-    "project": "for reporters",
+    "run_name": "for reporters that read it",
+    "project": "for trackio",
     "trackio_space_id": "for trackio",
     "trackio_bucket_id": "for trackio",
     "trackio_static_space_id": "for trackio",
@@ -138,3 +143,11 @@ ALIASES = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
+
+FIELDS: dict[str, Field] = {field.name: field for field in fields(TrainingArguments)}
+
+
+def default_of(key: str) -> Any:
+    """What transformers takes where a setting is not written."""
+    field = FIELDS[key]
+    return field.default if field.default_factory is MISSING else field.default_factory()
