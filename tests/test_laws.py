@@ -303,7 +303,7 @@ def test_stop_at_any_step_and_resume_is_uninterrupted(
 
     def stop(tuning):
         write_back(tuning)
-        rehearsal = sum(values.numel() for values in tuning.values().values()) == 1
+        rehearsal = sum(values.numel() for values in tuning.values().values()) <= 2
         written["back"] += not rehearsal
         if written["back"] == step:
             raise Stop
