@@ -12,9 +12,10 @@ from PIL import Image
 from mm_piece.checking import check
 from mm_piece.cli import main
 from mm_piece.cli.checking import _example, _histogram
-from mm_piece.errors import RecipeError
+from mm_piece.errors import ModelError, RecipeError
 from mm_piece.measuring import rows_of
 from mm_piece.recipe import load_recipe
+from mm_piece.training import train
 
 
 @pytest.fixture
@@ -368,3 +369,15 @@ def test_texts_that_a_template_leaves_out_are_noted(world, base, tmp_path):
     write("train.json", [{**rows[0], "system": "Be short."}, *rows[1:]])
     told = "the base's chat template leaves out system messages in 1 rows"
     assert check(world).notes == [f"train.json: {told}"]
+
+
+def test_a_template_with_an_error_is_named_before_there_is_a_store(world, base, tmp_path):
+    shutil.copytree(base, tmp_path / "broken")
+    (tmp_path / "broken" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content ")
+    world.write_text(world.read_text().replace(str(base), str(tmp_path / "broken")))
+    told = "the base's chat template has an error in line 1"
+    with pytest.raises(ModelError, match=told):
+        check(world)
+    with pytest.raises(ModelError, match=told):
+        train(world)
+    assert not (tmp_path / "store").exists()

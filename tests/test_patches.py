@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from transformers import Trainer, TrainingArguments
 
 import mm_piece
+from mm_piece.errors import SelectionError
 from mm_piece.models import load_base
 from mm_piece.names import weights
 from mm_piece.sparse import sparse_tuning
@@ -111,13 +112,37 @@ def test_a_layer_that_raises_is_read_rightly_afterwards():
         torch.testing.assert_close(tuning.named()["first.weight"].grad, dense)
 
 
-def test_a_copy_has_values_of_its_own():
+def test_a_copy_is_a_plain_model():
+    """With the weights as they are, and nothing that ties it to the tuning."""
     model, x = Layers(called), inputs()
+    names = [name for name, _ in model.named_parameters()]
     with sparse_tuning(model, mask()) as tuning:
+        torch_loop(tuning, x)
         twin = copy.deepcopy(model)
-        twin(x).backward()
-        assert all(values.grad is None for values in tuning.parameters())
-        assert twin.first.weight_values.grad is not None
+        assert [name for name, _ in twin.named_parameters()] == names
+        assert [type(m) for m in twin.children()] == [nn.Linear, nn.LayerNorm, nn.Linear]
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in twin.children())
+        torch_loop(tuning, x)
+        learned = tuning.values()
+    with torch.no_grad():
+        model.last.weight.zero_()
+        twin(x)
+    assert not model.last.weight.any()  # a pass of the copy writes no values into the model
+    with sparse_tuning(twin, mask()) as tuning:
+        torch_loop(tuning, x)
+        again = tuning.values()
+    assert all(torch.equal(again[name], values) for name, values in learned.items())
+
+
+def test_a_weight_that_is_put_in_anothers_place_has_its_own_gradient():
+    model, x = Layers(functional_too), inputs()
+    model(x).backward()
+    dense = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    given = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+    with sparse_tuning(model, mask()):
+        torch.func.functional_call(model, given, (x,)).backward()
+    for name, expected in dense.items():
+        torch.testing.assert_close(given[name].grad, expected)
 
 
 def test_a_model_keeps_names_order_and_classes_inside_and_afterwards():
@@ -221,7 +246,31 @@ def accelerate_loop(tuning, x):
         optimizer.step()
 
 
+def loop_over_parts(tuning, x):
+    """The model itself is never called, only what is in it."""
+    for _ in range(3):
+        called(tuning.model, x).pow(2).sum().backward()
+        for values in tuning.parameters():
+            values.data -= 0.1 * values.grad
+            values.grad = None
+
+
+def steps_within_the_backward_pass(tuning, x):
+    """Each value is stepped as soon as it has its gradient, which is freed then."""
+    optimizers = {values: torch.optim.SGD([values], lr=0.1) for values in tuning.parameters()}
+
+    def step(values):
+        optimizers[values].step()
+        values.grad = None
+
+    for values in optimizers:
+        values.register_post_accumulate_grad_hook(step)
+    for _ in range(3):
+        tuning.model(x).backward()
+
+
 LOOPS = [torch_loop, told_loop, loop_by_hand, foreign_loop, accelerate_loop]
+LOOPS += [loop_over_parts, steps_within_the_backward_pass]
 
 
 def trained_densely(x):
@@ -247,6 +296,68 @@ def test_every_loop_learns(loop):
     assert delta.entries == sum(map(len, INDEX.values()))
     for name, expected in trained_densely(x).items():
         torch.testing.assert_close(model.get_parameter(name), expected, rtol=1e-4, atol=1e-6)
+
+
+def added(values, change):
+    values.add_(change)
+
+
+def added_behind(values, change):
+    values.data.add_(change)  # which counts as no change of the tensor
+
+
+def replaced(values, change):
+    values.data = values.data + change
+
+
+@pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
+@pytest.mark.parametrize("move", [added, added_behind, replaced])
+@pytest.mark.parametrize("whole", [True, False])
+@torch.no_grad()
+def test_a_pass_sees_moved_values_without_a_gradient(use, move, whole):
+    """As training needs it that only compares losses: two passes forward, none back."""
+    model, plain, x = Layers(use), Layers(use), inputs()
+
+    def loss_of(one):
+        return one(x) if whole else use(one, x).pow(2).sum()
+
+    with sparse_tuning(model, mask()) as tuning:
+        for change in (0.5, -0.75):
+            for name, index in INDEX.items():
+                plain.get_parameter(name).view(-1)[torch.tensor(index)] += change
+            for values in tuning.parameters():
+                move(values, change)
+            assert torch.equal(loss_of(model), loss_of(plain))
+
+
+def test_a_delta_is_what_was_learned_whatever_became_of_the_weights():
+    model, x = Layers(called), inputs()
+    with sparse_tuning(model, mask()) as tuning:
+        torch_loop(tuning, x)
+        inside = tuning.delta("t")
+    with torch.no_grad():
+        model.last.weight.zero_()
+    afterwards = tuning.delta("t")
+    tuning.write_back()
+    assert not model.last.weight.any()
+    assert all(torch.equal(afterwards.values[n], row) for n, row in inside.values.items())
+
+
+def test_what_needs_the_context_is_one_line_outside_of_it():
+    model = Layers(called)
+    tuning = sparse_tuning(model, mask())
+    for call in (tuning.parameters, tuning.values, lambda: tuning.delta("t")):
+        with pytest.raises(SelectionError, match="^there are no values yet: "):
+            call()
+    with tuning:
+        with pytest.raises(SelectionError, match="^these values belong to another mask"):
+            tuning.restore({})
+        with pytest.raises(SelectionError, match="being tuned already"), tuning:
+            pass
+    with pytest.raises(SelectionError, match="^values are restored inside"):
+        tuning.restore(tuning.values())
+    with pytest.raises(SelectionError, match="torch.float64; trained are torch.float32"):
+        sparse_tuning(model.double(), mask())
 
 
 def test_weights_hold_the_values_right_after_a_step():
