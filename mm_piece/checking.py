@@ -126,7 +126,7 @@ def check(
 
 
 def _require_base(recipe: Recipe, parts: Parts) -> list[str]:
-    """Raise unless the base has entries to select and, where it is a folder, all its weights.
+    """Raise unless the base has entries to select and, where it is a folder, all finite weights.
 
     Returns a note on what its files hold besides.
     """
@@ -135,6 +135,7 @@ def _require_base(recipe: Recipe, parts: Parts) -> list[str]:
     if not Path(recipe.base).is_dir():
         return []
     checkpoint = checkpoint_of(recipe, as_dtype(recipe.model.get("dtype", "float32")))
+    checkpoint.require_finite()
     if unread := checkpoint.skeleton.unread:
         return [
             f"{recipe.base}: nothing reads {len(unread)} tensors of its files, {unread[0]} first"

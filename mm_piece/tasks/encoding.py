@@ -142,7 +142,7 @@ def _process(processor: Any, text: str, example: Example) -> dict[str, Tensor]:
     try:
         if is_text(processor):
             return dict(processor(text, **options))
-        return dict(processor(text=[text], images=example.pictures() or None, **options))
+        inputs = dict(processor(text=[text], images=example.pictures() or None, **options))
     except PieceError:
         raise
     except Exception as error:  # processors raise whatever they trip over
@@ -150,3 +150,17 @@ def _process(processor: Any, text: str, example: Example) -> dict[str, Tensor]:
         unset = [key for key in vars(processor) if vars(processor)[key] is None]
         hint = f" (the processor has no {', '.join(unset)})" if unset else ""
         raise DataError(f"{where}: {reason(error)}{hint}") from error
+    _require_finite(inputs, processor, example)
+    return inputs
+
+
+def _require_finite(inputs: dict[str, Tensor], processor: Any, example: Example) -> None:
+    """Raise ModelError for pixels that are no numbers: what an image holds always is some."""
+    for key, value in inputs.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            made_by = type(processor.image_processor).__name__
+            raise ModelError(
+                f"{example.source} row {example.row}: the base's {made_by} makes {key} that are "
+                "not finite; mend image_mean, image_std or rescale_factor in its "
+                "preprocessor_config.json"
+            )
