@@ -381,3 +381,21 @@ def test_a_template_with_an_error_is_named_before_there_is_a_store(world, base, 
     with pytest.raises(ModelError, match=told):
         train(world)
     assert not (tmp_path / "store").exists()
+
+
+def test_answers_that_are_most_likely_options_are_noted(world):
+    row = {"prompt": "Which?", "answer": "cat", "answers": ["cat", "dog"]}
+    own = {"prompt": "Which?", "answer": "cat", "answers": ["The cat.", "A cat"]}
+    write("test.json", [row, own, {"prompt": "Which?", "answer": "cat"}])
+    assert check(world).notes == []
+    world.write_text(world.read_text().replace('"max_length"', '"metric": "choice", "max_length"'))
+    (note,) = check(world).notes
+    assert note.startswith("test.json: 1 rows count several options as right")
+
+
+def test_answers_that_score_nothing_by_the_metric_are_noted(world):
+    write("test.json", [{"prompt": "Which?", "answer": "A", "answers": ["A. cat"]}] * 3)
+    (note,) = check(world).notes
+    assert note == "test.json: 3 rows hold an answer that scores 0 against their own `answers`"
+    world.write_text(world.read_text().replace('"max_length"', '"metric": "choice", "max_length"'))
+    assert check(world).notes == []
