@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_piece.errors import DataError, ModelError, PieceError, reason
+from mm_piece.errors import DataError, ModelError, PieceError, reason, short
 from mm_piece.tasks.examples import Example
 from mm_piece.tasks.rendering import is_text, tokenizer_of
 from mm_piece.tasks.special import require_no_visual_tokens
@@ -24,6 +24,7 @@ def encode(example: Example, processor: Any) -> dict[str, Tensor]:
     expanded by the processor. Raises DataError where text and images disagree, ModelError where the
     chat template breaks the law that a prompt begins prompt and answer.
     """
+    _require_kinds(example, processor)
     require_no_visual_tokens(example, processor)
     shown = conversation(example, processor)
     question = shown.text[: shown.asked]
@@ -45,8 +46,16 @@ def encode(example: Example, processor: Any) -> dict[str, Tensor]:
 
 def encode_prompt(example: Example, processor: Any) -> dict[str, Tensor]:
     """Model inputs of an example's last question, ready for generation."""
+    _require_kinds(example, processor)
     require_no_visual_tokens(example, processor)
     return _process(processor, prompt(example, processor), example)
+
+
+def _require_kinds(example: Any, processor: Any) -> None:
+    if not isinstance(example, Example):
+        raise DataError(f"an example must be one that `read` gives, not {short(example)}")
+    if not callable(processor):
+        raise ModelError(f"the processor must be what `load` gives, not {short(processor)}")
 
 
 def token_ids(example: Example, processor: Any, generation: bool = False) -> list[int]:
