@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -147,12 +148,30 @@ def _copy(part: _Part, to: Path) -> DeltaStore:
     if (to / MANIFEST).exists():
         target = DeltaStore.open(to)
         target.verify()
-    else:
+        with target.writing():
+            _require_same_history(str(to), target.base, target.entries, part)
+            _continue(target, part)
+        return target
+
+    with _whole_or_nothing(to):
         target = DeltaStore.create(to, relocated(part.base, part.store.path, to), part.recipe)
-    with target.writing():
-        _require_same_history(str(to), target.base, target.entries, part)
         _continue(target, part)
     return target
+
+
+@contextmanager
+def _whole_or_nothing(folder: Path) -> Iterator[None]:
+    """Context in which a folder is filled; if that fails, what came into it is removed again."""
+    before = {path.name for path in folder.iterdir()} if folder.is_dir() else None
+    try:
+        yield
+    except BaseException:
+        for path in folder.iterdir() if before is not None and folder.is_dir() else ():
+            if path.name not in before:
+                rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        if before is None:
+            rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _continue(target: DeltaStore, part: _Part) -> None:

@@ -90,11 +90,9 @@ def stream(  # noqa: PLR0913 - each is a setting of its own
     """
     if not len(batches):
         raise SelectionError("there are no batches to score weights on")
-    rule, named = resolve(method), weights(model)
+    rule, named, room = resolve(method), weights(model), bytes_of(memory)
     shares = _shares(named, scorable(model, batches, method) if names is None else names)
-    passes = _Passes(
-        *(model, batches, method, shares, bytes_of(memory), host, folds, objective, progress)
-    )
+    passes = _Passes(model, batches, method, shares, room, host, folds, objective, progress)
     generator = torch.Generator().manual_seed(seed)
     runs = _of_outputs(passes) if method in OF_OUTPUTS else _of_gradients(passes)
     for name, pieces in runs:
