@@ -592,7 +592,7 @@ def test_a_template_may_refuse_what_it_is_probed_with(family):
     shown = example("a dog", images=int(family == "llava"))
     expected = encode(shown, processor)["input_ids"]
     processor.chat_template = (
-        "{% for m in messages if m.role == 'user' and '\ue000' in m.content | string %}"
+        "{% for m in messages if m.role == 'user' and '\ue000' in m.content | tojson %}"
         "{{ raise_exception('odd') }}{% endfor %}"
     ) + tokenizer_of(processor).chat_template
     assert encode(shown, processor)["input_ids"].equal(expected)
