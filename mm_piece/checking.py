@@ -44,6 +44,8 @@ class Split:
     special: int = 0  # of those rows: what a text holds becomes a token with a meaning of its own
     unread: list[str] = field(default_factory=list)  # fields of rows that nothing reads
     left_out: dict[str, int] = field(default_factory=dict)  # what the template leaves out: rows
+    unrewarded: int = 0  # rows whose own answer scores nothing
+    ambiguous: int = 0  # rows of a multiple choice that count several options as right
     errors: list[str] = field(default_factory=list)
 
 
@@ -127,7 +129,7 @@ def check(
 
 
 def _require_base(recipe: Recipe, parts: Parts) -> list[str]:
-    """Raise unless the base has entries to select and, where it is a folder, all its weights.
+    """Raise unless the base has entries to select and, where it is a folder, all finite weights.
 
     Returns a note on what its files hold besides.
     """
@@ -136,6 +138,7 @@ def _require_base(recipe: Recipe, parts: Parts) -> list[str]:
     if not Path(recipe.base).is_dir():
         return []
     checkpoint = checkpoint_of(recipe, as_dtype(recipe.model.get("dtype", "float32")))
+    checkpoint.require_finite()
     if unread := checkpoint.skeleton.unread:
         return [
             f"{recipe.base}: nothing reads {len(unread)} tensors of its files, {unread[0]} first"
@@ -156,6 +159,7 @@ def _task(task: GeneralTask, parts: Parts, rows: int, progress: Progress) -> Tas
     found = TaskCheck(task.name, task.metric, task.max_length, train, test, shared)
     if asked:
         found.commonest, found.floor = _floor(task, asked)
+        _look_at_answers(test, asked, task.metric)
     shown = taught or asked
     if shown and not (test.errors or (train and train.errors)):
         found.example = _tokens(shown[0], parts.processor, task)
@@ -206,11 +210,32 @@ def _look(split: Split, example: Example, parts: Parts, task: GeneralTask) -> No
         split.errors.append(str(error))
 
 
+def _look_at_answers(split: Split, examples: Sequence[Example], metric: str) -> None:
+    """Count the rows whose `answers` most likely are not meant as all that count as right."""
+    rows = [(example.answer, example.accepted) for example in examples if example.accepted]
+    if not rows:
+        return
+    scores = METRICS[metric]([own for own, _ in rows], [accepted for _, accepted in rows])
+    split.unrewarded = sum(score == 0 for score in scores)
+    if metric == "choice":
+        split.ambiguous = sum(
+            not all(METRICS[metric](accepted, [accepted[:1]] * len(accepted)))
+            for _, accepted in rows
+        )
+
+
 def _notes(split: Split, max_length: int | None, positions: int) -> Iterator[str]:
     if split.unread:
         yield f"nothing reads the fields {', '.join(split.unread)}"
     for name, rows in split.left_out.items():
         yield f"the base's chat template leaves out {name} in {rows} rows"
+    if split.unrewarded:
+        yield f"{split.unrewarded} rows hold an answer that scores 0 against their own `answers`"
+    if split.ambiguous:
+        yield (
+            f"{split.ambiguous} rows count several options as right: all of their `answers`; if "
+            "those are the options, let `columns: {answers: …}` name the field of the right one"
+        )
     if split.special:
         yield f"{split.special} rows hold special tokens of the base, which are not read as text"
     long = sum(length > positions for length in split.lengths) if max_length is None else 0

@@ -195,6 +195,23 @@ class Checkpoint:
         if fingerprint(live) != self.fingerprint():
             raise ModelError(f"{self.folder}: the loaded model has other values than its files")
 
+    def require_finite(self) -> None:
+        """Raise ModelError for a weight with an entry that is no number; reads everything.
+
+        It is looked at as the model has it: what a narrower dtype cannot hold, it makes infinite.
+        """
+        for name, weight in self.parameters.items():
+            for first, piece in weight.pieces():
+                low, high = piece.aminmax()  # in one go; a NaN makes both NaN
+                if not (low.isfinite() and high.isfinite()):
+                    at = int((~piece.isfinite()).nonzero()[0])
+                    dtype = str(piece.dtype).removeprefix("torch.")
+                    raise ModelError(
+                        f"{self.folder}: {name} holds {float(piece[at])} in {dtype} (entry "
+                        f"{first + at}), which no training can use; mend the base's weights, or "
+                        "take another dtype if their files hold finite ones"
+                    )
+
     @property
     def layout(self) -> dict[str, tuple[int, ...]]:
         """The shapes in the files of the weights that may lie turned there."""

@@ -119,12 +119,17 @@ def evaluate(
 ) -> list[Answer]:
     """Answer and score every example; options: those of `said`.
 
-    Raises DataError for an unknown metric, ModelError for what is no model.
+    Raises DataError for an unknown metric and for what are no examples, ModelError for what is no
+    model and no processor.
     """
     if metric not in METRICS:
         raise DataError(f"unknown metric {short(metric)}; known: {', '.join(METRICS)}")
     if not isinstance(model, nn.Module):
         raise ModelError(f"the model must be a torch module, not {short(model)}")
+    if not callable(processor):
+        raise ModelError(f"the processor must be what `load` gives, not {short(processor)}")
+    if not isinstance(examples, Sequence) or not all(isinstance(e, Example) for e in examples):
+        raise DataError(f"examples must be a list of what `read` gives, not {short(examples)}")
 
     rule, predictions = METRICS[metric], said(model, processor, examples, **options)
     tokenizer = tokenizer_of(processor)

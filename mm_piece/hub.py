@@ -3,14 +3,20 @@
 Whatever goes wrong on the way is a StoreError of one line that says what would help.
 """
 
+import os.path
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import huggingface_hub
 from huggingface_hub import errors
 
-from mm_piece.errors import StoreError
+from mm_piece.errors import StoreError, as_path
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_PLACES = "allowed: user/name on the Hub, a folder (./name, /path/name), file:///path/name"
 
 
 def prepare(repository: str, private: bool, revision: str | None) -> None:
@@ -106,3 +112,26 @@ _ADVICE = (
     (_answered(401, 403), "this account may not do that there; run `hf auth login`"),
     (_answered(409, 412), "somebody else has just changed the repository; do it again"),
 )
+
+
+def folder_of(place: str | Path) -> Path | None:
+    """The folder that a place names; None for a repository of the Hub."""
+    if not isinstance(place, str):
+        return as_path(place, "a place")
+    if place.startswith("file://"):
+        return _from_url(place)
+    if not place or "://" in place:
+        raise StoreError(f"{place!r} is no place for a store; {_PLACES}")
+    if place[0] in "./~" or place.count("/") != 1 or Path(place).exists():
+        return Path(os.path.expanduser(place))  # noqa: PTH111 - Path's own raises for ~stranger
+    if not _REPOSITORY.fullmatch(place):
+        raise StoreError(f"{place!r} is no repository and no folder that exists; {_PLACES}")
+    return None
+
+
+def _from_url(url: str) -> Path:
+    parts = urlsplit(url)
+    plain = parts.netloc in ("", "localhost") and not parts.query and not parts.fragment
+    if not plain or not parts.path.startswith("/"):
+        raise StoreError(f"{url} names no folder of this computer; {_PLACES}")
+    return Path(unquote(parts.path))

@@ -1,5 +1,6 @@
 """A recipe's store: a new one if everything works, or the one that a run goes on with."""
 
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ from torch import nn
 
 from mm_piece import sharding
 from mm_piece.checkpoint import Checkpoint, fetch
-from mm_piece.errors import BaseError, PieceError, StoreError
+from mm_piece.errors import BaseError, ModelError, PieceError, StoreError
 from mm_piece.evaluation import pad_of
+from mm_piece.importance.reach import frozen, loss_of
 from mm_piece.manifest import require_folders_inside
 from mm_piece.models import (
     as_dtype,
@@ -61,8 +63,12 @@ def store_of(
     with zero.entering():
         model, processor = load_base(recipe.base, recipe.revision, **recipe.model)
     checkpoint.require_loaded(tensors(model))
+    if sharding.is_main():
+        checkpoint.require_finite()
     require_places(recipe, {name: tuple(shape_of(p)) for name, p in weights(model).items()})
     _rehearse(recipe, model, processor, train_rows, test_rows)
+    with zero.running(model):
+        _require_finite_losses(recipe, model, processor, train_rows)
     base = describe(model, recipe.base, recipe.revision, path) | checkpoint.record()
     if sharding.is_main():
         DeltaStore.create(path, base, recipe.text(), over_empty=True)
@@ -104,6 +110,27 @@ def _rehearse(
             rehearse(model, [inputs] * len(examples), recipe.train, pad, trained)
     for note in parts.notes:
         say(note)
+
+
+@torch.no_grad()
+def _require_finite_losses(
+    recipe: Recipe, model: nn.Module, processor: Any, train_rows: dict[str, Rows]
+) -> None:
+    """Raise ModelError if finite weights and inputs give a loss that is no number.
+
+    Training would fail with a store left behind, and blame the learning rate.
+    """
+    with frozen(model):
+        for task in recipe.tasks:
+            for example in _samples(train_rows[task.name]):
+                inputs, _ = fitted(example, processor, task.max_length)
+                loss = float(loss_of(model, inputs))
+                if not isfinite(loss):
+                    raise ModelError(
+                        f"{recipe.base}: its loss on {example.source} row {example.row} is {loss}, "
+                        "though its weights and inputs are finite; another `model: {dtype: …}` "
+                        "may hold what they give"
+                    )
 
 
 def _samples(examples: Rows) -> list[Example]:

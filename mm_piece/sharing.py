@@ -9,16 +9,15 @@ SHA-256. Everything is verified before the first byte is written.
 """
 
 import os.path
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from mm_piece import hub, manifest
+from mm_piece.atomic import new_folder
 from mm_piece.card import MARK, model_card
 from mm_piece.errors import PieceError, RecipeError, StoreError, as_path
 from mm_piece.loading import as_store
@@ -28,8 +27,6 @@ from mm_piece.recipe import parse_recipe
 from mm_piece.store import DeltaStore
 
 _CARD = "README.md"
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_PLACES = "allowed: user/name on the Hub, a folder (./name, /path/name), file:///path/name"
 
 
 def transfer(source: str | Path | DeltaStore, to: str | Path, at: int | None = None) -> DeltaStore:
@@ -72,7 +69,7 @@ def push(
     What is there is only ever continued. The Hub also gets a model card, unless a person wrote the
     one that is there, and no folder of this computer. Raises StoreError and what `verify` finds.
     """
-    if (folder := _folder(to)) is None:
+    if (folder := hub.folder_of(to)) is None:
         return _push_to_hub(_part(as_store(store), None), str(to), private, revision)
     if private or revision:
         raise StoreError(f"{to}: private and revision are for the Hub, and this is a folder")
@@ -84,7 +81,7 @@ def pull(source: str | Path, to: str | Path, *, revision: str | None = None) -> 
 
     Nothing is written to `to` before all was verified. Raises StoreError and what `verify` finds.
     """
-    if (folder := _folder(source)) is None:
+    if (folder := hub.folder_of(source)) is None:
         return _pull_from_hub(str(source), as_path(to, "the new store"), revision)
     if revision:
         raise StoreError(f"{source}: a revision is for the Hub, and this is a folder")
@@ -144,15 +141,36 @@ def _only_learned(part: _Part, to: Path) -> _Part:
 
 
 def _copy(part: _Part, to: Path) -> DeltaStore:
-    if (to / MANIFEST).exists():
-        target = DeltaStore.open(to)
-        target.verify()
-    else:
-        target = DeltaStore.create(to, relocated(part.base, part.store.path, to), part.recipe)
-    with target.writing():
-        _require_same_history(str(to), target.base, target.entries, part)
-        _continue(target, part)
+    if to.exists():
+        target = _opened(part, to)
+        with target.writing():
+            _require_same_history(str(to), target.base, target.entries, part)
+            _continue(target, part)
+        return target
+
+    base = relocated(part.base, part.store.path, to)
+    with _made(to) as folder:
+        _continue(DeltaStore.create(folder, base, part.recipe), part)
+    return DeltaStore.open(to)
+
+
+def _opened(part: _Part, to: Path) -> DeltaStore:
+    """The store in a folder that is there, verified, or a new one beside what that holds."""
+    if not (to / MANIFEST).exists():
+        return DeltaStore.create(to, relocated(part.base, part.store.path, to), part.recipe)
+    target = DeltaStore.open(to)
+    target.verify()
     return target
+
+
+@contextmanager
+def _made(to: Path) -> Iterator[Path]:
+    """A new folder that is there whole once the block ends, or not at all; errors name `to`."""
+    with manifest.reported(to), new_folder(Path(os.path.realpath(to))) as folder:
+        try:
+            yield folder
+        except PieceError as error:
+            raise type(error)(str(error).replace(str(folder), str(to))) from error
 
 
 def _continue(target: DeltaStore, part: _Part) -> None:
@@ -182,29 +200,6 @@ def _require_same_history(
         if old.sha256 != new.sha256:
             also = f"SHA-256 {old.sha256[:12]}… there, {new.sha256[:12]}… in {part.name}"
             raise StoreError(f"{place}: has diverged at position {old.position}: {also}")
-
-
-def _folder(place: str | Path) -> Path | None:
-    """The folder that a place names; None for a repository of the Hub."""
-    if not isinstance(place, str):
-        return as_path(place, "a place")
-    if place.startswith("file://"):
-        return _from_url(place)
-    if not place or "://" in place:
-        raise StoreError(f"{place!r} is no place for a store; {_PLACES}")
-    if place[0] in "./~" or place.count("/") != 1 or Path(place).exists():
-        return Path(os.path.expanduser(place))  # noqa: PTH111 - Path's own raises for ~stranger
-    if not _REPOSITORY.fullmatch(place):
-        raise StoreError(f"{place!r} is no repository and no folder that exists; {_PLACES}")
-    return None
-
-
-def _from_url(url: str) -> Path:
-    parts = urlsplit(url)
-    plain = parts.netloc in ("", "localhost") and not parts.query and not parts.fragment
-    if not plain or not parts.path.startswith("/"):
-        raise StoreError(f"{url} names no folder of this computer; {_PLACES}")
-    return Path(unquote(parts.path))
 
 
 def _push_to_hub(part: _Part, repository: str, private: bool, revision: str | None) -> str:

@@ -12,9 +12,10 @@ from PIL import Image
 from mm_piece.checking import check
 from mm_piece.cli import main
 from mm_piece.cli.checking import _example, _histogram
-from mm_piece.errors import RecipeError
+from mm_piece.errors import ModelError, RecipeError
 from mm_piece.measuring import rows_of
 from mm_piece.recipe import load_recipe
+from mm_piece.training import train
 
 
 @pytest.fixture
@@ -371,3 +372,33 @@ def test_texts_that_a_template_leaves_out_are_noted(world, base, tmp_path):
     write("train.json", [{**rows[0], "system": "Be short."}, *rows[1:]])
     told = "the base's chat template leaves out system messages in 1 rows"
     assert check(world).notes == [f"train.json: {told}"]
+
+
+def test_a_template_with_an_error_is_named_before_there_is_a_store(world, base, tmp_path):
+    shutil.copytree(base, tmp_path / "broken")
+    (tmp_path / "broken" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content ")
+    world.write_text(world.read_text().replace(str(base), str(tmp_path / "broken")))
+    told = "the base's chat template has an error in line 1"
+    with pytest.raises(ModelError, match=told):
+        check(world)
+    with pytest.raises(ModelError, match=told):
+        train(world)
+    assert not (tmp_path / "store").exists()
+
+
+def test_answers_that_are_most_likely_options_are_noted(world):
+    row = {"prompt": "Which?", "answer": "cat", "answers": ["cat", "dog"]}
+    own = {"prompt": "Which?", "answer": "cat", "answers": ["The cat.", "A cat"]}
+    write("test.json", [row, own, {"prompt": "Which?", "answer": "cat"}])
+    assert check(world).notes == []
+    world.write_text(world.read_text().replace('"max_length"', '"metric": "choice", "max_length"'))
+    (note,) = check(world).notes
+    assert note.startswith("test.json: 1 rows count several options as right")
+
+
+def test_answers_that_score_nothing_by_the_metric_are_noted(world):
+    write("test.json", [{"prompt": "Which?", "answer": "A", "answers": ["A. cat"]}] * 3)
+    (note,) = check(world).notes
+    assert note == "test.json: 3 rows hold an answer that scores 0 against their own `answers`"
+    world.write_text(world.read_text().replace('"max_length"', '"metric": "choice", "max_length"'))
+    assert check(world).notes == []

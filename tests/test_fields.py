@@ -103,7 +103,7 @@ def answered(**more):
         (LLAVA | {"prompt": "?", "answer": "x"}, {"prompt", "answer"}),
         (ASK | {"input": "more"}, {"input"}),
         (ASK | {"kind": "a", "question_type": "b"}, {"question_type"}),
-        (ASK | {"answers": [{"answer": "x", "answer_id": 1}]}, {"answers[].answer_id"}),
+        (ASK | {"answers": [{"answer": "a box", "answer_id": 1}]}, {"answers[].answer_id"}),
         (ASK | {"answers": {"text": ["x"], "answer_start": [1]}}, None),
         (ASK | {"image": {"path": "red.png", "caption": "c"}}, {"image.caption"}),
         (ASK | {"image": [{"path": "red.png", "caption": "c"}]}, {"image[].caption"}),

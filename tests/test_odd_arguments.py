@@ -10,7 +10,7 @@ from torch import nn
 
 import mm_piece
 from mm_piece import Delta, DeltaStore, PieceError
-from mm_piece.tasks import encode, read
+from mm_piece.tasks import collate, encode, encode_prompt, read
 
 NAME = "language_model.model.layers.1.mlp.down_proj.weight"
 NOT_POSITIONS = ["2", 1.0, True, -1, 99, None.__class__, [1], b"1"]
@@ -39,6 +39,15 @@ def without(batch, *names):
 
 def unanswered(batch):
     return {**batch, "labels": torch.full_like(batch["labels"], -100)}
+
+
+def with_tensor(batch, name, change):
+    return {**batch, name: change(batch[name])}
+
+
+def inside(context, call):
+    with context:
+        return call()
 
 
 # name -> calls of a world, each of which must be refused
@@ -102,10 +111,37 @@ CALLS = {
         lambda w: mm_piece.estimate(w.model, w.batches, method="piece-x"),
         lambda w: mm_piece.estimate(w.model, w.batches, method=5),
         lambda w: mm_piece.estimate(w.model, w.batches, names=["x"]),
+        *(
+            lambda w, m=m: mm_piece.estimate(w.model, w.batches, memory=m)
+            for m in ("8 gigs", "-1GiB", "", None, 1.5, True, [1])
+        ),
+        *(
+            lambda w, n=n, t=t: mm_piece.estimate(w.model, [with_tensor(w.batches[0], n, t)])
+            for n, t in (
+                ("input_ids", lambda ids: ids.float()),
+                ("labels", lambda ids: ids.float()),
+                ("input_ids", lambda ids: ids[0]),
+                ("pixel_values", lambda pixels: pixels[:, :, :5]),
+                ("pixel_values", lambda pixels: pixels[0, 0]),
+            )
+        ),
+        lambda w: inside(torch.inference_mode(), lambda: mm_piece.estimate(w.model, w.batches)),
+        lambda w: mm_piece.estimate(
+            inside(torch.inference_mode(), lambda: nn.Linear(2, 2)), [{"labels": None}]
+        ),
+        lambda w: inside(
+            mm_piece.sparse_tuning(w.model, w.mask), lambda: mm_piece.estimate(w.model, w.batches)
+        ),
     ],
     "evaluate": [
         lambda w: mm_piece.evaluate(w.model, w.processor, w.examples, "guess"),
         lambda w: mm_piece.evaluate("model", w.processor, w.examples),
+        *(lambda w, p=p: mm_piece.evaluate(w.model, p, w.examples) for p in (None, "x", 5)),
+        *(
+            lambda w, e=e: mm_piece.evaluate(w.model, w.processor, e, max_new_tokens=2)
+            for e in (None, 5, "x", [None], ["x"], {"a": 1})
+        ),
+        lambda w: mm_piece.evaluate(w.model, w.processor, w.batches, max_new_tokens=2),
     ],
     "export": [
         *(lambda w, a=a: mm_piece.export(w.store, a, w.new) for a in NOT_POSITIONS),
@@ -205,9 +241,30 @@ CALLS = {
         lambda w: mm_piece.train("pipelines/tiny.yaml", "store.x=1"),
     ],
 }
+# What `mm_piece.tasks` has for loops of one's own.
+OF_TASKS = {
+    "read": [
+        *(lambda w, s=s: read(s) for s in (None, 5, b"x", ["x"], "")),
+        *(lambda w, i=i: read("scenes:digits/train[:2]", images=i) for i in (5, ["x"])),
+        *(lambda w, c=c: read("scenes:digits/train[:2]", columns=c) for c in (5, "x", ["x"])),
+        lambda w: read("scenes:digits/train[:2]", prompt=5),
+        lambda w: read(w.file),
+        lambda w: read(w.folder / "absent.json"),
+    ],
+    "encode": [
+        *(lambda w, e=e: encode(e, w.processor) for e in (None, "x", {"prompt": "?"})),
+        *(lambda w, p=p: encode(w.examples[0], p) for p in (None, "x")),
+        *(lambda w, e=e: encode_prompt(e, w.processor) for e in (None, "x")),
+    ],
+    "collate": [
+        *(lambda w, b=b: collate(b, pad=0) for b in ([], None, 5, "x", [None], [{}])),
+        lambda w: collate(w.batches[0], pad=0),
+        lambda w: collate(w.examples, pad=0),
+    ],
+}
 ROWS = [
     pytest.param(call, id=f"{name} {number}")
-    for name, calls in CALLS.items()
+    for name, calls in {**CALLS, **OF_TASKS}.items()
     for number, call in enumerate(calls)
 ]
 
@@ -222,3 +279,18 @@ def test_odd_arguments_are_one_line(call, world):
 
 def test_the_table_has_every_exported_name():
     assert CALLS.keys() == set(mm_piece.__all__) - {"PieceError"}
+
+
+def test_a_memory_may_be_written_as_in_recipes_and_gradients_be_off(world):
+    expected = mm_piece.estimate(world.model, world.batches)
+    with torch.no_grad():
+        found = mm_piece.estimate(world.model, world.batches, memory="8GiB")
+        assert not torch.is_grad_enabled()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_source_may_be_a_path(world):
+    file = world.folder / "rows.json"
+    file.write_text('[{"prompt": "?", "answer": "x"}]')
+    assert read(file, images=world.folder)[0] == read(str(file), images=str(world.folder))[0]

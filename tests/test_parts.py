@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from families import BUILDERS, TEXT, _text, tokenizer_for
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForImageTextToText,
     LlamaConfig,
@@ -265,6 +266,70 @@ def test_whatever_a_library_raises_becomes_one_line(error, base, tmp_path, monke
         with pytest.raises(ModelError, match="cannot load base") as caught:
             load(base)
         assert str(caught.value).endswith(line) and caught.value.__cause__ is error
+
+
+def spoiled(base: Path, to: Path, name: str, value: float) -> Path:
+    """A copy of a base with another value as the last entry of a weight."""
+    shutil.copytree(base, to)
+    tensors = load_file(to / "model.safetensors")
+    (key,) = (key for key in tensors if name in key)
+    tensors[key].view(-1)[-1] = value
+    save_file(tensors, to / "model.safetensors", {"format": "pt"})
+    return to
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llava"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_weight_that_is_no_number_is_named(family_base, tmp_path, family, value):
+    name = "layers.1.self_attn.v_proj.weight"
+    broken = spoiled(family_base(family), tmp_path / "base", f"model.{name}", value)
+    recipe = recipe_on(broken, tmp_path, image=family == "llava")
+    for call in (check, mm_piece.train):
+        error = told(lambda call=call: call(recipe))
+        assert f"{name} holds {value} in float32" in error and str(broken) in error
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_dtype_that_cannot_hold_a_weight_is_named(family_base, tmp_path):
+    broken = spoiled(family_base("qwen2"), tmp_path / "base", "model.norm.weight", 1e5)
+    recipe = recipe_on(broken, tmp_path, image=False)
+    half = recipe.model_copy(update={"model": {"dtype": "float16"}})
+    for call in (check, mm_piece.train):
+        assert "model.norm.weight holds inf in float16" in told(lambda call=call: call(half))
+    assert told(lambda: check(recipe)) == ""
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("method", ["random", "magnitude", "piece-f"])
+def test_a_loss_that_is_no_number_is_named(family_base, tmp_path, method):
+    """Of a base whose weights and inputs are all finite."""
+    name = "layers.1.input_layernorm.weight"
+    broken = spoiled(family_base("qwen2"), tmp_path / "base", name, 3e38)
+    select = {"method": method}
+    recipe = recipe_on(broken, tmp_path, image=False)
+    recipe = recipe.model_copy(update={"select": recipe.select.model_copy(update=select)})
+    error = told(lambda: mm_piece.train(recipe))
+    assert matches(r"base: its loss on .*train.json row \d is (nan|inf)", error), error
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("setting", [{"image_std": [0, 0, 0]}, {"image_mean": [float("nan")] * 3}])
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_a_processor_that_makes_no_numbers_is_named(family_base, tmp_path, family, setting):
+    shutil.copytree(family_base(family), tmp_path / "base")
+    found = False
+    for file in (tmp_path / "base").glob("*processor_config.json"):
+        content = json.loads(file.read_text())
+        part = content.get("image_processor", content)
+        found = found or "image_std" in part
+        part |= setting
+        file.write_text(json.dumps(content))
+    assert found
+    recipe = recipe_on(tmp_path / "base", tmp_path)
+    for call in (check, mm_piece.train):
+        error = told(lambda call=call: call(recipe))
+        assert matches(r"t\w+\.json row \d: the base's \w+ makes pixel_values that", error), error
+    assert not (tmp_path / "store").exists()
 
 
 def test_the_rehearsed_step_fails_in_one_line(base, tmp_path, monkeypatch):

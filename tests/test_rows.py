@@ -70,7 +70,11 @@ def test_earlier_pairs_and_what_an_instruction_is_about(read_rows):
     ("row", "answer", "accepted"),
     [
         ({"answer": "a"}, "a", []),
-        ({"answer": "a", "answers": ["b", "b"]}, "a", ["b", "b"]),
+        ({"answer": "a", "answers": ["b", "a"]}, "a", ["b", "a"]),
+        ({"answer": "The cat.", "answers": ["dog", "cat"]}, "The cat.", ["dog", "cat"]),
+        ({"answer": "two", "answers": [2, 3]}, "two", ["2", "3"]),
+        ({"answer": "B", "answers": ["(B) cat"]}, "B", ["(B) cat"]),
+        ({"answer": "a", "answers": ["", None]}, "a", []),
         ({"answers": ["a", "b", "b"]}, "b", ["a", "b", "b"]),
         ({"answers": ["a", "b"]}, "a", ["a", "b"]),
         ({"answers": [{"answer": "a"}, {"answer": "b"}, {"answer": "b"}]}, "b", ["a", "b", "b"]),
@@ -86,6 +90,34 @@ def test_earlier_pairs_and_what_an_instruction_is_about(read_rows):
 def test_right_answers(read_rows, row, answer, accepted):
     (example,) = read_rows({"prompt": "?"} | row)
     assert (example.answer, example.accepted) == (answer, accepted)
+
+
+OPTIONS = ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "?", "answer": "red", "answers": OPTIONS},
+        {"prompt": "?", "response": "red", "answers": "cat"},
+        {"prompt": "?", "answer": 1, "answers": OPTIONS},
+        {"prompt": "?", "answer": "red", "answers": [{"answer": "cat"}, {"answer": "dog"}]},
+        {"prompt": "?", "answer": ["red", "cat"], "answers": {"answer": OPTIONS}},
+        LLAVA | {"answers": OPTIONS},
+        {"messages": LLAVA["conversations"], "image": "red.png", "answer": OPTIONS},
+    ],
+)
+def test_an_answer_that_would_score_nothing_is_refused(read_rows, row):
+    with pytest.raises(DataError, match="row 1: the answer .* is none of its `answers`"):
+        read_rows(PLAIN, row)
+
+
+def test_columns_say_which_of_the_options_is_right(read_rows):
+    row = {"q": "?", "label": "red", "answers": OPTIONS, "answer": "red"}
+    both = {"answer": "label", "answers": "label"}
+    for columns in ({"answers": "answer"}, both):
+        (example,) = read_rows(row, columns={"prompt": "q", **columns})
+        assert (example.answer, example.accepted) == ("red", ["red"])
 
 
 def test_kinds(read_rows):

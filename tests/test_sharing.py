@@ -1,5 +1,6 @@
 """Laws of stores that travel: what arrives is whole and the same, nothing is overwritten."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -168,6 +169,31 @@ def test_a_crash_at_any_file_leaves_a_sound_store(store, tmp_path, monkeypatch, 
         assert transfer(store, to).verify() == store.entries
         assert content(to) == content(tmp_path / "whole")
     assert crash_at == {None: 12, 1: 9}[start]  # every file was the last one once
+
+
+@pytest.mark.parametrize("act", [transfer, push, lambda store, to: fork(store, 2, to)])
+def test_a_new_store_is_there_whole_or_not_at_all(store, tmp_path, monkeypatch, act):
+    write, to = deltafile.write, tmp_path / "to"
+    act(store, tmp_path / "whole")
+    for last in range(20):
+        left = iter(range(last))
+
+        def failing(path, data, left=left):
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            write(path, data)
+
+        before = sorted(tmp_path.iterdir())
+        with monkeypatch.context() as patch:
+            patch.setattr(deltafile, "write", failing)
+            try:
+                act(store, to)
+                break
+            except StoreError as error:
+                assert str(error).startswith(str(to)) and "No space left" in str(error)
+        assert sorted(tmp_path.iterdir()) == before
+    assert last > 5
+    assert content(to).keys() == content(tmp_path / "whole").keys()
 
 
 def test_a_store_that_somebody_writes_to_is_not_continued(store, tmp_path):

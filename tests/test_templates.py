@@ -546,7 +546,56 @@ def test_a_refusal_is_one_line(chat):
     with pytest.raises(PieceError) as error:
         encode(example("a dog"), processor)
     assert str(error.value).isprintable()
-    assert "rows.json row 0" in str(error.value)
+    assert ("rows.json row 0" in str(error.value)) == chat
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2"])
+@pytest.mark.parametrize(
+    "template, message",
+    [
+        ("{% for m in messages %}{{ m.content ", "has an error in line 1: unexpected end of temp"),
+        ("{# a line #}\n\n{% fro m in messages %}", "in line 3: Encountered unknown tag 'fro'"),
+        ("{% if messages %}{{ messages }}", "in line 1: Unexpected end of template"),
+        ("{{ messages | reversed }}", "in line 1: No filter named 'reversed'"),
+        ("{{ 'a' + }}", "in line 1: "),
+    ],
+)
+def test_a_template_with_an_error_is_named(family, template, message):
+    processor = BUILDERS[family]()[1]
+    processor.chat_template = template
+    for shown in (example("a"), *([example("a", images=1)] if family not in TEXT else [])):
+        for encoded in (encode, encode_prompt):
+            with pytest.raises(ModelError, match=f"the base's chat template .*{message}") as told:
+                encoded(shown, processor)
+            assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "template, message",
+    [
+        ("{{ raise_exception('not today') }}", "refuses it: not today"),
+        ("{{ messages[0].content | tojson }}{{ now() }}", "refuses it: 'now' is undefined"),
+        ("{{ messages[7].content[0].text.strip() }}", "refuses it: .* has no element 7"),
+    ],
+)
+def test_a_template_that_refuses_images_says_why(template, message):
+    processor = BUILDERS["llava"]()[1]
+    processor.chat_template = template
+    for shown in (example("a"), example("a", images=1)):
+        with pytest.raises(DataError, match=message):
+            encode(shown, processor)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2"])
+def test_a_template_may_refuse_what_it_is_probed_with(family):
+    processor = BUILDERS[family]()[1]
+    shown = example("a dog", images=int(family == "llava"))
+    expected = encode(shown, processor)["input_ids"]
+    processor.chat_template = (
+        "{% for m in messages if m.role == 'user' and '\ue000' in m.content | tojson %}"
+        "{{ raise_exception('odd') }}{% endfor %}"
+    ) + tokenizer_of(processor).chat_template
+    assert encode(shown, processor)["input_ids"].equal(expected)
 
 
 if __name__ == "__main__":  # every template in every family: minutes

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mm_piece.errors import SelectionError
 from mm_piece.importance.blocks import Run, Sums, blocks
 from mm_piece.importance.gradients import Gradients
-from mm_piece.importance.inputs import require_batches, require_weights
+from mm_piece.importance.inputs import bytes_of, require_batches, require_weights
 from mm_piece.importance.outputs import outputs, passes_of, with_outputs
 from mm_piece.importance.reach import Batch, Objective, frozen, loss_of, patchable
 from mm_piece.importance.resampling import Folds
@@ -36,15 +36,16 @@ _Runs = Iterator[tuple[str, Iterable[_Seen]]]  # of each run of a weight's entri
 _CPU = torch.device("cpu")
 
 
+@torch.enable_grad()
 def estimate(
     model: nn.Module, batches: Sequence[Batch], method: str = "piece-f", **options: Any
 ) -> dict[str, Tensor]:
     """Scores of every patchable weight: fp32, on the CPU, in its shape, under its published name.
 
     `batches` are what the model's forward takes, labels included; every example counts by itself,
-    however they are batched. Options: those of `stream`. Raises SelectionError for an unknown
-    method, for batches that cannot be taken apart and for rows without an answer, ModelError for a
-    model whose layers were replaced.
+    however they are batched. Gradients may be off around it. Options: those of `stream`. Raises
+    SelectionError for an unknown method, for batches that cannot be taken apart and for rows
+    without an answer, ModelError for a model whose layers were replaced or that is being tuned.
     """
     require_weights(model)
     require_batches(batches)
@@ -69,7 +70,7 @@ def stream(  # noqa: PLR0913 - each is a setting of its own
     method: str = "piece-f",
     *,
     names: Sequence[str] | Mapping[str, Share] | None = None,
-    memory: int = 2**33,
+    memory: int | str = 2**33,
     host: bool = False,
     xi: float = 1e-3,
     seed: int = 0,
@@ -78,7 +79,7 @@ def stream(  # noqa: PLR0913 - each is a setting of its own
     kept: Kept = lambda name, entries: torch.zeros(len(entries)),
     progress: Progress = lambda steps, title: steps,
 ) -> Iterator[Piece]:
-    """Scores as flat pieces in tensor order; accumulators never exceed `memory` bytes.
+    """Scores as flat pieces in tensor order; accumulators never exceed `memory` (bytes, or `8GiB`).
 
     `names` restricts and orders the weights (default: all that the method scores); as a mapping it
     says also which entries of each are scored here, where several processes divide them and all go
@@ -89,9 +90,9 @@ def stream(  # noqa: PLR0913 - each is a setting of its own
     """
     if not len(batches):
         raise SelectionError("there are no batches to score weights on")
-    rule, named = resolve(method), weights(model)
+    rule, named, room = resolve(method), weights(model), bytes_of(memory)
     shares = _shares(named, scorable(model, batches, method) if names is None else names)
-    passes = _Passes(model, batches, method, shares, memory, host, folds, objective, progress)
+    passes = _Passes(model, batches, method, shares, room, host, folds, objective, progress)
     generator = torch.Generator().manual_seed(seed)
     runs = _of_outputs(passes) if method in OF_OUTPUTS else _of_gradients(passes)
     for name, pieces in runs:

@@ -1,4 +1,4 @@
-"""What `estimate` may be given: a model with its own weights, and batches with answers."""
+"""What `estimate` may be given: a model with its own weights, batches with answers, a memory."""
 
 from collections.abc import Mapping, Sized
 from copy import deepcopy
@@ -10,13 +10,18 @@ from torch import Tensor, nn
 from mm_piece.errors import ModelError, SelectionError, short
 from mm_piece.importance.reach import IGNORED
 from mm_piece.names import inner_model, is_transformers, translator, weights, why_fixed
+from mm_piece.parameter_reads import Intercepted
+from mm_piece.recipe import parse_bytes
 
 
 def require_weights(model: nn.Module) -> None:
-    """Raise ModelError unless a model has the weights of its class, as numbers that can be moved.
+    """Raise ModelError unless a model has the weights of its class, as numbers with gradients.
 
-    Adapters (PEFT) and quantisation in place put others where those were.
+    Adapters (PEFT) and quantisation in place put others where those were; `sparse_tuning` and
+    torch.inference_mode() let these have no gradients.
     """
+    if torch.is_inference_mode_enabled():
+        raise ModelError("torch.inference_mode() allows no gradients; estimate outside of it")
     inner = inner_model(model)
     names = {name for name, _ in inner.named_parameters(remove_duplicate=False)}
     if missing := [name for name in _names_of_class(inner) if name not in names]:
@@ -27,6 +32,10 @@ def require_weights(model: nn.Module) -> None:
     for name, weight in weights(model).items():
         if reason := why_fixed(weight):
             raise ModelError(f"{name} {reason}")
+        if weight.is_inference():
+            raise ModelError(f"{name} was made in torch.inference_mode(); load the model outside")
+    if any(isinstance(module, Intercepted) for module in inner.modules()):
+        raise ModelError("the model is being tuned; leave sparse_tuning before estimating")
 
 
 def require_batches(batches: Any) -> None:
@@ -42,6 +51,16 @@ def require_batches(batches: Any) -> None:
         labels = batch.get("labels")
         if isinstance(labels, Tensor) and labels.dim() == 2 and not _answered(labels):
             raise SelectionError(f"batch {number}: a row has no answer: none of its labels counts")
+
+
+def bytes_of(memory: Any) -> int:
+    """A number of bytes, which a text says as recipes do (`8GiB`); SelectionError for others."""
+    if isinstance(memory, int) and not isinstance(memory, bool):
+        return memory
+    try:
+        return parse_bytes(memory if isinstance(memory, str) else short(memory))
+    except ValueError as error:
+        raise SelectionError(f"memory: {error}") from error
 
 
 def _answered(labels: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mm_piece.errors import SelectionError, short
 from mm_piece.names import group_of, weights
-from mm_piece.sharding import release
+from mm_piece.sharding import lost, release
 
 Batch = Mapping[str, Any]  # what the model's forward takes, labels included
 IGNORED = -100  # the label of what is not supervised
@@ -96,8 +96,11 @@ def collecting(
 def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     """The loss of a batch, moved to where the model is; SelectionError if it has none."""
     try:
-        loss = model(**moved(batch, model)).loss
-    except (TypeError, ValueError, IndexError) as error:
+        with lost():
+            loss = model(**moved(batch, model)).loss
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         raise SelectionError(f"the model does not take a batch: {short(error, 200)}") from error
     if loss is None:
         raise SelectionError(f"a batch of {', '.join(batch)} has no loss: it needs `labels`")

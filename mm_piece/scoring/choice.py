@@ -10,7 +10,7 @@
 7. "so B", "I choose B", "it is B"
 8. labels in brackets
 What is denied ("not A", "A is wrong") names nothing. Where two options are named alike ("A or B",
-"A) cat B) dog"), that is no answer.
+"A) cat B) dog", "A, but possibly B"), that is no answer.
 """
 
 import re
@@ -47,6 +47,8 @@ def _is_same_option(said: str, answer: str) -> bool:
     if said.split() == answer.split() or (" " in whole and whole == normalise(said)):
         return True  # also where a hedge is what was asked for
     first, second = read_option(said), read_option(answer)
+    if " " in second.text and normalise(said) == second.text:
+        return True  # the text of the option, whatever letters that holds
     if first.letters and second.letters:
         return first.letters == second.letters
     return first.text == second.text != ""
@@ -67,11 +69,27 @@ def read_option(text: str) -> Option:
     if finals:
         agree = all(found.letters == finals[0].letters for found in finals)
         return finals[0] if agree else _unnamed(plain)
+    if _is_hedged(plain):
+        return _unnamed(plain)
     for ends, places in ((_RETRACTION, _ALL), (_TURN, _CLEAR)):
         for end in [*ends.finditer(plain)][: -_MOST_ENDS - 1 : -1]:
             if found := _named(plain[end.end() :].lstrip(), places):
                 return found
     return _named(plain, _ALL) or _unnamed(plain)
+
+
+def _is_hedged(text: str) -> bool:
+    """Whether one option is named and another is held possible, and nothing is settled after it."""
+    for turn in [*_CONCESSION.finditer(text)][: -_MOST_ENDS - 1 : -1]:
+        labels = labels_at(text, turn.end())
+        if not (labels and _UPPER.match(text, turn.end())) or is_denied(text, labels):
+            continue
+        before = _named(text[: turn.start()], _ALL)
+        other = before and before.letters and before.letters != labels.letters
+        possible = turn["possibly"] or _TOO.match(text, labels.end)
+        if other and possible and not _named(text[labels.end :].lstrip(), _CLEAR):
+            return True
+    return False
 
 
 Places = Callable[[str], Iterable[Labels | None]]
@@ -200,6 +218,14 @@ _RETRACTION = re.compile(
     re.IGNORECASE,
 )
 _TURN = re.compile(rf"(?<!anything )(?<!all ){any_of(cues.TURNS, cues.TURNS_BARE)}", re.IGNORECASE)
+_CONCESSION = re.compile(
+    rf"{any_of(cues.CONCESSIONS)}[ ,]*(?P<possibly>{any_of(cues.POSSIBLY)})?[ ,]*", re.IGNORECASE
+)
+_TOO = re.compile(
+    rf"[ ]*{any_of(f'{cues.COPULAS} {cues.MODALS}')}(?:[ ]+[^\s.,;:]+){{0,3}}?"
+    rf"[ ]+{any_of(cues.TOO)}",
+    re.IGNORECASE,
+)
 _OPENED = re.compile(
     rf"(?:{any_of(cues.OPENERS)}[,.!:][ \n]*)?"
     rf"(?:{any_of(f'{cues.OPTIONS} both either', cues.OPTIONS_BARE)}[ \n:]*)?",

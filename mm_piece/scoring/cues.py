@@ -43,6 +43,7 @@ LEADS = (
     "portanto escolho acho é quindi dunque scelgo penso è поэтому значит следовательно выбираю "
     "думаю это kies dus wybieram seçiyorum pilih"
 )
+LEADS += " leaves leaving leaves_us_with leaving_us_with"
 LEADS_BARE = "所以 因此 故 应 應 选 選 是 为 為 よって したがって 따라서 그러므로 ตอบ chọn"
 
 # "B is correct", "B ist richtig", "B是正确答案" …
@@ -55,6 +56,13 @@ PRAISES = (
 PRAISES_BARE = (
     "都对 都對 都正 是正 是对 是對 是答 正确 正確 对 對 が正 は正 です 입니다 이_정답 가_정답 번"
 )
+# "B fits best", "B would fit", "only B remains" …
+FITS = "fits suits matches applies works_best best_fits best_suits best_matches best_describes"
+FIT = "fit suit match apply work"
+MODALS = "would should must might could can will may seems_to appears_to would_best"
+REMAINS = "remains"
+# … "C is", behind "B isn't right;" …
+AUXILIARIES = "is was does would ist est es"
 # … and "A is wrong", "A can't be it", "A不对" …
 ADVERBS = "not also clearly definitely obviously simply just both all"
 BLAMES = (
@@ -96,6 +104,14 @@ JOINS_BARE = "和 与 與 及 以及 跟 と 와 과"
 DOUBTS = "or OR and/or nor versus vs oder ou o или"
 DOUBTS_BARE = "或者 或 还是 還是 か または 또는"
 HEDGES = "maybe perhaps possibly also even both either"
+# "A, but possibly B", "A, though B is possible too".
+CONCESSIONS = "but however aber mais pero ma mas но though although or"
+POSSIBLY = (
+    "possibly perhaps maybe potentially conceivably might_be might_also_be could_be could_also_be "
+    "may_be may_also_be it_might_be it_might_also_be it_could_be it_could_also_be it_may_be "
+    "it_may_also_be vielleicht möglicherweise peut-être quizás talvez forse возможно"
+)
+TOO = "also too possible as_well equally"
 
 # "A. Wait, no: B": what stands before is taken back; "it looks like A, but B".
 RETRACTIONS = "no wait sorry oops hmm hold_on nein non нет 不对 不對 不 いや 아니"  # and a mark

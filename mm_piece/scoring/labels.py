@@ -37,18 +37,28 @@ _JOINT = re.compile(
 )
 _IN_DOUBT = re.compile(rf"[ \n]*{_DOUBT}")
 
+_ITEM = "(?:(?:选?项|選?項)(?!目))"  # "B项" is an option, "B项目" a project
 _PRAISE = (
-    rf"[ ]*(?:选项|選項)?[ ]*(?:{any_of(cues.COPULAS)}[ ]+(?:{any_of(cues.ARTICLES)}[ ]+){{0,3}}"
-    rf"{any_of(cues.PRAISES)}|{_either(cues.PRAISES_BARE)})"
+    rf"[ ]*{_ITEM}?[ ]*(?:{any_of(cues.COPULAS)}[ ]+(?:{any_of(cues.ARTICLES)}[ ]+){{0,3}}"
+    rf"{any_of(cues.PRAISES)}|{_either(cues.PRAISES_BARE)}"
+    rf"|(?<![Ii][ ])(?:{any_of(cues.FITS)}|{any_of(cues.MODALS)}[ ]+{any_of(cues.FIT)}"
+    rf"|{any_of(cues.REMAINS)}(?=[ ]*(?:$|[.,;!\n]))))"
 )
+_POSSIBLE = rf"[ ]+{any_of(cues.COPULAS)}[ ]+(?:{any_of(cues.TOO)}[ ]+)?{any_of('possible')}"
+_LEFT_OUT = rf"[ ]+{any_of(cues.AUXILIARIES)}(?=[ ]*(?:$|[.;!\n]))"
 _BLAME = (
-    rf"[ ]*(?:选项|選項)?[ ]*(?:{any_of(cues.COPULAS)}[ ]+(?:{any_of(cues.ADVERBS)}[ ]+){{0,3}}"
+    rf"[ ]*{_ITEM}?[ ]*(?:{any_of(cues.COPULAS)}[ ]+(?:{any_of(cues.ADVERBS)}[ ]+){{0,3}}"
     rf"{any_of(cues.BLAMES)}|{any_of(cues.DENIALS)}|{_either(cues.BLAMES_BARE)})"
 )
 _PRAISED, _BLAMED = re.compile(_PRAISE, re.IGNORECASE), re.compile(_BLAME, re.IGNORECASE)
+_SHORTENED = re.compile(_LEFT_OUT, re.IGNORECASE)
+_CLAUSE = re.compile(
+    rf"(?:^|[.,;:!?\n]|{any_of(cues.TURNS)}|{any_of('and only')})[ ]*$", re.IGNORECASE
+)
 _CLOSED = re.compile(
     rf"[ \n]*(?:$|\n|[)\]}}.,;:!?…/|&+→(、。]|[-–—]+(?:[ \n]|$)|=>|=[ ]|->"
-    rf"|选项|選項|{any_of(cues.REASONS, cues.REASONS_BARE)})|{_PRAISE}|{_BLAME}",
+    rf"|=(?=[^\W\d_]{{2}}|[\u3400-\u9fff])|{_ITEM}|{any_of(cues.REASONS, cues.REASONS_BARE)})"
+    rf"|{_PRAISE}|{_BLAME}|{_LEFT_OUT}|{_POSSIBLE}",
     re.IGNORECASE,
 )
 _LOOSE = re.compile(r"[B-HJ-Z]")
@@ -65,7 +75,8 @@ _BRACKETED = re.compile(
     rf"|(?i:{any_of(cues.OPTIONS, cues.OPTIONS_BARE)})[ ]?[(\[{{<]? ?([A-Z]){_NO_WORD}"
 )
 _ENTRY = re.compile(
-    rf"(?:(\n)|[ ,;|/])(?:[(\[{{<] ?([A-Za-z]) ?[)\]}}>]|([A-Za-z])(?: ?\)|[.:](?!{_WORD})))"
+    rf"(?:(\n)|[ ,;|/])(?:[(\[{{<] ?([A-Za-z]) ?[)\]}}>]|([A-Za-z])(?: ?\)|[.:](?!{_WORD}))"
+    rf"|([A-Z])(?= ?=))"
 )
 
 
@@ -122,7 +133,8 @@ def _is_closed(text: str, found: list[re.Match[str]], word: str, loose: bool) ->
     end, alone = found[-1].end(), len(found) == 1
     if _IN_DOUBT.match(text, end):
         return False  # "A or something else"
-    if not (alone or word) and (_PRAISED.match(text, end) or _BLAMED.match(text, end)):
+    said = (_PRAISED, _BLAMED, _SHORTENED)
+    if not (alone or word) and any(one.match(text, end) for one in said):
         return False  # "B, A is wrong"
     if bracketed or mark:
         return True
@@ -132,13 +144,23 @@ def _is_closed(text: str, found: list[re.Match[str]], word: str, loose: bool) ->
 
 
 def praised_in(text: str) -> Iterator[Labels]:
-    """Yield the capitals, or several together, behind which stands "is correct" or the like."""
-    label = _CAPITAL.search(text)
+    """Yield the capitals, or several together, behind which stands "is correct" or the like.
+
+    Behind another that is denied, a bare "is" is enough: "B isn't right; C is".
+    """
+    label, denied = _CAPITAL.search(text), False
     while label:
         labels = labels_at(text, label.start())
-        if labels and _PRAISED.match(text, labels.end):
+        if labels and (_PRAISED.match(text, labels.end) or (denied and _is_rest(text, labels))):
             yield labels
+        denied = denied or bool(labels and is_denied(text, labels))
         label = _CAPITAL.search(text, labels.end if labels else label.end())
+
+
+def _is_rest(text: str, labels: Labels) -> bool:
+    """Whether labels and a verb are all of a clause: "C is"."""
+    before = text[max(0, labels.start - 40) : labels.start]
+    return bool(_SHORTENED.match(text, labels.end) and _CLAUSE.search(before))
 
 
 def bracketed_in(text: str) -> Iterator[Labels]:
@@ -154,7 +176,7 @@ def listed_behind(text: str, first: str) -> frozenset[str]:
     """
     found = [first]
     for label in _ENTRY.finditer(text):
-        letter = (label[2] or label[3]).upper()
+        letter = (label[2] or label[3] or label[4]).upper()
         if label[1] or ord(letter) == ord(found[-1]) + 1:
             found.append(letter)
     return frozenset(found)

@@ -1,7 +1,7 @@
 """From encoded examples to batches: token rows padded, images side by side."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as padded
 
+from mm_piece.errors import DataError, short
 from mm_piece.tasks.encoding import IGNORED
 
 # Inputs with one entry per token, and what stands in the padding (None: the padding token).
@@ -25,8 +26,14 @@ def collate(batch: Sequence[dict[str, Tensor]], pad: int, left: bool = False) ->
     """One batch of encoded examples: token rows padded (left for generation), the rest stacked.
 
     `pad` is the padding token. Rows with and without images may stand in one batch; images cut into
-    unequal numbers of tiles (LLaVA-NeXT) get empty ones, which the model leaves out.
+    unequal numbers of tiles (LLaVA-NeXT) get empty ones, which the model leaves out. Raises
+    DataError for what is no example.
     """
+    if not isinstance(batch, Sequence) or not batch:
+        raise DataError(f"a batch must be a list of encoded examples, not {short(batch)}")
+    for example in batch:
+        if not isinstance(example, Mapping) or "input_ids" not in example:
+            raise DataError(f"an encoded example maps names to tensors, not {short(example)}")
     length = max(example["input_ids"].shape[1] for example in batch)
     joined: dict[str, Tensor] = {}
     for key in dict.fromkeys(key for example in batch for key in example):

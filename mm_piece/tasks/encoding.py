@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_piece.errors import DataError, ModelError, PieceError, reason
+from mm_piece.errors import DataError, ModelError, PieceError, reason, short
 from mm_piece.tasks.examples import Example
 from mm_piece.tasks.rendering import is_text, tokenizer_of
 from mm_piece.tasks.special import require_no_visual_tokens
@@ -24,6 +24,7 @@ def encode(example: Example, processor: Any) -> dict[str, Tensor]:
     expanded by the processor. Raises DataError where text and images disagree, ModelError where the
     chat template breaks the law that a prompt begins prompt and answer.
     """
+    _require_kinds(example, processor)
     require_no_visual_tokens(example, processor)
     shown = conversation(example, processor)
     question = shown.text[: shown.asked]
@@ -45,8 +46,16 @@ def encode(example: Example, processor: Any) -> dict[str, Tensor]:
 
 def encode_prompt(example: Example, processor: Any) -> dict[str, Tensor]:
     """Model inputs of an example's last question, ready for generation."""
+    _require_kinds(example, processor)
     require_no_visual_tokens(example, processor)
     return _process(processor, prompt(example, processor), example)
+
+
+def _require_kinds(example: Any, processor: Any) -> None:
+    if not isinstance(example, Example):
+        raise DataError(f"an example must be one that `read` gives, not {short(example)}")
+    if not callable(processor):
+        raise ModelError(f"the processor must be what `load` gives, not {short(processor)}")
 
 
 def token_ids(example: Example, processor: Any, generation: bool = False) -> list[int]:
@@ -142,7 +151,7 @@ def _process(processor: Any, text: str, example: Example) -> dict[str, Tensor]:
     try:
         if is_text(processor):
             return dict(processor(text, **options))
-        return dict(processor(text=[text], images=example.pictures() or None, **options))
+        inputs = dict(processor(text=[text], images=example.pictures() or None, **options))
     except PieceError:
         raise
     except Exception as error:  # processors raise whatever they trip over
@@ -150,3 +159,17 @@ def _process(processor: Any, text: str, example: Example) -> dict[str, Tensor]:
         unset = [key for key in vars(processor) if vars(processor)[key] is None]
         hint = f" (the processor has no {', '.join(unset)})" if unset else ""
         raise DataError(f"{where}: {reason(error)}{hint}") from error
+    _require_finite(inputs, processor, example)
+    return inputs
+
+
+def _require_finite(inputs: dict[str, Tensor], processor: Any, example: Example) -> None:
+    """Raise ModelError for pixels that are no numbers: what an image holds always is some."""
+    for key, value in inputs.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            made_by = type(processor.image_processor).__name__
+            raise ModelError(
+                f"{example.source} row {example.row}: the base's {made_by} makes {key} that are "
+                "not finite; mend image_mean, image_std or rescale_factor in its "
+                "preprocessor_config.json"
+            )

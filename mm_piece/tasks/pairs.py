@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from mm_piece.errors import DataError, short
+from mm_piece.scoring import METRICS
 from mm_piece.tasks.fields import Fields, is_filled, list_objects
 from mm_piece.tasks.turns import Turn, pieces
 
@@ -42,6 +43,20 @@ def accepted_answers(row: Fields, where: str) -> list[str]:
         for one in (listed if isinstance(listed, list) else [listed])
     )
     return [text_of_value(one, where) or "" for one in plain if is_filled(one)]
+
+
+def require_accepted(answer: str, accepted: list[str], where: str) -> None:
+    """Raise DataError if a row's answer would score nothing, as only others count as right.
+
+    The rules that compare whole answers decide: one that finds it among them is enough.
+    """
+    rules = (METRICS[name] for name in ("exact", "vqa", "choice"))
+    if accepted and not any(rule([answer], [accepted])[0] for rule in rules):
+        raise DataError(
+            f"{where}: the answer {short(answer)} is none of its `answers`, which are all that "
+            f"count as right: {short(accepted)}; where they are options to choose from, let "
+            "`columns: {answers: …}` name the field of the right one"
+        )
 
 
 def text_of_value(value: Any, where: str) -> str | None:

@@ -1,5 +1,6 @@
 """`read`: the rows of a source as examples, built when they are asked for."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,8 +67,8 @@ class Rows(Sequence[Example]):
 
 
 def read(
-    source: str,
-    images: str | None = None,
+    source: str | Path,
+    images: str | Path | None = None,
     columns: Mapping[Any, str] | None = None,
     prompt: str | None = None,
 ) -> Rows:
@@ -78,11 +79,23 @@ def read(
     a row of no known format, an image that is missing or no image, and images that do not match
     the `<image>` marks of the text.
     """
+    source = _as_text(source, "source")
+    images = None if images is None else _as_text(images, "images")
+    prompt = None if prompt is None else _as_text(prompt, "prompt")
+    if columns is not None and not isinstance(columns, Mapping):
+        raise DataError(f"columns must map fields to names, not {short(columns)}")
     rows = _opened(source, images, columns, prompt)
     absent = set(rows.columns.values())
     for error in _problems(rows, absent):
         raise error
     return replace(rows, absent=frozenset(absent))
+
+
+def _as_text(value: Any, name: str) -> str:
+    """A text or a path as a text; DataError that names the argument for anything else."""
+    if not isinstance(value, str | os.PathLike):
+        raise DataError(f"{name} must be a text, not {short(value)}")
+    return str(value)
 
 
 def problems(

@@ -6,7 +6,9 @@ from functools import lru_cache
 from itertools import product
 from typing import Any
 
-from mm_piece.errors import DataError, ModelError, short
+from jinja2 import TemplateSyntaxError
+
+from mm_piece.errors import DataError, ModelError, reason, short
 from mm_piece.tasks.examples import Example, Message, text_of
 
 # What a text model without a chat template gets: the question, a line break, the answer, the end.
@@ -126,39 +128,58 @@ def _require_images(
 def _form(role: str, processor: Any, template: str) -> bool | None:
     """Whether a role's content is given as typed parts, not as a string; None: neither comes out.
 
-    A template that takes both gets what its kind of model usually gets.
+    A template that takes both gets what its kind of model usually gets; so does one that takes
+    neither: the conversation itself may be what it wants, or meets its refusal.
     """
     forms = (False, True) if is_text(processor) else (True, False)
     tokenizer = tokenizer_of(processor)
-    return next((typed for typed in forms if _takes(tokenizer, template, role, typed)), None)
+    takes = [_takes(tokenizer, template, role, typed) for typed in forms]
+    if takes == [None, None]:
+        return forms[0]
+    return next((typed for typed, taken in zip(forms, takes, strict=True) if taken), None)
 
 
 @lru_cache(maxsize=64)
-def _takes(tokenizer: Any, template: str, role: str, typed: bool) -> bool:
-    """Whether a template writes out a role's texts that it is given in a form."""
+def _takes(tokenizer: Any, template: str, role: str, typed: bool) -> bool | None:
+    """Whether a template writes out a role's texts that it is given in a form; None: it refuses."""
+    found = []
     for asked in (typed, not typed):  # the other turn may need the other form
         probe, other = _turn(role, _PROBE, typed), _turn("user", "?", asked)
         turns = {"system": [probe, other], "user": [probe], "assistant": [other, probe]}[role]
-        if _PROBE in _written(tokenizer, template, turns):
-            return True
-    return False
+        found.append(_written(tokenizer, template, turns))
+    return None if found == [None, None] else any(_PROBE in (text or "") for text in found)
 
 
 @lru_cache(maxsize=64)
 def _shows_images(tokenizer: Any, template: str) -> bool:
-    """Whether a template writes anything for an image beside a text."""
+    """Whether a template writes anything for an image beside a text, as far as can be told.
+
+    One that refuses every probe may do so for the conversation itself, and then says why.
+    """
     bare = _turn("user", _PROBE, True)
     shown = {**bare, "content": [{"type": "image"}, *bare["content"]]}
-    written = _written(tokenizer, template, [shown])
-    return _PROBE in written and written != _written(tokenizer, template, [bare])
+    plain = _turn("user", _PROBE, False)
+    written, without, string = (
+        _written(tokenizer, template, [turn]) for turn in (shown, bare, plain)
+    )
+    if written is None:
+        return without is string is None
+    return _PROBE in written and written != without
 
 
-def _written(tokenizer: Any, template: str, turns: list[Any]) -> str:
-    """What a template writes for some turns; nothing if it does not take them."""
+def _written(tokenizer: Any, template: str, turns: list[Any]) -> str | None:
+    """What a template writes for some turns; None if it does not take them.
+
+    Raises ModelError for what is no template.
+    """
     try:
         return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            f"the base's chat template has an error in line {error.lineno}: {reason(error)}"
+        ) from error
     except Exception:  # the template is a program of others and may raise anything
-        return ""
+        return None
 
 
 def _turn(role: str, text: str, typed: bool) -> dict[str, Any]:

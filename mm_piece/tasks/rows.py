@@ -4,7 +4,7 @@
 * a question and an answer: `prompt`, `question`, `query` or `instruction` (with `input`), and
   `answer`, `response` or `output`; earlier pairs of them in `history`. Several right answers are a
   list in `answer`, whose first is trained on, or in `answers`, whose commonest is if there is no
-  `answer`.
+  `answer`; `answers` are all that count as right, the answer that is trained on among them.
 
 Images stand in `image`, `images` or `pic_path`, in the order of the `<image>` marks and of the
 image parts that name none themselves. A question without marks gets one for each image at its
@@ -19,7 +19,14 @@ from mm_piece.errors import DataError, short
 from mm_piece.tasks.examples import Example, Message, text_of
 from mm_piece.tasks.fields import Fields, is_filled, is_gap, list_objects
 from mm_piece.tasks.inline import image_of
-from mm_piece.tasks.pairs import ANSWERS, QUESTIONS, accepted_answers, pair_turns, text_of_value
+from mm_piece.tasks.pairs import (
+    ANSWERS,
+    QUESTIONS,
+    accepted_answers,
+    pair_turns,
+    require_accepted,
+    text_of_value,
+)
 from mm_piece.tasks.pictures import Picture
 from mm_piece.tasks.turns import MARK, Turn, pieces, refusal, turns_of
 from mm_piece.tasks.unread import kind_of, require_no_file
@@ -86,6 +93,7 @@ def example_of(
         {"role": turn.role, "content": _typed(turn.content), **turn.reasoning} for turn in turns
     ]
     _require_order(messages, where)
+    require_accepted(text_of(messages[-1]), accepted, where)
     unlearned = _unlearned(turns, where)
     return Example(number, messages, images, source, kind, accepted, unlearned)
 
