@@ -267,6 +267,7 @@ NAMED = {
         *("Probably A, but possibly C. So the answer is B.", "Maybe A, but the answer is B"),
         *("A looks right, but B is more plausible", "A is wrong, but B could be right"),
         *("A. Wait, maybe B", "A is possible, but B is better"),
+        *("B. The line where C = 5", "B. the graph of C = 2t"),
     ],
     "D": [
         *("D", "d.", "It is D", "so D", "D because"),

@@ -172,10 +172,13 @@ def bracketed_in(text: str) -> Iterator[Labels]:
 def listed_behind(text: str, first: str) -> frozenset[str]:
     """Return the letters of the options that a text lists behind the option `first`, and that.
 
-    Those are labels at the start of lines, and labels in the order of the alphabet.
+    Those are labels at the start of lines, and labels in the order of the alphabet; letters before
+    "=" if the first one is such.
     """
-    found = [first]
+    found, equated = [first], text.lstrip().startswith("=")
     for label in _ENTRY.finditer(text):
+        if label[4] and not equated:
+            continue
         letter = (label[2] or label[3] or label[4]).upper()
         if label[1] or ord(letter) == ord(found[-1]) + 1:
             found.append(letter)
