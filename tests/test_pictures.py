@@ -134,8 +134,10 @@ def test_what_is_no_image_is_named(tmp_path):
     refused(Image.new("RGB", (0, 5)), "has no pixels: its size is 0 x 5")
 
 
+@pytest.mark.parametrize("let_pass", [False, True])  # by a library, in the whole process
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
-def test_files_cut_short_are_found_by_their_ends(form):
+def test_files_cut_short_are_found_by_their_ends(form, let_pass, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", let_pass)
     data = saved(NOISE.resize((140, 90)), form)
     refused(data[: len(data) // 2], "cannot be read")
     refused(data[: len(data) // 2], "cannot be read", opened_at)

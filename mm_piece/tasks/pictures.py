@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from mm_piece.errors import DataError, short
 
@@ -60,7 +60,7 @@ def content(picture: Picture, where: str) -> bytes:
 def _reading(picture: Picture, where: str) -> Iterator[Image.Image]:
     """The picture, opened and fit to be used; every failure until the end is a DataError."""
     try:
-        with warnings.catch_warnings():
+        with _whole_files(), warnings.catch_warnings():
             # What is decoded may be larger than what the file's header says.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with _found(picture, where) as image:
@@ -77,6 +77,20 @@ def _reading(picture: Picture, where: str) -> Iterator[Image.Image]:
         raise DataError(f"{where} cannot be read: it is no image of a known format") from error
     except Exception as error:  # decoders raise whatever they like on damaged files
         raise DataError(f"{where} cannot be read: {_reason(error)}") from error
+
+
+@contextmanager
+def _whole_files() -> Iterator[None]:
+    """Context in which a file that is cut short is an error, though a library has let them pass.
+
+    Pillow has one switch for the whole process, and would fill up with grey.
+    """
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _found(picture: Picture, where: str) -> Image.Image:
