@@ -1,6 +1,8 @@
 """Checkpoints of a task in progress, and the settings handed to transformers."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -196,3 +198,29 @@ def test_a_batch_without_a_picture_gets_a_blank(monkeypatch):
     assert len(company.collate([text, picture])["labels"]) == 2
     assert (company[3]["labels"] == IGNORED).all() and "pixel_values" in company[3]
     assert len(Company([text, text], pad=0).collate([text])["labels"]) == 1
+
+
+# What `pip install mm-piece` does not bring; None in sys.modules is to Python what is not there.
+EXTRAS = "deepspeed lm_eval lmms_eval open_clip timm peft trl pycocoevalcap hypothesis psutil"
+BARE = """
+import sys
+
+sys.modules |= dict.fromkeys(sys.argv[2].split())
+import mm_piece
+
+store = mm_piece.train(sys.argv[1])
+print(mm_piece.position(mm_piece.load(store=store, at=1)[0]))
+"""
+
+
+def test_a_run_needs_no_extra(base, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    rows = "train: 'scenes:digits/train[:4]', test: 'scenes:digits/test[:1]'"
+    recipe.write_text(
+        f"{{base: {base}, store: {tmp_path / 'store'}, tasks: [{{name: digits, {rows}}}], "
+        "select: {density: 0.01}, train: {max_steps: 1, disable_tqdm: true}}"
+    )
+    command = [sys.executable, "-c", BARE, str(recipe), EXTRAS]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "1"

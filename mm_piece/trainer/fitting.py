@@ -102,6 +102,9 @@ class SparseTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer; on every engine the same values decay."""
         optimizer = super().create_optimizer(model)
+        if not sharding.has_engine(self.accelerator):
+            return optimizer
+
         named = {name: p for name, p in self.tuning.model.named_parameters() if p.requires_grad}
         decaying = set(self.get_decay_parameter_names(self.tuning.model))  # type: ignore[arg-type]
         sharding.divide_decay(optimizer, named, decaying)
