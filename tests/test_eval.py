@@ -303,13 +303,13 @@ def test_runs_end_with_the_command(tmp_path):
     shutil.copy(EVAL / "compare.py", script)  # results go beside it
     found = os.environ | {"PYTHONPATH": str(EVAL)}
     started = psutil.Popen([sys.executable, script, file], cwd=EVAL.parent, env=found)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(runs := started.children(recursive=True)) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     started.terminate()
-    assert started.wait(60)
+    assert started.wait(300)
     assert len(runs) >= 2
-    _, alive = psutil.wait_procs(runs, timeout=30)
+    _, alive = psutil.wait_procs(runs, timeout=120)
     assert not alive
 
 

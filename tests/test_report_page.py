@@ -166,7 +166,7 @@ COLLECT = "<script>window.errors = []; onerror = message => { errors.push(messag
 def chromium(page: Path, folder: Path, *options: str) -> str:
     profile = f"--user-data-dir={folder / 'profile'}"
     command = [str(CHROMIUM), *QUIET, profile, *options, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=True)
     assert "CONSOLE" not in done.stderr, done.stderr
     return done.stdout
 
