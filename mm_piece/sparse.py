@@ -89,8 +89,10 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
 
     def __exit__(self, *_: Any) -> None:
         with self._leave:
-            self.write_back()
-            self._is_open = False
+            try:
+                self.write_back()
+            finally:
+                self._is_open = False
 
     def parameters(self) -> list[nn.Parameter]:
         """The compact fp32 values, one vector per patched weight, in the model's order."""

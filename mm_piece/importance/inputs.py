@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mm_piece.errors import ModelError, SelectionError, short
 from mm_piece.importance.reach import IGNORED
 from mm_piece.names import inner_model, is_transformers, translator, weights, why_fixed
-from mm_piece.parameter_reads import Intercepted
+from mm_piece.parameter_reads import is_intercepted
 from mm_piece.recipe import parse_bytes
 
 
@@ -34,7 +34,7 @@ def require_weights(model: nn.Module) -> None:
             raise ModelError(f"{name} {reason}")
         if weight.is_inference():
             raise ModelError(f"{name} was made in torch.inference_mode(); load the model outside")
-    if any(isinstance(module, Intercepted) for module in inner.modules()):
+    if is_intercepted(inner):
         raise ModelError("the model is being tuned; leave sparse_tuning before estimating")
 
 

@@ -87,10 +87,12 @@ def require_effects(
 
     What holds by default, transformers' or `ours`, or asks for nothing, may be written.
     """
-    for key in NEEDS.keys() & settings.keys():
+    for key, need in NEEDS.items():  # in this order, so that all processes say the same
+        if key not in settings:
+            continue
         idle = (None, False, {}, default_of(key), ours.get(key))
-        if settings[key] not in idle and not NEEDS[key].met(args):
-            raise RecipeError(f"train: {key} does nothing without {NEEDS[key].words}; leave it out")
+        if settings[key] not in idle and not need.met(args):
+            raise RecipeError(f"train: {key} does nothing without {need.words}; leave it out")
 
 
 def require_recomputing(options: Any) -> None:
