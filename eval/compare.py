@@ -1,6 +1,6 @@
 """Compare ways of learning a sequence: same base, data, steps and evaluation; own tuned rate.
 
-Run:   python eval/compare.py eval/experiments/tiny.yaml [--jobs 2] [--only NAME]...
+Run:   python -m eval.compare eval/experiments/tiny.yaml [--jobs 2] [--only NAME]...
 Out:   one JSON per run under eval/results/EXPERIMENT/, never run twice; eval/tables.py reads them
 
 Rates are chosen on the validation split with one seed; the test split is used once per seed, at
@@ -23,8 +23,8 @@ from statistics import fmean
 from typing import Any
 
 import click
-from experiment import Experiment, Method, load_experiment, on_validation, peer_of, recipe_of
 
+from eval.experiment import Experiment, Method, load_experiment, on_validation, peer_of, recipe_of
 from mm_piece.errors import PieceError
 
 HERE = Path(__file__).parent
@@ -128,7 +128,7 @@ def _file(out: Path, job: dict[str, Any]) -> Path:
 def _run(plan: Experiment, job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    from mm_piece.metrics import summary
+    from mm_piece.metrics.continual import summary
 
     torch.set_num_threads(1)
     method = plan.methods[job["method"]]
@@ -177,10 +177,10 @@ def _peer(recipe: Any, method: Method, folder: Path) -> dict[str, Any]:
     import torch
 
     from mm_piece import load
-    from mm_piece.evaluation import on_accelerator, pad_of
-    from mm_piece.models import tensors
-    from mm_piece.tasks import Encoded, read, tokenizer_of
-    from mm_piece.trainer import arguments
+    from mm_piece.data import Encoded, read, tokenizer_of
+    from mm_piece.evaluation.answers import on_accelerator, pad_of
+    from mm_piece.models.base import tensors
+    from mm_piece.training import arguments
 
     torch.manual_seed(recipe.seed)  # adapters are drawn before a Trainer sets its own
     model, processor = load(recipe.base, **recipe.model)
@@ -209,8 +209,8 @@ def _peer(recipe: Any, method: Method, folder: Path) -> dict[str, Any]:
 
 def _most_moved(before: dict[str, Any], after: dict[str, Any], select: Any) -> dict[str, Any]:
     """The entries that a task moved farthest, as many as a mask has: flat indices by weight."""
-    from mm_piece.mask import select as choose
-    from mm_piece.names import group_of
+    from mm_piece.families import group_of
+    from mm_piece.selection import select as choose
 
     moved = {
         name: (after[name] - weight).abs()
@@ -224,7 +224,7 @@ def _most_moved(before: dict[str, Any], after: dict[str, Any], select: Any) -> d
 
 def _lying(masks: list[dict[str, Any]], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     """Where masks lie: density by group, layer and module; and what each two of them share."""
-    from mm_piece.report.weights import overlap, weight_map
+    from mm_piece.report.weight_maps import overlap, weight_map
 
     places = [
         {
@@ -239,9 +239,9 @@ def _lying(masks: list[dict[str, Any]], shapes: dict[str, tuple[int, ...]]) -> d
 
 
 def _row(recipe: Any, model: Any, processor: Any) -> tuple[list[float], float]:
-    from mm_piece.evaluation import mean_score
-    from mm_piece.measuring import answer
-    from mm_piece.tasks import read
+    from mm_piece.data import read
+    from mm_piece.evaluation.answers import mean_score
+    from mm_piece.evaluation.matrix import answer
 
     scores = {
         task.name: mean_score(answer(model, processor, read(task.test, task.images), recipe, task))

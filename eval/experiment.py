@@ -52,7 +52,7 @@ class Method(Strict):
     """One way of learning the sequence."""
 
     select: dict[str, Any] | None = None
-    peer: str | None = None  # a dotted path to a class such as those of peers/
+    peer: str | None = None  # a dotted path to a class such as those of baselines/
     options: dict[str, Any] = {}  # of the peer
     set: dict[str, Any] = {}
     rates: Rates = Field(min_length=1)
@@ -162,10 +162,10 @@ def peer_of(method: Method) -> Any:
     try:
         kind = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        known = "a dotted path to a class such as peers.full.Full"
+        known = "a dotted path to a class such as eval.baselines.full.Full"
         raise RecipeError(f"unknown peer {method.peer!r} ({error}); {known}") from error
     if not isinstance(kind, type):
-        raise RecipeError(f"peer {method.peer!r} is no class such as peers.full.Full")
+        raise RecipeError(f"peer {method.peer!r} is no class such as eval.baselines.full.Full")
     try:
         signature(kind).bind("model", "tasks", "pad", **method.options)
     except TypeError as error:

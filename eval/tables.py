@@ -1,7 +1,7 @@
 """Tables and plots from the committed results; documents show them between their markers.
 
-Run:   python eval/tables.py          rewrite the tables and the plots
-       python eval/tables.py --check  only compare, exit status 1 if they differ
+Run:   python -m eval.tables          rewrite the tables and the plots
+       python -m eval.tables --check  only compare, exit status 1 if they differ
 """
 
 import importlib
@@ -12,9 +12,9 @@ from statistics import correlation, mean, median
 from typing import Any
 
 import click
-from figures import draw
 
-from mm_piece.intervals import interval, shown
+from eval.figures import draw
+from mm_piece.metrics.intervals import interval, shown
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "eval/experiments.md", "eval/scale.md")
@@ -77,11 +77,8 @@ def table(name: str) -> str:
 
 def _section(bench: str, section: str) -> str:
     """The tables that a bench prints of a section."""
-    sys.path.insert(0, str(ROOT / "eval" / "bench"))
-    try:
-        module = importlib.import_module(importlib.import_module(bench).SECTIONS[section])
-    finally:
-        sys.path.pop(0)
+    sections = importlib.import_module(f"eval.bench.{bench}.__main__").SECTIONS
+    module = importlib.import_module(sections[section])
     file = ROOT / "eval" / "results" / "bench" / f"{bench}.json"
     found = json.loads(file.read_text(encoding="utf-8"))["sections"][section]
     return "\n\n".join(map(_markdown, module.tables(found)))

@@ -4,39 +4,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mm_piece.attachment import attach, checkout, position
-    from mm_piece.delta import Delta
-    from mm_piece.derive import extract, squash
+    from mm_piece.deltas.delta import Delta
     from mm_piece.errors import PieceError
-    from mm_piece.evaluation import evaluate
-    from mm_piece.exporting import export
+    from mm_piece.evaluation.answers import evaluate
     from mm_piece.importance import estimate
-    from mm_piece.loading import load
-    from mm_piece.mask import select
-    from mm_piece.sharing import pull, push
-    from mm_piece.sparse import sparse_tuning
-    from mm_piece.store import DeltaStore
-    from mm_piece.training import train
+    from mm_piece.selection import select
+    from mm_piece.sparse.tuning import sparse_tuning
+    from mm_piece.store.attachment import attach, checkout, position
+    from mm_piece.store.delta_store import DeltaStore
+    from mm_piece.store.deriving import extract, squash
+    from mm_piece.store.exporting import export
+    from mm_piece.store.loading import load
+    from mm_piece.store.sharing import pull, push
+    from mm_piece.training.loop import train
 
 # Imported on first use, so that `import mm_piece` and `mm-piece --help` do not wait for torch.
 _HOMES = {
-    "Delta": "delta",
-    "DeltaStore": "store",
+    "Delta": "deltas.delta",
+    "DeltaStore": "store.delta_store",
     "PieceError": "errors",
-    "attach": "attachment",
-    "checkout": "attachment",
+    "attach": "store.attachment",
+    "checkout": "store.attachment",
     "estimate": "importance",
-    "evaluate": "evaluation",
-    "export": "exporting",
-    "extract": "derive",
-    "load": "loading",
-    "position": "attachment",
-    "pull": "sharing",
-    "push": "sharing",
-    "select": "mask",
-    "sparse_tuning": "sparse",
-    "squash": "derive",
-    "train": "training",
+    "evaluate": "evaluation.answers",
+    "export": "store.exporting",
+    "extract": "store.deriving",
+    "load": "store.loading",
+    "position": "store.attachment",
+    "pull": "store.sharing",
+    "push": "store.sharing",
+    "select": "selection",
+    "sparse_tuning": "sparse.tuning",
+    "squash": "store.deriving",
+    "train": "training.loop",
 }
 
 __all__ = [

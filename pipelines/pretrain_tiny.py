@@ -31,8 +31,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from mm_piece import scenes
-from mm_piece.scenes import base as world
+from mm_piece.data import scenes
+from mm_piece.data.scenes import base as world
 
 BATCH = 32
 NAMING = 0.2  # weight of naming the cells while learning to answer

@@ -23,9 +23,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mm_piece import scenes
-from mm_piece.scenes import lexicon
-from mm_piece.scenes.canvas import SIZE
+from mm_piece.data import scenes
+from mm_piece.data.scenes import lexicon
+from mm_piece.data.scenes.canvas import SIZE
 
 PAD, USER, ASSISTANT, END, IMAGE = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>", "<image>"
 SPECIAL = (PAD, USER, ASSISTANT, END, IMAGE)

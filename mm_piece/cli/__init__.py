@@ -1,11 +1,11 @@
 """The command line: parse, call one function, print. Torch is imported inside commands only.
 
-running     train, eval, ask
-checking    check
-building    assemble
-reading     log, show, results, diff, verify, report
-deriving    export, squash, extract, merge, without, convert, import
-shipping    fork, gc, push, pull
+run         train, eval, ask
+check       check
+assemble    assemble
+inspect     log, show, results, diff, verify, report
+derive      export, squash, extract, merge, without, convert, import
+share       fork, gc, push, pull
 """
 
 import os
@@ -17,8 +17,8 @@ from typing import Any
 
 import click
 
-from mm_piece.cli import building, checking, deriving, reading, running, shipping
-from mm_piece.cli.terminal import echo, line_of, printable_messages
+from mm_piece.cli import assemble, check, derive, inspect, run, share
+from mm_piece.cli.options import echo, line_of, printable_messages
 from mm_piece.errors import PieceError
 from mm_piece.plaintext import make_printable
 
@@ -36,7 +36,7 @@ class _Commands(click.Group):
                 return super().main(*args, **options)
         except SystemExit as finished:
             if os.environ.get("WORLD_SIZE", "1") != "1" and isinstance(finished.code, int):
-                from mm_piece.sharding import end
+                from mm_piece.distributed import end
 
                 end(finished.code)
             raise
@@ -68,6 +68,6 @@ def main(debug: bool) -> None:
     sys.path.append(str(Path.cwd()))  # where a recipe's own rules may lie
 
 
-for _module in (running, checking, building, reading, deriving, shipping):
+for _module in (run, check, assemble, inspect, derive, share):
     for _command in _module.COMMANDS:
         main.add_command(_command)

@@ -7,13 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mm_piece.distributed import Share, shape_of, whole
 from mm_piece.errors import SelectionError
-from mm_piece.importance.blocks import Run, Sums, blocks
-from mm_piece.importance.gradients import Gradients
+from mm_piece.families import weights
+from mm_piece.importance.accumulators import Run, Sums, blocks
+from mm_piece.importance.activations import outputs, passes_of, with_outputs
+from mm_piece.importance.backward import Batch, Objective, frozen, loss_of, patchable
+from mm_piece.importance.folds import Folds
+from mm_piece.importance.hooks import CalledAgain
 from mm_piece.importance.inputs import bytes_of, require_batches, require_weights
-from mm_piece.importance.outputs import outputs, passes_of, with_outputs
-from mm_piece.importance.reach import Batch, Objective, frozen, loss_of, patchable
-from mm_piece.importance.resampling import Folds
+from mm_piece.importance.per_example import Gradients
+from mm_piece.importance.rows import Piece
 from mm_piece.importance.rules import (
     KEEPING,
     OF_BATCHES,
@@ -24,10 +28,6 @@ from mm_piece.importance.rules import (
     scored,
     weighs,
 )
-from mm_piece.importance.taps import CalledAgain
-from mm_piece.mask import Piece
-from mm_piece.names import weights
-from mm_piece.sharding import Share, shape_of, whole
 
 Progress = Callable[[Sequence[int], str], Iterable[Any]]
 Kept = Callable[[str, Tensor], Tensor]  # weight, flat entries -> their importance, fp32

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mm_piece.errors import ModelError, SelectionError, short
-from mm_piece.importance.reach import IGNORED
-from mm_piece.names import inner_model, is_transformers, translator, weights, why_fixed
-from mm_piece.parameter_reads import is_intercepted
-from mm_piece.recipe import parse_bytes
+from mm_piece.families import inner_model, is_transformers, translator, weights, why_fixed
+from mm_piece.importance.backward import IGNORED
+from mm_piece.modules import is_intercepted
+from mm_piece.sizes import parse_bytes
 
 
 def require_weights(model: nn.Module) -> None:

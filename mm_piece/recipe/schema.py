@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mm_piece.recipe.base_options import require_options
 from mm_piece.recipe.select import Density, Select, Strict, require_density
-from mm_piece.recipe.sizes import parse_bytes
+from mm_piece.sizes import parse_bytes
 
 Metric = Literal["exact", "vqa", "choice", "rouge-l", "bleu", "edit", "cider"]
 Column = Literal["prompt", "answer", "answers", "image", "images", "messages", "conversations"]

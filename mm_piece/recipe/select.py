@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from mm_piece.names import GROUPS, Group
-from mm_piece.recipe.sizes import parse_bytes
+from mm_piece.families import GROUPS, Group
+from mm_piece.sizes import parse_bytes
 
 METHODS = (
     *("piece-f", "piece-s", "piece-r", "piece-f-official", "piece-s-official"),

@@ -7,14 +7,14 @@ stores: `compare` (`comparing`) and `render_comparison`, which fills `comparison
 from collections.abc import Sequence
 from pathlib import Path
 
-from mm_piece.deltafile import write
+from mm_piece.data import read
 from mm_piece.errors import DataError, StoreError
+from mm_piece.files.atomic import write
 from mm_piece.recipe import parse_recipe
-from mm_piece.report.comparing import Comparison, compare
+from mm_piece.report.comparison import Comparison, compare
 from mm_piece.report.page import render, render_comparison
 from mm_piece.report.summary import Examples, Report, summarise
-from mm_piece.store import DeltaStore
-from mm_piece.tasks import read
+from mm_piece.store.delta_store import DeltaStore
 
 __all__ = [
     "Comparison",

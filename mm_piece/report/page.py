@@ -7,10 +7,10 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from mm_piece.intervals import shown
-from mm_piece.names import GROUPS
+from mm_piece.families import GROUPS
+from mm_piece.metrics.intervals import shown
 from mm_piece.plaintext import make_printable
-from mm_piece.report.comparing import Comparison, Way
+from mm_piece.report.comparison import Comparison, Way
 from mm_piece.report.summary import Curve, Report
 
 # A curve's picture, in its own units: the page scales it.

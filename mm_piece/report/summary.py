@@ -8,16 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mm_piece import metrics
-from mm_piece.changes import change_rows
 from mm_piece.errors import StoreError
-from mm_piece.report.weights import Indices, Overlap, Shapes, WeightMap, overlap, union, weight_map
-from mm_piece.stability import told
+from mm_piece.metrics import continual
+from mm_piece.report.weight_maps import (
+    Indices,
+    Overlap,
+    Shapes,
+    WeightMap,
+    overlap,
+    union,
+    weight_map,
+)
+from mm_piece.selection.stability import told
+from mm_piece.sparse.change_report import change_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from mm_piece.store import DeltaStore
+    from mm_piece.store.delta_store import DeltaStore
 
 Examples = Mapping[str, Iterable[tuple[int, "Image"]]]  # task → (row of its test set, image)
 
@@ -142,7 +150,9 @@ def summarise(store: "DeltaStore", examples: Examples | None = None) -> Report:
         ability=Curve(name, results["base_ability"]) if results["base_ability"] else None,
         curves=[Curve(t, [row[j] for row in matrix], j + 1) for j, t in enumerate(tasks)],
         kinds=[Curve(kind, values) for kind, values in results["base_kinds"].items()],
-        metrics=[Metric(n, v, metrics.CONVENTIONS[n]) for n, v in metrics.summary(matrix).items()],
+        metrics=[
+            Metric(n, v, continual.CONVENTIONS[n]) for n, v in continual.summary(matrix).items()
+        ],
         deltas=deltas,
         maps=_maps(masks, shapes, deltas),
         overlaps=_overlaps(masks, deltas),

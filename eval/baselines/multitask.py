@@ -1,0 +1,17 @@
+"""All tasks at once, before the first row of the matrix: the upper bound of a sequence."""
+
+from itertools import chain
+
+from transformers import TrainingArguments
+
+from eval.baselines.baseline import Peer
+
+
+class MultiTask(Peer):
+    """Every weight trains on the rows of all tasks, mixed."""
+
+    def learn(self, number: int, args: TrainingArguments) -> None:
+        """Train on everything the first time, on nothing after that."""
+        if number == 0:
+            self.model.requires_grad_(True)
+            self.train(self.model, [*chain(*self.tasks)], args)

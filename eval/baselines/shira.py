@@ -1,0 +1,24 @@
+"""Sequential SHiRA (arXiv 2406.13175, PEFT): a random sparse adapter per task, merged.
+
+As many entries of each linear layer as LoRA of the same rank would have.
+"""
+
+from typing import Any
+
+from peft import PeftConfig, ShiraConfig
+
+from eval.baselines.adapters import Adapted
+from eval.baselines.baseline import Count
+
+
+class Shira(Adapted):
+    """A fresh random pattern for every task."""
+
+    def __init__(self, *args: Any, rank: Count) -> None:
+        super().__init__(*args)
+        self.rank, self.drawn = rank, 0
+
+    def config(self, linear: str) -> PeftConfig:
+        """SHiRA with another seed each time."""
+        self.drawn += 1
+        return ShiraConfig(r=self.rank, random_seed=self.drawn, target_modules=linear)

@@ -1,0 +1,54 @@
+"""What further ways of coding would save on real deltas, as bounds in bits for each entry.
+
+    mask_given_parent         the mask for a reader who has the one before: inside and outside of it
+    mask_given_all_before     likewise, the union of all before
+    values_minus_before       bit patterns as differences to the values they replace
+    values_minus_base         likewise, to the base's
+
+Not part of the format: measured so that nobody has to wonder.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eval.bench.delta.bounds import difference_bits, mask_bits, mask_bits_given, value_bits
+from mm_piece.deltas.delta import Delta, take
+from mm_piece.models.base import tensors
+from mm_piece.store.delta_store import DeltaStore
+from mm_piece.store.loading import load
+
+
+def ideas(path: Path) -> list[dict[str, float]]:
+    """Return bits per entry for each delta of a store, plain and with each idea."""
+    store = DeltaStore.open(path)
+    base, live = _weights(store), _weights(store)
+    found, parent, union = [], {}, {}
+    for delta in store.deltas():
+        rows = {
+            "mask": mask_bits(delta),
+            "mask_given_parent": mask_bits_given(delta, parent),
+            "mask_given_all_before": mask_bits_given(delta, union),
+            "values": value_bits(delta.values),
+            "values_minus_before": difference_bits(delta, _old(delta, live)),
+            "values_minus_base": difference_bits(delta, _old(delta, base)),
+        }
+        found.append({name: size / delta.entries for name, size in rows.items()})
+        delta.apply(live)
+        parent = delta.indices
+        union = {name: _joined(union.get(name), index) for name, index in parent.items()}
+    return found
+
+
+def _weights(store: DeltaStore) -> dict[str, Tensor]:
+    model, _ = load(store=store, at=0)
+    return {name: weight.clone() for name, weight in tensors(model).items()}
+
+
+def _old(delta: Delta, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: take(weights[name], index) for name, index in delta.indices.items()}
+
+
+def _joined(known: Tensor | None, index: Tensor) -> Tensor:
+    return index if known is None else torch.cat([known, index]).unique()

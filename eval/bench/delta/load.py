@@ -1,0 +1,205 @@
+"""Section `load`: the model at a position, read from disk, against the base alone.
+
+Each measurement is a process of its own. "used" is after every weight was summed: a loader may map
+files into memory and read nothing until then. Cold: the files are pushed out of the page cache
+before; what lies below this machine may still hold them. "cast" is a base that was published in
+float16 and is trained in bfloat16, as LLaVA-1.5 is: its weights are in memory of their own. Those
+of a base in the dtype trained in are mapped, and a page that a delta writes to is copied, nine in
+ten at 0.1 %: "base, copied" has them all in memory of its own. Memory is counted above the imports;
+"extra" is what a position takes above the base, in multiples of the deltas in memory: of resident
+memory at its peak, the mapped file included, and of anonymous memory at the end, the file left out
+(a page that a delta wrote to is a copy of the file's).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from eval.bench.delta.stores import (
+    LARGE,
+    SMALL,
+    TINY,
+    bytes_in_memory,
+    make_base,
+    make_model,
+    make_store,
+    patchable,
+)
+from eval.bench.harness.isolation import Meter, evict, fresh, in_turns
+from eval.bench.harness.timing import Bench, goal
+from mm_piece.deltas.delta import fingerprint, put_all
+from mm_piece.models.base import load_base, tensors
+from mm_piece.store.delta_store import DeltaStore
+
+POSITIONS = (1, 8)
+BASE, COPIED = 0, -1  # no store: the base alone, and a copy of it
+KINDS = {"": "bfloat16", "cast ": "float16"}  # what the files hold; all train in bfloat16
+LAYERS = {True: 2, False: 3}
+SHARD = {True: 20_000_000, False: 500_000_000}  # bytes
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    """Measure loading at position 0, 1 and 8, warm and cold."""
+    bench.say("a checkpoint and a store")
+    store = [fresh(_make, bench.folder, bench.quick, bench.seed, kind) for kind in KINDS][0]
+    contestants: dict[str, Callable[[], dict[str, float]]] = {
+        "base, copied": partial(_fresh_load, bench, "", COPIED)
+    }
+    for kind in KINDS:
+        contestants[f"{kind}base"] = partial(_fresh_load, bench, kind, BASE)
+        contestants |= {f"{kind}at {n}": partial(_fresh_load, bench, kind, n) for n in POSITIONS}
+    cold = {f"{name}, cold": partial(_cold, bench, work) for name, work in contestants.items()}
+    found = in_turns(contestants, 2 if bench.quick else 7)
+    found |= in_turns(cold, 1 if bench.quick else 3)
+    phases = in_turns({"phases": partial(fresh, _phases, bench.folder)}, 1 if bench.quick else 3)
+    goals = _goals(found, store["delta_bytes_in_memory"])
+    return {**store, "loads": found, "phases": _steps(phases["phases"]), "goals": goals}
+
+
+def _make(folder: Path, quick: bool, seed: int, kind: str) -> dict[str, Any]:
+    """Write base and store; a tiny base too, for what a process does only the first time."""
+    make_base(folder / "tiny", make_model(TINY, 1, seed), 10**9)
+    model = make_model(SMALL if quick else LARGE, LAYERS[quick], seed)
+    held = model.to(getattr(torch, KINDS[kind]))
+    base = make_base(folder / f"{kind}base", held, SHARD[quick])
+    model = held.to(torch.bfloat16)
+    store = make_store(folder / f"{kind}store", model, base, max(POSITIONS))
+    return {
+        "bytes": sum(row.nbytes for row in tensors(model).values()),
+        "patchable_bytes": sum(row.nbytes for row in patchable(tensors(model)).values()),
+        "delta_bytes_on_disk": {at: sum(e.bytes for e in store.entries[:at]) for at in POSITIONS},
+        "delta_bytes_in_memory": {at: bytes_in_memory(store.deltas(at)) for at in POSITIONS},
+    }
+
+
+def _cold(bench: Bench, work: Callable[[], dict[str, float]]) -> dict[str, float]:
+    evict([bench.folder])
+    return work()
+
+
+def _fresh_load(bench: Bench, kind: str, at: int) -> dict[str, float]:
+    bench.say(f"{kind}position {max(at, 0)}")
+    return fresh(_load, bench.folder, kind, at)
+
+
+def _load(folder: Path, kind: str, at: int) -> dict[str, float]:
+    """Load in this process, use the weights, and tell what it took."""
+    import mm_piece
+
+    _warm_up(folder)
+    meter = Meter()
+    if at > 0:
+        model, _ = mm_piece.load(store=folder / f"{kind}store", at=at)
+    else:
+        model, _ = load_base(folder / f"{kind}base", dtype="bfloat16")
+    if at == COPIED:
+        for weight in model.parameters():
+            weight.data = weight.data.clone()
+    meter.mark("loaded")
+    _use(model)
+    meter.mark("used")
+    return meter.marks
+
+
+def _phases(folder: Path) -> dict[str, float]:
+    """Do what `mm_piece.load` does, step by step, at the last position."""
+    _warm_up(folder)
+    meter = Meter()
+    model, _ = load_base(folder / "base", dtype="bfloat16")
+    meter.mark("base")
+    live = tensors(model)
+    fingerprint(live)
+    meter.mark("fingerprint")
+    deltas = DeltaStore.open(folder / "store").deltas()
+    meter.mark("read, decode, verify")
+    for number, delta in enumerate(deltas, 1):
+        delta.check(live)
+        meter.mark(f"check {number}")
+        put_all((live[name], row, delta.values[name]) for name, row in delta.indices.items())
+        meter.mark(f"write {number}")
+    _use(model)
+    meter.mark("use")
+    return meter.marks
+
+
+def _warm_up(folder: Path) -> None:
+    torch.set_num_threads(1)
+    load_base(folder / "tiny", dtype="bfloat16")
+
+
+def _use(model: Any) -> None:
+    for weight in tensors(model).values():
+        weight.sum()
+
+
+def _steps(marks: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Return what each step added."""
+    names = [key.removesuffix("_wall_s") for key in marks if key.endswith("_wall_s")]
+    kinds = ("wall_s", "cpu_s", "thread_s", "resident_B", "anonymous_B")
+    found, before = {}, dict.fromkeys(kinds, 0.0)
+    for name in names:
+        now = {kind: marks[f"{name}_{kind}"] for kind in kinds}
+        found[name] = {kind: now[kind] - before[kind] for kind in kinds}
+        before = now
+    return found
+
+
+def _goals(found: dict[str, dict[str, float]], deltas: dict[int, int]) -> list[dict[str, Any]]:
+    goals = []
+    for at in POSITIONS:
+        for how in ("", ", cold"):
+            for kind, base in (("", "base"), ("", "base, copied"), ("cast ", "cast base")):
+                ratios = _ratios(found[f"{kind}at {at}{how}"], found[f"{base}{how}"])
+                title = f"load at {at} and use / {base}{how or ', warm'}, wall"
+                goals.append(goal(title, ratios["used_wall_s"], 1.05))
+        extra = {kind: _extra(found, kind, at, "peak") / deltas[at] for kind in KINDS}
+        goals += [goal(f"{kind}extra peak at {at} / deltas", extra[kind], 3) for kind in KINDS]
+    return goals
+
+
+def _ratios(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
+    return {key: ours[key] / theirs[key] for key in ours if key.endswith("_s")}
+
+
+def _extra(found: dict[str, dict[str, float]], kind: str, at: int, what: str) -> float:
+    """Return the bytes of memory that a position takes above the base, at most or at the end."""
+    return found[f"{kind}at {at}"][f"used_{what}_B"] - found[f"{kind}base"][f"used_{what}_B"]
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """Return the tables of this section."""
+    sizes = ", ".join(
+        f"{at}: {size / 1e6:.1f}" for at, size in result["delta_bytes_in_memory"].items()
+    )
+    title = f"Load {result['bytes'] / 1e9:.2f} GB; deltas in memory, MB, at {sizes}"
+    table = Table("", title=title, title_justify="left")
+    columns = {
+        "load wall s": ("loaded_wall_s", 1),
+        "load CPU s": ("loaded_cpu_s", 1),
+        "and use wall s": ("used_wall_s", 1),
+        "and use CPU s": ("used_cpu_s", 1),
+        "peak MB": ("used_peak_B", 1e6),
+        "anonymous MB": ("used_anonymous_B", 1e6),
+    }
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, row in result["loads"].items():
+        cells = (f"{row[key] / unit:.3f}" for key, unit in columns.values())
+        table.add_row(name, *cells)
+    return [table, _phase_table(result["phases"])]
+
+
+def _phase_table(phases: dict[str, dict[str, float]]) -> Table:
+    title = f"Where the time goes at {max(POSITIONS)}, warm"
+    table = Table("step", title=title, title_justify="left")
+    for column in ("wall ms", "CPU ms", "resident + MB", "anonymous + MB"):
+        table.add_column(column, justify="right")
+    for name, row in phases.items():
+        times = (f"{1000 * row[key]:.1f}" for key in ("wall_s", "cpu_s"))
+        sizes = (f"{row[key] / 1e6:.1f}" for key in ("resident_B", "anonymous_B"))
+        table.add_row(name, *times, *sizes)
+    return table

@@ -1,0 +1,139 @@
+"""Made-up models, masks and deltas that look like those of a 7B model, at any size.
+
+layer_shapes, sample, trained    a layer's shapes, uniform masks, values as training leaves them
+random_delta                     a delta on tensors, without a store
+make_base, make_store            a Llama checkpoint with random weights, a store of deltas on it
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mm_piece.deltas.delta import Delta, fingerprint, take
+from mm_piece.models.base import tensors
+from mm_piece.store.base_record import locate
+from mm_piece.store.delta_store import DeltaStore
+
+LARGE = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
+SMALL = {"hidden_size": 1024, "intermediate_size": 2752, "num_attention_heads": 8}
+TINY = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+DENSITY = 0.001
+SCALE = 0.02  # standard deviation of a trained layer's weights
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def layer_shapes(sizes: Mapping[str, int], number: int = 0) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of one layer's matrices."""
+    narrow, wide = sizes["hidden_size"], sizes["intermediate_size"]
+    shapes = {f"self_attn.{part}_proj": (narrow, narrow) for part in "qkvo"}
+    shapes |= {"mlp.gate_proj": (wide, narrow), "mlp.up_proj": (wide, narrow)}
+    shapes |= {"mlp.down_proj": (narrow, wide)}
+    return {f"model.layers.{number}.{name}.weight": shape for name, shape in shapes.items()}
+
+
+def sample(size: int, count: int, random: torch.Generator) -> Tensor:
+    """Return `count` of `size` flat indices, sorted, uniformly chosen; at most a tenth."""
+    drawn = torch.randint(size, (count + count // 8 + 16,), generator=random).unique()
+    kept = torch.randperm(len(drawn), generator=random)[:count]
+    return drawn[kept].sort().values.to(torch.int32)
+
+
+def trained(count: int, dtype: torch.dtype, random: torch.Generator) -> Tensor:
+    """Return values as trained weights have them: normal, rounded to their dtype."""
+    return (torch.randn(count, generator=random) * SCALE).to(dtype)
+
+
+def delta_of(indices: Mapping[str, Tensor], shapes: Any, dtype: torch.dtype, seed: int) -> Delta:
+    """Return a delta with random values at given indices, for no base in particular."""
+    random = torch.Generator().manual_seed(seed)
+    return Delta(
+        indices=dict(indices),
+        values={name: trained(len(index), dtype, random) for name, index in indices.items()},
+        shapes={name: tuple(shapes[name]) for name in indices},
+        before=dict.fromkeys(indices, "0" * 64),
+        **{"task": "made-up", "base": "0" * 64, "parent": "", "info": {}},
+    )
+
+
+def random_delta(live: Mapping[str, Tensor], seed: int, parent: str = "", base: str = "") -> Delta:
+    """Return a delta that changes a thousandth of each tensor, from the values that stand there."""
+    random = torch.Generator().manual_seed(seed)
+    indices = {
+        name: sample(row.numel(), int(DENSITY * row.numel()), random) for name, row in live.items()
+    }
+    return Delta.from_change(
+        indices,
+        before={name: take(live[name], index) for name, index in indices.items()},
+        after={
+            name: trained(len(index), live[name].dtype, random) for name, index in indices.items()
+        },
+        shapes={name: row.shape for name, row in live.items()},
+        **{"task": f"task-{seed}", "base": base, "parent": parent, "info": {"seed": seed}},
+    )
+
+
+def bytes_in_memory(deltas: Sequence[Delta]) -> int:
+    """Return what indices and values of deltas take in memory."""
+    rows = [
+        row for delta in deltas for part in (delta.indices, delta.values) for row in part.values()
+    ]
+    return sum(row.numel() * row.itemsize for row in rows)
+
+
+def patchable(live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the matrices of the layers."""
+    return {name: row for name, row in live.items() if row.ndim == 2 and ".layers." in name}
+
+
+def make_model(sizes: Mapping[str, int], layers: int, seed: int) -> Any:
+    """Return a Llama in bfloat16 with random weights and a short vocabulary."""
+    model = empty_model(sizes, layers).to_empty(device="cpu")
+    random = torch.Generator().manual_seed(seed)
+    for weight in tensors(model).values():
+        weight.normal_(0, SCALE, generator=random)
+    return model.eval()
+
+
+def empty_model(sizes: Mapping[str, int], layers: int) -> Any:
+    """Return that Llama without memory for its weights."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokens = len(make_tokenizer())
+    config = LlamaConfig(**sizes, num_hidden_layers=layers, vocab_size=math.ceil(tokens / 64) * 64)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+
+
+def make_tokenizer() -> Any:
+    """Return a tokenizer that knows single bytes."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"<{number}>": number for number in range(256)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "<0>")))
+
+
+def make_base(folder: Path, model: Any, shard_size: int) -> Path:
+    """Write a sharded checkpoint."""
+    model.save_pretrained(folder, max_shard_size=shard_size)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_store(folder: Path, model: Any, base: Path, positions: int) -> DeltaStore:
+    """Write a store of deltas on that base; the model ends at its last position."""
+    live = tensors(model)
+    identity = fingerprint(live)
+    record = {**locate(base, None, folder), "dtype": "bfloat16", "fingerprint": identity}
+    store, parent = DeltaStore.create(folder, record, recipe=""), ""
+    for position in range(1, positions + 1):
+        delta = random_delta(patchable(live), position, parent, identity)
+        parent = store.append(delta).sha256
+        delta.apply(live)
+    return store

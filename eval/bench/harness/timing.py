@@ -1,0 +1,119 @@
+"""Rivals side by side: medians of interleaved runs, and the facts that make a result repeatable.
+
+    for name, seconds in interleaved({"ours": ours, "theirs": theirs}, rounds=5).items(): ...
+
+A B C A B C …, never A A A: what a machine does meanwhile then falls on all of them. CPU time of the
+measuring thread stands beside wall time; other processes disturb it less.
+"""
+
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+
+PACKAGES = ("torch", "numpy", "transformers", "peft", "safetensors", "zstandard", "mm-piece")
+ROOT = Path(__file__).parents[3]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a section needs: a folder of its own, sizes, a seed."""
+
+    folder: Path
+    quick: bool
+    seed: int
+    section: str
+
+    def say(self, text: str) -> None:
+        """Show what is being measured, in one line on a terminal."""
+        line = f"{self.section}: {text}"
+        if sys.stderr.isatty():
+            click.echo(f"\r\033[K{line[:100]}", nl=False, err=True)
+        else:
+            click.echo(line, err=True)
+
+
+def nothing() -> None:
+    """What a contestant without preparations does before it is timed."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Work to be timed, and what has to be done before each run of it, untimed."""
+
+    work: Callable[[], Any]
+    before: Callable[[], Any] = nothing
+
+
+def interleaved(
+    contestants: Mapping[str, Contestant | Callable[[], Any]],
+    rounds: int,
+    between: Callable[[], Any] = nothing,
+) -> dict[str, dict[str, float]]:
+    """Return each contestant's median wall and CPU seconds; `between` comes right before a run."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, entry in contestants.items():
+            contestant = entry if isinstance(entry, Contestant) else Contestant(entry)
+            contestant.before()
+            between()
+            found[name].append(_timed(contestant.work))
+    return {name: medians(("wall_s", "cpu_s"), runs) for name, runs in found.items()}
+
+
+def medians(names: tuple[str, ...], runs: list[tuple[float, ...]]) -> dict[str, float]:
+    """Return the median of each column, and the number of runs."""
+    columns = zip(*runs, strict=True)
+    found = {name: statistics.median(row) for name, row in zip(names, columns, strict=True)}
+    return {**found, "rounds": len(runs)}
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.thread_time()
+    work()
+    return time.perf_counter() - wall, time.thread_time() - cpu
+
+
+def goal(what: str, found: float, limit: float, sense: str = "at most") -> dict[str, Any]:
+    """Return a goal, what was found, and whether it was met."""
+    met = found <= limit if sense == "at most" else found >= limit
+    return {"what": what, "sense": sense, "limit": limit, "found": float(found), "met": bool(met)}
+
+
+def provenance() -> dict[str, Any]:
+    """Return versions, processor, commit, and whether the measured code differs from it."""
+    changed = _git("status", "--porcelain", "--", "mm_piece", "eval/bench")
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(changed),
+        "cpu": _cpu(),
+        "threads": 1,
+        "versions": {"python": platform.python_version(), **dict(map(_version, PACKAGES))},
+    }
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def _version(package: str) -> tuple[str, str]:
+    try:
+        return package, metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return package, "not installed"

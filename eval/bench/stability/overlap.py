@@ -1,0 +1,104 @@
+"""Overlaps of masks: told from one set of examples, and found with a fresh one of equal size.
+
+The tiny base, two of its tasks, their 1,000 rows in random halves.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from torch import Generator, Tensor, isin, nn, randperm
+
+from eval.bench.harness.timing import Bench, goal
+from mm_piece.data import Alike, Encoded, read
+from mm_piece.importance import estimate, scorable
+from mm_piece.models.base import load_base
+from mm_piece.recipe import Select
+from mm_piece.selection import Mask, select
+from mm_piece.selection.task import selection_of
+
+BASE = Path(__file__).parents[3] / "checkpoints" / "tiny" / "base"
+METHODS = ("piece-f", "piece-s")
+TASKS = ("digits", "words")
+DENSITIES = (0.001, 0.01, 0.1)
+EXCLUDED = ("embedding", "head")
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    """Tell and find the overlaps of each task and method at each density."""
+    model, processor = load_base(BASE)
+    half, pairs = (64, 1) if bench.quick else (500, 3)
+    rows = []
+    for task in TASKS[:1] if bench.quick else TASKS:
+        examples = Encoded(read(f"scenes:{task}/train"), processor, bench.folder / task)
+        halves = [_halves(examples, half, pair) for pair in range(pairs)]
+        for method in METHODS:
+            bench.say(f"{task}, {method}")
+            rows += _rows(model, halves, {"task": task, "method": method}, bench)
+    errors = [abs(row["told"] - row["found"]) for row in rows]
+    goals = [goal("mean of |told - found|", _mean(errors), 0.05)]
+    return {"rows": rows, "goals": goals}
+
+
+def _halves(examples: Encoded, half: int, pair: int) -> tuple[Encoded, Encoded]:
+    """Two disjoint random parts of the examples: as they come, they are balanced."""
+    order = randperm(len(examples), generator=Generator().manual_seed(pair)).tolist()
+    return examples.part(order[:half]), examples.part(order[half : 2 * half])
+
+
+def _rows(
+    model: nn.Module, pairs: list[tuple[Encoded, Encoded]], case: dict[str, str], bench: Bench
+) -> list[dict[str, Any]]:
+    method = case["method"]
+    told = {density: _told(model, pairs[0][0], method, density, bench) for density in DENSITIES}
+    rows = []
+    for size in map(int, told[DENSITIES[0]]):
+        scores = [[_scores(model, half[:size], method) for half in pair] for pair in pairs]
+        for density in DENSITIES:
+            found = [share_of(*(select(s, density) for s in pair)) for pair in scores]
+            facts = {"density": density, "examples": size, "told": told[density][str(size)]}
+            rows.append({**case, **facts, "found": _mean(found), "pairs": len(found)})
+    return rows
+
+
+def _told(
+    model: nn.Module, examples: Encoded, method: str, density: float, bench: Bench
+) -> dict[str, float]:
+    """The stability that a training would print."""
+    wanted = Select(method=method, density=density, samples=len(examples), exclude=EXCLUDED)
+    seeds = (bench.seed, bench.seed)
+    return selection_of(
+        model,
+        examples,
+        wanted,
+        bench.folder,
+        pad=0,
+        seeds=seeds,
+        standing={"data": str(id(examples))},
+    ).stability
+
+
+def _scores(model: nn.Module, examples: Encoded, method: str) -> dict[str, Tensor]:
+    batches = Alike(examples, 8, 0)
+    return estimate(model, batches, method, names=scorable(model, batches, method, EXCLUDED))
+
+
+def share_of(first: Mask, second: Mask) -> float:
+    """What part of the entries of a mask another one has too."""
+    shared = sum(int(isin(first[name], second[name]).sum()) for name in first if name in second)
+    return shared / sum(map(len, first.values()))
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """Return what a terminal shows."""
+    header = ("task", "method", "density", "examples", "told", "found")
+    table = Table(*header, title="Overlap of two masks", title_justify="left")
+    for row in result["rows"]:
+        shares = [f"{row[key]:.2f}" for key in ("told", "found")]
+        cells = (row["task"], row["method"], f"{row['density']:g}", str(row["examples"]))
+        table.add_row(*cells, *shares)
+    return [table]

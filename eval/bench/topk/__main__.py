@@ -1,0 +1,15 @@
+"""What the global top-k costs beside torch's and numpy's, and beside reading the scores once.
+
+Run:   OMP_NUM_THREADS=1 python -m eval.bench.topk [--quick] [--out FILE.json]
+Needs: 3 GB of memory. --quick: a few seconds, a size too small to judge by.
+Out:   tables, the goals last; --out: all numbers, versions, commit, goals and whether they are met
+"""
+
+from eval.bench.harness.command import bench
+
+SECTIONS = {"topk": "eval.bench.topk.selection"}
+
+main = bench("topk", "Measure what a selection costs.", SECTIONS)
+
+if __name__ == "__main__":
+    main()

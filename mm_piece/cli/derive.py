@@ -1,0 +1,152 @@
+"""Commands that make new files out of stores, deltas and checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mm_piece.cli.options import AT, BASE, NEW_FILE, PATH, STORE, TASK, TO, echo
+
+
+@click.command()
+@STORE
+@TO
+@AT
+@BASE
+@click.option("--shard-size", default="5GB", show_default=True, help="Most bytes of one file.")
+def export(store: Path, to: Path, **options: Any) -> None:
+    """Write an ordinary checkpoint folder TO.
+
+    Of a position of STORE, or of a delta file on its --base.
+    """
+    from mm_piece.store.exporting import export as write
+
+    echo(f"wrote {write(store, to=to, **options)}")
+
+
+@click.command()
+@STORE
+@NEW_FILE
+@AT
+@BASE
+@TASK
+def squash(store: Path, to: Path, **options: Any) -> None:
+    """Write a position of STORE as one delta file TO."""
+    from mm_piece.store.deriving import squash as make
+
+    _save(make(store, **options), to)
+
+
+@click.command()
+@click.argument("base")
+@click.argument("tuned")
+@NEW_FILE
+@TASK
+@click.option("--dtype", default=None, help="Cast both to this dtype. [TUNED's own]")
+def extract(base: str, tuned: str, to: Path, **options: Any) -> None:
+    """Write the delta TO between two checkpoints.
+
+    BASE and TUNED are ordinary ones of any size, folders or hub ids.
+    """
+    from mm_piece.store.deriving import extract as make
+
+    found = make(base, tuned, to, **options)
+    share = found["entries"] / max(found["of"], 1)
+    echo(f"wrote {to}: {found['entries']:,} entries ({share:.3%}), {found['bytes']:,} bytes")
+
+
+@click.command()
+@click.argument("base")
+@NEW_FILE
+@click.argument("deltas", nargs=-1, required=True, type=PATH)
+@click.option(
+    "--rule",
+    default="error",
+    show_default=True,
+    help="Where they conflict: error, last, first, sum, ties.",
+)
+@TASK
+def merge(base: str, to: Path, deltas: tuple[Path, ...], **options: Any) -> None:
+    """Write one delta TO out of several.
+
+    Each of DELTAS starts from BASE.
+    """
+    from mm_piece.deltas.delta import Delta
+    from mm_piece.store.deriving import merge as make
+
+    _save(make([Delta.load(delta) for delta in deltas], base, **options), to)
+
+
+@click.command()
+@STORE
+@click.argument("task")
+@TO
+def without(store: Path, task: str, to: Path) -> None:
+    """Make a store TO of STORE without one TASK.
+
+    Only where no other task changes its entries.
+    """
+    from mm_piece.store.deriving import without as make
+
+    echo(f"made {to} with {len(make(store, task, to))} deltas")
+
+
+@click.command()
+@click.argument("delta", type=PATH)
+@NEW_FILE
+@click.option("--format", "form", required=True, help="vllm, coo; gap or raw: our own codecs.")
+@click.option("--base", default=None, help="Base whose files are meant. [the delta's own]")
+def convert(delta: Path, to: Path, form: str, base: str | None) -> None:
+    """Write a delta in another program's format."""
+    from mm_piece.deltas import file as deltafile
+    from mm_piece.deltas import interchange
+    from mm_piece.deltas.delta import Delta
+    from mm_piece.errors import FormatError
+    from mm_piece.models.checkpoint import Checkpoint, fetch
+
+    writers = [name for name, (_, pack) in interchange.FORMATS.items() if pack]
+    if form not in (*deltafile.CODECS, *writers):
+        known = ", ".join((*deltafile.CODECS, *writers))
+        raise FormatError(f"unknown format {form!r}; known: {known}")
+    loaded = Delta.load(delta)
+    if form in deltafile.CODECS:
+        loaded.save(to, form)
+    else:
+        layout = Checkpoint(fetch(base)).layout if base else None
+        interchange.write(loaded, to, form, layout)
+    echo(f"wrote {to}: {loaded.entries:,} entries, {to.stat().st_size:,} bytes")
+
+
+@click.command(name="import")
+@click.argument("source", type=PATH)
+@click.argument("base")
+@NEW_FILE
+@click.option("--format", "form", required=True, help="vllm, coo, shira (a PEFT adapter's folder).")
+@click.option("--dtype", default=None, help="What the base is cast to. [its own]")
+@TASK
+def take_in(
+    source: Path, base: str, to: Path, form: str, dtype: str | None, task: str | None
+) -> None:
+    """Make a delta TO of another program's file.
+
+    SOURCE holds changes of BASE.
+    """
+    from mm_piece.deltas import interchange
+    from mm_piece.families import translator
+    from mm_piece.models.base import load_base, tensors
+    from mm_piece.models.checkpoint import Checkpoint, fetch
+
+    checkpoint = Checkpoint(fetch(base), dtype)
+    model, _ = load_base(checkpoint.folder, dtype=checkpoint.dtype)
+    named, rename = tensors(model), translator(model)
+    checkpoint.require_loaded(named)
+    facts = {"task": task or to.stem, "rename": rename, "layout": checkpoint.layout}
+    _save(interchange.read(source, form, named, **facts), to)
+
+
+def _save(delta: Any, to: Path) -> None:
+    delta.save(to)
+    echo(f"wrote {to}: {delta.entries:,} entries, {to.stat().st_size:,} bytes")
+
+
+COMMANDS = (export, squash, extract, merge, without, convert, take_in)

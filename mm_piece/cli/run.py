@@ -1,0 +1,117 @@
+"""Commands that run a model: train, eval, ask."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mm_piece.cli.inspect import print_results
+from mm_piece.cli.options import AT, BASE, JSON, PATH, STORE, echo, echo_lines, show_table
+
+
+@click.command()
+@click.argument("recipe", type=PATH)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key."
+)
+def train(recipe: Path, overrides: tuple[str, ...]) -> None:
+    """Learn the tasks of RECIPE, one after another.
+
+    Run it again and it goes on where it stopped, Ctrl-C and a hang-up included.
+    """
+    from mm_piece.distributed import is_main
+    from mm_piece.training.loop import train as run
+
+    store = run(recipe, *overrides)
+    if not is_main():
+        return
+    print_results(store)
+    echo(f"store: {store.path}  (mm-piece report {store.path} writes a page about it)")
+
+
+@click.command(name="eval")
+@STORE
+@AT
+@BASE
+@click.option(
+    "--task", "names", multiple=True, help="Only these tasks of the store's recipe. [all]"
+)
+@click.option(
+    "--kl", is_flag=True, help="How far its answers are from the base's, in nats a token."
+)
+@click.option(
+    "--suite", default=None, help="What others measure general ability by: general, or a YAML file."
+)
+@JSON
+def evaluate(as_json: bool, kl: bool, suite: str | None, **options: Any) -> None:
+    """Measure the model at a position of STORE.
+
+    On the test sets of its recipe, or on those of the named tasks.
+    """
+    from mm_piece.distributed import is_main
+    from mm_piece.evaluation.matrix import divergences_at, measure_at
+
+    if suite is not None:
+        if kl or options.pop("names"):
+            raise click.UsageError("--suite says what is measured: leave out --kl and --task")
+        _print_suite(suite, as_json, **options)
+        return
+
+    scores = divergences_at(**options) if kl else measure_at(**options)
+    if not is_main():
+        return
+    if kl:
+        apart = [(name, f"{nats:.4f}") for name, nats in scores.items()]
+        show_table(scores, ("task", "KL from the base"), apart, as_json)
+        return
+    rows = [(name, f"{score:.1%}") for name, score in scores.items()]
+    show_table(scores, ("task", "score"), rows, as_json)
+
+
+def _print_suite(name: str, as_json: bool, **options: Any) -> None:
+    """What a suite found; what was found before a harness failed is printed all the same.
+
+    A table shows the tasks and groups that the suite names, JSON their parts too.
+    """
+    from mm_piece.evaluation.suites import load_suite, run
+
+    suite, found = load_suite(name), {}
+    named = {task for part in suite.parts().values() for task in part.tasks}
+    try:
+        found.update(run(suite=suite, **options))
+    finally:
+        rows = [
+            (harness, task, metric, f"{score['value']:.4f}", _spread(score["stderr"]))
+            for harness, scores in found.items()
+            for task, metrics in scores.items()
+            if task in named or not named & scores.keys()
+            for metric, score in metrics.items()
+        ]
+        if found:
+            show_table(found, ("", "task", "metric", "value", ""), rows, as_json)
+
+
+def _spread(error: float | None) -> str:
+    return "" if error is None else f"± {error:.4f}"
+
+
+@click.command()
+@click.argument("image", type=PATH)
+@click.argument("question")
+@click.option("--store", type=PATH, default=None, help="Delta store.")
+@click.option("--delta", type=PATH, default=None, help="A single delta file.")
+@AT
+@BASE
+@click.option("--max-new-tokens", default=32, show_default=True, type=click.IntRange(min=1))
+def ask(image: Path, question: str, **options: Any) -> None:
+    """Ask a QUESTION about an IMAGE."""
+    from mm_piece.evaluation.answers import ask as answer
+    from mm_piece.evaluation.answers import on_accelerator
+    from mm_piece.store.loading import load
+
+    limit = options.pop("max_new_tokens")
+    model, processor = load(**options)
+    echo_lines(answer(on_accelerator(model), processor, image, question, limit))
+
+
+COMMANDS = (train, evaluate, ask)

@@ -1,0 +1,108 @@
+"""What the header of a delta file may say; checked whenever one is written or read."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mm_piece.deltas.codec import LARGEST_SIZE
+from mm_piece.dtypes import SAFETENSORS_DTYPES
+from mm_piece.errors import DamageError, FormatError, TruncatedError, short
+from mm_piece.files.strict_json import parse_json
+
+FORMAT = "1"
+HEADER = {key: str for key in ("sha256", "format", "codec", "task", "base", "parent")}
+HEADER |= {"info": dict, "tensors": dict}
+RECORD = {"shape": list, "dtype": str, "entries": int, "before": str}
+_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I8", "U8")
+DELTA_DTYPES = {name: SAFETENSORS_DTYPES[name] for name in _TYPES}
+LONGEST_NAME = 200  # characters of a task's or a tensor's name
+_MOST_DIMENSIONS = 64  # what PyTorch has
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def index_dtype(size: int) -> torch.dtype:
+    """Return the dtype of flat indices into a tensor of `size` entries."""
+    return torch.int32 if size < 2**31 else torch.int64
+
+
+def text(header: Mapping[str, Any]) -> str:
+    """Return a header as JSON, with an empty seal in front, where its place is known.
+
+    Raises FormatError for what is not plain JSON, DamageError for what no reader would accept.
+    """
+    content = {"format": FORMAT, **header}
+    check({"sha256": "", **content})
+    try:
+        plain = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        parse_json(plain)  # names that are no text, such as 1 and "1", may have become one
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FormatError(f"the header is not plain JSON: {short(error)}") from error
+    return f'{{"sha256":"{"0" * 64}",{plain[1:]}'
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """Return what `mm_piece` holds, of a known version, in a file as long as it promises to be.
+
+    Raises TruncatedError, DamageError, FormatError.
+    """
+    start = 8 + int.from_bytes(data[:8], "little")
+    _require_length(data, start)
+    try:
+        content = parse_json(data[8:start])
+        header = parse_json(content.pop("__metadata__")["mm_piece"])
+        ends = [min(int(record["data_offsets"][1]), 2**63) for record in content.values()]
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError, OverflowError) as error:
+        raise DamageError(f"altered header: {short(error)}") from error
+    _require_length(data, start + max(ends, default=0))
+    if type(header) is not dict or header.get("format") != FORMAT:
+        raise FormatError(f"a delta of an unknown format version; known: {FORMAT}")
+    return header
+
+
+def check(header: Mapping[str, Any]) -> None:
+    """Raise DamageError unless a header has every field as it must be."""
+    _require_fields("header", header, HEADER)
+    _require_name("task", header["task"])
+    for key in ("base", "parent"):
+        if not (_SHA256.fullmatch(header[key]) or (key == "parent" and not header[key])):
+            raise DamageError(f"{key} is {short(header[key])}; expected a SHA-256 in hex")
+    for name, record in header["tensors"].items():
+        _require_name("a tensor", name)
+        _require_plausible(name, record)
+
+
+def _require_length(data: bytes, expected: int) -> None:
+    if len(data) < expected:
+        raise TruncatedError(f"truncated: {expected} bytes expected, {len(data)} found")
+
+
+def _require_fields(name: str, record: Any, fields: dict[str, type]) -> None:
+    found = {key: type(value) for key, value in record.items()} if type(record) is dict else {}
+    if found != fields:
+        raise DamageError(f"{name}: expected the fields {', '.join(fields)}, each of its type")
+
+
+def _require_name(what: str, name: str) -> None:
+    """Raise unless a name can stand in a message's line."""
+    if not (name.isprintable() and 1 <= len(name) <= LONGEST_NAME):
+        allowed = f"1 to {LONGEST_NAME} printable characters"
+        raise DamageError(f"{what} is called {short(name)}; allowed: {allowed}")
+
+
+def _require_plausible(name: str, record: Any) -> None:
+    _require_fields(name, record, RECORD)
+    shape, entries, dtype = record["shape"], record["entries"], record["dtype"]
+    if dtype not in DELTA_DTYPES:
+        raise DamageError(f"{name}: unknown dtype {short(dtype)}; known: {', '.join(DELTA_DTYPES)}")
+    lengths = all(type(length) is int and 0 <= length <= LARGEST_SIZE for length in shape)
+    if not lengths or len(shape) > _MOST_DIMENSIONS:
+        raise DamageError(f"{name}: {short(shape)} is no shape")
+    if not 0 <= entries <= math.prod(shape) <= LARGEST_SIZE:
+        place = f"a tensor of shape {short(shape)}"
+        raise DamageError(f"{name}: {place} has no {short(entries)} entries to change")
+    if not _SHA256.fullmatch(record["before"]):
+        raise DamageError(f"{name}: before is {short(record['before'])}; expected a SHA-256 in hex")

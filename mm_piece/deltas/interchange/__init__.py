@@ -1,0 +1,274 @@
+"""Deltas in the formats of other programs, and back.
+
+    write                                Delta -> file            vllm, coo
+    read                                 file, base -> Delta      vllm, coo, shira
+    checkpoint_patches, sparse_patches   Delta -> fields of vLLM's classes, without a file
+
+Foreign files know neither a base's fingerprint nor what stood there before, so a reader gets the
+whole base, and checks everything before it makes a delta. They count entries as the base's own
+files hold them, which may be otherwise than the model does: `file_layout`.
+
+**vllm.** vLLM (repository vllm-project/vllm) has two classes for new values at flat indices of a
+checkpoint's tensors, and no file for them. Values replace, floating only; NaN means "unchanged".
+* `CheckpointWeightPatch(name, shape, dtype, values, indices)` for the worker's
+  `load_checkpoint_weight_patches(model, patches)`: int32 or int64 indices, unique, in any order.
+  `vllm/model_executor/model_loader/checkpoint_weight_patch.py`, pull request 50723.
+* `SparseWeightPatch(name, indices, values, full_shape)` for a trainer's `send_weights(patches)`:
+  int32 indices. `vllm/distributed/weight_transfer/sparse_nccl_engine.py`, pull request 53751.
+
+Ours is one safetensors file of rows NAME.indices and NAME.values; its metadata field
+`weight_patches` is JSON: {NAME: {"shape": [2, 3], "dtype": "bfloat16"}}. In vLLM, without us:
+
+    file = safetensors.safe_open(path, "pt")
+    row = lambda name, kind: file.get_tensor(f"{name}.{kind}")
+    patches = [CheckpointWeightPatch(name, tuple(field["shape"]), getattr(torch, field["dtype"]),
+                                     row(name, "values"), row(name, "indices"))
+               for name, field in json.loads(file.metadata()["weight_patches"]).items()]
+
+**coo.** What makes a `torch.sparse_coo_tensor`: rows NAME.coords (int64, [ndim, entries], in any
+order) and NAME.values, which replace; sizes in the metadata field `sparse_coo`, as above.
+
+**shira.** A folder of PEFT's `save_pretrained` with a SHiRA adapter (repository huggingface/peft,
+`src/peft/tuners/shira/`). Its values are *added*, at PEFT's scale of 1: the model after its
+`merge_and_unload()`, bit for bit; only the NaNs of a 16-bit base, which that rewrites, stay.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mm_piece.deltas.delta import Delta, fingerprint, take
+from mm_piece.deltas.file import Entries
+from mm_piece.deltas.file_layout import (
+    LAYOUT,
+    file_shape,
+    layout_of,
+    may_turn,
+    turned,
+    turned_positions,
+)
+from mm_piece.deltas.interchange.rows import (
+    Base,
+    Rename,
+    flat_indices,
+    kind_of,
+    load_tensors,
+    paired_rows,
+    published_rows,
+    require_kind,
+)
+from mm_piece.deltas.interchange.shira import read_shira
+from mm_piece.errors import DamageError, DeltaError, FormatError, MismatchError
+from mm_piece.files import atomic
+from mm_piece.files.strict_json import parse_json
+
+Layout = Mapping[str, Sequence[int]]
+
+
+def read(
+    path: str | Path,
+    form: str,
+    base: Base,
+    *,
+    task: str,
+    rename: Rename = str,
+    layout: Layout | None = None,
+) -> Delta:
+    """Return what a foreign file changes in `base`; entries whose bits stay are left out.
+
+    `base` is the whole base, {published name: tensor}, in the dtype trained in. `rename` turns a
+    name in the file into a published one: `names.translator(model)` for adapters of live models.
+    `layout`, which the delta keeps, is how the base's files hold weights that may lie turned:
+    `Checkpoint.layout`. Raises FormatError (another format), DamageError (unsound), MismatchError
+    (another base).
+    """
+    reader, _ = _format(form)
+    try:
+        entries = reader(Path(path), base, rename)
+        rows = {name: _in_order(name, *entries[name]) for name in entries}
+        return Delta.from_change(
+            {name: row[0] for name, row in rows.items()},
+            {name: take(base[name].contiguous(), row[0]) for name, row in rows.items()},
+            {name: row[1] for name, row in rows.items()},
+            {name: base[name].shape for name in rows},
+            task=task,
+            base=fingerprint(base),
+            info={"imported": form, **layout_of(rows, layout or {})},
+        )
+    except DeltaError as error:
+        line = " ".join(str(error).splitlines())  # names in a hostile file may break lines
+        raise type(error)(f"{path}: {line}") from error
+
+
+def write(delta: Delta, path: str | Path, form: str, layout: Layout | None = None) -> None:
+    """Write a foreign file, whole or not at all; the same delta gives the same bytes.
+
+    Entries are counted as the base's files hold them: as `layout` (`Checkpoint.layout`) says, by
+    default the delta itself. Raises FormatError where the format cannot say it, or nobody says how
+    a weight lies that may be turned, DeltaError where the disk refuses.
+    """
+    _, pack = _format(form)
+    if pack is None:
+        raise FormatError(f"the format {form!r} can be read only")
+    delta = as_in_files(delta, layout)
+    field, rows = pack(delta)
+    rows = {key: row.clone(memory_format=torch.contiguous_format) for key, row in rows.items()}
+    fields = {name: kind_of(delta.shapes[name], row.dtype) for name, row in delta.values.items()}
+    data = safetensors.torch.save(rows, {field: json.dumps(fields, sort_keys=True)})
+    try:
+        atomic.write(Path(path), data)
+    except OSError as error:
+        raise DeltaError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def checkpoint_patches(delta: Delta, layout: Layout | None = None) -> list[dict[str, Any]]:
+    """Return the fields of one vLLM `CheckpointWeightPatch` per tensor.
+
+    values [entries] in the tensor's dtype, indices [entries] int32 (int64 from 2³¹ entries on),
+    in the delta's memory where it can be; `layout` as for `write`. Raises FormatError for integer
+    tensors and NaN.
+    """
+    return _patches(as_in_files(delta, layout))
+
+
+def sparse_patches(delta: Delta, layout: Layout | None = None) -> list[dict[str, Any]]:
+    """Return the fields of one vLLM `SparseWeightPatch` per tensor.
+
+    As `checkpoint_patches`; but vLLM sends int32 indices only.
+    """
+    return [
+        {key: patch[key] for key in ("name", "indices", "values")} | {"full_shape": patch["shape"]}
+        for patch in checkpoint_patches(delta, layout)
+    ]
+
+
+def as_in_files(delta: Delta, layout: Layout | None = None) -> Delta:
+    """Return a delta as it is to be written: its entries counted as the base's files hold them.
+
+    `layout` as for `write`.
+    """
+    known = delta.info.get(LAYOUT) if layout is None else layout
+    shapes = {name: file_shape(name, shape, known) for name, shape in delta.shapes.items()}
+    indices, values = dict(delta.indices), dict(delta.values)
+    for name in (name for name in shapes if tuple(shapes[name]) != delta.shapes[name]):
+        there = turned_positions(indices[name], delta.shapes[name])
+        indices[name], values[name] = _in_order(name, there, values[name])
+    return replace(delta, indices=indices, values=values, shapes=shapes)
+
+
+def _patches(delta: Delta) -> list[dict[str, Any]]:
+    for name, values in delta.values.items():
+        _require_patchable(name, values, FormatError)
+    return [
+        {"name": name, "shape": delta.shapes[name], "dtype": values.dtype}
+        | {"values": values.contiguous(), "indices": delta.indices[name].contiguous()}
+        for name, values in delta.values.items()
+    ]
+
+
+def _format(form: str) -> tuple[Any, Any]:
+    if form not in FORMATS:
+        raise FormatError(f"unknown format {form!r}; known: {', '.join(FORMATS)}")
+    return FORMATS[form]
+
+
+def _in_order(name: str, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort entries by flat index; refuse two for one index."""
+    order = torch.argsort(indices)
+    indices = indices[order]
+    twice = indices[1:][indices[1:] == indices[:-1]]
+    if len(twice):
+        raise DamageError(f"{name}: expected unique indices, found {int(twice[0])} twice")
+    return indices, take(values.contiguous(), order)
+
+
+def _require_patchable(name: str, values: Tensor, error: type[DeltaError]) -> None:
+    if not values.is_floating_point() or values.isnan().any():
+        raise error(f"{name}: expected floating numbers for vLLM, found integers or NaN")
+
+
+def _pack_patches(delta: Delta) -> tuple[str, dict[str, Tensor]]:
+    patches, rows = _patches(delta), ("indices", "values")
+    return "weight_patches", {f"{p['name']}.{row}": p[row] for p in patches for row in rows}
+
+
+def _read_patches(path: Path, base: Base, rename: Rename) -> Entries:
+    entries, shapes = _read_rows(path, base, rename, "weight_patches", "indices")
+    for name, (indices, values) in entries.items():
+        require_kind(f"{name}.indices", indices, (torch.int32, torch.int64), len(values))
+        _require_patchable(name, values, DamageError)
+        flat = flat_indices(name, indices[None], (base[name].numel(),))
+        entries[name] = _as_in_model(flat, shapes[name], base[name].shape), values
+    return entries
+
+
+def _pack_coo(delta: Delta) -> tuple[str, dict[str, Tensor]]:
+    coords = {f"{n}.coords": _coords(row, delta.shapes[n]) for n, row in delta.indices.items()}
+    return "sparse_coo", coords | {f"{name}.values": row for name, row in delta.values.items()}
+
+
+def _read_coo(path: Path, base: Base, rename: Rename) -> Entries:
+    entries, shapes = _read_rows(path, base, rename, "sparse_coo", "coords")
+    for name, (coords, values) in entries.items():
+        require_kind(f"{name}.coords", coords, (torch.int64,), len(shapes[name]), len(values))
+        flat = flat_indices(name, coords, shapes[name])
+        entries[name] = _as_in_model(flat, shapes[name], base[name].shape), values
+    return entries
+
+
+def _read_rows(
+    path: Path, base: Base, rename: Rename, field: str, first: str
+) -> tuple[Entries, dict[str, Sequence[int]]]:
+    """Return published name -> index row, values, of a file of ours, and the shapes they are of.
+
+    Values are checked.
+    """
+    metadata, tensors = load_tensors(path)
+    rows = paired_rows(tensors, first, "values")
+    try:
+        fields = {rename(name): value for name, value in parse_json(metadata[field]).items()}
+    except (KeyError, ValueError, AttributeError, RecursionError) as error:
+        raise FormatError(f"expected JSON in the metadata field {field}, found {error}") from error
+    rows = published_rows(rows, base, rename)
+    if odd := fields.keys() ^ rows.keys():
+        raise DamageError(f"expected the same names in {field} and rows, found {min(odd)!r} in one")
+    shapes = {name: _file_shape(name, fields[name], base[name]) for name in rows}
+    for name, (_, values) in rows.items():
+        require_kind(f"{name}.values", values, (base[name].dtype,), values.numel())
+    return rows, shapes
+
+
+def _file_shape(name: str, field: Any, tensor: Tensor) -> Sequence[int]:
+    """Return the shape that a file gives a tensor of the base, which may be turned."""
+    expected = kind_of(tensor.shape, tensor.dtype)
+    if may_turn(name) and field == kind_of(turned(tensor.shape), tensor.dtype):
+        return turned(tensor.shape)
+    if field != expected:
+        raise MismatchError(f"{name}: expected {expected}, found {field}")
+    return tensor.shape
+
+
+def _as_in_model(flat: Tensor, found: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Return flat indices of a file's tensor as those of the model's."""
+    return flat if tuple(found) == tuple(shape) else turned_positions(flat, found)
+
+
+def _coords(indices: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return coordinates [ndim, entries] of flat indices."""
+    flat = indices.to(torch.int64)[None]
+    rows = [flat // math.prod(shape[axis + 1 :]) % size for axis, size in enumerate(shape)]
+    return torch.cat([flat[:0], *rows])
+
+
+FORMATS = {  # name -> reader, packer: what makes the metadata field and the rows of a file
+    "vllm": (_read_patches, _pack_patches),
+    "coo": (_read_coo, _pack_coo),
+    "shira": (read_shira, None),
+}

@@ -1,0 +1,92 @@
+"""Files and folders that are there whole or not at all, and errors that name them.
+
+Until it is whole, each has a name that nobody can foresee, under which nothing lay before, not even
+a link.
+"""
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from mm_piece.errors import StoreError
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all, even after a power cut."""
+    with writing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """Open a file that is there whole once the block ends, and not at all if it raises.
+
+    A `durable` one survives a power cut.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**15)}.tmp")
+    with naming(path, temporary):
+        file = temporary.open("xb")
+        try:
+            with file:
+                yield file
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@contextmanager
+def naming(path: Path, *others: Path) -> Iterator[None]:
+    """Let an OSError that names no file, as that of a full disk, or one of `others` name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and error.filename not in map(str, others):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Make a folder that is there whole once the block ends, and not at all if it raises.
+
+    An empty one may lie there. An OSError about what was to be written names `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
+        folder = Path(temporary) / path.name
+        folder.mkdir()
+        try:
+            yield folder
+            folder.replace(path)
+        except OSError as error:
+            named = [name for name in (error.filename, error.filename2) if name is not None]
+            # Of a copy that fails, where it comes from stands first.
+            if not named or any(Path(name).is_relative_to(folder) for name in named):
+                raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+            raise
+
+
+@contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """Turn what the system refuses into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{error.filename or path}: {error.strerror or error}") from error

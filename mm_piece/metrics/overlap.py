@@ -1,0 +1,96 @@
+"""What a prediction and an accepted answer have in common: all of it, or a part."""
+
+from collections.abc import Callable, Sequence
+
+from mm_piece.errors import RecipeError
+from mm_piece.metrics.words import normalise, space_cjk, words
+
+
+def best(
+    similarity: Callable[[str, str], float],
+    predictions: Sequence[str],
+    accepted: Sequence[Sequence[str]],
+) -> list[float]:
+    """For each prediction, its similarity to the accepted answer that is most like it."""
+    pairs = zip(predictions, accepted, strict=True)
+    return [float(max(similarity(said, answer) for answer in answers)) for said, answers in pairs]
+
+
+def exact(predictions: Sequence[str], accepted: Sequence[Sequence[str]]) -> list[float]:
+    """1 where the normalised prediction equals a normalised accepted answer, else 0."""
+    return best(lambda said, answer: normalise(said) == normalise(answer), predictions, accepted)
+
+
+def rouge_l(predictions: Sequence[str], accepted: Sequence[Sequence[str]]) -> list[float]:
+    """ROUGE-L: F1 of the longest common subsequence of `words`, best over the accepted answers.
+
+    With L words in common out of m and n that is 2L / (m + n), the normalised indel similarity of
+    the two lists. Source: Lin 2004, with β = 1; no stemming.
+    """
+    from rapidfuzz.distance import Indel
+
+    return best(
+        lambda said, answer: Indel.normalized_similarity(words(said), words(answer)),
+        predictions,
+        accepted,
+    )
+
+
+def edit(predictions: Sequence[str], accepted: Sequence[Sequence[str]]) -> list[float]:
+    """Edit similarity: 2L / (m + n) of the characters, best over the accepted answers.
+
+    L characters in common (longest common subsequence) out of m and n, outer white space aside,
+    case and punctuation included: the `fuzz.ratio` by which Py150 is scored in CodeXGLUE and TRACE,
+    not rounded. It is not 1 − Levenshtein / longer length: a replaced character costs two edits.
+    """
+    from rapidfuzz.distance import Indel
+
+    return best(
+        lambda said, answer: Indel.normalized_similarity(said.strip(), answer.strip()),
+        predictions,
+        accepted,
+    )
+
+
+def bleu(predictions: Sequence[str], accepted: Sequence[Sequence[str]]) -> list[float]:
+    """Sentence BLEU of sacrebleu: all accepted answers as references, 13a tokens, case counts.
+
+    Exponential smoothing, and only the orders that a short sentence has. A task's score is the mean
+    of these and not the corpus BLEU of the same sentences. Chinese and Japanese characters are
+    tokens of their own.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    scorer = BLEU(effective_order=True)
+
+    def one(said: str, answers: Sequence[str]) -> float:
+        if said.strip() in {answer.strip() for answer in answers}:
+            return 1.0  # also where both are empty
+        found = scorer.sentence_score(space_cjk(said), [space_cjk(answer) for answer in answers])
+        return min(1.0, found.score / 100)  # rounding reaches 100.00000000000004
+
+    return [one(said, answers) for said, answers in zip(predictions, accepted, strict=True)]
+
+
+def cider(predictions: Sequence[str], accepted: Sequence[Sequence[str]]) -> list[float]:
+    """CIDEr-D / 10 over `words`, so that 1 is the most; what papers print as 120 is 0.12 here.
+
+    An n-gram weighs the less, the more examples have it in a reference: nothing in a set of one
+    example, or where all examples have the same references, and every score is 0. A caption of
+    fewer than four words has no 4-grams and cannot reach 1. Source: Vedantam et al. 2015, by
+    `pycocoevalcap`, whose tokenizer in Java is not used; hyphens split words here.
+
+    Raises RecipeError where that library is not installed.
+    """
+    try:
+        from pycocoevalcap.cider.cider import Cider
+    except ImportError as error:
+        message = "metric 'cider' needs pycocoevalcap: pip install 'mm-piece[captions]'"
+        raise RecipeError(message) from error
+    pairs = list(zip(predictions, accepted, strict=True))
+    said = {i: [" ".join(words(text))] for i, (text, _) in enumerate(pairs)}
+    references = {i: [" ".join(words(t)) for t in texts] for i, (_, texts) in enumerate(pairs)}
+    if not any(any(texts) for texts in references.values()):
+        return [0.0] * len(said)  # the library asks for one word at least
+    _, scores = Cider().compute_score(references, said)
+    return [min(1.0, float(score) / 10) for score in scores]

@@ -1,0 +1,11 @@
+"""New bases: an open_clip tower, a projector and a language model as one LLaVA checkpoint.
+
+towers      open_clip's weights as those of transformers' vision models
+openclip    the seam to open_clip
+language    the language model: image token, padding, chat template
+building    `assemble`
+"""
+
+from mm_piece.models.assembly.building import Assembly, assemble
+
+__all__ = ["Assembly", "assemble"]

@@ -1,0 +1,102 @@
+"""The one place that meets open_clip: a tower by architecture and weights, or a plain refusal."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mm_piece.errors import ModelError
+from mm_piece.models.assembly.towers import SUPPORTED
+
+RANDOM = "random"  # where weights are named: none, for trials; such a tower sees nothing
+_SCHEMES = ("hf-hub:", "local-dir:")  # open_clip's own: what follows brings its weights
+
+
+def load_tower(vision: str, pretrained: str | None) -> nn.Module:
+    """The image tower of an open_clip model, float32, with its `preprocess_cfg`.
+
+    `vision` is an architecture, `hf-hub:owner/name` or `local-dir:folder`; `pretrained` one of
+    open_clip's tags for an architecture, a checkpoint file, or `random`. Raises ModelError, for
+    what cannot work before anything is downloaded.
+    """
+    open_clip = _open_clip()
+    name = vision if vision.startswith(_SCHEMES) else vision.replace("/", "-")
+    config = _config(open_clip, name)
+    _require_plain(config.get("vision_cfg", {}), name)
+    _require_weights(open_clip, name, pretrained, bool(config.get("quick_gelu")))
+    try:
+        if pretrained == RANDOM:
+            model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
+        else:
+            model = open_clip.create_model_from_pretrained(name, pretrained, return_transform=False)
+    except Exception as error:  # open_clip hands files to many readers, each with its own errors
+        what = f"{name} {pretrained}" if pretrained else name
+        raise ModelError(f"open_clip cannot load {what}: {_line(error)}") from error
+    return model.visual
+
+
+def _open_clip() -> Any:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ModelError("assemble needs open_clip: pip install open_clip_torch") from error
+    return open_clip
+
+
+def _config(open_clip: Any, name: str) -> dict[str, Any]:
+    try:
+        config = open_clip.get_model_config(name)
+    except Exception as error:  # a folder's or the hub's, with as many kinds of errors
+        raise ModelError(f"open_clip cannot read the settings of {name}: {_line(error)}") from error
+    if config is None:
+        near = get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.5) or ["ViT-B-32"]
+        raise ModelError(
+            f"open_clip has no architecture {name!r}; nearest: {', '.join(near)} "
+            "(others: hf-hub:owner/name, local-dir:folder)"
+        )
+    return config
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _require_plain(settings: dict[str, Any], name: str) -> None:
+    """Raise ModelError for a tower whose settings already say that it cannot be converted."""
+    found = next((what for key, what in _UNSUPPORTED.items() if settings.get(key)), None)
+    if isinstance(settings.get("layers"), list):
+        found = "is a ResNet"
+    if "siglip" not in settings.get("timm_model_name", "siglip"):
+        found = f"is timm's {settings['timm_model_name']}"
+    if found:
+        raise ModelError(f"{name} is not supported: its tower {found}; {SUPPORTED}")
+
+
+def _require_weights(open_clip: Any, name: str, pretrained: str | None, quick: bool) -> None:
+    """Raise ModelError unless `pretrained` says which weights, and they suit the architecture."""
+    if pretrained == RANDOM or name.startswith(_SCHEMES):
+        if pretrained not in (None, RANDOM):
+            raise ModelError(f"{name} brings its own weights; leave out {pretrained!r}")
+        return
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
+    if not tag and not (pretrained and Path(pretrained).is_file()):
+        tags = [*open_clip.list_pretrained_tags_by_model(name), "a checkpoint file", RANDOM]
+        said = f"has no weights {pretrained!r}" if pretrained else "needs weights (--pretrained)"
+        raise ModelError(f"{name} {said}; allowed: {', '.join(tags)}")
+    if tag.get("quick_gelu") and not quick:  # open_clip itself only warns
+        raise ModelError(f"{pretrained!r} was trained with QuickGELU; use {name}-quickgelu")
+
+
+# What a tower's settings may say, and transformers' models have nothing equal for.
+_UNSUPPORTED = {
+    "attentional_pool": "has attentional pooling",
+    "ls_init_value": "has layer scale",
+    "no_ln_pre": "has no norm before its layers",
+    "qk_norm": "has normed queries and keys",
+    "scaled_cosine_attn": "has cosine attention",
+    "scale_heads": "has scaled heads",
+    "scale_attn_inner": "has a norm inside its attention",
+    "scale_attn": "has a norm after its attention",
+    "scale_fc": "has a norm inside its MLP",
+}

@@ -1,0 +1,53 @@
+"""Greedy answers, whatever a base's own generation configuration asks for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from mm_piece.models.base import refusing, source_of
+
+# A base's generation configuration: what is kept of it, in answers that are greedy.
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+_GREEDY: dict[str, Any] = {  # values of generation settings that ask for nothing
+    "_from_model_config": True,
+    **{"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_k": 50, "top_p": 1.0},
+    **{"repetition_penalty": 1.0, "length_penalty": 1.0, "no_repeat_ngram_size": 0},
+    **{"num_return_sequences": 1, "use_cache": True, "return_dict_in_generate": False},
+    **{"output_scores": False, "output_attentions": False, "output_hidden_states": False},
+}
+
+
+@contextmanager
+def greedy(model: Any, **settings: Any) -> Iterator[GenerationConfig]:
+    """Context in which a model generates greedily, whatever its base's own settings ask for.
+
+    Gives the configuration to generate with: the base's token ids, and `settings`. The model's own
+    one is set aside meanwhile, or `generate` would fill in from it what this one leaves open.
+    """
+    own = model.generation_config
+    ids = {name: getattr(own, name) for name in TOKEN_IDS}
+    clean = GenerationConfig(**{**ids, "do_sample": False, "num_beams": 1, **settings})
+    model.generation_config = clean
+    try:
+        yield clean
+    finally:
+        model.generation_config = own
+
+
+def generation_aside(
+    base: str | Path, revision: str | None = None, subfolder: str = "", **_: Any
+) -> list[str]:
+    """The names of a base's generation settings that its greedy answers leave aside."""
+    source = source_of(base)
+    place: dict[str, Any] = {"revision": revision or "main", "subfolder": subfolder}
+    with refusing(f"cannot load base {source}"):
+        try:
+            own = GenerationConfig.from_pretrained(source, **place)
+        except OSError:  # none of its own: older ones have it in their configuration
+            own = GenerationConfig.from_pretrained(source, "config.json", **place)
+    known = vars(GenerationConfig()).keys() - {*TOKEN_IDS, "transformers_version"}
+    asked = {key: value for key, value in own.to_diff_dict().items() if key in known}
+    return sorted(key for key, value in asked.items() if value != _GREEDY.get(key))

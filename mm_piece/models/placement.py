@@ -1,0 +1,41 @@
+"""Whether what is said of loading a base acts, and its weights have values on devices."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from mm_piece.errors import ModelError, reason
+from mm_piece.families import weights
+from mm_piece.recipe.base_options import MADE
+
+
+def require_devices(options: Mapping[str, Any]) -> None:
+    """Raise ModelError for a device that torch does not know, or that is not there."""
+    placed = options.get("device_map")
+    for device in placed.values() if isinstance(placed, dict) else [placed]:
+        if device in MADE:
+            continue
+        try:
+            torch.empty(0, device=device)
+        except Exception as error:  # a device's library raises in ways of its own
+            raise ModelError(f"device_map: {device!r}: {reason(error)}") from error
+
+
+def require_experts(model: nn.Module, options: Mapping[str, Any]) -> None:
+    """Raise ModelError for an `experts_implementation` of a model that has no experts."""
+    given = options.get("experts_implementation")
+    if given and not any(".experts." in name for name, _ in model.named_parameters()):
+        raise ModelError(
+            "experts_implementation does nothing: the base has no experts; leave it out"
+        )
+
+
+def require_values(model: nn.Module) -> None:
+    """Raise ModelError for weights that a map of devices left on a disk, or moves about."""
+    if without := [name for name, weight in weights(model).items() if weight.is_meta]:
+        raise ModelError(
+            f"device_map leaves {len(without)} weights off the devices, {without[0]!r} first, and "
+            "what is not there cannot be trained; give max_memory more room, or take more devices"
+        )

@@ -1,0 +1,25 @@
+"""Training: a recipe's tasks in turn, each through transformers' Trainer over a mask's entries.
+
+loop                the tasks of a recipe, resumable at any instant
+store_setup         a recipe's store: a new one, or the one that a run goes on with
+preflight           what is wrong with a recipe and its data, before anything is trained
+base_parts          whether the parts of a base fit each other
+retention           importance of what a model is to keep
+penalty             the pull back to where a task found its entries
+
+trainer             `SparseTrainer`, `fit`: transformers' Trainer over compact values
+batches             which examples a process trains on in each step
+loss                the mean over the tokens of the answers
+dry_run             a step that is tried before anything is written
+callbacks, stopping, reporters, write_errors, optimizer_state
+
+arguments           TrainingArguments from a recipe's `train:`
+known_arguments     what becomes of each of their settings
+values, effects, optimizers, schedules     their types and ranges; those that act beside others
+"""
+
+from mm_piece.training.arguments import arguments
+from mm_piece.training.loop import train
+from mm_piece.training.trainer import SparseTrainer, fit
+
+__all__ = ["SparseTrainer", "arguments", "fit", "train"]

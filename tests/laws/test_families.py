@@ -1,0 +1,45 @@
+"""Every family goes the whole way: estimate, select, train, delta, load at t, generate, export."""
+
+from pathlib import Path
+
+import pytest
+from family_steps import STEPS, World, table
+from safetensors.torch import load_file, save_file
+from tiny_families import BUILDERS
+
+import mm_piece
+
+
+@pytest.fixture(scope="module")
+def world(request, tmp_path_factory):
+    return World(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("world", BUILDERS, indirect=True)
+def test_family(world, step):
+    STEPS[step](world)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "qwen3_vl_moe", "gemma2"])
+def test_family_in_bfloat16(family, tmp_path):
+    world = World(family, tmp_path, "bfloat16")
+    for step in ("train", "delta", "load_at_t", "checkout", "export"):
+        STEPS[step](world)
+
+
+def test_readme_shows_what_is_tested_here():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    everything = table(lambda family, step: True)  # or a test above fails
+    assert f"<!-- families -->\n{everything}\n<!-- end -->" in readme
+
+
+def test_a_second_copy_of_a_tied_head_does_not_stay_behind(tmp_path):
+    """transformers would load it beside an embedding that a delta has changed."""
+    world = World("qwen2", tmp_path)
+    file = world.base / "model.safetensors"
+    content = load_file(file)
+    content["lm_head.weight"] = content["model.embed_tokens.weight"].clone()
+    save_file(content, file, {"format": "pt"})
+    folder = mm_piece.export(world.store, at=1, to=tmp_path / "merged")
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")

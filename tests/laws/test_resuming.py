@@ -1,0 +1,136 @@
+"""A training that always goes on: killed, told to stop, left alone, on more processes or fewer."""
+
+import os
+import re
+import signal
+import socket
+import sys
+import time
+
+import pytest
+import torch
+from engines import ENGINES, write  # noqa: F401 - a fixture
+from launching import LIMIT, done, kill, launch, started
+
+from mm_piece.store.delta_store import DeltaStore
+
+pytest.importorskip("deepspeed")
+pytestmark = pytest.mark.timeout(4 * LIMIT)
+
+STEPS = {"save_steps": 5, "num_train_epochs": 20}  # 40 steps of the first task, 60 of the second
+
+
+def train(recipe):
+    return ["-m", "mm_piece", "train", str(recipe)]
+
+
+def wait_for(process, folder, pattern):
+    """Until a file is there, while the process runs."""
+    deadline = time.monotonic() + LIMIT
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def found_in(store):
+    """What a run has to come to, killed or not: its files, byte for byte, and its scores."""
+    store = DeltaStore.open(store)
+    return [entry.sha256 for entry in store.entries], store.results()["matrix"]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Stores of runs that nothing stopped, by engine."""
+    return {}
+
+
+@pytest.fixture
+def unstopped(whole, base, write, tmp_path_factory):  # noqa: F811
+    """A function that runs an engine's recipe to its end, once, and returns the store."""
+
+    def _unstopped(engine):
+        if engine not in whole:
+            store = tmp_path_factory.mktemp("whole") / engine
+            recipe = write(base, f"{engine}-whole", 2, ENGINES[engine], **STEPS)
+            done(launch(2, *train(recipe), "--set", f"store={store}"))
+            whole[engine] = store
+        return whole[engine]
+
+    return _unstopped
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+def test_killed_and_started_again(engine, base, write, unstopped, tmp_path):  # noqa: F811
+    """Laws 5 and 8: the same files in the end, byte for byte, in a later epoch too."""
+    recipe = write(base, engine, 2, ENGINES[engine], **STEPS)
+    for task in ("0001", "0002"):
+        process = launch(2, *train(recipe))
+        wait_for(process, tmp_path / engine, f"work/{task}/checkpoint-[123]?/trainer_state.json")
+        kill(process)
+    done(launch(2, *train(recipe)))
+    assert found_in(tmp_path / engine) == found_in(unstopped(engine))
+
+
+def test_on_another_number_of_processes(base, write, unstopped, tmp_path):  # noqa: F811
+    """From ZeRO-3 on two processes to four of them, and on to ZeRO-1 on one."""
+    process = launch(2, *train(write(base, "moved", 2, ENGINES["zero3"], **STEPS)))
+    wait_for(process, tmp_path / "moved", "work/0001/checkpoint-[123]?/trainer_state.json")
+    kill(process)
+    process = launch(4, *train(write(base, "moved", 4, ENGINES["zero3"], **STEPS)))
+    wait_for(process, tmp_path / "moved", "work/0002/checkpoint-[123]?/trainer_state.json")
+    kill(process)
+    done(launch(1, *train(write(base, "moved", 1, ENGINES["zero1"], **STEPS))))
+    one, other = DeltaStore.open(unstopped("zero3")), DeltaStore.open(tmp_path / "moved")
+    for position in (1, 2):
+        first, second = one.delta(position), other.delta(position)
+        for name, index in first.indices.items():
+            assert torch.equal(index, second.indices[name])
+            torch.testing.assert_close(second.values[name], first.values[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("engine", "how"), [("ddp", signal.SIGINT), ("zero3", signal.SIGTERM)])
+def test_told_to_stop(engine, how, base, write, unstopped, tmp_path):  # noqa: F811
+    """A checkpoint, a line; the same command goes on to the same files."""
+    recipe = write(base, engine, 2, ENGINES[engine], **STEPS)
+    process = launch(2, *train(recipe))
+    wait_for(process, tmp_path / engine, "work/0002/checkpoint-5/trainer_state.json")
+    process.send_signal(how)
+    said, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode != 0
+    (step,) = re.findall(r"stopped at step (\d+)", said)
+    assert (tmp_path / engine / f"work/0002/checkpoint-{step}/trainer_state.json").exists()
+    done(launch(2, *train(recipe)))
+    assert found_in(tmp_path / engine) == found_in(unstopped(engine))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_one_process_is_lost(how, base, write, tmp_path):  # noqa: F811
+    """The others say so, in one line and within the time limit, whoever started them."""
+    recipe = write(base, "lost", 2, None, num_train_epochs=2000, save_strategy="no", ddp_timeout=20)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    pair = [
+        started(
+            [sys.executable, *train(recipe)],
+            **meeting,
+            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
+            **{"LOCAL_WORLD_SIZE": "2"},
+        )
+        for rank in range(2)
+    ]
+    try:
+        wait_for(pair[0], tmp_path / "lost", "logs/0001/events*")
+        time.sleep(1)
+        os.killpg(pair[1].pid, how)
+        begun = time.monotonic()
+        pair[0].wait(timeout=LIMIT)
+        said = pair[0].stdout.read()
+        assert time.monotonic() - begun < 60
+        assert pair[0].returncode == 2
+        assert said.count("Error: another process ended or did not answer in time") == 1
+        assert "Traceback" not in said
+    finally:
+        for process in pair:
+            kill(process) if process.poll() is None else process.communicate()

@@ -1,0 +1,207 @@
+"""What is promised about the code itself: wings, budgets, seams, the wheel's content."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import mm_piece
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "mm_piece"
+FILES = sorted(PACKAGE.rglob("*.py"))
+# What everything may import; each of them only those before it.
+SHARED = ("plaintext", "errors", "sizes", "dtypes", "families", "modules")
+# What each wing may import besides: only wings above it, so that there are no circles of wings.
+ALLOWED = {
+    "files": set(),
+    "distributed": set(),
+    "recipe": set(),
+    "metrics": set(),
+    "data": {"files", "metrics"},
+    "deltas": {"distributed", "files"},
+    "importance": {"distributed"},
+    "sparse": {"deltas", "distributed"},
+    "models": {"data", "deltas", "distributed", "files", "recipe"},
+    "selection": {"data", "distributed", "files", "importance", "recipe"},
+    "store": {"deltas", "distributed", "files", "metrics", "models", "recipe"},
+    "evaluation": {"data", "distributed", "metrics", "models", "recipe", "store"},
+    "report": {"data", "files", "metrics", "recipe", "selection", "sparse", "store"},
+}
+ALLOWED["training"] = set(ALLOWED) - {"report"}
+ALLOWED["cli"] = set(ALLOWED)
+WORDS = {"everything above but `report`": "training", "everything above": "cli"}
+
+
+def wing_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(file) for file in FILES}
+
+
+def imports(nodes: Iterable[ast.AST]) -> set[str]:
+    """The modules of this package that some nodes import."""
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            found |= {name if name in MODULES else node.module or "" for name in names}
+    return {name for name in found if name.split(".")[0] == "mm_piece"}
+
+
+def imported(file: Path) -> set[str]:
+    """What a file imports of this package's wings and shared modules, wherever in it."""
+    found = imports(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    return {name.split(".")[1] for name in found if "." in name}
+
+
+def is_foreign(wing: str, found: set[str]) -> set[str]:
+    """What a wing or a shared module imports, and may not."""
+    if wing in SHARED:
+        return found - set(SHARED[: SHARED.index(wing)])
+    return found - set(SHARED) - {wing} - ALLOWED[wing]
+
+
+def test_every_module_has_its_place():
+    assert {wing_of(file) for file in FILES} - {"__init__", "__main__"} == {*SHARED, *ALLOWED}
+
+
+def test_wings_import_only_what_stands_above_them():
+    for number, (wing, allowed) in enumerate(ALLOWED.items()):
+        assert allowed <= set(list(ALLOWED)[:number]), wing
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_keep_to_the_table(file):
+    if wing_of(file) in ("__init__", "__main__"):  # names exported lazily, and the command
+        return
+    assert not is_foreign(wing_of(file), imported(file))
+
+
+def test_the_table_is_no_wider_than_it_is_used():
+    used: dict[str, set[str]] = {wing: set() for wing in ALLOWED}
+    for file in FILES:
+        used.setdefault(wing_of(file), set()).update(imported(file) - set(SHARED))
+    for wing, allowed in ALLOWED.items():
+        if wing not in WORDS.values():
+            assert used[wing] - {wing} == allowed, wing
+
+
+def test_an_import_against_the_table_is_seen():
+    assert is_foreign("data", {"errors", "files", "store"}) == {"store"}
+    assert is_foreign("errors", {"dtypes"}) == {"dtypes"}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """At their top level, where a circle would break the second of them."""
+    graph = {}
+    for file in FILES:
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+        graph[module_of(file)] = imports(body) - {"mm_piece"}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_contributing_shows_the_table():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    shown, beside = {}, []
+    for line in text.split("## Layout")[1].split("## Laws")[0].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 3 and cells[0].startswith("`"):
+            alike = WORDS.get(cells[2])
+            listed = set(re.findall(r"`(\w+)`", cells[2]))
+            shown[cells[0].strip("`")] = ALLOWED[alike] if alike else listed
+        elif len(cells) == 2 and cells[0].startswith("`"):
+            beside.append(cells[0].strip("`"))
+    assert list(shown.items()) == list(ALLOWED.items())
+    assert sorted(beside) == sorted(SHARED)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_budgets(file):
+    text = file.read_text(encoding="utf-8")
+    assert text.count("\n") <= 310
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), "a file opens with what it is"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            assert length <= 40, f"{node.name} has {length} lines"
+
+
+def test_frameworks_stay_behind_their_seams():
+    allowed = {
+        "transformers": {"distributed", "evaluation", "models", "training"},
+        "open_clip": {"models"},
+        "datasets": {"data"},
+        "PIL": {"data", "models", "report"},
+        "huggingface_hub": {"models", "store"},
+        "deepspeed": {"distributed"},
+        "accelerate": {"distributed"},
+        "lm_eval": {"evaluation"},
+        "lmms_eval": {"evaluation"},
+    }
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            for name in names:
+                seam = allowed.get(name.split(".")[0])
+                assert seam is None or wing_of(file) in seam, f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_nothing_is_pickled(file):
+    text = file.read_text(encoding="utf-8")
+    for word in ("pickle", "torch.load", "torch.save", "joblib", "eval(", "exec("):
+        assert not re.search(rf"(?<![\w.]){re.escape(word)}", text), word
+
+
+def test_names_are_exported_lazily():
+    code = "import mm_piece, sys; print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
+    assert len(mm_piece.__all__) <= 17
+    for name in mm_piece.__all__:
+        assert getattr(mm_piece, name) is not None
+
+
+def test_folders_beside_the_package_are_no_packages():
+    for folder in ("pipelines", "checkpoints", "eval"):
+        assert not list((ROOT / folder).rglob("__init__.py"))
+
+
+def test_every_package_folder_is_in_the_wheel():
+    for file in FILES:
+        assert (file.parent / "__init__.py").is_file(), "setuptools finds packages by this file"
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'include = ["mm_piece*"]' in text
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_no_traces_of_a_workplace():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    indexes = ["py" + "pi.org", "python" + "hosted", "/" + "work/", "/" + "root/"]
+    for name in tracked.stdout.splitlines():
+        file = ROOT / name
+        if file.suffix in (".py", ".md", ".toml", ".yaml", ".json", ".html") and file.is_file():
+            text = file.read_text(encoding="utf-8")
+            assert not [index for index in indexes if index in text], name

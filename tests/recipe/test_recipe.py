@@ -1,0 +1,105 @@
+"""Recipes: strict, with errors of one line that name the thing and what is allowed."""
+
+from typing import get_args
+
+import pytest
+
+from mm_piece import importance, recipe
+from mm_piece.errors import RecipeError
+from mm_piece.metrics.answers import METRICS as SCORING
+from mm_piece.recipe import load_recipe, parse_bytes, parse_recipe
+
+GOOD = """
+base: some/base
+store: checkpoints/x
+tasks:
+  - {name: a, train: a.json, test: b.json}
+train: {learning_rate: 1e-5}
+"""
+
+
+def test_defaults_and_numbers():
+    parsed = parse_recipe(GOOD)
+    assert parsed.train == {"learning_rate": 1e-5}
+    assert parsed.select.density == 0.001
+    assert parsed.select.exclude == ("embedding", "head")
+    assert parse_recipe(parsed.text()) == parsed
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-5", 1e-5), ("2E3", 2000.0), ("-1.5e+2", -150.0), ("1.0", 1.0), (".5", 0.5)],
+)
+def test_numbers_as_people_write_them(text, value):
+    assert parse_recipe(GOOD.replace("1e-5", text)).train["learning_rate"] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "densty: 0.1\n", "unknown key 'densty'"),
+        (GOOD + "select: {densty: 0.1}\n", "unknown key 'select.densty'; did you mean 'density'"),
+        (GOOD + "taks: []\n", "did you mean 'tasks'"),
+        (GOOD + "select: {density: 1.5}\n", r"density 1.5 is out of \(0, 1\]"),
+        (GOOD + "select: {density: 0}\n", r"density 0.0 is out of \(0, 1\]"),
+        (GOOD + "select: {density: {vision: 2}}\n", r"density 2.0 is out of \(0, 1\]"),
+        (GOOD + "select: {density: {tower: 0.1}}\n", "vision"),
+        (
+            GOOD + "select: {method: piece-x}\n",
+            "unknown method 'piece-x'; allowed: piece-f, piece-s",
+        ),
+        (GOOD + "select: {memory: 8gigs}\n", "KiB, MiB, GiB"),
+        (GOOD + "seed: -1\n", "seed"),
+        (
+            GOOD.replace("test: b.json", "tset: b.json"),
+            "unknown key 'tasks.0.tset'; did you mean 'test'",
+        ),
+        (GOOD.replace("base: some/base", ""), "missing key 'base'"),
+        (GOOD.replace("{name: a, train: a.json, test: b.json}", ""), "tasks"),
+        ("base: x\nstore: y\ntasks: []\n", "tasks"),
+        ("- a\n", "must be a mapping"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_mistakes_are_one_line(text, message):
+    with pytest.raises(RecipeError, match=message) as caught:
+        parse_recipe(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_task_names_are_unique():
+    double = GOOD.replace("tasks:", "tasks:\n  - {name: a, train: c.json, test: d.json}")
+    with pytest.raises(RecipeError, match="'a' is used twice"):
+        parse_recipe(double)
+
+
+def test_overrides():
+    changed = parse_recipe(
+        GOOD, overrides=["select.density=1e-2", "tasks.0.name=z", "train.max_steps=3", "seed=7"]
+    )
+    assert (changed.select.density, changed.tasks[0].name, changed.seed) == (0.01, "z", 7)
+    assert changed.train == {"learning_rate": 1e-5, "max_steps": 3}
+
+
+@pytest.mark.parametrize(
+    "override", ["density", "=3", "tasks.9.name=x", "base.x=1", "seed=[", "nope=1"]
+)
+def test_bad_overrides(override):
+    with pytest.raises(RecipeError):
+        parse_recipe(GOOD, overrides=[override])
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(RecipeError, match="cannot read recipe .*absent.yaml: No such file"):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+def test_sizes():
+    assert parse_bytes("8GiB") == 2**33
+    assert parse_bytes("1.5 MiB") == 3 * 2**19
+    assert parse_bytes(4096) == 4096
+
+
+def test_names_in_the_recipe_are_those_of_the_registries():
+    assert tuple(importance.METHODS) == recipe.METHODS
+    assert tuple(SCORING) == get_args(recipe.Metric)

@@ -1,0 +1,98 @@
+"""Published names for every generation of live names."""
+
+import pytest
+from names_table import GOLDEN, table
+from safetensors import safe_open
+from tiny_families import BUILDERS
+from tiny_families import TEXT as TEXT_FAMILIES
+
+from mm_piece.errors import ModelError
+from mm_piece.families import FAMILIES, group_of, hub_name, place_of
+from mm_piece.models.base import load_base, tensors
+
+TOWER = "vision_tower.vision_model.encoder.layers.3.self_attn.q_proj.weight"
+TEXT = "language_model.model.layers.7.mlp.gate_proj.weight"
+HEAD = "language_model.lm_head.weight"
+PROJECTOR = "multi_modal_projector.linear_1.weight"
+
+
+@pytest.mark.parametrize(
+    ("live", "published"),
+    [
+        ("model.vision_tower.encoder.layers.3.self_attn.q_proj.weight", TOWER),  # ≥ 5.6
+        (
+            "model.vision_tower.vision_model.encoder.layers.3.self_attn.q_proj.weight",
+            TOWER,
+        ),  # ≤ 5.5
+        (TOWER, TOWER),
+        ("model.language_model.layers.7.mlp.gate_proj.weight", TEXT),
+        (TEXT, TEXT),
+        ("lm_head.weight", HEAD),
+        (HEAD, HEAD),
+        ("model.multi_modal_projector.linear_1.weight", PROJECTOR),
+        (PROJECTOR, PROJECTOR),
+    ],
+)
+def test_llava(live, published):
+    assert hub_name(live, "llava") == published
+
+
+def test_groups_and_places():
+    assert place_of(TOWER) == ("vision", 3, "q_proj")
+    assert place_of(TEXT) == ("language", 7, "gate_proj")
+    assert place_of(PROJECTOR) == ("projector", None, "linear_1")
+    assert group_of(HEAD) == "head"
+    assert group_of("language_model.model.embed_tokens.weight") == "embedding"
+    assert group_of("model.layers.0.mlp.up_proj.weight") == "language"
+    assert group_of("lm_head.weight") == "head"
+
+
+def test_unknown_family():
+    with pytest.raises(ModelError, match="unknown model family 'bert'; known: .*llava"):
+        hub_name("x", "bert")
+
+
+def test_every_name_is_pinned():
+    """Name, group and place of every weight; `python tests/support/names_table.py`."""
+    assert table() == GOLDEN.read_text(encoding="utf-8")
+
+
+@pytest.fixture(params=BUILDERS)
+def family(request):
+    return request.param
+
+
+def test_every_generation_of_names_is_one(family, family_base):
+    """Live names of 4.52 to 5.5 and of today, what is saved today and what is published."""
+    model = load_base(family_base(family))[0]
+    published = list(tensors(model))
+    today = [name for name, _ in model.named_parameters()]
+    middle = [n.replace("model.vision_tower.", "model.vision_tower.vision_model.") for n in today]
+    assert [hub_name(name, family) for name in today] == published
+    assert [hub_name(name, family) for name in middle] == published
+    assert [hub_name(name, family) for name in published] == published
+    with safe_open(family_base(family) / "model.safetensors", "pt") as file:
+        assert {hub_name(name, family) for name in file.keys()} == set(published)  # noqa: SIM118
+    assert len(set(published)) == len(published)
+
+
+def test_a_tied_head_is_named_once(family, family_base):
+    model = load_base(family_base(family))[0]
+    named = [name for name in tensors(model) if group_of(name) in ("head", "embedding")]
+    tied = family in ("llava_onevision", "qwen2_vl", "qwen3_vl", "gemma2", "qwen2")
+    assert [group_of(name) for name in named] == (["embedding"] if tied else ["embedding", "head"])
+
+
+def test_every_family_has_its_groups(family, family_base):
+    groups = {group_of(name) for name in tensors(load_base(family_base(family))[0])} - {"head"}
+    seeing = set() if family in TEXT_FAMILIES else {"vision", "projector"}
+    assert groups == {"language", "embedding"} | seeing
+
+
+def test_other_towers_keep_their_names():
+    name = "vision_tower.transformer.layers.0.attention.q_proj.weight"
+    assert hub_name(f"model.{name}", "llava") == name
+
+
+def test_every_family_has_a_tiny_base():
+    assert set(FAMILIES) == set(BUILDERS)
