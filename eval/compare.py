@@ -24,7 +24,14 @@ from typing import Any
 
 import click
 
-from eval.experiment import Experiment, Method, load_experiment, on_validation, peer_of, recipe_of
+from eval.experiment import (
+    Experiment,
+    Method,
+    baseline_class_of,
+    load_experiment,
+    make_recipe,
+    with_validation_split,
+)
 from mm_piece.errors import PieceError
 
 HERE = Path(__file__).parent
@@ -43,58 +50,64 @@ HERE = Path(__file__).parent
 def main(experiment: Path, jobs: int, only: tuple[str, ...]) -> None:
     """Run what EXPERIMENT lists and has no result yet."""
     try:
-        _compare(load_experiment(experiment), HERE / "results" / experiment.stem, jobs, only)
+        _compare_methods(
+            load_experiment(experiment), HERE / "results" / experiment.stem, jobs, only
+        )
     except PieceError as error:
         raise click.ClickException(str(error)) from error
 
 
-def _compare(plan: Experiment, out: Path, jobs: int, only: tuple[str, ...]) -> None:
+def _compare_methods(plan: Experiment, out: Path, jobs: int, only: tuple[str, ...]) -> None:
     if unknown := set(only) - set(plan.methods):
         raise click.BadParameter(f"{sorted(unknown)[0]!r} is none of {', '.join(plan.methods)}")
     methods = {name: m for name, m in plan.methods.items() if not only or name in only}
     out.mkdir(parents=True, exist_ok=True)
-    tuning = [run for name, method in methods.items() for run in tuning_of(plan, name, method)]
+    tuning = [run for name, method in methods.items() for run in tuning_runs(plan, name, method)]
     _run_all(plan, tuning, out, jobs)
-    chosen = {name: best_rate(plan, out, name) for name in methods}
+    chosen = {name: choose_learning_rate(plan, out, name) for name in methods}
     final = [
-        {"method": name, "rate": rate, "seed": seed, "split": "test"}
+        {"method": name, "rate": learning_rate, "seed": seed, "split": "test"}
         for name, method in methods.items()
         for seed in method.seeds or plan.seeds
-        for rate in dict.fromkeys([chosen[name], *method.also])
+        for learning_rate in dict.fromkeys([chosen[name], *method.also])
     ]
     final.sort(key=itemgetter("seed"))  # what is broken off has all methods on some seeds
     _run_all(plan, final, out, jobs)
     click.echo(f"results: {out}")
 
 
-def tuning_of(plan: Experiment, name: str, method: Method) -> list[dict[str, Any]]:
+def tuning_runs(plan: Experiment, name: str, method: Method) -> list[dict[str, Any]]:
     """The runs that a method's rate is chosen by: none where there is only one."""
-    rates = method.rates if len(method.rates) > 1 else ()
+    learning_rates = method.rates if len(method.rates) > 1 else ()
     seed = plan.tune.seed
-    return [{"method": name, "rate": r, "seed": seed, "split": "validation"} for r in rates]
+    return [
+        {"method": name, "rate": r, "seed": seed, "split": "validation"} for r in learning_rates
+    ]
 
 
-def best_rate(plan: Experiment, out: Path, name: str) -> float:
+def choose_learning_rate(plan: Experiment, out: Path, name: str) -> float:
     """The rate that ends highest on the validation split, by the mean over all tasks and the base.
 
     The base is one of them: were it to count as much as all tasks together, learning nothing
     would win.
     """
     method = plan.methods[name]
-    runs = [json.loads(_file(out, r).read_text()) for r in tuning_of(plan, name, method)]
+    runs = [json.loads(_result_file(out, r).read_text()) for r in tuning_runs(plan, name, method)]
     if not runs:
         return method.rates[0]
     return max(runs, key=lambda run: fmean([*run["matrix"][-1], run["base_kept"]]))["rate"]
 
 
 def _run_all(plan: Experiment, jobs: list[dict[str, Any]], out: Path, workers: int) -> None:
-    waiting = [job for job in jobs if not _file(out, job).exists()]
+    waiting = [job for job in jobs if not _result_file(out, job).exists()]
     with ThreadPoolExecutor(workers) as pool:
-        running = {pool.submit(_alone, plan, job): job for job in waiting}
+        running = {pool.submit(_run_in_process, plan, job): job for job in waiting}
         try:
             for number, done in enumerate(as_completed(running), start=1):
-                _keep(_file(out, running[done]), done.result())
-                click.echo(f"{number}/{len(waiting)} {_line(running[done], done.result())}")
+                _write_result(_result_file(out, running[done]), done.result())
+                click.echo(
+                    f"{number}/{len(waiting)} {_format_result(running[done], done.result())}"
+                )
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             while not all(run.done() for run in running):  # one may only now be starting
@@ -104,42 +117,42 @@ def _run_all(plan: Experiment, jobs: list[dict[str, Any]], out: Path, workers: i
             raise
 
 
-def _alone(plan: Experiment, job: dict[str, Any]) -> dict[str, Any]:
+def _run_in_process(plan: Experiment, job: dict[str, Any]) -> dict[str, Any]:
     """A run in a process of its own: its peak of memory is that of no other run."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(_run, plan, job).result()
+        return process.submit(_run_job, plan, job).result()
 
 
-def _keep(file: Path, result: dict[str, Any]) -> None:
+def _write_result(file: Path, result: dict[str, Any]) -> None:
     part = file.with_suffix(".part")
     part.write_text(json.dumps(result, indent=1) + "\n")
     part.replace(file)  # never half-written
 
 
-def _line(job: dict[str, Any], result: dict[str, Any]) -> str:
+def _format_result(job: dict[str, Any], result: dict[str, Any]) -> str:
     numbers = {key: round(result[key], 3) for key in ("learned", "op", "bwt", "base_kept")}
     return f"{job} {numbers} {result['seconds']:.0f} s"
 
 
-def _file(out: Path, job: dict[str, Any]) -> Path:
+def _result_file(out: Path, job: dict[str, Any]) -> Path:
     return out / f"{job['method']}-{job['rate']:g}-{job['seed']}-{job['split']}.json"
 
 
-def _run(plan: Experiment, job: dict[str, Any]) -> dict[str, Any]:
+def _run_job(plan: Experiment, job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    from mm_piece.metrics.continual import summary
+    from mm_piece.metrics.continual import summarise_matrix
 
     torch.set_num_threads(1)
     method = plan.methods[job["method"]]
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        recipe = recipe_of(plan, method, job["rate"], job["seed"], Path(folder) / "store")
+        recipe = make_recipe(plan, method, job["rate"], job["seed"], Path(folder) / "store")
         if job["split"] == "validation":
-            recipe = on_validation(recipe, plan.tune.rows)
-        learner = _peer if method.peer else _sparse
+            recipe = with_validation_split(recipe, plan.tune.rows)
+        learner = _train_baseline if method.baseline else _train_sparse
         result = learner(recipe, method, Path(folder))
-    metrics = summary(result["matrix"])
+    metrics = summarise_matrix(result["matrix"])
     ability = result["base_ability"]
     return {
         **job,
@@ -153,11 +166,11 @@ def _run(plan: Experiment, job: dict[str, Any]) -> dict[str, Any]:
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "settings": method.model_dump(mode="json", exclude_unset=True),
         "recipe": recipe.model_dump(mode="json", exclude={"store"}),
-        **_provenance(),
+        **_read_provenance(),
     }
 
 
-def _sparse(recipe: Any, method: Method, folder: Path) -> dict[str, Any]:
+def _train_sparse(recipe: Any, method: Method, folder: Path) -> dict[str, Any]:
     import mm_piece
 
     store = mm_piece.train(recipe)
@@ -169,45 +182,57 @@ def _sparse(recipe: Any, method: Method, folder: Path) -> dict[str, Any]:
         "trainable": deltas[0].info["k"],
         "bytes": [entry.bytes for entry in store.entries],
         "groups": [delta.info["groups"] for delta in deltas],
-        **_lying(masks, {n: s for delta in deltas for n, s in delta.shapes.items()}),
+        **_describe_masks(masks, {n: s for delta in deltas for n, s in delta.shapes.items()}),
     }
 
 
-def _peer(recipe: Any, method: Method, folder: Path) -> dict[str, Any]:
+def _train_baseline(recipe: Any, method: Method, folder: Path) -> dict[str, Any]:
     import torch
 
     from mm_piece import load
-    from mm_piece.data import Encoded, read, tokenizer_of
-    from mm_piece.evaluation.answers import on_accelerator, pad_of
+    from mm_piece.data import EncodedDataset, read, tokenizer_of
+    from mm_piece.evaluation.answers import move_to_accelerator, pad_token_of
     from mm_piece.models.base import tensors
     from mm_piece.training import arguments
 
     torch.manual_seed(recipe.seed)  # adapters are drawn before a Trainer sets its own
     model, processor = load(recipe.base, **recipe.model)
-    model = on_accelerator(model)
+    model = move_to_accelerator(model)
     tasks = [
-        [*Encoded(read(task.train, task.images), processor, folder, task.max_length, room=0)]
+        [
+            *EncodedDataset(
+                read(task.train, task.images), processor, folder, task.max_length, max_bytes=0
+            )
+        ]
         for task in recipe.tasks
     ]
-    pad = pad_of(tokenizer_of(processor))
-    peer = peer_of(method)(model, tasks, pad, **method.options)
-    entries, rows, masks = peer.entries, [_row(recipe, peer.model, processor)], []
+    pad = pad_token_of(tokenizer_of(processor))
+    baseline = baseline_class_of(method)(model, tasks, pad, **method.options)
+    num_entries, rows, masks = (
+        baseline.num_entries,
+        [_measure_row(recipe, baseline.model, processor)],
+        [],
+    )
     for number, task in enumerate(recipe.tasks):
         settings = {**recipe.train, "save_strategy": "no"}
-        before = {name: weight.clone() for name, weight in tensors(peer.model).items()}
-        peer.learn(number, arguments(settings, folder / task.name, recipe.seed + number))
-        rows.append(_row(recipe, peer.model, processor))
-        masks.append(_most_moved(before, tensors(peer.model), recipe.select))
+        before = {name: weight.clone() for name, weight in tensors(baseline.model).items()}
+        baseline.learn_task(number, arguments(settings, folder / task.name, recipe.seed + number))
+        rows.append(_measure_row(recipe, baseline.model, processor))
+        masks.append(_select_most_moved(before, tensors(baseline.model), recipe.select))
     return {
         "matrix": [tasks for tasks, _ in rows],
         "base_ability": [ability for _, ability in rows],
-        "trainable": entries,
-        "bytes": [4 * entries] * len(recipe.tasks),
-        **_lying(masks, {name: tuple(w.shape) for name, w in tensors(peer.model).items()}),
+        "trainable": num_entries,
+        "bytes": [4 * num_entries] * len(recipe.tasks),
+        **_describe_masks(
+            masks, {name: tuple(w.shape) for name, w in tensors(baseline.model).items()}
+        ),
     }
 
 
-def _most_moved(before: dict[str, Any], after: dict[str, Any], select: Any) -> dict[str, Any]:
+def _select_most_moved(
+    before: dict[str, Any], after: dict[str, Any], select: Any
+) -> dict[str, Any]:
     """The entries that a task moved farthest, as many as a mask has: flat indices by weight."""
     from mm_piece.families import group_of
     from mm_piece.selection import select as choose
@@ -222,36 +247,40 @@ def _most_moved(before: dict[str, Any], after: dict[str, Any], select: Any) -> d
     return {name: index.numpy() for name, index in choose(moved, select.density).items()}
 
 
-def _lying(masks: list[dict[str, Any]], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+def _describe_masks(
+    masks: list[dict[str, Any]], shapes: dict[str, tuple[int, ...]]
+) -> dict[str, Any]:
     """Where masks lie: density by group, layer and module; and what each two of them share."""
-    from mm_piece.report.weight_maps import overlap, weight_map
+    from mm_piece.report.weight_maps import build_weight_map, measure_overlap
 
-    places = [
+    densities = [
         {
             f"{grid.group} {'-' if layer is None else layer} {module}": round(cell.density, 4)
-            for grid in weight_map("", mask, shapes).grids
+            for grid in build_weight_map("", mask, shapes).grids
             for (module, layer), cell in grid.cells.items()
         }
         for mask in masks
     ]
-    shared = [[round(overlap(a, b, 1).jaccard, 4) for b in masks] for a in masks]
-    return {"places": places, "overlaps": shared}
+    shared = [[round(measure_overlap(a, b, 1).jaccard, 4) for b in masks] for a in masks]
+    return {"places": densities, "overlaps": shared}
 
 
-def _row(recipe: Any, model: Any, processor: Any) -> tuple[list[float], float]:
+def _measure_row(recipe: Any, model: Any, processor: Any) -> tuple[list[float], float]:
     from mm_piece.data import read
     from mm_piece.evaluation.answers import mean_score
-    from mm_piece.evaluation.matrix import answer
+    from mm_piece.evaluation.matrix import answer_task
 
     scores = {
-        task.name: mean_score(answer(model, processor, read(task.test, task.images), recipe, task))
+        task.name: mean_score(
+            answer_task(model, processor, read(task.test, task.images), recipe, task)
+        )
         for task in (*recipe.tasks, *recipe.general)
     }
     general = [scores[task.name] for task in recipe.general]
     return [scores[task.name] for task in recipe.tasks], sum(general) / len(general)
 
 
-def _provenance() -> dict[str, Any]:
+def _read_provenance() -> dict[str, Any]:
     import torch
     import transformers
 
@@ -265,7 +294,7 @@ def _provenance() -> dict[str, Any]:
     return {
         "commit": commit.strip(),
         "dirty": bool(status.strip()),
-        "device": _device(),
+        "device": _describe_device(),
         "versions": {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -274,7 +303,7 @@ def _provenance() -> dict[str, Any]:
     }
 
 
-def _device() -> str:
+def _describe_device() -> str:
     import torch
 
     found = torch.accelerator.current_accelerator(check_available=True)

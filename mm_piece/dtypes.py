@@ -28,12 +28,17 @@ TRAINABLE_DTYPES = {
     "float16": torch.float16,
 }
 
-INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an entry
+INTEGER_DTYPES = {
+    1: torch.int8,
+    2: torch.int16,
+    4: torch.int32,
+    8: torch.int64,
+}  # by bytes of an entry
 
 
-def bits(tensor: Tensor) -> Tensor:
+def view_bits(tensor: Tensor) -> Tensor:
     """View a contiguous tensor as a flat row of same-size integers, sharing its memory."""
-    return tensor.detach().view(-1).view(INTEGERS[tensor.itemsize])
+    return tensor.detach().view(-1).view(INTEGER_DTYPES[tensor.itemsize])
 
 
 def dtype_name(dtype: torch.dtype) -> str:

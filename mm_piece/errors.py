@@ -26,23 +26,23 @@ import os
 from pathlib import Path
 
 
-def short(value: object, most: int = 60) -> str:
+def format_value(value: object, max_length: int = 60) -> str:
     """Return a value as a message may show it: one line, whatever it holds, and not a long one."""
     try:
-        shown = str(value) if isinstance(value, Exception) else repr(value)
+        text = str(value) if isinstance(value, Exception) else repr(value)
     except ValueError:  # an integer of thousands of digits
-        shown = f"a very large {type(value).__name__}"
-    line = "".join(c if c.isprintable() else " " for c in shown[: most + 1])
-    return line if len(line) <= most else f"{line[: most - 1]}…"
+        text = f"a very large {type(value).__name__}"
+    line = "".join(c if c.isprintable() else " " for c in text[: max_length + 1])
+    return line if len(line) <= max_length else f"{line[: max_length - 1]}…"
 
 
-def reason(error: Exception, most: int = 300) -> str:
+def format_error(error: Exception, max_length: int = 300) -> str:
     """Return what a library's error says, in one line; its kind too where the text alone is vague.
 
     A KeyError says a key, a TypeError or an AttributeError what the library tripped over.
     """
-    said = " ".join(str(error).split())
-    line = short(Exception(said), most)
+    message = " ".join(str(error).split())
+    line = format_value(Exception(message), max_length)
     vague = (LookupError, TypeError, AttributeError, AssertionError, NameError)
     if line and not isinstance(error, vague):
         return line
@@ -52,7 +52,7 @@ def reason(error: Exception, most: int = 300) -> str:
 def as_path(value: object, what: str) -> Path:
     """Return a path; PieceError that says `what` it should have been for anything else."""
     if not isinstance(value, str | os.PathLike):
-        raise PieceError(f"{what} must be a path, not {short(value)}")
+        raise PieceError(f"{what} must be a path, not {format_value(value)}")
     return Path(value)
 
 

@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, get_args
 from weakref import WeakKeyDictionary
 
-from mm_piece.errors import ModelError, short
+from mm_piece.errors import ModelError, format_value
 
 if TYPE_CHECKING:  # only the annotations need torch, and recipes are read without it
     from torch import Tensor, nn
 
-Rules = tuple[tuple[str, str], ...]
+RenamingRules = tuple[tuple[str, str], ...]
 Group = Literal["vision", "projector", "language", "embedding", "head"]
 
 GROUPS: tuple[str, ...] = get_args(Group)
 
 # First match wins, so the specific patterns stand before the general ones.
-_GROUP_PATTERNS: Rules = (
+_GROUP_PATTERNS: RenamingRules = (
     (r"(^|\.)lm_head\.", "head"),
     (r"(^|\.)embed_tokens\.", "embedding"),
     (
@@ -40,7 +40,7 @@ def group_of(name: str) -> str:
     return next(group for pattern, group in _GROUP_PATTERNS if re.search(pattern, name))
 
 
-def place_of(name: str) -> tuple[str, int | None, str]:
+def parameter_location(name: str) -> tuple[str, int | None, str]:
     """Group, layer number (None outside the stacked layers) and module of a published name."""
     stem = name.rsplit(".", 1)[0] if name.endswith((".weight", ".bias")) else name
     layer = re.search(r"\.(?:layers|blocks)\.(\d+)\.", name)
@@ -58,7 +58,7 @@ def hub_name(live: str, model_type: str) -> str:
     return live
 
 
-def rules_of(model_type: str) -> Rules:
+def rules_of(model_type: str) -> RenamingRules:
     """The renaming rules of a family; ModelError names the known ones."""
     if model_type not in FAMILIES:
         raise ModelError(
@@ -67,7 +67,7 @@ def rules_of(model_type: str) -> Rules:
     return FAMILIES[model_type]
 
 
-def translator(model: nn.Module) -> Callable[[str], str]:
+def make_translator(model: nn.Module) -> Callable[[str], str]:
     """The function from live to published names of a model; a plain torch module keeps its own."""
     config = getattr(model, "config", None)  # what tells a transformers model from a plain one
     if config is None:
@@ -83,8 +83,8 @@ def inner_model(model: nn.Module) -> nn.Module:
     from torch.nn import Module
 
     if not isinstance(model, Module):
-        raise ModelError(f"the model must be a torch module, not {short(model)}")
-    found = [*_outermost(model)]
+        raise ModelError(f"the model must be a torch module, not {format_value(model)}")
+    found = [*_iter_outermost_models(model)]
     if len(found) > 1:
         raise ModelError(f"{type(model).__name__} holds {len(found)} models; name one of them")
     return found[0] if found else model
@@ -95,12 +95,12 @@ def is_transformers(module: nn.Module) -> bool:
     return any(kind.__name__ == "PreTrainedModel" for kind in type(module).__mro__)
 
 
-def _outermost(module: nn.Module) -> Iterator[nn.Module]:
+def _iter_outermost_models(module: nn.Module) -> Iterator[nn.Module]:
     if is_transformers(module):
         yield module
         return
     for child in module.children():
-        yield from _outermost(child)
+        yield from _iter_outermost_models(child)
 
 
 def why_fixed(weight: Tensor) -> str:
@@ -125,7 +125,7 @@ def weights(model: nn.Module) -> dict[str, nn.Parameter]:
     they are those of the model inside.
     """
     model = inner_model(model)
-    translate = translator(model)
+    translate = make_translator(model)
     named = {translate(live): parameter for live, parameter in model.named_parameters()}
     if len(named) != sum(1 for _ in model.named_parameters()):
         raise ModelError("two parameters share one published name; the family's rules need mending")
@@ -139,7 +139,7 @@ _orders: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()
 
 
 # Live name (any generation), or a name in a file, to published name, applied in order.
-_LLAVA: Rules = (
+_LLAVA: RenamingRules = (
     (r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.|image_newline$)", ""),
     (r"^lm_head\.", "language_model.lm_head."),
     (r"^language_model\.(?!model\.|lm_head\.)", "language_model.model."),
@@ -148,16 +148,16 @@ _LLAVA: Rules = (
         "vision_tower.vision_model.",
     ),
 )
-_QWEN2_VL: Rules = (
+_QWEN2_VL: RenamingRules = (
     (r"^model\.visual\.", "visual."),
     (r"^model\.language_model\.", "model."),
 )
-_QWEN3_VL: Rules = ((r"^(?=visual\.|language_model\.)", "model."),)
+_QWEN3_VL: RenamingRules = ((r"^(?=visual\.|language_model\.)", "model."),)
 
 # Every family that can be trained, by the `model_type` of its configuration. A text model's names
 # have never changed. Another family is one line here, and patterns above if its groups have names
 # of their own.
-FAMILIES: dict[str, Rules] = {
+FAMILIES: dict[str, RenamingRules] = {
     "llava": _LLAVA,
     "llava_next": _LLAVA,
     "llava_onevision": _LLAVA,

@@ -36,7 +36,7 @@ class Intercepted:
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         reduced: tuple[Any, ...] = super().__reduce_ex__(max(2, protocol))  # type: ignore[assignment]
         create, _, state, *rest = reduced
-        return create, (type(self).__bases__[0],), _without_interception(dict(state)), *rest
+        return create, (type(self).__bases__[0],), _drop_interception(dict(state)), *rest
 
 
 def is_intercepted(model: nn.Module) -> bool:
@@ -45,7 +45,7 @@ def is_intercepted(model: nn.Module) -> bool:
 
 
 @contextmanager
-def intercept_reads(module: nn.Module, readers: Mapping[str, Reader]) -> Iterator[Interception]:
+def intercepting_reads(module: nn.Module, readers: Mapping[str, Reader]) -> Iterator[Interception]:
     """Context in which reading one of a module's parameters gives what its reader returns.
 
     The parameters stay where they are, under their names and in their order: the module's class
@@ -54,7 +54,7 @@ def intercept_reads(module: nn.Module, readers: Mapping[str, Reader]) -> Iterato
     """
     kind, interception = type(module), Interception(dict(readers))
     vars(module)[_INTERCEPTION] = interception
-    module.__class__ = _subclass_of(kind, tuple(readers))
+    module.__class__ = _make_subclass(kind, tuple(readers))
     try:
         yield interception
     finally:
@@ -62,7 +62,7 @@ def intercept_reads(module: nn.Module, readers: Mapping[str, Reader]) -> Iterato
         del vars(module)[_INTERCEPTION]
 
 
-def _without_interception(state: dict[str, Any]) -> dict[str, Any]:
+def _drop_interception(state: dict[str, Any]) -> dict[str, Any]:
     """The attributes of a module without what is there while its reads are intercepted."""
     interception: Interception = state.pop(_INTERCEPTION)
     state.pop(_RUNNING, None)
@@ -70,30 +70,30 @@ def _without_interception(state: dict[str, Any]) -> dict[str, Any]:
     dropped |= dict.fromkeys((name for name in state if "_hooks" in name), interception.hooks)
 
     for name, keys in dropped.items():
-        kept = {key: value for key, value in state[name].items() if key not in keys}
-        state[name] = type(state[name])(kept)
+        remaining = {key: value for key, value in state[name].items() if key not in keys}
+        state[name] = type(state[name])(remaining)
     return state
 
 
 @cache
-def _subclass_of(kind: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.Module]:
+def _make_subclass(kind: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.Module]:
     members: dict[str, Any] = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    members |= {attribute: property(partial(_read, attribute)) for attribute in attributes}
+    members |= {attribute: property(partial(_call_reader, attribute)) for attribute in attributes}
     return type(kind.__name__, (kind, Intercepted), members)
 
 
-def _read(attribute: str, module: nn.Module) -> Tensor:
+def _call_reader(attribute: str, module: nn.Module) -> Tensor:
     return vars(module)[_INTERCEPTION].readers[attribute](module)
 
 
 @contextmanager
-def track_calls(module: nn.Module) -> Iterator[list[int]]:
+def tracking_calls(module: nn.Module) -> Iterator[list[int]]:
     """Context in which `is_running` tells whether a module is running, called as a module is.
 
     Gives the ids of its hooks.
     """
-    before = module.register_forward_pre_hook(_enter)
-    after = module.register_forward_hook(_leave, prepend=True, always_call=True)
+    before = module.register_forward_pre_hook(_mark_running)
+    after = module.register_forward_hook(_mark_stopped, prepend=True, always_call=True)
     try:
         yield [before.id, after.id]
     finally:
@@ -107,38 +107,38 @@ def is_running(module: nn.Module) -> bool:
     return vars(module).get(_RUNNING, False)
 
 
-def _enter(module: nn.Module, _: Any) -> None:
+def _mark_running(module: nn.Module, _: Any) -> None:
     setattr(module, _RUNNING, True)
 
 
-def _leave(module: nn.Module, *_: Any) -> None:
+def _mark_stopped(module: nn.Module, *_: Any) -> None:
     setattr(module, _RUNNING, False)
 
 
 @dataclass(frozen=True)
-class Owner:
+class WeightOwner:
     """A module that holds a weight under this attribute, and what the module lies in."""
 
     attribute: str
-    line: tuple[nn.Module, ...]  # the module itself, the one around it, … up to the model
+    module_chain: tuple[nn.Module, ...]  # the module itself, the one around it, … up to the model
 
     @property
     def module(self) -> nn.Module:
         """The module that holds the weight."""
-        return self.line[0]
+        return self.module_chain[0]
 
     def is_linear(self, attribute: str) -> bool:
         """Whether this is that attribute (weight, bias) of a linear layer and nothing derived."""
         return type(self.module) is nn.Linear and self.attribute == attribute
 
 
-def owners_of(model: nn.Module) -> dict[int, list[Owner]]:
+def owners_of(model: nn.Module) -> dict[int, list[WeightOwner]]:
     """Every module that holds a given weight, by the weight's `id`."""
-    found: dict[int, list[Owner]] = {}
+    found: dict[int, list[WeightOwner]] = {}
     modules = dict(model.named_modules())
     for path, module in modules.items():
         steps = path.split(".") if path else []
-        around = [modules[".".join(steps[:end])] for end in range(len(steps) - 1, -1, -1)]
+        enclosing = [modules[".".join(steps[:end])] for end in range(len(steps) - 1, -1, -1)]
         for attribute, weight in module.named_parameters(recurse=False):
-            found.setdefault(id(weight), []).append(Owner(attribute, (module, *around)))
+            found.setdefault(id(weight), []).append(WeightOwner(attribute, (module, *enclosing)))
     return found

@@ -47,7 +47,7 @@ class Packer:
     """Scenes and their questions → tensors of one fixed shape."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int):
-        self.scenes = scenes.stream(seed, count=9)
+        self.scenes = scenes.iter_scenes(seed, count=9)
         self.rng = random.Random(seed)
         self.encode = lru_cache(100_000)(lambda text: tokenizer.encode(text))
         self.pad, self.user, self.assistant, self.end, self.image = tokenizer.convert_tokens_to_ids(
@@ -112,7 +112,7 @@ ATTRIBUTES = tuple(world.SIZES), tuple(world.COLOURS), world.SHAPES, tuple(world
 def cells(scene) -> list[list[int]]:
     """Return the numbers of each cell's size, colour, shape and sign; 0 is none."""
     page = [[0] * len(ATTRIBUTES) for _ in range(9)]
-    for thing in scene.things:
+    for thing in scene.objects:
         values = thing.size, thing.colour, thing.shape
         pairs = zip(ATTRIBUTES[:3], values, strict=True)
         page[thing.cell][:3] = [names.index(value) + 1 for names, value in pairs]
@@ -272,7 +272,7 @@ def finish(work: Path, out: Path, seed: int, seconds: float) -> None:
     model = LlavaForConditionalGeneration.from_pretrained(work)
     ability = {
         "test": accuracy(model, processor, "test"),
-        "n": scenes.SPLITS["test"],
+        "n": scenes.SPLIT_SIZES["test"],
         "seed": seed,
         "command": " ".join(["python", "pipelines/pretrain_tiny.py", *sys.argv[1:]]),
         "seconds": round(seconds),

@@ -50,10 +50,10 @@ TEMPLATE = """
 
 def corpus() -> list[str]:
     """Return texts of the base and of the later tasks, and every word of the lexicon."""
-    asked = (turns for _, turns in islice(scenes.stream(seed=1), 3000))
+    asked = (turns for _, turns in islice(scenes.iter_scenes(seed=1), 3000))
     texts = [text for turns in asked for *pair, kind in turns if kind != "echo" for text in pair]
     for name in set(scenes.TASKS) - {"base"}:
-        rows = scenes.rows(name, "train")[:300]
+        rows = scenes.make_rows(name, "train")[:300]
         texts += [row[field] for row in rows for field in ("prompt", "answer")]
     return sorted(texts) + 12 * list(lexicon.EVERYTHING)
 
@@ -165,7 +165,7 @@ def chat(row: dict) -> list[dict]:
 
 def accuracy(model, processor, split: str) -> dict[str, float]:
     """Return the exact-match accuracy on a split of the base, per kind of question and overall."""
-    rows = scenes.rows("base", split)
+    rows = scenes.make_rows("base", split)
     right = defaultdict(list)
     for row, said in zip(rows, answers(model, processor, rows), strict=True):
         right[row["kind"]].append(said.strip() == row["answer"])

@@ -7,7 +7,7 @@ from tiny_families import BUILDERS
 from tiny_families import TEXT as TEXT_FAMILIES
 
 from mm_piece.errors import ModelError
-from mm_piece.families import FAMILIES, group_of, hub_name, place_of
+from mm_piece.families import FAMILIES, group_of, hub_name, parameter_location
 from mm_piece.models.base import load_base, tensors
 
 TOWER = "vision_tower.vision_model.encoder.layers.3.self_attn.q_proj.weight"
@@ -38,9 +38,9 @@ def test_llava(live, published):
 
 
 def test_groups_and_places():
-    assert place_of(TOWER) == ("vision", 3, "q_proj")
-    assert place_of(TEXT) == ("language", 7, "gate_proj")
-    assert place_of(PROJECTOR) == ("projector", None, "linear_1")
+    assert parameter_location(TOWER) == ("vision", 3, "q_proj")
+    assert parameter_location(TEXT) == ("language", 7, "gate_proj")
+    assert parameter_location(PROJECTOR) == ("projector", None, "linear_1")
     assert group_of(HEAD) == "head"
     assert group_of("language_model.model.embed_tokens.weight") == "embedding"
     assert group_of("model.layers.0.mlp.up_proj.weight") == "language"

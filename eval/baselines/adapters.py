@@ -5,38 +5,38 @@ from typing import Any
 from peft import PeftConfig, get_peft_model
 from transformers import TrainingArguments
 
-from eval.baselines.baseline import Peer
+from eval.baselines.baseline import Baseline
 
 _ATTENTION = "q_proj|k_proj|v_proj|o_proj|out_proj"
 _MLP = "fc1|fc2|linear_1|linear_2|gate_proj|up_proj|down_proj"
 _LINEAR = rf".*\.({_ATTENTION}|{_MLP})"
 
 
-class Adapted(Peer):
+class AdapterBaseline(Baseline):
     """What changes is an adapter on every linear layer."""
 
-    def config(self, linear: str) -> PeftConfig:
+    def make_config(self, linear: str) -> PeftConfig:
         """The adapter, on the layers that a regular expression names."""
         raise NotImplementedError
 
-    def adapter(self) -> Any:
+    def add_adapter(self) -> Any:
         """The model with a fresh adapter."""
-        return get_peft_model(self.model, self.config(_LINEAR))
+        return get_peft_model(self.model, self.make_config(_LINEAR))
 
     @property
-    def entries(self) -> int:
+    def num_entries(self) -> int:
         """How many entries an adapter has."""
-        adapted = self.adapter()
+        adapted = self.add_adapter()
         entries = adapted.get_nb_trainable_parameters()[0]
         self.model = adapted.unload()
         return entries
 
-    def learn(self, number: int, args: TrainingArguments) -> None:
+    def learn_task(self, number: int, args: TrainingArguments) -> None:
         """Train an adapter on the task and merge it."""
-        adapted = self.adapter()
+        adapted = self.add_adapter()
         self.train(adapted, self.tasks[number], args)
-        self.keep(adapted)
+        self.remember_adapter(adapted)
         self.model = adapted.merge_and_unload().eval()
 
-    def keep(self, adapted: Any) -> None:
+    def remember_adapter(self, adapted: Any) -> None:
         """What is to be remembered of a trained adapter."""

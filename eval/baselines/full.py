@@ -1,5 +1,5 @@
 """Sequential full fine-tuning: every weight trains on every task in turn."""
 
-from eval.baselines.baseline import Peer as Full
+from eval.baselines.baseline import Baseline as Full
 
 __all__ = ["Full"]

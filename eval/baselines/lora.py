@@ -4,17 +4,17 @@ from typing import Any
 
 from peft import LoraConfig, PeftConfig
 
-from eval.baselines.adapters import Adapted
+from eval.baselines.adapters import AdapterBaseline
 from eval.baselines.baseline import Count
 
 
-class Lora(Adapted):
+class Lora(AdapterBaseline):
     """A fresh adapter of `rank` for every task."""
 
     def __init__(self, *args: Any, rank: Count) -> None:
         super().__init__(*args)
         self.rank = rank
 
-    def config(self, linear: str) -> PeftConfig:
+    def make_config(self, linear: str) -> PeftConfig:
         """LoRA with twice the rank as alpha."""
         return LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules=linear)

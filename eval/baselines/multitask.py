@@ -4,13 +4,13 @@ from itertools import chain
 
 from transformers import TrainingArguments
 
-from eval.baselines.baseline import Peer
+from eval.baselines.baseline import Baseline
 
 
-class MultiTask(Peer):
+class MultiTask(Baseline):
     """Every weight trains on the rows of all tasks, mixed."""
 
-    def learn(self, number: int, args: TrainingArguments) -> None:
+    def learn_task(self, number: int, args: TrainingArguments) -> None:
         """Train on everything the first time, on nothing after that."""
         if number == 0:
             self.model.requires_grad_(True)

@@ -18,21 +18,23 @@ class OLora(Lora):
         self.strength = strength
         self.earlier: dict[str, list[Tensor]] = {}
 
-    def keep(self, adapted: Any) -> None:
+    def remember_adapter(self, adapted: Any) -> None:
         """Remember what the adapter projects onto."""
-        for name, weight in _downward(adapted).items():
+        for name, weight in _down_projections(adapted).items():
             self.earlier.setdefault(name, []).append(weight.detach().clone())
 
-    def price(self, model: Any, inputs: dict[str, Tensor], logits: Tensor) -> Tensor | float:
+    def compute_penalty(
+        self, model: Any, inputs: dict[str, Tensor], logits: Tensor
+    ) -> Tensor | float:
         """How far the adapter is from orthogonal to the earlier ones."""
-        now = _downward(model)
+        now = _down_projections(model)
         overlaps = (
             (before @ now[name].t()).abs().sum()
-            for name, kept in self.earlier.items()
-            for before in kept
+            for name, earlier_weights in self.earlier.items()
+            for before in earlier_weights
         )
         return self.strength * sum(overlaps)
 
 
-def _downward(model: Any) -> dict[str, Tensor]:
+def _down_projections(model: Any) -> dict[str, Tensor]:
     return {name: weight for name, weight in model.named_parameters() if name.endswith(_DOWN)}

@@ -7,18 +7,18 @@ from typing import Any
 
 from peft import PeftConfig, ShiraConfig
 
-from eval.baselines.adapters import Adapted
+from eval.baselines.adapters import AdapterBaseline
 from eval.baselines.baseline import Count
 
 
-class Shira(Adapted):
+class Shira(AdapterBaseline):
     """A fresh random pattern for every task."""
 
     def __init__(self, *args: Any, rank: Count) -> None:
         super().__init__(*args)
-        self.rank, self.drawn = rank, 0
+        self.rank, self.last_seed = rank, 0
 
-    def config(self, linear: str) -> PeftConfig:
+    def make_config(self, linear: str) -> PeftConfig:
         """SHiRA with another seed each time."""
-        self.drawn += 1
-        return ShiraConfig(r=self.rank, random_seed=self.drawn, target_modules=linear)
+        self.last_seed += 1
+        return ShiraConfig(r=self.rank, random_seed=self.last_seed, target_modules=linear)

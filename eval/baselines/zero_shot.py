@@ -2,13 +2,13 @@
 
 from transformers import TrainingArguments
 
-from eval.baselines.baseline import Peer
+from eval.baselines.baseline import Baseline
 
 
-class Zero(Peer):
+class Zero(Baseline):
     """The base, whatever comes."""
 
-    entries = 0
+    num_entries = 0
 
-    def learn(self, number: int, args: TrainingArguments) -> None:
+    def learn_task(self, number: int, args: TrainingArguments) -> None:
         """Nothing."""

@@ -18,16 +18,16 @@ from typing import Any
 import click
 
 from mm_piece.cli import assemble, check, derive, inspect, run, share
-from mm_piece.cli.options import echo, line_of, printable_messages
+from mm_piece.cli.options import echo, format_error, printable_messages
 from mm_piece.errors import PieceError
 from mm_piece.plaintext import make_printable
 
 # Of several processes the first tells a mistake, and the launcher ends the others when it has. One
 # that is still there after so many seconds has a mistake of its own, or has lost the first.
-_FIRST_WORD = 20
+_ERROR_DELAY_SECONDS = 20
 
 
-class _Commands(click.Group):
+class _CommandGroup(click.Group):
     """Prints a user's mistake as one line and exits with status 2; --debug shows the traceback."""
 
     def main(self, *args: Any, **options: Any) -> Any:
@@ -36,9 +36,9 @@ class _Commands(click.Group):
                 return super().main(*args, **options)
         except SystemExit as finished:
             if os.environ.get("WORLD_SIZE", "1") != "1" and isinstance(finished.code, int):
-                from mm_piece.distributed import end
+                from mm_piece.distributed import exit_process
 
-                end(finished.code)
+                exit_process(finished.code)
             raise
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -48,8 +48,8 @@ class _Commands(click.Group):
             if ctx.params["debug"]:
                 raise
             if os.environ.get("RANK", "0") != "0":
-                time.sleep(_FIRST_WORD)
-            echo(f"Error: {line_of(error)}", err=True)
+                time.sleep(_ERROR_DELAY_SECONDS)
+            echo(f"Error: {format_error(error)}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
             echo("Aborted!", err=True)
@@ -59,7 +59,7 @@ class _Commands(click.Group):
             raise
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mm-piece")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("--local_rank", hidden=True, expose_value=False)  # a launcher may give it

@@ -12,7 +12,7 @@ from mm_piece.cli.options import JSON, PATH, echo, echo_json, echo_tokens, show_
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _BINS = 20
-_SHOWN = 50  # errors
+_MAX_ERRORS = 50  # errors
 
 
 @click.command()
@@ -34,30 +34,33 @@ def check(recipe: Path, overrides: tuple[str, ...], rows: int, as_json: bool) ->
     Counts, images, lengths, rows that train and test share, the score of the commonest answer, and
     one example as the model sees it. Exits with status 2 if something is wrong.
     """
-    from mm_piece.distributed.progress import bar
+    from mm_piece.distributed.progress import progress_bar
     from mm_piece.training.preflight import check as run
 
     found = run(
-        recipe, *overrides, rows=rows, progress=lambda items, title: bar(items, title, "row")
+        recipe,
+        *overrides,
+        rows=rows,
+        progress=lambda items, title: progress_bar(items, title, "row"),
     )
     if as_json:
-        echo_json(found.content())
+        echo_json(found.to_dict())
     else:
-        _show(found.content())
+        _show_check(found.to_dict())
     for note in found.notes:
         echo(f"Note: {note}", err=as_json)
-    for error in found.errors[:_SHOWN]:
+    for error in found.errors[:_MAX_ERRORS]:
         echo(f"Error: {error}", err=True)
-    if len(found.errors) > _SHOWN:
-        echo(f"… and {len(found.errors) - _SHOWN} more (--json has all)", err=True)
+    if len(found.errors) > _MAX_ERRORS:
+        echo(f"… and {len(found.errors) - _MAX_ERRORS} more (--json has all)", err=True)
     if found.errors:
         raise click.exceptions.Exit(2)
     echo(f"{recipe}: nothing wrong was found", err=as_json)
 
 
-def _show(content: dict[str, Any]) -> None:
+def _show_check(content: dict[str, Any]) -> None:
     splits = [
-        (task["name"], kind, *_row(task[kind]))
+        (task["name"], kind, *_format_split(task[kind]))
         for task in content["tasks"]
         for kind in ("train", "test")
         if task[kind]
@@ -78,9 +81,9 @@ def _show(content: dict[str, Any]) -> None:
         (
             task["name"],
             task["metric"],
-            _short(task["commonest"]),
+            _shorten_text(task["commonest"]),
             f"{task['floor']:.1%}",
-            _shared(task),
+            _format_shared(task),
         )
         for task in content["tasks"]
     ]
@@ -89,22 +92,22 @@ def _show(content: dict[str, Any]) -> None:
     )
     for task in content["tasks"]:
         if task["example"]:
-            _example(task["name"], task["example"])
+            _show_example(task["name"], task["example"])
 
 
-def _shared(task: dict[str, Any]) -> str:
+def _format_shared(task: dict[str, Any]) -> str:
     """How many test questions stand in the train set."""
     return f"{task['shared']} of {task['test']['rows']}" if task["train"] else ""
 
 
-def _row(split: dict[str, Any]) -> tuple[object, ...]:
+def _format_split(split: dict[str, Any]) -> tuple[object, ...]:
     cut = f"{split['truncated'] / split['encoded']:.1%}" if split["encoded"] else ""
     counts = (split["rows"], split["images"], split["text_only"], split["repeated"])
     lengths = split["lengths"]
-    return (*counts, _range(lengths), _histogram(lengths), cut, len(split["errors"]))
+    return (*counts, _format_range(lengths), _format_histogram(lengths), cut, len(split["errors"]))
 
 
-def _range(lengths: Sequence[int]) -> str:
+def _format_range(lengths: Sequence[int]) -> str:
     """Least, middle, 95th percentile and most."""
     if len(lengths) < 2:
         return ", ".join(map(str, lengths))
@@ -113,7 +116,7 @@ def _range(lengths: Sequence[int]) -> str:
     return f"{min(lengths)} · {middle} · {high} · {max(lengths)}"
 
 
-def _histogram(lengths: Sequence[int]) -> str:
+def _format_histogram(lengths: Sequence[int]) -> str:
     """Lengths from the least to the most as a line of bars."""
     if not lengths:
         return ""
@@ -124,18 +127,21 @@ def _histogram(lengths: Sequence[int]) -> str:
     return "".join(_BARS[-(-count * 8 // max(counts))] for count in counts)
 
 
-def _example(name: str, tokens: Sequence[tuple[str, bool]]) -> None:
+def _show_example(name: str, tokens: Sequence[tuple[str, bool]]) -> None:
     """One example as text; what is supervised stands between ⟦ and ⟧, in colour on a terminal."""
     echo("")
     echo(f"{name}, as the model sees it (⟦supervised⟧):")
-    echo_tokens((re.sub(r"(<[^<>\s]+>)\1{3,}", _folded, text), there) for text, there in tokens)
+    echo_tokens(
+        (re.sub(r"(<[^<>\s]+>)\1{3,}", _fold_repeats, text), supervised)
+        for text, supervised in tokens
+    )
 
 
-def _folded(run: Any) -> str:
-    return f"{run[1]}×{len(run[0]) // len(run[1])}"
+def _fold_repeats(repeated: Any) -> str:
+    return f"{repeated[1]}×{len(repeated[0]) // len(repeated[1])}"
 
 
-def _short(text: str) -> str:
+def _shorten_text(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= 40 else f"{line[:39]}…"
 

@@ -34,7 +34,7 @@ def squash(store: Path, to: Path, **options: Any) -> None:
     """Write a position of STORE as one delta file TO."""
     from mm_piece.store.deriving import squash as make
 
-    _save(make(store, **options), to)
+    _save_delta(make(store, **options), to)
 
 
 @click.command()
@@ -74,7 +74,7 @@ def merge(base: str, to: Path, deltas: tuple[Path, ...], **options: Any) -> None
     from mm_piece.deltas.delta import Delta
     from mm_piece.store.deriving import merge as make
 
-    _save(make([Delta.load(delta) for delta in deltas], base, **options), to)
+    _save_delta(make([Delta.load(delta) for delta in deltas], base, **options), to)
 
 
 @click.command()
@@ -86,7 +86,7 @@ def without(store: Path, task: str, to: Path) -> None:
 
     Only where no other task changes its entries.
     """
-    from mm_piece.store.deriving import without as make
+    from mm_piece.store.deriving import remove_task as make
 
     echo(f"made {to} with {len(make(store, task, to))} deltas")
 
@@ -102,7 +102,7 @@ def convert(delta: Path, to: Path, form: str, base: str | None) -> None:
     from mm_piece.deltas import interchange
     from mm_piece.deltas.delta import Delta
     from mm_piece.errors import FormatError
-    from mm_piece.models.checkpoint import Checkpoint, fetch
+    from mm_piece.models.checkpoint import Checkpoint, fetch_checkpoint
 
     writers = [name for name, (_, pack) in interchange.FORMATS.items() if pack]
     if form not in (*deltafile.CODECS, *writers):
@@ -112,8 +112,8 @@ def convert(delta: Path, to: Path, form: str, base: str | None) -> None:
     if form in deltafile.CODECS:
         loaded.save(to, form)
     else:
-        layout = Checkpoint(fetch(base)).layout if base else None
-        interchange.write(loaded, to, form, layout)
+        layout = Checkpoint(fetch_checkpoint(base)).layout if base else None
+        interchange.write_foreign_delta(loaded, to, form, layout)
     echo(f"wrote {to}: {loaded.entries:,} entries, {to.stat().st_size:,} bytes")
 
 
@@ -124,7 +124,7 @@ def convert(delta: Path, to: Path, form: str, base: str | None) -> None:
 @click.option("--format", "form", required=True, help="vllm, coo, shira (a PEFT adapter's folder).")
 @click.option("--dtype", default=None, help="What the base is cast to. [its own]")
 @TASK
-def take_in(
+def import_delta(
     source: Path, base: str, to: Path, form: str, dtype: str | None, task: str | None
 ) -> None:
     """Make a delta TO of another program's file.
@@ -132,21 +132,21 @@ def take_in(
     SOURCE holds changes of BASE.
     """
     from mm_piece.deltas import interchange
-    from mm_piece.families import translator
+    from mm_piece.families import make_translator
     from mm_piece.models.base import load_base, tensors
-    from mm_piece.models.checkpoint import Checkpoint, fetch
+    from mm_piece.models.checkpoint import Checkpoint, fetch_checkpoint
 
-    checkpoint = Checkpoint(fetch(base), dtype)
+    checkpoint = Checkpoint(fetch_checkpoint(base), dtype)
     model, _ = load_base(checkpoint.folder, dtype=checkpoint.dtype)
-    named, rename = tensors(model), translator(model)
-    checkpoint.require_loaded(named)
+    named, rename = tensors(model), make_translator(model)
+    checkpoint.require_same_weights(named)
     facts = {"task": task or to.stem, "rename": rename, "layout": checkpoint.layout}
-    _save(interchange.read(source, form, named, **facts), to)
+    _save_delta(interchange.read_foreign_delta(source, form, named, **facts), to)
 
 
-def _save(delta: Any, to: Path) -> None:
+def _save_delta(delta: Any, to: Path) -> None:
     delta.save(to)
     echo(f"wrote {to}: {delta.entries:,} entries, {to.stat().st_size:,} bytes")
 
 
-COMMANDS = (export, squash, extract, merge, without, convert, take_in)
+COMMANDS = (export, squash, extract, merge, without, convert, import_delta)

@@ -37,36 +37,39 @@ def log(store: Path, as_json: bool) -> None:
 @JSON
 def show(store: Path, at: int | None, as_json: bool) -> None:
     """Show what one delta holds: one of STORE, or a delta file."""
-    from mm_piece.sparse.change_report import COLUMNS, change_rows
-    from mm_piece.store.loading import outline
+    from mm_piece.sparse.change_report import COLUMNS, find_change_rows
+    from mm_piece.store.loading import describe_delta
 
-    content = outline(store, at)
+    content = describe_delta(store, at)
     rows = [
         (t["name"], t["group"], "x".join(map(str, t["shape"])), f"{t['entries']:,}")
         for t in content["tensors"]
     ]
     if not as_json:
-        changes = change_rows(content["info"])
-        told = {
+        changes = find_change_rows(content["info"])
+        other_info = {
             key: value for key, value in content["info"].items() if key != "groups" or not changes
         }
         facts = {key: value for key, value in content.items() if key not in ("info", "tensors")}
-        facts |= {f"info.{key}": value for key, value in told.items()}
+        facts |= {f"info.{key}": value for key, value in other_info.items()}
         width = max(map(len, facts))
         for key, value in facts.items():
             echo(f"{key:>{width}}  {value if isinstance(value, str) else json.dumps(value)}")
-        show_rows(("group", *COLUMNS), [(g, *map(_cell, row)) for g, row in _filled(changes)])
+        show_rows(
+            ("group", *COLUMNS),
+            [(g, *map(_format_change, row)) for g, row in _fill_columns(changes)],
+        )
     show_table(content, ("tensor", "group", "shape", "entries"), rows, as_json)
 
 
-def _filled(changes: dict[str, dict[str, float]]) -> list[tuple[str, list[tuple[str, Any]]]]:
+def _fill_columns(changes: dict[str, dict[str, float]]) -> list[tuple[str, list[tuple[str, Any]]]]:
     """A change report with every column; older deltas lack some."""
     from mm_piece.sparse.change_report import COLUMNS
 
     return [(group, [(c, row.get(c)) for c in COLUMNS]) for group, row in changes.items()]
 
 
-def _cell(cell: tuple[str, Any]) -> str:
+def _format_change(cell: tuple[str, Any]) -> str:
     column, value = cell
     if value is None:
         return "–"
@@ -104,9 +107,9 @@ def diff(left: str, right: str, as_json: bool) -> None:
     only one side changes, and those that both change, to equal or to different values; then what
     each two deltas share.
     """
-    from mm_piece.store.deriving import diff as compare
+    from mm_piece.store.deriving import diff_positions
 
-    content = compare(left, right)
+    content = diff_positions(left, right)
     counts = ("left", "right", "equal", "different")
     groups = [(name, *row.values()) for name, row in content["groups"].items() if any(row.values())]
     tensors = [(row["name"], *(row[key] for key in counts)) for row in content["tensors"]]
@@ -147,7 +150,7 @@ def verify(store: Path, base: str | None, as_json: bool) -> None:
 
     if store.is_file() and base is None:
         Delta.load(store)
-        _say_verified({"deltas": 1, "ok": True}, as_json)
+        _echo_verified({"deltas": 1, "ok": True}, as_json)
         return
     opened = DeltaStore.open(store)
     opened.verify()
@@ -156,10 +159,10 @@ def verify(store: Path, base: str | None, as_json: bool) -> None:
         from mm_piece.store.exporting import verify_base
 
         content["base"] = verify_base(opened, base or None)
-    _say_verified(content, as_json)
+    _echo_verified(content, as_json)
 
 
-def _say_verified(content: dict[str, Any], as_json: bool) -> None:
+def _echo_verified(content: dict[str, Any], as_json: bool) -> None:
     if as_json:
         echo_json(content)
         return
@@ -182,7 +185,7 @@ def report(stores: tuple[Path, ...], to: Path | None) -> None:
 
 
 def print_results(store: Any) -> None:
-    from mm_piece.metrics.continual import CONVENTIONS, summary
+    from mm_piece.metrics.continual import CONVENTIONS, summarise_matrix
 
     content = store.results()
     if not content:
@@ -196,7 +199,7 @@ def print_results(store: Any) -> None:
         cells = [*row, ability[position]] if ability else row
         rows.append((f"{position} {names[position]}", *(f"{100 * score:.1f}" for score in cells)))
     show_rows(("after", *columns), rows, title="accuracy, %")
-    for name, value in summary(content["matrix"]).items():
+    for name, value in summarise_matrix(content["matrix"]).items():
         if value is not None:
             echo(f"{name:>10}  {value:+7.1%}   {CONVENTIONS[name]}")
 

@@ -28,11 +28,11 @@ BASE = click.option("--base", default=None, help="Folder or hub id of the base. 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 STORE = click.argument("store", type=PATH)
 TO = click.argument("to", type=PATH)
-NEW_FILE = click.argument("to", type=PATH, callback=lambda _, __, path: _absent(path))
+NEW_FILE = click.argument("to", type=PATH, callback=lambda _, __, path: _require_absent(path))
 TASK = click.option("--task", default=None, help="Name of the new delta's task.")
 
 
-def _absent(path: Path) -> Path:
+def _require_absent(path: Path) -> Path:
     """Return a path where nothing is: what a command makes never replaces what it is made of."""
     if path.exists() or path.is_symlink():
         raise PieceError(f"{path} exists; name a new file")
@@ -65,15 +65,15 @@ def echo_tokens(tokens: Iterable[tuple[str, bool]]) -> None:
 
 def echo_json(content: Any) -> None:
     """Print content as JSON; a number that is not finite, which JSON does not have, is null."""
-    text = json.dumps(_plain(content), indent=2, allow_nan=False)
+    text = json.dumps(_replace_non_finite(content), indent=2, allow_nan=False)
     click.echo(text.replace("\x7f", "\\u007f"))  # the one control that json leaves as it is
 
 
-def _plain(value: Any) -> Any:
+def _replace_non_finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
+        return {key: _replace_non_finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [_replace_non_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -95,24 +95,24 @@ def show_rows(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, title=title and _cell(title), title_justify="left")
+    table = Table(box=SIMPLE_HEAD, title=title and _plain_text_cell(title), title_justify="left")
     for number, name in enumerate(header):
         numeric = bool(rows) and isinstance(rows[0][number], int)
-        table.add_column(_cell(name), justify="right" if numeric else "left")
+        table.add_column(_plain_text_cell(name), justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*map(_cell, row))
+        table.add_row(*map(_plain_text_cell, row))
     console = Console(width=None if sys.stdout.isatty() else 160)  # a file shortens no names
     console.print(table)
 
 
-def _cell(content: object) -> Any:
+def _plain_text_cell(content: object) -> Any:
     """A cell that is text and nothing else: no markup, no links, no emoji codes."""
     from rich.text import Text
 
     return Text(f"{content:,}" if isinstance(content, int) else make_printable(str(content)))
 
 
-def line_of(error: PieceError | OSError) -> str:
+def format_error(error: PieceError | OSError) -> str:
     """Return what an error says, in words; what the system says of a file begins with its name."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
@@ -122,9 +122,9 @@ def line_of(error: PieceError | OSError) -> str:
 @contextmanager
 def printable_messages() -> Iterator[None]:
     """Make printable what libraries log and warn of, and the traceback of an unforeseen error."""
-    show, factory = warnings.formatwarning, logging.getLogRecordFactory()
+    format_warning, factory = warnings.formatwarning, logging.getLogRecordFactory()
     warnings.formatwarning = lambda *args, **kwargs: make_printable(
-        show(*args, **kwargs), lines=True
+        format_warning(*args, **kwargs), lines=True
     )
     logging.setLogRecordFactory(_PrintableRecord)
     try:
@@ -133,7 +133,7 @@ def printable_messages() -> Iterator[None]:
         sys.excepthook = _print_traceback
         raise
     finally:
-        warnings.formatwarning = show
+        warnings.formatwarning = format_warning
         logging.setLogRecordFactory(factory)
 
 

@@ -49,7 +49,7 @@ def evaluate(as_json: bool, kl: bool, suite: str | None, **options: Any) -> None
     On the test sets of its recipe, or on those of the named tasks.
     """
     from mm_piece.distributed import is_main
-    from mm_piece.evaluation.matrix import divergences_at, measure_at
+    from mm_piece.evaluation.matrix import measure_divergences_at, measure_scores_at
 
     if suite is not None:
         if kl or options.pop("names"):
@@ -57,12 +57,12 @@ def evaluate(as_json: bool, kl: bool, suite: str | None, **options: Any) -> None
         _print_suite(suite, as_json, **options)
         return
 
-    scores = divergences_at(**options) if kl else measure_at(**options)
+    scores = measure_divergences_at(**options) if kl else measure_scores_at(**options)
     if not is_main():
         return
     if kl:
-        apart = [(name, f"{nats:.4f}") for name, nats in scores.items()]
-        show_table(scores, ("task", "KL from the base"), apart, as_json)
+        divergences = [(name, f"{nats:.4f}") for name, nats in scores.items()]
+        show_table(scores, ("task", "KL from the base"), divergences, as_json)
         return
     rows = [(name, f"{score:.1%}") for name, score in scores.items()]
     show_table(scores, ("task", "score"), rows, as_json)
@@ -73,15 +73,15 @@ def _print_suite(name: str, as_json: bool, **options: Any) -> None:
 
     A table shows the tasks and groups that the suite names, JSON their parts too.
     """
-    from mm_piece.evaluation.suites import load_suite, run
+    from mm_piece.evaluation.suites import load_suite, run_suite
 
     suite, found = load_suite(name), {}
-    named = {task for part in suite.parts().values() for task in part.tasks}
+    named = {task for part in suite.harness_configs().values() for task in part.tasks}
     try:
-        found.update(run(suite=suite, **options))
+        found.update(run_suite(suite=suite, **options))
     finally:
         rows = [
-            (harness, task, metric, f"{score['value']:.4f}", _spread(score["stderr"]))
+            (harness, task, metric, f"{score['value']:.4f}", _format_stderr(score["stderr"]))
             for harness, scores in found.items()
             for task, metrics in scores.items()
             if task in named or not named & scores.keys()
@@ -91,7 +91,7 @@ def _print_suite(name: str, as_json: bool, **options: Any) -> None:
             show_table(found, ("", "task", "metric", "value", ""), rows, as_json)
 
 
-def _spread(error: float | None) -> str:
+def _format_stderr(error: float | None) -> str:
     return "" if error is None else f"± {error:.4f}"
 
 
@@ -105,13 +105,13 @@ def _spread(error: float | None) -> str:
 @click.option("--max-new-tokens", default=32, show_default=True, type=click.IntRange(min=1))
 def ask(image: Path, question: str, **options: Any) -> None:
     """Ask a QUESTION about an IMAGE."""
-    from mm_piece.evaluation.answers import ask as answer
-    from mm_piece.evaluation.answers import on_accelerator
+    from mm_piece.evaluation.answers import answer_question as answer
+    from mm_piece.evaluation.answers import move_to_accelerator
     from mm_piece.store.loading import load
 
     limit = options.pop("max_new_tokens")
     model, processor = load(**options)
-    echo_lines(answer(on_accelerator(model), processor, image, question, limit))
+    echo_lines(answer(move_to_accelerator(model), processor, image, question, limit))
 
 
 COMMANDS = (train, evaluate, ask)

@@ -13,29 +13,36 @@ collation          batches
 """
 
 from mm_piece.data.chat_template import tokenizer_of
-from mm_piece.data.collation import WINDOW, Alike, batches, collate, digest_of, pictured
-from mm_piece.data.dataset import Rows, problems, read
-from mm_piece.data.encoded_dataset import Encoded
-from mm_piece.data.encoding import IGNORED, encode, encode_prompt, token_ids
+from mm_piece.data.collation import (
+    MAX_WINDOW_SIZE,
+    LengthGroupedBatches,
+    collate,
+    digest_of,
+    has_image,
+    iter_batches,
+)
+from mm_piece.data.dataset import ExampleDataset, iter_problems, read
+from mm_piece.data.encoded_dataset import EncodedDataset
+from mm_piece.data.encoding import IGNORE_INDEX, encode, encode_prompt, token_ids_of
 from mm_piece.data.example import Example
-from mm_piece.data.truncation import fitted
+from mm_piece.data.truncation import encode_truncated
 
 __all__ = [
-    "IGNORED",
-    "WINDOW",
-    "Alike",
-    "Encoded",
+    "IGNORE_INDEX",
+    "MAX_WINDOW_SIZE",
+    "LengthGroupedBatches",
+    "EncodedDataset",
     "Example",
-    "Rows",
-    "batches",
+    "ExampleDataset",
+    "iter_batches",
     "collate",
     "digest_of",
     "encode",
     "encode_prompt",
-    "fitted",
-    "pictured",
-    "problems",
+    "encode_truncated",
+    "has_image",
+    "iter_problems",
     "read",
-    "token_ids",
+    "token_ids_of",
     "tokenizer_of",
 ]

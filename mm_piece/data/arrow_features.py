@@ -13,7 +13,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, repr=False)
-class Unsupported:
+class UnsupportedValue:
     """A value of a feature type that is neither text nor image."""
 
     kind: str
@@ -23,21 +23,27 @@ class Unsupported:
         return f"a value of type {self.kind}"
 
 
-def decoded(feature: Any, stored: Any) -> Any:
+def decode_value(feature: Any, stored: Any) -> Any:
     """What a stored value of a feature stands for."""
     if stored is None:
         return None
 
     if isinstance(feature, Mapping):
-        parts = {name: part for name, part in feature.items() if name in stored}
-        return {**stored, **{name: decoded(part, stored[name]) for name, part in parts.items()}}
+        subfeatures = {name: subfeature for name, subfeature in feature.items() if name in stored}
+        return {
+            **stored,
+            **{
+                name: decode_value(subfeature, stored[name])
+                for name, subfeature in subfeatures.items()
+            },
+        }
 
     kind = type(feature).__name__
     if kind in ("List", "LargeList"):
-        same = type(feature.feature).__name__ in _STORED  # numbers may be many
-        return stored if same else [decoded(feature.feature, item) for item in stored]
+        is_plain = type(feature.feature).__name__ in _PLAIN_TYPES  # numbers may be many
+        return stored if is_plain else [decode_value(feature.feature, item) for item in stored]
 
-    return stored if kind in _STORED else _LEAVES.get(kind, _as_unsupported)(feature, stored)
+    return stored if kind in _PLAIN_TYPES else _DECODERS.get(kind, _as_unsupported)(feature, stored)
 
 
 def features_of(schema: Any) -> Any:
@@ -48,11 +54,11 @@ def features_of(schema: Any) -> Any:
     import pyarrow
     from datasets import Features
 
-    fields = [field.with_nullable(True) for field in schema if _is_known(field)]
+    fields = [field.with_nullable(True) for field in schema if _is_known_field(field)]
     return Features.from_arrow_schema(pyarrow.schema(fields, metadata=schema.metadata))
 
 
-def _is_known(field: Any) -> bool:
+def _is_known_field(field: Any) -> bool:
     import pyarrow
     from datasets import Features
 
@@ -78,16 +84,16 @@ def _as_image(feature: Any, stored: Any) -> Any:
     return feature.decode_example(stored) if feature.decode and feature.mode else stored
 
 
-def _as_unsupported(feature: Any, _: Any) -> Unsupported:
-    return Unsupported(type(feature).__name__)
+def _as_unsupported(feature: Any, _: Any) -> UnsupportedValue:
+    return UnsupportedValue(type(feature).__name__)
 
 
 # Stored as what they are.
-_STORED = frozenset(
+_PLAIN_TYPES = frozenset(
     ("Value", "Translation", "TranslationVariableLanguages")
     + tuple(f"Array{dimensions}D" for dimensions in range(2, 6))
 )
-_LEAVES: dict[str, Callable[[Any, Any], Any]] = {
+_DECODERS: dict[str, Callable[[Any, Any], Any]] = {
     "ClassLabel": _as_class,
     "Json": _as_json,
     "Image": _as_image,

@@ -9,10 +9,10 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 
 from mm_piece.data.example import Example, Message, text_of
-from mm_piece.errors import DataError, ModelError, reason, short
+from mm_piece.errors import DataError, ModelError, format_error, format_value
 
 # What a text model without a chat template gets: the question, a line break, the answer, the end.
-PLAIN = (
+PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message.content }}"
     "{% if message.role == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}"
     "{% endfor %}"
@@ -22,8 +22,8 @@ PLAIN = (
 _PROBE = '\ue000"\ue000'
 # Some templates tell the model today's date. A row must be the same tokens on every day, so they
 # are told one day: the one that Llama's own templates name where they know none.
-_DAY = date(2024, 7, 26)
-_DATED = (
+_FIXED_DATE = date(2024, 7, 26)
+_DATE_MACRO = (
     "{% macro strftime_now(format) -%}{% set day = namespace(text=format) %}"
     "{% for code, value in DAY %}{% set day.text = day.text.replace(code, value) %}{% endfor %}"
     "{{ day.text }}{%- endmacro %}\n"
@@ -35,12 +35,12 @@ def tokenizer_of(processor: Any) -> Any:
     return getattr(processor, "tokenizer", processor)
 
 
-def is_text(processor: Any) -> bool:
+def is_text_only(processor: Any) -> bool:
     """Whether a processor is a text model's: its tokenizer itself."""
     return processor is tokenizer_of(processor)
 
 
-def own_template(processor: Any) -> str | None:
+def base_template_of(processor: Any) -> str | None:
     """The chat template that a base came with; of several the one called `default`.
 
     Raises ModelError where there is none of that name.
@@ -58,13 +58,13 @@ def own_template(processor: Any) -> str | None:
 
 def template_of(processor: Any) -> str:
     """The chat template that is used; ModelError where a base that sees images has none."""
-    template = own_template(processor) or (PLAIN if is_text(processor) else None)
+    template = base_template_of(processor) or (PLAIN_TEMPLATE if is_text_only(processor) else None)
     if template is None:
         raise ModelError("the base's processor has no chat template")
     return template
 
 
-def render(
+def render_messages(
     example: Example,
     messages: Sequence[Message],
     processor: Any,
@@ -78,8 +78,8 @@ def render(
     template that leaves out what is asked or answered.
     """
     tokenizer, template = tokenizer_of(processor), template_of(processor)
-    _require_images(example, messages, processor, template)
-    forms = [_form(message["role"], processor, template) for message in messages]
+    _require_image_support(example, messages, processor, template)
+    forms = [_choose_content_form(message["role"], processor, template) for message in messages]
     given = [
         message if typed else {**message, "content": text_of(message)}
         for message, typed in zip(messages, forms, strict=True)
@@ -87,21 +87,21 @@ def render(
     try:
         text = tokenizer.apply_chat_template(
             given,
-            chat_template=_dated(template),
+            chat_template=_fix_template_date(template),
             tokenize=False,
             add_generation_prompt=generation,
             enable_thinking=thinking,
             thinking=thinking,  # what some templates call it
         )
     except Exception as error:  # the template is a program of others and may raise anything
-        raise _refusal(example, messages, processor, error) from error
+        raise _make_refusal_error(example, messages, processor, error) from error
     for message, typed in zip(messages, forms, strict=True):
         if typed is None and message["role"] != "system":
             raise ModelError(f"the base's chat template leaves out the {message['role']}'s texts")
-    return begun(text, tokenizer)
+    return prepend_bos_token(text, tokenizer)
 
 
-def begun(text: str, tokenizer: Any) -> str:
+def prepend_bos_token(text: str, tokenizer: Any) -> str:
     """The text with the token in front that the tokenizer begins every text with."""
     bos = tokenizer.bos_token
     if not bos or text.startswith(bos):
@@ -111,12 +111,14 @@ def begun(text: str, tokenizer: Any) -> str:
     return bos + text if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else text
 
 
-def _require_images(
+def _require_image_support(
     example: Example, messages: Sequence[Message], processor: Any, template: str
 ) -> None:
     """Raise DataError if a template has no place for the images of an example."""
-    parts = [part["type"] for message in messages for part in message["content"]]
-    if "image" not in parts or is_text(processor):
+    content_types = [
+        content_part["type"] for message in messages for content_part in message["content"]
+    ]
+    if "image" not in content_types or is_text_only(processor):
         return
     if not _shows_images(tokenizer_of(processor), template):
         raise DataError(
@@ -125,28 +127,28 @@ def _require_images(
         )
 
 
-def _form(role: str, processor: Any, template: str) -> bool | None:
+def _choose_content_form(role: str, processor: Any, template: str) -> bool | None:
     """Whether a role's content is given as typed parts, not as a string; None: neither comes out.
 
     A template that takes both gets what its kind of model usually gets; so does one that takes
     neither: the conversation itself may be what it wants, or meets its refusal.
     """
-    forms = (False, True) if is_text(processor) else (True, False)
+    forms = (False, True) if is_text_only(processor) else (True, False)
     tokenizer = tokenizer_of(processor)
-    takes = [_takes(tokenizer, template, role, typed) for typed in forms]
-    if takes == [None, None]:
+    accepted_forms = [_accepts_form(tokenizer, template, role, typed) for typed in forms]
+    if accepted_forms == [None, None]:
         return forms[0]
-    return next((typed for typed, taken in zip(forms, takes, strict=True) if taken), None)
+    return next((typed for typed, taken in zip(forms, accepted_forms, strict=True) if taken), None)
 
 
 @lru_cache(maxsize=64)
-def _takes(tokenizer: Any, template: str, role: str, typed: bool) -> bool | None:
+def _accepts_form(tokenizer: Any, template: str, role: str, typed: bool) -> bool | None:
     """Whether a template writes out a role's texts that it is given in a form; None: it refuses."""
     found = []
     for asked in (typed, not typed):  # the other turn may need the other form
-        probe, other = _turn(role, _PROBE, typed), _turn("user", "?", asked)
+        probe, other = _make_turn(role, _PROBE, typed), _make_turn("user", "?", asked)
         turns = {"system": [probe, other], "user": [probe], "assistant": [other, probe]}[role]
-        found.append(_written(tokenizer, template, turns))
+        found.append(_try_render(tokenizer, template, turns))
     return None if found == [None, None] else any(_PROBE in (text or "") for text in found)
 
 
@@ -156,18 +158,18 @@ def _shows_images(tokenizer: Any, template: str) -> bool:
 
     One that refuses every probe may do so for the conversation itself, and then says why.
     """
-    bare = _turn("user", _PROBE, True)
+    bare = _make_turn("user", _PROBE, True)
     shown = {**bare, "content": [{"type": "image"}, *bare["content"]]}
-    plain = _turn("user", _PROBE, False)
+    plain = _make_turn("user", _PROBE, False)
     written, without, string = (
-        _written(tokenizer, template, [turn]) for turn in (shown, bare, plain)
+        _try_render(tokenizer, template, [turn]) for turn in (shown, bare, plain)
     )
     if written is None:
         return without is string is None
     return _PROBE in written and written != without
 
 
-def _written(tokenizer: Any, template: str, turns: list[Any]) -> str | None:
+def _try_render(tokenizer: Any, template: str, turns: list[Any]) -> str | None:
     """What a template writes for some turns; None if it does not take them.
 
     Raises ModelError for what is no template.
@@ -176,38 +178,38 @@ def _written(tokenizer: Any, template: str, turns: list[Any]) -> str | None:
         return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
     except TemplateSyntaxError as error:
         raise ModelError(
-            f"the base's chat template has an error in line {error.lineno}: {reason(error)}"
+            f"the base's chat template has an error in line {error.lineno}: {format_error(error)}"
         ) from error
     except Exception:  # the template is a program of others and may raise anything
         return None
 
 
-def _turn(role: str, text: str, typed: bool) -> dict[str, Any]:
+def _make_turn(role: str, text: str, typed: bool) -> dict[str, Any]:
     return {"role": role, "content": [{"type": "text", "text": text}] if typed else text}
 
 
-def _dated(template: str) -> str:
+def _fix_template_date(template: str) -> str:
     """The template with one day for `strftime_now`, which else tells today's date."""
     if "strftime_now" not in template:
         return template
     letters = product(("-", ""), "AaBbcDdeFHIjMmpSUwWXxYyZ")  # %-d is %d without zeros in front
     day = []
     for dash, letter in letters:
-        written = _DAY.strftime(f"%{letter}")
+        written = _FIXED_DATE.strftime(f"%{letter}")
         day.append([f"%{dash}{letter}", (written.lstrip("0") or "0") if dash else written])
-    return _DATED.replace("DAY", repr([*day, ["%%", "%"]])) + template
+    return _DATE_MACRO.replace("DAY", repr([*day, ["%%", "%"]])) + template
 
 
-def _refusal(
+def _make_refusal_error(
     example: Example, messages: Sequence[Message], processor: Any, error: Exception
 ) -> DataError:
     """The error for a conversation that the template refuses, and what would mend it."""
-    reason = f"the base's chat template refuses it: {short(error, 200)}"
+    description = f"the base's chat template refuses it: {format_value(error, 200)}"
     others = [message for message in messages if message["role"] != "system"]
     if len(others) < len(messages):
         try:
-            render(example, others, processor)
-            reason += "; without its system message it would not: write that into the question"
+            render_messages(example, others, processor)
+            description += "; without its system message it would not: write that into the question"
         except (DataError, ModelError):
             pass
-    return DataError(f"{example.source} row {example.row}: {reason}")
+    return DataError(f"{example.source} row {example.row}: {description}")

@@ -9,127 +9,155 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mm_piece.data.fields import Fields, list_objects
-from mm_piece.data.images import KEYS, Picture, image_in
+from mm_piece.data.fields import TrackedFields, to_object_list
+from mm_piece.data.images import IMAGE_KEYS, ImageSource, parse_image_object
 from mm_piece.data.thoughts import THOUGHT_FIELDS
-from mm_piece.data.turn_marks import is_learned
-from mm_piece.errors import DataError, short
+from mm_piece.data.turn_marks import is_trained_turn
+from mm_piece.errors import DataError, format_value
 
-MARK = "<image>"
+IMAGE_MARK = "<image>"
 _ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "bard", "bing"), "assistant"),
     "system": "system",
 }
-_TOOLS = ("tool", "tool_call", "tool_response", "function", "function_call", "observation")
-_CALLS = ("tool_calls", "function_call")
-_OTHER_MARKS = {"<video>": "videos are", "<audio>": "audio is"}
-_OTHER_PARTS = {
+_TOOL_ROLES = ("tool", "tool_call", "tool_response", "function", "function_call", "observation")
+_TOOL_CALL_FIELDS = ("tool_calls", "function_call")
+_UNSUPPORTED_MARKS = {"<video>": "videos are", "<audio>": "audio is"}
+_UNSUPPORTED_TYPES = {
     **dict.fromkeys(("video", "video_url", "input_video"), "videos are"),
     **dict.fromkeys(("audio", "audio_url", "input_audio"), "audio is"),
 }
-Piece = str | Picture | None  # a text, an image of the turn's own, or the row's next image
+ContentItem = (
+    str | ImageSource | None
+)  # a text, an image of the turn's own, or the row's next image
 
 
 class Turn(NamedTuple):
     """One turn: its role, its content, whether it is learned if it is an answer, its reasoning."""
 
     role: str
-    content: list[Piece]
-    learned: bool = True
+    content: list[ContentItem]
+    is_trained: bool = True
     reasoning: Mapping[str, str] = {}
 
 
-def turns_of(given: Any, folder: Path, where: str, row: Fields, name: str) -> list[Turn]:
+def parse_turns(
+    given: Any, folder: Path, location: str, row: TrackedFields, name: str
+) -> list[Turn]:
     """The turns of a list of them in a row's field; image paths are relative to `folder`.
 
     Raises DataError, which begins with `where`, for an unknown role or kind of content.
     """
-    listed = list_objects(given)
+    listed = to_object_list(given)
     if not isinstance(listed, list):
-        raise DataError(f"{where}: a conversation must be a list of turns, not {short(given)}")
-    return [_turn(turn, folder, where, row, name) for turn in listed]
+        raise DataError(
+            f"{location}: a conversation must be a list of turns, not {format_value(given)}"
+        )
+    return [_parse_turn(turn, folder, location, row, name) for turn in listed]
 
 
-def pieces(text: str, where: str) -> list[Piece]:
+def split_at_marks(text: str, location: str) -> list[ContentItem]:
     """A text cut at its marks, each of which stands for the row's next image."""
-    for mark, what in _OTHER_MARKS.items():
+    for mark, what in _UNSUPPORTED_MARKS.items():
         if mark in text:
-            raise refusal(what, f"the text holds {mark}", where)
+            raise make_unsupported_error(what, f"the text holds {mark}", location)
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: the text holds half a character (a lone surrogate)") from error
-    first, *others = text.split(MARK)
+        raise DataError(
+            f"{location}: the text holds half a character (a lone surrogate)"
+        ) from error
+    first, *others = text.split(IMAGE_MARK)
     return [first, *(piece for other in others for piece in (None, other))]
 
 
-def refusal(what: str, seen: str, where: str) -> DataError:
+def make_unsupported_error(what: str, seen: str, location: str) -> DataError:
     """The error for what no row may have."""
-    return DataError(f"{where}: {what} not supported: {seen}; allowed: text and images")
+    return DataError(f"{location}: {what} not supported: {seen}; allowed: text and images")
 
 
-def _turn(given: Any, folder: Path, where: str, row: Fields, name: str) -> Turn:
+def _parse_turn(given: Any, folder: Path, location: str, row: TrackedFields, name: str) -> Turn:
     if not isinstance(given, Mapping):
-        raise DataError(f"{where}: a turn must be an object, not {short(given)}")
-    turn = row.inside(given, f"{name}[]")
-    role = _role(turn, where)
-    text = turn.choose("value", "content") or ("value" if "from" in turn.given else "content")
+        raise DataError(f"{location}: a turn must be an object, not {format_value(given)}")
+    turn = row.add_nested_fields(given, f"{name}[]")
+    role = _parse_role(turn, location)
+    text = turn.choose_field("value", "content") or (
+        "value" if "from" in turn.raw_values else "content"
+    )
     return Turn(
         role,
-        _content(turn, text, folder, where),
-        is_learned(turn, role, where),
-        _reasoning(turn, where) if role == "assistant" else {},
+        _parse_content(turn, text, folder, location),
+        is_trained_turn(turn, role, location),
+        _parse_reasoning(turn, location) if role == "assistant" else {},
     )
 
 
-def _role(turn: Fields, where: str) -> str:
-    key = turn.choose("from", "role") or "role"
-    role = str(turn.given.get(key)).lower()
-    call = next((name for name in _CALLS if turn.holds(name)), None)
-    if role in _TOOLS or call:
-        raise refusal("tool turns are", f"it has {call!r}" if call else f"{key!r} is {role}", where)
+def _parse_role(turn: TrackedFields, location: str) -> str:
+    key = turn.choose_field("from", "role") or "role"
+    role = str(turn.raw_values.get(key)).lower()
+    call = next((name for name in _TOOL_CALL_FIELDS if turn.has_value(name)), None)
+    if role in _TOOL_ROLES or call:
+        raise make_unsupported_error(
+            "tool turns are", f"it has {call!r}" if call else f"{key!r} is {role}", location
+        )
     if role not in _ROLES:
-        allowed, found = ", ".join(_ROLES), short(turn.given.get(key))
-        raise DataError(f"{where}: a turn needs {key!r}, one of {allowed}; not {found}")
+        allowed, found = ", ".join(_ROLES), format_value(turn.raw_values.get(key))
+        raise DataError(f"{location}: a turn needs {key!r}, one of {allowed}; not {found}")
     return _ROLES[role]
 
 
-def _content(turn: Fields, name: str, folder: Path, where: str) -> list[Piece]:
-    given = list_objects(turn.given.get(name))
+def _parse_content(
+    turn: TrackedFields, name: str, folder: Path, location: str
+) -> list[ContentItem]:
+    given = to_object_list(turn.raw_values.get(name))
     if isinstance(given, list):  # typed content
-        parts = (_part(part, folder, where, turn, name) for part in given)
-        return [piece for part in parts for piece in part]
+        parts = (
+            _parse_content_part(content_part, folder, location, turn, name)
+            for content_part in given
+        )
+        return [piece for content_part in parts for piece in content_part]
     if not isinstance(given, str):
-        raise DataError(f"{where}: a turn needs a text {name!r}, not {short(given)}")
-    return pieces(given, where)
+        raise DataError(f"{location}: a turn needs a text {name!r}, not {format_value(given)}")
+    return split_at_marks(given, location)
 
 
-def _part(given: Any, folder: Path, where: str, turn: Fields, name: str) -> list[Piece]:
+def _parse_content_part(
+    given: Any, folder: Path, location: str, turn: TrackedFields, name: str
+) -> list[ContentItem]:
     """The pieces of one part of typed content."""
-    part = turn.inside(given if isinstance(given, Mapping) else {}, f"{name}[]")
-    kind = part.take("type")
-    if kind in _OTHER_PARTS:
-        raise refusal(_OTHER_PARTS[kind], f"content of type {kind!r}", where)
+    part_fields = turn.add_nested_fields(given if isinstance(given, Mapping) else {}, f"{name}[]")
+    kind = part_fields.read_value("type")
+    if kind in _UNSUPPORTED_TYPES:
+        raise make_unsupported_error(
+            _UNSUPPORTED_TYPES[kind], f"content of type {kind!r}", location
+        )
     if kind in ("image", "image_url"):
-        return [image_in(part, folder, where) if part.holds(*KEYS) else None]
-    text = part.take("text")
+        return [
+            parse_image_object(part_fields, folder, location)
+            if part_fields.has_value(*IMAGE_KEYS)
+            else None
+        ]
+    text = part_fields.read_value("text")
     if kind != "text" or not isinstance(text, str):
         raise DataError(
-            f"{where}: content {short(given)} is no part of type text (with a 'text'), image or "
+            f"{location}: content {format_value(given)} is no part of type text (with a "
+            "'text'), image or "
             "image_url"
         )
-    return pieces(text, where)
+    return split_at_marks(text, location)
 
 
-def _reasoning(turn: Fields, where: str) -> dict[str, str]:
+def _parse_reasoning(turn: TrackedFields, location: str) -> dict[str, str]:
     """What an answer says that it was thought out by, for the base's chat template to read."""
-    found = {name: turn.take(name) for name in THOUGHT_FIELDS if turn.holds(name)}
+    found = {name: turn.read_value(name) for name in THOUGHT_FIELDS if turn.has_value(name)}
     for name, text in found.items():
         if not isinstance(text, str):
-            raise DataError(f"{where}: '{turn.path}{name}' must be a text, not {short(text)}")
-        if len(pieces(text, where)) > 1:
             raise DataError(
-                f"{where}: '{turn.path}{name}' holds {MARK}; images belong to questions"
+                f"{location}: '{turn.path}{name}' must be a text, not {format_value(text)}"
+            )
+        if len(split_at_marks(text, location)) > 1:
+            raise DataError(
+                f"{location}: '{turn.path}{name}' holds {IMAGE_MARK}; images belong to questions"
             )
     return found

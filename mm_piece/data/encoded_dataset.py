@@ -12,12 +12,12 @@ from torch import Tensor
 
 from mm_piece.data.chat_template import template_of
 from mm_piece.data.example import Example
-from mm_piece.data.truncation import fitted
+from mm_piece.data.truncation import encode_truncated
 from mm_piece.files import atomic
-from mm_piece.files.atomic import reported
+from mm_piece.files.atomic import reporting_os_errors
 
 
-class Encoded(Sequence[dict[str, Tensor]]):
+class EncodedDataset(Sequence[dict[str, Tensor]]):
     """Encoded examples that take no memory: each is made once and read from `folder` after that.
 
     A file is named by the SHA-256 of what it was made of (texts, image bytes, processor, length),
@@ -31,13 +31,13 @@ class Encoded(Sequence[dict[str, Tensor]]):
         processor: Any,
         folder: Path,
         max_length: int | None = None,
-        room: int = 20 * 2**30,
+        max_bytes: int = 20 * 2**30,
     ) -> None:
         """Nothing is encoded before it is asked for."""
         self.examples, self.processor, self.folder = examples, processor, folder
-        self.max_length, self.room = max_length, room
-        self._setting = f"{processor!r} {template_of(processor)} {max_length}"
-        self._held = sum(map(_bytes_of, folder.glob("*"))) if room else 0
+        self.max_length, self.max_bytes = max_length, max_bytes
+        self._settings_key = f"{processor!r} {template_of(processor)} {max_length}"
+        self._cached_bytes = sum(map(_file_size_of, folder.glob("*"))) if max_bytes else 0
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -46,48 +46,54 @@ class Encoded(Sequence[dict[str, Tensor]]):
     def __getitem__(self, position: Any) -> Any:
         """One encoded example, or the part of the sequence that a slice names."""
         if isinstance(position, slice):
-            return self.part(range(len(self))[position])
-        return self.fitted(position)[0]
+            return self.select_positions(range(len(self))[position])
+        return self.encode_truncated(position)[0]
 
-    def part(self, positions: Sequence[int]) -> "Encoded":
+    def select_positions(self, positions: Sequence[int]) -> "EncodedDataset":
         """The examples at some positions, in that order."""
-        return self.of([self.examples[position] for position in positions])
+        return self.with_examples([self.examples[position] for position in positions])
 
-    def of(self, examples: Sequence[Example]) -> "Encoded":
+    def with_examples(self, examples: Sequence[Example]) -> "EncodedDataset":
         """Other examples, encoded and kept alike."""
-        return Encoded(examples, self.processor, self.folder, self.max_length, self.room)
+        return EncodedDataset(
+            examples, self.processor, self.folder, self.max_length, self.max_bytes
+        )
 
-    def drawn(self, number: int, seed: int) -> "Encoded":
+    def sample(self, number: int, seed: int) -> "EncodedDataset":
         """So many of the examples in random order; all of them if there are no more."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return self.part(order[:number].tolist())
+        return self.select_positions(order[:number].tolist())
 
-    def fitted(self, position: int) -> tuple[dict[str, Tensor], bool]:
+    def encode_truncated(self, position: int) -> tuple[dict[str, Tensor], bool]:
         """One encoded example, and whether it lost text to `max_length`."""
         example = self.examples[position]
-        key = hashlib.sha256(f"{example.digest()} {self._setting}".encode()).hexdigest()
-        file = self.folder / f"{key}.safetensors"
+        cache_key = hashlib.sha256(
+            f"{example.compute_digest()} {self._settings_key}".encode()
+        ).hexdigest()
+        file = self.folder / f"{cache_key}.safetensors"
         if file.is_file():
             with safe_open(file, "pt") as opened:
                 names = opened.keys()
-                cut = opened.metadata()["truncated"] == "True"
-                return {name: opened.get_tensor(name) for name in names}, cut
-        made, cut = fitted(example, self.processor, self.max_length)
-        if self._held < self.room:
-            self._keep(file, made, cut)
-        return made, cut
+                is_truncated = opened.metadata()["truncated"] == "True"
+                return {name: opened.get_tensor(name) for name in names}, is_truncated
+        made, is_truncated = encode_truncated(example, self.processor, self.max_length)
+        if self._cached_bytes < self.max_bytes:
+            self._write_encoded(file, made, is_truncated)
+        return made, is_truncated
 
-    def _keep(self, file: Path, made: dict[str, Tensor], cut: bool) -> None:
+    def _write_encoded(self, file: Path, made: dict[str, Tensor], is_truncated: bool) -> None:
         content = {name: value.contiguous() for name, value in made.items()}
-        data = save(content, {"truncated": str(cut)})
-        with reported(file):
+        data = save(content, {"truncated": str(is_truncated)})
+        with reporting_os_errors(file):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic.writing(file, durable=False) as whole:  # loader processes may meet here
-                whole.write(data)
-        self._held += len(data)
+            with atomic.writing_atomically(
+                file, durable=False
+            ) as file_stream:  # loader processes may meet here
+                file_stream.write(data)
+        self._cached_bytes += len(data)
 
 
-def _bytes_of(file: Path) -> int:
+def _file_size_of(file: Path) -> int:
     """The size of a file, nothing if another process has just renamed it."""
     try:
         return file.stat().st_size

@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 
 from mm_piece.data import images as pictures
-from mm_piece.data.images import Picture
-from mm_piece.errors import short
+from mm_piece.data.images import ImageSource
+from mm_piece.errors import format_value
 
 Message = dict[str, Any]
 
@@ -21,11 +21,11 @@ class Example:
 
     row: int
     messages: list[Message]
-    images: list[Picture]
+    images: list[ImageSource]
     source: str
     kind: str = ""
     accepted: list[str] = field(default_factory=list)  # all right answers, where a row has several
-    unlearned: tuple[int, ...] = ()  # positions of the answers that are not to be learned
+    untrained_turns: tuple[int, ...] = ()  # positions of the answers that are not to be learned
 
     @property
     def prompt(self) -> str:
@@ -37,43 +37,47 @@ class Example:
         """The text of the last answer."""
         return text_of(self.messages[-1])
 
-    def answered(self, text: str) -> "Example":
+    def with_answer(self, text: str) -> "Example":
         """The same question with another last answer, which is the only one that is accepted."""
         # Without its thoughts, which belong to the answer that the row had.
         turn = {"role": "assistant", "content": [{"type": "text", "text": text}]}
         messages = [*self.messages[:-1], turn]
         last = len(messages) - 1
-        unlearned = tuple(number for number in self.unlearned if number != last)
-        return replace(self, messages=messages, accepted=[], unlearned=unlearned)
+        untrained_turns = tuple(number for number in self.untrained_turns if number != last)
+        return replace(self, messages=messages, accepted=[], untrained_turns=untrained_turns)
 
-    def pictures(self) -> list[Image.Image]:
+    def open_images(self) -> list[Image.Image]:
         """The images, opened, in RGB; DataError names row and path of one that cannot be read."""
-        return [pictures.opened(image, self._where(n)) for n, image in enumerate(self.images)]
+        return [
+            pictures.open_image(image, self._image_label(n)) for n, image in enumerate(self.images)
+        ]
 
     def require_images(self) -> None:
         """Raise DataError for an image that is not there, or that its header shows to be unfit."""
         for number, image in enumerate(self.images):
-            pictures.require(image, self._where(number))
+            pictures.require_image(image, self._image_label(number))
 
-    def digest(self) -> str:
+    def compute_digest(self) -> str:
         """SHA-256 of the messages and of the images' content, wherever it lies."""
         sha = hashlib.sha256(json.dumps(self.messages, sort_keys=True).encode())
-        if self.unlearned:
-            sha.update(json.dumps(self.unlearned).encode())
+        if self.untrained_turns:
+            sha.update(json.dumps(self.untrained_turns).encode())
         for number, image in enumerate(self.images):
-            sha.update(hashlib.sha256(pictures.content(image, self._where(number))).digest())
+            sha.update(
+                hashlib.sha256(pictures.read_image_bytes(image, self._image_label(number))).digest()
+            )
         return sha.hexdigest()
 
-    def _where(self, number: int) -> str:
+    def _image_label(self, number: int) -> str:
         image = self.images[number]
         name = str(image) if isinstance(image, Path) else f"{number + 1}"
-        shown = name if len(name) < 300 and name.isprintable() else short(name, 300)
+        shown = name if len(name) < 300 and name.isprintable() else format_value(name, 300)
         return f"{self.source} row {self.row}: image {shown}"
 
 
 def text_of(message: Message) -> str:
     """The text of a message, without its images."""
-    return "".join(part.get("text", "") for part in message["content"])
+    return "".join(content_part.get("text", "") for content_part in message["content"])
 
 
 def all_text_of(message: Message) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-class Fields:
+class TrackedFields:
     """The fields of an object, each of which counts as read once it was taken.
 
     Objects inside it have fields of their own, such as `messages[].loss`.
@@ -13,46 +13,54 @@ class Fields:
 
     def __init__(self, given: Mapping[Any, Any], path: str = "") -> None:
         """Gaps are left out."""
-        self.given = {name: value for name, value in given.items() if not is_gap(value)}
-        self.path, self.read = path, set[Any]()
-        self.hidden: dict[Any, Any] = {}  # what is there and must not be read
-        self.objects: list[Fields] = []
+        self.raw_values = {name: value for name, value in given.items() if not is_missing(value)}
+        self.path, self.read_names = path, set[Any]()
+        self.hidden_values: dict[Any, Any] = {}  # what is there and must not be read
+        self.nested_fields: list[TrackedFields] = []
 
-    def choose(self, *names: str) -> str | None:
+    def choose_field(self, *names: str) -> str | None:
         """The first of some fields that holds anything, else the first that is there.
 
         Others of them that say the same count as read too.
         """
-        there = [name for name in names if name in self.given]
-        chosen = next((name for name in there if is_filled(self.given[name])), None)
+        there = [name for name in names if name in self.raw_values]
+        chosen = next((name for name in there if is_filled(self.raw_values[name])), None)
         if chosen is None:
             return there[0] if there else None
-        value = self.given[chosen]
-        self.read |= {name for name in there if name == chosen or _agree(self.given[name], value)}
+        value = self.raw_values[chosen]
+        self.read_names |= {
+            name for name in there if name == chosen or _is_same_value(self.raw_values[name], value)
+        }
         return chosen
 
-    def take(self, *names: str) -> Any:
+    def read_value(self, *names: str) -> Any:
         """The value of the field that `choose` names; None for none."""
-        chosen = self.choose(*names)
-        return None if chosen is None else self.given[chosen]
+        chosen = self.choose_field(*names)
+        return None if chosen is None else self.raw_values[chosen]
 
-    def holds(self, *names: str) -> bool:
+    def has_value(self, *names: str) -> bool:
         """Whether one of some fields holds anything."""
-        return any(is_filled(self.given[name]) for name in self.given.keys() & names)
+        return any(is_filled(self.raw_values[name]) for name in self.raw_values.keys() & names)
 
-    def inside(self, given: Mapping[Any, Any], name: str) -> "Fields":
+    def add_nested_fields(self, given: Mapping[Any, Any], name: str) -> "TrackedFields":
         """The fields of an object that stands in the field `name`."""
-        self.objects.append(Fields(given, f"{self.path}{name}."))
-        return self.objects[-1]
+        self.nested_fields.append(TrackedFields(given, f"{self.path}{name}."))
+        return self.nested_fields[-1]
 
-    def unread(self) -> list[tuple[str, Any]]:
+    def find_unread_fields(self) -> list[tuple[str, Any]]:
         """The fields, here and in the objects inside, that hold something and were not taken."""
-        fields = [(name, value) for name, value in self.given.items() if name not in self.read]
-        own = [(f"{self.path}{n}", v) for n, v in (*fields, *self.hidden.items()) if is_filled(v)]
-        return own + [field for inner in self.objects for field in inner.unread()]
+        fields = [
+            (name, value) for name, value in self.raw_values.items() if name not in self.read_names
+        ]
+        own = [
+            (f"{self.path}{n}", v)
+            for n, v in (*fields, *self.hidden_values.items())
+            if is_filled(v)
+        ]
+        return own + [field for inner in self.nested_fields for field in inner.find_unread_fields()]
 
 
-def is_gap(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     """Whether a table has nothing there: None, or NaN in a column of numbers."""
     return value is None or isinstance(value, float) and math.isnan(value)
 
@@ -65,10 +73,10 @@ def is_filled(value: Any) -> bool:
         return any(map(is_filled, value.values()))
     if isinstance(value, list):
         return any(map(is_filled, value))
-    return not is_gap(value)
+    return not is_missing(value)
 
 
-def list_objects(given: Any) -> Any:
+def to_object_list(given: Any) -> Any:
     """A list of objects, which Arrow may keep as lists side by side; others as they are."""
     columns = list(given.values()) if isinstance(given, dict) else []
     if not columns or not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
@@ -76,7 +84,7 @@ def list_objects(given: Any) -> Any:
     return [dict(zip(given, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def _agree(one: Any, other: Any) -> bool:
+def _is_same_value(one: Any, other: Any) -> bool:
     """Whether two values say the same; a list of one says what that one says."""
     plain = [v[0] if isinstance(v, list) and len(v) == 1 else v for v in (one, other)]
     return (

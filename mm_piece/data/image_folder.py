@@ -4,19 +4,19 @@ from pathlib import Path
 from typing import Any
 
 from mm_piece.data.fields import is_filled
-from mm_piece.data.images import SUFFIXES
+from mm_piece.data.images import IMAGE_SUFFIXES
 from mm_piece.errors import DataError
 
-_KEYS = {"file_name": "image", "file_names": "images"}
+_FIELD_OF_COLUMN = {"file_name": "image", "file_names": "images"}
 
 
-class ClassFolders:
+class ClassFolderRows:
     """The images of `folder/CLASS/*`, by name; each answer is the name of the class."""
 
     def __init__(self, folder: Path) -> None:
         """Raises DataError where an image has no class or classes have subfolders."""
         inside = (path.relative_to(folder) for path in folder.rglob("*"))
-        self.names = [str(path) for path in sorted(inside) if _is_image(path)]
+        self.names = [str(path) for path in sorted(inside) if _is_image_file(path)]
         for name in self.names:
             if len(Path(name).parts) != 2:
                 raise DataError(
@@ -34,7 +34,7 @@ class ClassFolders:
         return {"image": name, "answer": Path(name).parts[0]}
 
 
-class Named:
+class MetadataRows:
     """Rows of a metadata table: `file_name` is the image, `file_names` are the images."""
 
     def __init__(self, rows: Any) -> None:
@@ -50,12 +50,14 @@ class Named:
         row = self.rows[position]
         if not isinstance(row, dict):
             return row
-        found = {new: row[old] for old, new in _KEYS.items() if is_filled(row.get(old))}
+        found = {new: row[old] for old, new in _FIELD_OF_COLUMN.items() if is_filled(row.get(old))}
         if doubled := [new for new in found if is_filled(row.get(new))]:
             raise DataError(f"metadata row {position} has both file_name(s) and {doubled[0]!r}")
-        return {key: value for key, value in row.items() if key not in _KEYS} | found
+        return {key: value for key, value in row.items() if key not in _FIELD_OF_COLUMN} | found
 
 
-def _is_image(path: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.parts)  # such as macOS's second copies
-    return path.suffix.lower() in SUFFIXES and not hidden
+def _is_image_file(path: Path) -> bool:
+    hidden = any(
+        component.startswith(".") for component in path.parts
+    )  # such as macOS's second copies
+    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden

@@ -12,80 +12,82 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from mm_piece.data.arrow_features import Unsupported
-from mm_piece.data.fields import Fields, is_filled
-from mm_piece.errors import DataError, short
+from mm_piece.data.arrow_features import UnsupportedValue
+from mm_piece.data.fields import TrackedFields, is_filled
+from mm_piece.errors import DataError, format_value
 
-Picture = Path | bytes | Image.Image
+ImageSource = Path | bytes | Image.Image
 # A small file may claim any size, and is decoded to all of it. From here on Pillow itself warns.
-MOST_PIXELS = 89_478_485  # in RGB a quarter of a GiB
-SUFFIXES = frozenset(
+MAX_PIXELS = 89_478_485  # in RGB a quarter of a GiB
+IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
-_HOLDERS = ("ICO", "ICNS")  # the picture that they hold is decoded when they are opened
+_CONTAINER_FORMATS = ("ICO", "ICNS")  # the picture that they hold is decoded when they are opened
 # Deeper pixels (I, F) would be clipped to white without a word; others have no way to RGB.
-_MODES = frozenset(
+_ALLOWED_MODES = frozenset(
     ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"),
 )
 
 
-def opened(picture: Picture, where: str) -> Image.Image:
+def open_image(image_source: ImageSource, location: str) -> Image.Image:
     """The picture in RGB, turned as its EXIF data say, on white where it is transparent.
 
     Of an animation, the first frame. Raises DataError, which begins with `where`, for one that is
     missing, cannot be decoded, is too large, or has more than 8 bits a channel.
     """
-    with _reading(picture, where) as image:
+    with _opening_image(image_source, location) as image:
         ImageOps.exif_transpose(image, in_place=True)
-        return _on_white(image)
+        return _flatten_on_white(image)
 
 
-def require(picture: Picture, where: str) -> None:
+def require_image(image_source: ImageSource, location: str) -> None:
     """Raise DataError as `opened` does, without decoding, for all that a header and an end tell."""
-    with _reading(picture, where) as image:
+    with _opening_image(image_source, location) as image:
         if image.format not in ("JPEG", "MPO"):
             image.verify()  # PNG: the checksums of the whole file; others: nothing
-        elif not isinstance(picture, Image.Image) and not _ends_as_jpeg(picture):
+        elif not isinstance(image_source, Image.Image) and not _ends_as_jpeg(image_source):
             image.load()  # cut short, or with something behind it: only decoding tells
 
 
-def content(picture: Picture, where: str) -> bytes:
+def read_image_bytes(image_source: ImageSource, location: str) -> bytes:
     """What identifies a picture: its file's bytes; of one in memory mode, size and pixels."""
-    if isinstance(picture, Image.Image):
-        if picture.mode == "P" or picture.has_transparency_data:  # colours stand beside the pixels
-            picture = picture.convert("RGBA")
-        return f"{picture.mode} {picture.size} ".encode() + picture.tobytes()
+    if isinstance(image_source, Image.Image):
+        if (
+            image_source.mode == "P" or image_source.has_transparency_data
+        ):  # colours stand beside the pixels
+            image_source = image_source.convert("RGBA")
+        return f"{image_source.mode} {image_source.size} ".encode() + image_source.tobytes()
     try:
-        return picture if isinstance(picture, bytes) else picture.read_bytes()
+        return image_source if isinstance(image_source, bytes) else image_source.read_bytes()
     except OSError as error:
-        raise DataError(f"{where} cannot be read: {_reason(error)}") from error
+        raise DataError(f"{location} cannot be read: {_format_reason(error)}") from error
 
 
 @contextmanager
-def _reading(picture: Picture, where: str) -> Iterator[Image.Image]:
+def _opening_image(image_source: ImageSource, location: str) -> Iterator[Image.Image]:
     """The picture, opened and fit to be used; every failure until the end is a DataError."""
     try:
-        with _whole_files(), warnings.catch_warnings():
+        with _rejecting_truncated(), warnings.catch_warnings():
             # What is decoded may be larger than what the file's header says.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with _found(picture, where) as image:
-                _require_fit(image, where)
+            with _open_source(image_source, location) as image:
+                _require_fit(image, location)
                 yield image
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         number = re.search(r"\d+", str(error))  # Pillow tells it in its message alone
-        raise _too_large(where, f"{int(number[0]):,}" if number else "far more") from error
+        raise _make_size_error(location, f"{int(number[0]):,}" if number else "far more") from error
     except FileNotFoundError as error:
-        raise DataError(f"{where} does not exist") from error
+        raise DataError(f"{location} does not exist") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{where} cannot be read: it is no image of a known format") from error
+        raise DataError(f"{location} cannot be read: it is no image of a known format") from error
     except Exception as error:  # decoders raise whatever they like on damaged files
-        raise DataError(f"{where} cannot be read: {_reason(error)}") from error
+        raise DataError(f"{location} cannot be read: {_format_reason(error)}") from error
 
 
 @contextmanager
-def _whole_files() -> Iterator[None]:
+def _rejecting_truncated() -> Iterator[None]:
     """Context in which a file that is cut short is an error, though a library has let them pass.
 
     Pillow has one switch for the whole process, and would fill up with grey.
@@ -98,55 +100,55 @@ def _whole_files() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _found(picture: Picture, where: str) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        _require_fit(picture, where)  # it may not be decoded yet
-        return picture.copy()
-    if not (len(picture) if isinstance(picture, bytes) else picture.stat().st_size):
-        raise DataError(f"{where} is empty: it has no bytes")
+def _open_source(image_source: ImageSource, location: str) -> Image.Image:
+    if isinstance(image_source, Image.Image):
+        _require_fit(image_source, location)  # it may not be decoded yet
+        return image_source.copy()
+    if not (len(image_source) if isinstance(image_source, bytes) else image_source.stat().st_size):
+        raise DataError(f"{location} is empty: it has no bytes")
     try:
-        return Image.open(_source(picture))
+        return Image.open(_as_pillow_input(image_source))
     except Image.DecompressionBombWarning as warning:
-        return _oversized(picture, warning)
+        return _open_oversized(image_source, warning)
 
 
-def _oversized(picture: Path | bytes, warning: Warning) -> Image.Image:
+def _open_oversized(image_source: Path | bytes, warning: Warning) -> Image.Image:
     """A picture that Pillow warns of, opened so that its width and height can be told."""
-    plain = [form for form in Image.ID if form not in _HOLDERS]
+    plain_formats = [form for form in Image.ID if form not in _CONTAINER_FORMATS]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            return Image.open(_source(picture), formats=plain)
+            return Image.open(_as_pillow_input(image_source), formats=plain_formats)
         except UnidentifiedImageError:
             raise warning from None
 
 
-def _source(picture: Path | bytes) -> Path | BytesIO:
-    return BytesIO(picture) if isinstance(picture, bytes) else picture
+def _as_pillow_input(image_source: Path | bytes) -> Path | BytesIO:
+    return BytesIO(image_source) if isinstance(image_source, bytes) else image_source
 
 
-def _require_fit(image: Image.Image, where: str) -> None:
+def _require_fit(image: Image.Image, location: str) -> None:
     if 0 in image.size:
-        raise DataError(f"{where} has no pixels: its size is {image.width} x {image.height}")
-    if (number := image.width * image.height) > MOST_PIXELS:
-        raise _too_large(where, f"{image.width} x {image.height} = {number:,}")
-    if image.mode not in _MODES:
-        raise DataError(f"{where} has mode {image.mode}; convert it to 8 bits a channel, RGB")
+        raise DataError(f"{location} has no pixels: its size is {image.width} x {image.height}")
+    if (number := image.width * image.height) > MAX_PIXELS:
+        raise _make_size_error(location, f"{image.width} x {image.height} = {number:,}")
+    if image.mode not in _ALLOWED_MODES:
+        raise DataError(f"{location} has mode {image.mode}; convert it to 8 bits a channel, RGB")
 
 
-def _too_large(where: str, pixels: str) -> DataError:
-    return DataError(f"{where} is too large: {pixels} pixels; allowed: at most {MOST_PIXELS:,}")
+def _make_size_error(location: str, pixels: str) -> DataError:
+    return DataError(f"{location} is too large: {pixels} pixels; allowed: at most {MAX_PIXELS:,}")
 
 
-def _ends_as_jpeg(picture: Path | bytes) -> bool:
-    if isinstance(picture, bytes):
-        return picture.endswith(b"\xff\xd9")
-    with picture.open("rb") as file:
+def _ends_as_jpeg(image_source: Path | bytes) -> bool:
+    if isinstance(image_source, bytes):
+        return image_source.endswith(b"\xff\xd9")
+    with image_source.open("rb") as file:
         file.seek(-2, 2)
         return file.read() == b"\xff\xd9"
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _flatten_on_white(image: Image.Image) -> Image.Image:
     """What lies under transparent pixels is arbitrary, often black: white is what people see."""
     if not image.has_transparency_data:
         return image.convert("RGB")
@@ -154,20 +156,22 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
 
-def _reason(error: Exception) -> str:
+def _format_reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return short(error, 150) or type(error).__name__
+    return format_value(error, 150) or type(error).__name__
 
 
 # --- where a row says an image is: a path, bytes, a `data:` or `file:` address, or an object
 
 
 # Objects: `{bytes, path}` of `datasets`, content parts of OpenAI's and Hugging Face's style.
-KEYS = ("bytes", "image", "image_url", "url", "path", "base64")
+IMAGE_KEYS = ("bytes", "image", "image_url", "url", "path", "base64")
 
 
-def image_of(given: Any, folder: Path, where: str, within: Fields, name: str) -> Picture | None:
+def parse_image(
+    given: Any, folder: Path, location: str, parent_fields: TrackedFields, name: str
+) -> ImageSource | None:
     """The image that the value of the field `name` names; None for what is empty.
 
     A path is relative to `folder`. Raises DataError for a value that names no image, and for an
@@ -178,36 +182,38 @@ def image_of(given: Any, folder: Path, where: str, within: Fields, name: str) ->
     if not is_filled(given):
         return None
     if isinstance(given, str):
-        return _addressed(given, folder, where)
+        return _resolve_address(given, folder, location)
     if isinstance(given, Mapping):
-        return image_in(within.inside(given, name), folder, where)
-    kind = given if isinstance(given, Unsupported) else type(given).__name__
+        return parse_image_object(parent_fields.add_nested_fields(given, name), folder, location)
+    kind = given if isinstance(given, UnsupportedValue) else type(given).__name__
     raise DataError(
-        f"{where}: an image must be a path, bytes or an object with one of them, not {kind}"
+        f"{location}: an image must be a path, bytes or an object with one of them, not {kind}"
     )
 
 
-def image_in(fields: Fields, folder: Path, where: str) -> Picture | None:
+def parse_image_object(fields: TrackedFields, folder: Path, location: str) -> ImageSource | None:
     """The image that an object names."""
-    key = fields.choose(*KEYS)
+    key = fields.choose_field(*IMAGE_KEYS)
     if key is None:
-        raise DataError(f"{where}: an image object needs one of {', '.join(KEYS)}")
-    value = fields.given[key]
+        raise DataError(f"{location}: an image object needs one of {', '.join(IMAGE_KEYS)}")
+    value = fields.raw_values[key]
     if key == "bytes":
-        fields.take("path")  # what the file with these bytes was called
+        fields.read_value("path")  # what the file with these bytes was called
     if key == "base64" and is_filled(value):
         value = f"data:,{value}"
-    return image_of(value, folder, where, fields, key)
+    return parse_image(value, folder, location, fields, key)
 
 
-def _addressed(address: str, folder: Path, where: str) -> Picture:
+def _resolve_address(address: str, folder: Path, location: str) -> ImageSource:
     if address.startswith("data:"):
         try:
             return base64.b64decode("".join(address.partition(",")[2].split()), validate=True)
         except ValueError as error:
-            raise DataError(f"{where}: an image's data: address is not base64") from error
+            raise DataError(f"{location}: an image's data: address is not base64") from error
     if address.startswith("file://"):
         return Path(unquote(urlsplit(address).path))
     if "://" in address:
-        raise DataError(f"{where}: image {short(address)} lies on the network; download it first")
+        raise DataError(
+            f"{location}: image {format_value(address)} lies on the network; download it first"
+        )
     return folder / address

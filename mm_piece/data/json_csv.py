@@ -7,11 +7,11 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-from mm_piece.errors import DataError, short
-from mm_piece.files.strict_json import require_unique
+from mm_piece.errors import DataError, format_value
+from mm_piece.files.strict_json import require_unique_names
 
 
-class JsonLines:
+class JsonLinesRows:
     """The rows of a JSONL file, each parsed when it is asked for; blank lines are none."""
 
     def __init__(self, path: Path) -> None:
@@ -39,23 +39,23 @@ class JsonLines:
                 text = file.readline()
         except OSError as error:
             raise DataError(f"cannot read {self.path}: {error.strerror}") from error
-        return _parsed(text, f"{self.path} row {position}")
+        return _parse_json(text, f"{self.path} row {position}")
 
 
-def json_rows(path: Path) -> list[Any]:
+def read_json_rows(path: Path) -> list[Any]:
     """The rows of a JSON file, which holds a list of them."""
     try:
-        rows = _parsed(path.read_bytes(), str(path))
+        rows = _parse_json(path.read_bytes(), str(path))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     if not isinstance(rows, list):
-        raise DataError(f"{path} must hold a list of rows, not {short(rows)}")
+        raise DataError(f"{path} must hold a list of rows, not {format_value(rows)}")
     return rows
 
 
-def csv_rows(path: Path) -> list[dict[str, str]]:
+def read_csv_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file with a header; every value stays the text that it is."""
-    text = _decoded(path)
+    text = _read_text(path)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # documents are long
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows: list[dict[str, str]] = []
@@ -72,7 +72,7 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _decoded(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         content = path.read_bytes()
         return content.decode("utf-8-sig")
@@ -83,18 +83,18 @@ def _decoded(path: Path) -> str:
         raise DataError(f"cannot read {path}: line {line} is not UTF-8 text") from error
 
 
-def _parsed(text: bytes, where: str) -> Any:
+def _parse_json(text: bytes, location: str) -> Any:
     try:
-        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=require_unique)
+        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=require_unique_names)
     except UnicodeDecodeError as error:
-        raise DataError(f"cannot read {where}: it is not UTF-8 text") from error
+        raise DataError(f"cannot read {location}: it is not UTF-8 text") from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{where} is not JSON: {_told(error)}") from error
+        raise DataError(f"{location} is not JSON: {_format_json_error(error)}") from error
     except (ValueError, RecursionError) as error:  # integers of thousands of digits; deep nesting
-        raise DataError(f"{where} is not JSON: {short(error, 150)}") from error
+        raise DataError(f"{location} is not JSON: {format_value(error, 150)}") from error
 
 
-def _told(error: json.JSONDecodeError) -> str:
+def _format_json_error(error: json.JSONDecodeError) -> str:
     if "\n" not in error.doc.strip():
         return f"{error.msg} at character {error.colno}"
     lines = error.msg == "Extra data" and error.lineno == 2

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mm_piece.data import scenes
-from mm_piece.data.arrow import Parquet, hub_rows, saved
-from mm_piece.data.image_folder import ClassFolders, Named
-from mm_piece.data.json_csv import JsonLines, csv_rows, json_rows
+from mm_piece.data.arrow import ParquetRows, open_hub_dataset, open_saved_dataset
+from mm_piece.data.image_folder import ClassFolderRows, MetadataRows
+from mm_piece.data.json_csv import JsonLinesRows, read_csv_rows, read_json_rows
 from mm_piece.errors import DataError
 
-Bounds = tuple[int, int | None]  # first row, and last + 1
+RowBounds = tuple[int, int | None]  # first row, and last + 1
 
 
-class Raw(Protocol):
+class SourceRows(Protocol):
     """Rows as they stand in a source, by position."""
 
     def __len__(self) -> int: ...
@@ -34,10 +34,10 @@ class Raw(Protocol):
     def __getitem__(self, position: int, /) -> Any: ...
 
 
-class Joined:
+class ConcatenatedRows:
     """The rows of several parts, one part after the other."""
 
-    def __init__(self, parts: Sequence[Raw]) -> None:
+    def __init__(self, parts: Sequence[SourceRows]) -> None:
         """Nothing is read."""
         self.parts, self.stops = parts, list(accumulate(map(len, parts)))
 
@@ -47,11 +47,11 @@ class Joined:
 
     def __getitem__(self, position: int) -> Any:
         """The row at a position."""
-        part = bisect_right(self.stops, position)
-        return self.parts[part][position - (self.stops[part - 1] if part else 0)]
+        part_index = bisect_right(self.stops, position)
+        return self.parts[part_index][position - (self.stops[part_index - 1] if part_index else 0)]
 
 
-def sliced(source: str) -> tuple[str, Bounds]:
+def split_slice(source: str) -> tuple[str, RowBounds]:
     """A source without its slice, and the rows that the slice names: `train.json[100:200]`."""
     match = re.fullmatch(r"(.+)\[(\d*):(\d*)\]", source)
     if not match:
@@ -61,38 +61,38 @@ def sliced(source: str) -> tuple[str, Bounds]:
     return match[1], (int(match[2] or 0), int(match[3]) if match[3] else None)
 
 
-def raw_rows(source: str, bounds: Bounds) -> tuple[Raw, int]:
+def open_raw_rows(source: str, bounds: RowBounds) -> tuple[SourceRows, int]:
     """The raw rows of a source, and the number of the first one; not fewer than `bounds` names.
 
     Raises DataError in one line for what is missing, cannot be read or is no source.
     """
     if source.startswith("hf:"):
-        return hub_rows(source, *bounds)
+        return open_hub_dataset(source, *bounds)
     if source.startswith("scenes:"):
-        return _scenes(source), 0
+        return _open_scenes(source), 0
     path = Path(source)
     if path.is_dir():
-        return _folder(path), 0
+        return _open_folder(path), 0
     if "*" in path.name:
-        return _parts(sorted(path.parent.glob(path.name)), source), 0
-    return _file(path), 0
+        return _open_parts(sorted(path.parent.glob(path.name)), source), 0
+    return _open_file(path), 0
 
 
-def folder_of(source: str) -> Path:
+def image_root_of(source: str) -> Path:
     """The folder that image paths of a source are relative to."""
     if source.startswith("hf:"):
         return Path()
     return Path(source) if Path(source).is_dir() else Path(source).parent
 
 
-def _scenes(source: str) -> Raw:
+def _open_scenes(source: str) -> SourceRows:
     name, separator, split = source.removeprefix("scenes:").partition("/")
     if not separator:
         raise DataError(f"{source!r} is not of the form scenes:NAME/SPLIT")
-    return scenes.rows(name, split)
+    return scenes.make_rows(name, split)
 
 
-def _file(path: Path) -> Raw:
+def _open_file(path: Path) -> SourceRows:
     if path.suffix.lower() in _READERS and path.exists():
         return _READERS[path.suffix.lower()](path)
     if path.exists():
@@ -103,34 +103,34 @@ def _file(path: Path) -> Raw:
     raise DataError(f"cannot read {path}: it does not exist{hint}")
 
 
-def _parts(files: Sequence[Path], source: str) -> Raw:
+def _open_parts(files: Sequence[Path], source: str) -> SourceRows:
     if not files:
         raise DataError(f"cannot read {source}: no file has such a name")
-    return Joined([_file(file) for file in files])
+    return ConcatenatedRows([_open_file(file) for file in files])
 
 
-def _folder(folder: Path) -> Raw:
+def _open_folder(folder: Path) -> SourceRows:
     """What a folder holds: a saved data set, images, or the parts of one table."""
     if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        return saved(folder)
+        return open_saved_dataset(folder)
     for suffix in (".csv", ".jsonl", ".parquet"):
         if (folder / f"metadata{suffix}").is_file():
-            return Named(_file(folder / f"metadata{suffix}"))
+            return MetadataRows(_open_file(folder / f"metadata{suffix}"))
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _READERS)
     if len({re.sub(r"\d+", "", file.name) for file in files}) > 1:
         names = ", ".join(file.name for file in files[:5])
         raise DataError(f"{folder} holds several tables: {names}; name one, or {folder}/NAME-*")
     if files:
-        return _parts(files, str(folder))
-    images = ClassFolders(folder)
+        return _open_parts(files, str(folder))
+    images = ClassFolderRows(folder)
     if not images:
         raise DataError(f"{folder} holds no rows: no data set, no table and no images")
     return images
 
 
-_READERS: dict[str, Callable[[Path], Raw]] = {
-    ".json": json_rows,
-    ".jsonl": JsonLines,
-    ".csv": csv_rows,
-    ".parquet": Parquet,
+_READERS: dict[str, Callable[[Path], SourceRows]] = {
+    ".json": read_json_rows,
+    ".jsonl": JsonLinesRows,
+    ".csv": read_csv_rows,
+    ".parquet": ParquetRows,
 }

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from mm_piece.data.encoding import encode, encode_prompt, token_ids
+from mm_piece.data.encoding import encode, encode_prompt, token_ids_of
 from mm_piece.data.example import Example, Message, text_of
-from mm_piece.data.thoughts import shortened, thoughts_of
+from mm_piece.data.thoughts import split_thoughts, truncate_answer
 from mm_piece.errors import DataError
 
 
-def fitted(
+def encode_truncated(
     example: Example, processor: Any, max_length: int | None, generation: bool = False
 ) -> tuple[dict[str, Tensor], bool]:
     """Model inputs of at most `max_length` tokens, images included, and whether text was cut.
@@ -26,47 +26,58 @@ def fitted(
     excess = inputs["input_ids"].shape[1] - (max_length or sys.maxsize)
     if excess <= 0:
         return inputs, False
-    room = len(token_ids(example, processor, generation)) - excess
-    low, high = -1, max(map(_longest, example.messages))
+    max_text_tokens = len(token_ids_of(example, processor, generation)) - excess
+    low, high = -1, max(map(_count_longest_text, example.messages))
     while low < high:  # the most characters with which the example fits
         middle = (low + high + 1) // 2
-        fits = len(token_ids(_cut(example, middle), processor, generation)) <= room
+        fits = (
+            len(token_ids_of(_truncate_example(example, middle), processor, generation))
+            <= max_text_tokens
+        )
         low, high = (middle, high) if fits else (low, middle - 1)
     if low < 0:
         raise DataError(
             f"{example.source} row {example.row}: max_length {max_length} leaves no room for text"
         )
-    return build(_cut(example, low), processor), True
+    return build(_truncate_example(example, low), processor), True
 
 
-def _cut(example: Example, most: int) -> Example:
+def _truncate_example(example: Example, max_chars: int) -> Example:
     """The example with at most `most` characters in each message's text, images untouched."""
-    return replace(example, messages=[_shortened(message, most) for message in example.messages])
+    return replace(
+        example, messages=[_truncate_message(message, max_chars) for message in example.messages]
+    )
 
 
-def _longest(message: Message) -> int:
+def _count_longest_text(message: Message) -> int:
     """The characters of a message's text, or of the longer one of an answer's two."""
-    return max(len(text) for text in (*thoughts_of(message), text_of(message)))
+    return max(len(text) for text in (*split_thoughts(message), text_of(message)))
 
 
-def _shortened(message: Message, most: int) -> Message:
+def _truncate_message(message: Message, max_chars: int) -> Message:
     if message["role"] == "assistant":
-        return shortened(message, most)
+        return truncate_answer(message, max_chars)
     text = text_of(message)
-    keep = min(max(most, 0), len(text))
-    head = (keep + 1) // 2
-    return {**message, "content": _without(message, range(head, head + len(text) - keep))}
+    num_kept = min(max(max_chars, 0), len(text))
+    head = (num_kept + 1) // 2
+    return {
+        **message,
+        "content": _remove_characters(message, range(head, head + len(text) - num_kept)),
+    }
 
 
-def _without(message: Message, gone: range) -> list[dict[str, str]]:
+def _remove_characters(message: Message, removed_range: range) -> list[dict[str, str]]:
     """Typed content less the characters `gone` of all its text, counted through."""
     parts, start = [], 0
-    for part in message["content"]:
-        text = part.get("text")
+    for content_part in message["content"]:
+        text = content_part.get("text")
         if text is None:
-            parts.append(part)
+            parts.append(content_part)
             continue
-        low, high = (min(max(edge - start, 0), len(text)) for edge in (gone.start, gone.stop))
-        parts.append({**part, "text": text[:low] + text[high:]})
+        low, high = (
+            min(max(edge - start, 0), len(text))
+            for edge in (removed_range.start, removed_range.stop)
+        )
+        parts.append({**content_part, "text": text[:low] + text[high:]})
         start += len(text)
     return parts

@@ -7,48 +7,51 @@
 
 from typing import Any
 
-from mm_piece.data.fields import Fields
-from mm_piece.errors import DataError, short
+from mm_piece.data.fields import TrackedFields
+from mm_piece.errors import DataError, format_value
 
-_LEARNED = (
+_TRAINED_MARKS = (
     *("loss", "loss_scale", "loss_weight", "loss_mask"),
     *("weight", "train", "training", "train_on_turn", "trainable"),
 )
-_NOT_LEARNED = ("masked",)
-_MARKS = frozenset((*_LEARNED, *_NOT_LEARNED))
-_UNCLEAR = {
+_UNTRAINED_MARKS = ("masked",)
+_TURN_MARKS = frozenset((*_TRAINED_MARKS, *_UNTRAINED_MARKS))
+_UNCLEAR_MARKS = {
     "mask": "formats disagree on what it means; say `loss`",
     **dict.fromkeys(("train_detail", "training_detail"), "a turn is learned as a whole or not"),
 }
 
 
-def is_learned(turn: Fields, role: str, where: str) -> bool:
+def is_trained_turn(turn: TrackedFields, role: str, location: str) -> bool:
     """Whether an answer is to be learned; a question never is, and a mark that asks is not read.
 
     Raises DataError for a weight between 0 and 1, marks that disagree and marks of no clear sense.
     """
-    marks = [name for name in turn.given if name in _MARKS and turn.holds(name)]
+    marks = [name for name in turn.raw_values if name in _TURN_MARKS and turn.has_value(name)]
     if role != "assistant":
         for name in marks:
-            if _says(name, turn.given[name], turn.path, where) is False:
-                turn.take(name)
+            if _parse_mark(name, turn.raw_values[name], turn.path, location) is False:
+                turn.read_value(name)
         return False
 
-    for name, why in _UNCLEAR.items():
-        if turn.holds(name):
-            raise DataError(f"{where}: '{turn.path}{name}' is not supported: {why}")
+    for name, why in _UNCLEAR_MARKS.items():
+        if turn.has_value(name):
+            raise DataError(f"{location}: '{turn.path}{name}' is not supported: {why}")
 
-    said = {name: _says(name, turn.take(name), turn.path, where) for name in marks}
-    if len(set(said.values())) > 1:
-        raise DataError(f"{where}: {' and '.join(map(repr, said))} of a turn disagree")
-    return False not in said.values()
+    verdicts = {
+        name: _parse_mark(name, turn.read_value(name), turn.path, location) for name in marks
+    }
+    if len(set(verdicts.values())) > 1:
+        raise DataError(f"{location}: {' and '.join(map(repr, verdicts))} of a turn disagree")
+    return False not in verdicts.values()
 
 
-def _says(name: str, value: Any, path: str, where: str) -> bool:
+def _parse_mark(name: str, value: Any, path: str, location: str) -> bool:
     """Whether a mark says that its turn is to be learned."""
     if not isinstance(value, bool | int | float) or value not in (0, 1):
         raise DataError(
-            f"{where}: '{path}{name}' is {short(value)}: a turn is learned (1, true) or not "
+            f"{location}: '{path}{name}' is {format_value(value)}: a turn is learned (1, true) "
+            "or not "
             "(0, false); weights in between are not supported"
         )
-    return bool(value) is not (name in _NOT_LEARNED)
+    return bool(value) is not (name in _UNTRAINED_MARKS)

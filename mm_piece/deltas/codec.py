@@ -21,20 +21,20 @@ RAW, DEFLATE = 0, 1
 MEMORY_LEVEL = 9  # longer blocks, fewer Huffman tables
 WIDTHS = (1, 2, 4, 8)
 SLICE = 2**20  # gaps at a time
-LARGEST_SIZE = 2**62  # below it no sum of a position and a gap leaves int64
+MAX_TENSOR_SIZE = 2**62  # below it no sum of a position and a gap leaves int64
 
 
 def encode_indices(indices: NDArray[np.signedinteger], runs: bool = True) -> bytes:
     """Code sorted, unique, non-negative indices; without `runs` in at least a bit each."""
-    parts = _Gaps(indices)
-    width = _first_width(parts, indices.size)
+    slices = _GapSlices(indices)
+    width = _choose_width(slices, indices.size)
     symbols = np.empty(indices.size, f"<u{width}")
     escaped = [np.empty(0, np.int64)]
     first = 0
-    for gaps in parts:
-        part = np.minimum(gaps, _escape(width))
-        symbols[first : first + gaps.size] = part
-        escaped.append(gaps[part == _escape(width)] - _escape(width))
+    for gaps in slices:
+        symbol_slice = np.minimum(gaps, _escape_symbol(width))
+        symbols[first : first + gaps.size] = symbol_slice
+        escaped.append(gaps[symbol_slice == _escape_symbol(width)] - _escape_symbol(width))
         first += gaps.size
     rest = np.concatenate(escaped)
     coded = bytes([width]) + encode_values(symbols, runs)
@@ -44,10 +44,10 @@ def encode_indices(indices: NDArray[np.signedinteger], runs: bool = True) -> byt
 def decode_indices(data: bytes | memoryview, count: int, size: int) -> NDArray[np.int64]:
     """Decode `count` sorted, unique indices, all of them below `size`."""
     width = data[0] if len(data) else 0
-    if width not in WIDTHS or size > LARGEST_SIZE:
+    if width not in WIDTHS or size > MAX_TENSOR_SIZE:
         raise DamageError(f"index width {width} (known: {WIDTHS}) or tensor size {size} is unsound")
     indices, rest = _read_gaps(memoryview(data)[1:], count, width)
-    _require_end(rest)
+    _require_no_rest(rest)
     indices += 1
     np.cumsum(indices, out=indices)
     indices -= 1
@@ -65,25 +65,25 @@ def encode_values(values: NDArray[np.unsignedinteger], runs: bool = True) -> byt
 def decode_values(data: bytes | memoryview, count: int, width: int) -> NDArray[np.unsignedinteger]:
     """Decode `count` unsigned integers of `width` bytes."""
     values, rest = _read_values(memoryview(data), count, width)
-    _require_end(rest)
+    _require_no_rest(rest)
     return values
 
 
-class _Gaps:
+class _GapSlices:
     """The gaps of a row of indices, slice by slice: memory stays that of one."""
 
     def __init__(self, indices: NDArray[np.signedinteger]) -> None:
         self._indices = indices
-        self._kept = [_gaps(indices, 0)] if 0 < indices.size <= SLICE else None
+        self._cached_gaps = [_compute_gaps(indices, 0)] if 0 < indices.size <= SLICE else None
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        if self._kept is not None:  # a short row is worked out once
-            return iter(self._kept)
+        if self._cached_gaps is not None:  # a short row is worked out once
+            return iter(self._cached_gaps)
         starts = range(0, self._indices.size, SLICE)
-        return (_gaps(self._indices, first) for first in starts)
+        return (_compute_gaps(self._indices, first) for first in starts)
 
 
-def _gaps(indices: NDArray[np.signedinteger], first: int) -> NDArray[np.int64]:
+def _compute_gaps(indices: NDArray[np.signedinteger], first: int) -> NDArray[np.int64]:
     last = int(indices[first - 1]) if first else -1
     gaps = np.diff(indices[first : first + SLICE].astype(np.int64), prepend=last) - 1
     if gaps.min() < 0:
@@ -91,30 +91,30 @@ def _gaps(indices: NDArray[np.signedinteger], first: int) -> NDArray[np.int64]:
     return gaps
 
 
-def _first_width(parts: _Gaps, count: int) -> int:
+def _choose_width(slices: _GapSlices, count: int) -> int:
     """Return the narrowest width that holds at least half of the gaps.
 
     A common escape is one cheap symbol, but Huffman codes cannot spend less than a bit on it.
     """
-    fitting = (sum(np.count_nonzero(gaps < _escape(w)) for gaps in parts) for w in WIDTHS)
+    fitting = (sum(np.count_nonzero(gaps < _escape_symbol(w)) for gaps in slices) for w in WIDTHS)
     return next(width for width, fit in zip(WIDTHS, fitting, strict=True) if 2 * fit >= count)
 
 
-def _escape(width: int) -> int:
+def _escape_symbol(width: int) -> int:
     """Return the symbol of `width` bytes that says: the rest follows, at twice the width."""
-    return 2 ** (8 * width) - 1 if width < WIDTHS[-1] else LARGEST_SIZE
+    return 2 ** (8 * width) - 1 if width < WIDTHS[-1] else MAX_TENSOR_SIZE
 
 
 def _encode_gaps(gaps: NDArray[np.int64], width: int) -> bytes:
-    symbols = np.minimum(gaps, _escape(width))
-    escaped = gaps[symbols == _escape(width)] - _escape(width)
+    symbols = np.minimum(gaps, _escape_symbol(width))
+    escaped = gaps[symbols == _escape_symbol(width)] - _escape_symbol(width)
     coded = encode_values(symbols.astype(f"<u{width}"))
     return coded + _encode_gaps(escaped, 2 * width) if escaped.size else coded
 
 
 def _read_gaps(data: memoryview, count: int, width: int) -> tuple[NDArray[np.int64], memoryview]:
     symbols, data = _read_values(data, count, width)
-    escaped = symbols >= _escape(width)
+    escaped = symbols >= _escape_symbol(width)
     gaps = symbols.astype(np.int64)
     more = int(np.count_nonzero(escaped))
     if more and width == WIDTHS[-1]:
@@ -139,17 +139,17 @@ def _read_values(
 
 
 def _encode_plane(plane: NDArray[np.uint8], runs: bool) -> bytes:
-    coded = _deflate(plane, zlib.Z_HUFFMAN_ONLY)
+    coded = _deflate_plane(plane, zlib.Z_HUFFMAN_ONLY)
     if (
         runs and 4 * len(coded) < plane.size
     ):  # near Huffman's floor of one bit a symbol: runs go below it
-        coded = min(coded, _deflate(plane, zlib.Z_RLE), key=len)
+        coded = min(coded, _deflate_plane(plane, zlib.Z_RLE), key=len)
     if len(coded) < plane.size:
         return bytes([DEFLATE]) + coded
     return bytes([RAW]) + plane.tobytes()
 
 
-def _deflate(plane: NDArray[np.uint8], strategy: int) -> bytes:
+def _deflate_plane(plane: NDArray[np.uint8], strategy: int) -> bytes:
     coder = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, MEMORY_LEVEL, strategy)
     return coder.compress(plane.data) + coder.flush()
 
@@ -159,7 +159,7 @@ def _read_plane(data: memoryview, count: int) -> tuple[bytes | memoryview, memor
     if kind == bytes([RAW]):
         plane, rest = body[:count], body[count:]
     elif kind == bytes([DEFLATE]):
-        plane, rest = _inflate(body, count)
+        plane, rest = _inflate_plane(body, count)
     else:
         raise DamageError("coded numbers end early or name an unknown kind of plane")
     if len(plane) != count:
@@ -167,7 +167,7 @@ def _read_plane(data: memoryview, count: int) -> tuple[bytes | memoryview, memor
     return plane, rest
 
 
-def _inflate(body: memoryview, count: int) -> tuple[bytes, memoryview]:
+def _inflate_plane(body: memoryview, count: int) -> tuple[bytes, memoryview]:
     """Inflate a stream of `count` bytes; one byte more is enough to know that it lies."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
@@ -179,6 +179,6 @@ def _inflate(body: memoryview, count: int) -> tuple[bytes, memoryview]:
     return plane, memoryview(inflater.unused_data)
 
 
-def _require_end(rest: memoryview) -> None:
+def _require_no_rest(rest: memoryview) -> None:
     if len(rest):
         raise DamageError(f"{len(rest)} bytes follow the coded numbers")

@@ -22,8 +22,14 @@ from torch import Tensor
 
 from mm_piece.deltas import file as deltafile
 from mm_piece.deltas.header import DELTA_DTYPES, index_dtype
-from mm_piece.distributed import is_cut, put_all, shape_of, take, whole
-from mm_piece.dtypes import SAFETENSORS_NAMES, bits, dtype_name
+from mm_piece.distributed import (
+    gather_entries,
+    gathered_parameters,
+    is_partitioned,
+    scatter_entries,
+    shape_of,
+)
+from mm_piece.dtypes import SAFETENSORS_NAMES, dtype_name, view_bits
 from mm_piece.errors import (
     BaseError,
     DamageError,
@@ -32,32 +38,36 @@ from mm_piece.errors import (
     MismatchError,
     OrderError,
     as_path,
-    short,
+    format_value,
 )
 from mm_piece.files import atomic
 
-SAMPLES = 64  # entries of each tensor that enter a fingerprint; small tensors give up to twice that
+FINGERPRINT_SAMPLES = (
+    64  # entries of each tensor that enter a fingerprint; small tensors give up to twice that
+)
 
 
-def put(tensor: Tensor, indices: Tensor, values: Tensor) -> None:
+def set_entries(tensor: Tensor, indices: Tensor, values: Tensor) -> None:
     """Write `values` at flat `indices` in place, bit for bit."""
-    put_all([(tensor, indices, values)])
+    scatter_entries([(tensor, indices, values)])
 
 
-def difference(before: Tensor, after: Tensor) -> Tensor:
+def find_changed_indices(before: Tensor, after: Tensor) -> Tensor:
     """Return the sorted flat indices of the entries whose bits differ."""
-    if _kind(before) != _kind(after):
-        raise MismatchError(f"{_kind(before)} cannot be compared with {_kind(after)}")
-    changed = bits(before.contiguous()) != bits(after.contiguous())
+    if _describe_tensor(before) != _describe_tensor(after):
+        raise MismatchError(
+            f"{_describe_tensor(before)} cannot be compared with {_describe_tensor(after)}"
+        )
+    changed = view_bits(before.contiguous()) != view_bits(after.contiguous())
     return torch.nonzero(changed).view(-1).to(index_dtype(before.numel()))
 
 
-def digest(tensor: Tensor) -> str:
+def compute_digest(tensor: Tensor) -> str:
     """Return the SHA-256 of a tensor's bit patterns, in hex."""
-    return hashlib.sha256(bits(tensor.detach().cpu().contiguous()).numpy().data).hexdigest()
+    return hashlib.sha256(view_bits(tensor.detach().cpu().contiguous()).numpy().data).hexdigest()
 
 
-def fingerprint(
+def compute_fingerprint(
     tensors: Mapping[str, Tensor],
     index: Mapping[str, Tensor] = MappingProxyType({}),
     values: Mapping[str, Tensor] = MappingProxyType({}),
@@ -66,49 +76,53 @@ def fingerprint(
 
     At the sorted entries `index` a tensor counts as if it had `values`.
     """
-    parts = {}
+    summaries = {}
     for name, tensor in tensors.items():
         shape = shape_of(tensor)
-        places = torch.arange(0, shape.numel(), step_of(shape.numel()))
-        sample = take(tensor if is_cut(tensor) else tensor.contiguous(), places)
+        positions = torch.arange(0, shape.numel(), compute_stride(shape.numel()))
+        sample = gather_entries(
+            tensor if is_partitioned(tensor) else tensor.contiguous(), positions
+        )
         if name in index:
-            inside = torch.isin(places, index[name].long())
-            at = torch.searchsorted(index[name].long(), places[inside])
+            inside = torch.isin(positions, index[name].long())
+            at = torch.searchsorted(index[name].long(), positions[inside])
             sample[inside.to(sample.device)] = values[name][at].to(sample.device)
-        parts[name] = (shape, sample.dtype, sample)
-    return identity(parts)
+        summaries[name] = (shape, sample.dtype, sample)
+    return compute_identity(summaries)
 
 
-def full_digest(tensors: Mapping[str, Tensor]) -> str:
+def compute_full_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return a base's identity down to the last bit; reads everything."""
-    parts: dict[str, tuple[Sequence[int], torch.dtype, Tensor | str]] = {}
+    summaries: dict[str, tuple[Sequence[int], torch.dtype, Tensor | str]] = {}
     for name, tensor in tensors.items():
-        with whole([tensor]):
-            parts[name] = (tensor.shape, tensor.dtype, digest(tensor))
-    return identity(parts)
+        with gathered_parameters([tensor]):
+            summaries[name] = (tensor.shape, tensor.dtype, compute_digest(tensor))
+    return compute_identity(summaries)
 
 
-def step_of(size: int) -> int:
+def compute_stride(size: int) -> int:
     """Return the stride of a fingerprint's sample: odd, to walk through a matrix's columns."""
-    return size // SAMPLES | 1
+    return size // FINGERPRINT_SAMPLES | 1
 
 
-def identity(parts: Mapping[str, tuple[Sequence[int], torch.dtype, Tensor | str]]) -> str:
+def compute_identity(
+    summaries: Mapping[str, tuple[Sequence[int], torch.dtype, Tensor | str]],
+) -> str:
     """Return the SHA-256 over the name, shape and dtype of tensors and what stands for each.
 
     That is a sample of it, all of it, or the SHA-256 of either.
     """
     sha = hashlib.sha256()
-    for name in sorted(parts):
-        shape, dtype, content = parts[name]
+    for name in sorted(summaries):
+        shape, dtype, content = summaries[name]
         kind = [name, list(shape), dtype_name(dtype)]
         sha.update(json.dumps(kind).encode())
-        sha.update(bytes.fromhex(content if isinstance(content, str) else digest(content)))
+        sha.update(bytes.fromhex(content if isinstance(content, str) else compute_digest(content)))
     return sha.hexdigest()
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{dtype_name(tensor.dtype)} {short(list(tensor.shape))}"
+def _describe_tensor(tensor: Tensor) -> str:
+    return f"{dtype_name(tensor.dtype)} {format_value(list(tensor.shape))}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +159,10 @@ class Delta:
         parent: str = "",
     ) -> "Delta":
         """Keep the selected entries whose bits changed; `info` counts selected and unchanged."""
-        rows = {name: _changed(name, indices[name], before[name], after[name]) for name in indices}
+        rows = {
+            name: _filter_changed(name, indices[name], before[name], after[name])
+            for name in indices
+        }
         rows = {name: row for name, row in rows.items() if len(row[0])}
         sizes = {name: math.prod(shapes[name]) for name in rows}
         selected = sum(len(index) for index in indices.values())
@@ -154,7 +171,7 @@ class Delta:
             indices={name: row[0].to(index_dtype(sizes[name])) for name, row in rows.items()},
             values={name: row[2] for name, row in rows.items()},
             shapes={name: tuple(shapes[name]) for name in rows},
-            before={name: digest(row[1]) for name, row in rows.items()},
+            before={name: compute_digest(row[1]) for name, row in rows.items()},
             task=task,
             base=base,
             parent=parent,
@@ -166,7 +183,7 @@ class Delta:
         """Return how many entries the delta changes."""
         return sum(len(index) for index in self.indices.values())
 
-    def check(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def require_applicable(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raise unless every tensor stands where this delta starts; write nothing.
 
         Returns the values that stand there: {name: 1-D tensor on the CPU}, in index order.
@@ -176,23 +193,25 @@ class Delta:
             if name not in tensors:
                 raise MismatchError(f"task {self.task!r} changes {name}, which is not there")
             tensor = tensors[name]
-            self.check_kind(name, shape_of(tensor), tensor.dtype)
-            self._require(name, "contiguous", True, is_cut(tensor) or tensor.is_contiguous())
-            before[name] = take(tensor, index).cpu()
-            self.check_before(name, digest(before[name]))
+            self.require_tensor_kind(name, shape_of(tensor), tensor.dtype)
+            self._require_equal(
+                name, "contiguous", True, is_partitioned(tensor) or tensor.is_contiguous()
+            )
+            before[name] = gather_entries(tensor, index).cpu()
+            self.require_before_digest(name, compute_digest(before[name]))
         return before
 
-    def check_kind(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
+    def require_tensor_kind(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
         """Raise MismatchError unless a tensor is of the shape and dtype that this delta changes."""
-        self._require(name, "shape", list(self.shapes[name]), list(shape))
-        self._require(name, "dtype", self.values[name].dtype, dtype)
+        self._require_equal(name, "shape", list(self.shapes[name]), list(shape))
+        self._require_equal(name, "dtype", self.values[name].dtype, dtype)
 
-    def _require(self, name: str, what: str, expected: object, found: object) -> None:
+    def _require_equal(self, name: str, what: str, expected: object, found: object) -> None:
         if expected != found:
             place = f"task {self.task!r}: {name}: {what}"
             raise MismatchError(f"{place}: expected {expected}, found {found}")
 
-    def check_before(self, name: str, found: str) -> None:
+    def require_before_digest(self, name: str, found: str) -> None:
         """Raise unless `found` is the SHA-256 of the values that this delta replaces in a tensor.
 
         BaseError for a delta that starts from its base, OrderError for one that continues another.
@@ -211,30 +230,34 @@ class Delta:
 
         Returns the values before, as `check` does: put at `indices` they undo the delta.
         """
-        before = self.check(tensors)
-        put_all((tensors[name], index, self.values[name]) for name, index in self.indices.items())
+        before = self.require_applicable(tensors)
+        scatter_entries(
+            (tensors[name], index, self.values[name]) for name, index in self.indices.items()
+        )
         return before
 
     def to_bytes(self, codec: str = "gap") -> bytes:
         """Return the file's content; the same delta gives the same bytes."""
         header = {key: vars(self)[key] for key in ("task", "base", "parent", "info")}
         header["tensors"] = {
-            name: record(shape, self.values[name], self.before[name])
+            name: make_tensor_record(shape, self.values[name], self.before[name])
             for name, shape in self.shapes.items()
         }
         entries = {name: (index, self.values[name]) for name, index in self.indices.items()}
-        return deltafile.pack(header, entries, codec)
+        return deltafile.pack_delta(header, entries, codec)
 
     @classmethod
     def from_bytes(cls, data: bytes, origin: str = "delta") -> "Delta":
         """Validate and decode a file's content; `origin` names it in errors."""
         try:
-            header, entries = deltafile.unpack(data)
+            header, entries = deltafile.unpack_delta(data)
             records = header["tensors"]
             return cls(
                 indices={name: indices for name, (indices, _) in entries.items()},
                 values={name: values for name, (_, values) in entries.items()},
-                shapes={name: tuple(record["shape"]) for name, record in records.items()},
+                shapes={
+                    name: tuple(record_fields["shape"]) for name, record_fields in records.items()
+                },
                 before={name: record["before"] for name, record in records.items()},
                 **{key: header[key] for key in ("task", "base", "parent", "info")},
             )
@@ -245,7 +268,7 @@ class Delta:
         """Write the file, whole or not at all; return its SHA-256, the next delta's parent."""
         path, data = as_path(path, "delta"), self.to_bytes(codec)
         try:
-            atomic.write(path, data)
+            atomic.write_atomically(path, data)
         except OSError as error:
             raise DeltaError(f"{path}: cannot be written: {error.strerror}") from error
         return hashlib.sha256(data).hexdigest()
@@ -261,27 +284,35 @@ class Delta:
         return cls.from_bytes(data, origin=str(path))
 
 
-def record(shape: Sequence[int], values: Tensor, before: str) -> dict[str, Any]:
+def make_tensor_record(shape: Sequence[int], values: Tensor, before: str) -> dict[str, Any]:
     """Return what a delta file's header says of one tensor."""
     kind = {"dtype": SAFETENSORS_NAMES[values.dtype], "entries": len(values)}
     return {"shape": list(shape), **kind, "before": before}
 
 
-def _changed(name: str, indices: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, ...]:
+def _filter_changed(
+    name: str, indices: Tensor, before: Tensor, after: Tensor
+) -> tuple[Tensor, ...]:
     """Return indices, values before and values after of the entries that changed, on the CPU."""
     rows = [row.detach().cpu().contiguous() for row in (indices, before, after)]
     if rows[0].shape != rows[1].shape:
-        raise MismatchError(f"{name}: {_kind(indices)} indices for {_kind(before)} values")
-    changed = difference(rows[1], rows[2])
-    return tuple(take(row, changed) for row in rows)
+        raise MismatchError(
+            f"{name}: {_describe_tensor(indices)} indices for {_describe_tensor(before)} values"
+        )
+    changed = find_changed_indices(rows[1], rows[2])
+    return tuple(gather_entries(row, changed) for row in rows)
 
 
 def _require_sound(name: str, indices: Tensor, values: Tensor, size: int) -> None:
     """Raise unless indices and values can be written to a tensor of `size` entries."""
     if indices.ndim != 1 or indices.dtype != index_dtype(size):
-        raise DamageError(f"{name}: {_kind(indices)} is no row of {index_dtype(size)} indices")
+        raise DamageError(
+            f"{name}: {_describe_tensor(indices)} is no row of {index_dtype(size)} indices"
+        )
     if values.shape != indices.shape or values.dtype not in DELTA_DTYPES.values():
-        raise DamageError(f"{name}: {_kind(values)} are no values for {len(indices)} indices")
+        raise DamageError(
+            f"{name}: {_describe_tensor(values)} are no values for {len(indices)} indices"
+        )
     inside = not len(indices) or (indices[0] >= 0 and indices[-1] < size)
     if not inside or (indices[1:] <= indices[:-1]).any():
         raise DamageError(f"{name}: indices must be sorted, unique and below {size}")

@@ -26,104 +26,104 @@ from torch import Tensor
 from mm_piece.deltas import codec as coding
 from mm_piece.deltas import header as deltaheader
 from mm_piece.deltas.header import DELTA_DTYPES, index_dtype
-from mm_piece.dtypes import SAFETENSORS_NAMES, bits
-from mm_piece.errors import DamageError, FormatError, short
+from mm_piece.dtypes import SAFETENSORS_NAMES, view_bits
+from mm_piece.errors import DamageError, FormatError, format_value
 from mm_piece.files import safetensors as tensorfile
-from mm_piece.files.atomic import naming
-from mm_piece.files.safetensors import Row
+from mm_piece.files.atomic import naming_errors
+from mm_piece.files.safetensors import TensorSpec
 
 Entries = dict[str, tuple[Tensor, Tensor]]  # name -> indices, values
 
 OPENING = b'{"__metadata__":{"mm_piece":"{\\"sha256\\":\\"'
-SEAL = slice(8 + len(OPENING), 8 + len(OPENING) + 64)
-DENSEST = 8  # entries per coded byte that a reader believes: what Huffman codes reach
+CHECKSUM_SLICE = slice(8 + len(OPENING), 8 + len(OPENING) + 64)
+MAX_ENTRIES_PER_BYTE = 8  # entries per coded byte that a reader believes: what Huffman codes reach
 # What reading a hostile file raises: broken layout, foreign dtype, overlong and overflowing shape.
 PAYLOAD_ERRORS = (safetensors.SafetensorError, KeyError, TypeError, RuntimeError)
 
 _CHUNK = 2**24  # bytes copied at a time
 
 
-def pack(header: Mapping[str, Any], entries: Entries, codec: str = "gap") -> bytes:
+def pack_delta(header: Mapping[str, Any], entries: Entries, codec: str = "gap") -> bytes:
     """Return the file's content; the same delta gives the same bytes."""
     file = io.BytesIO()
-    packer = Packer(io.BytesIO(), codec)
+    packer = DeltaPacker(io.BytesIO(), codec)
     for name, rows in entries.items():
-        packer.add(name, *rows)
-    packer.finish(header, file)
+        packer.add_tensor(name, *rows)
+    packer.write_file(header, file)
     return file.getvalue()
 
 
-class Packer:
+class DeltaPacker:
     """Codes one tensor after another into a spool; `finish` writes the file around them."""
 
     def __init__(self, spool: BinaryIO, codec: str = "gap") -> None:
-        self._encode, _ = _coders(codec)
+        self._encode, _ = _find_coders(codec)
         self._codec = codec
         self._spool = spool
-        self._starts: dict[Row, int] = {}
+        self._starts: dict[TensorSpec, int] = {}
 
-    def add(self, name: str, indices: Tensor, values: Tensor) -> None:
+    def add_tensor(self, name: str, indices: Tensor, values: Tensor) -> None:
         """Code the entries of one tensor."""
         for kind, row in zip(("indices", "values"), self._encode(indices, values), strict=True):
             dtype = SAFETENSORS_NAMES[row.dtype]
-            self._starts[Row(f"{name}.{kind}", dtype, tuple(row.shape))] = self._spool.tell()
-            self._spool.write(bits(row).numpy().data)
+            self._starts[TensorSpec(f"{name}.{kind}", dtype, tuple(row.shape))] = self._spool.tell()
+            self._spool.write(view_bits(row).numpy().data)
 
-    def finish(self, header: Mapping[str, Any], file: BinaryIO) -> None:
+    def write_file(self, header: Mapping[str, Any], file: BinaryIO) -> None:
         """Write the whole file, then its seal into the place that was left for it."""
-        rows = tensorfile.ordered(self._starts)
-        text = deltaheader.text({"codec": self._codec, **header})
-        opening = tensorfile.header(rows, {"mm_piece": text})
-        sha = hashlib.sha256(opening[: SEAL.start] + opening[SEAL.stop :])
+        rows = tensorfile.sort_tensor_specs(self._starts)
+        text = deltaheader.serialise_header({"codec": self._codec, **header})
+        opening = tensorfile.build_header(rows, {"mm_piece": text})
+        sha = hashlib.sha256(opening[: CHECKSUM_SLICE.start] + opening[CHECKSUM_SLICE.stop :])
         file.write(opening)
         for row in rows:
-            for chunk in self._chunks(row):
+            for chunk in self._iter_chunks(row):
                 sha.update(chunk)
                 file.write(chunk)
-        file.seek(SEAL.start)
+        file.seek(CHECKSUM_SLICE.start)
         file.write(sha.hexdigest().encode())
 
-    def _chunks(self, row: Row) -> Iterator[bytes]:
+    def _iter_chunks(self, row: TensorSpec) -> Iterator[bytes]:
         self._spool.seek(self._starts[row])
         for first in range(0, row.nbytes, _CHUNK):
             yield self._spool.read(min(_CHUNK, row.nbytes - first))
 
 
-def unpack(data: bytes) -> tuple[dict[str, Any], Entries]:
+def unpack_delta(data: bytes) -> tuple[dict[str, Any], Entries]:
     """Validate a file's content and return its header and entries."""
-    if data[8 : SEAL.start] != OPENING:
+    if data[8 : CHECKSUM_SLICE.start] != OPENING:
         raise FormatError("not a delta file")
-    header = deltaheader.parse(data)
-    if (found := _digest_around_seal(data)) != (expected := data[SEAL]):
-        said = expected.decode(errors="replace")
-        raise DamageError(f"altered: expected SHA-256 {said!r}, found {found.decode()!r}")
-    deltaheader.check(header)
+    header = deltaheader.parse_header(data)
+    if (found := _compute_checksum(data)) != (expected := data[CHECKSUM_SLICE]):
+        stored = expected.decode(errors="replace")
+        raise DamageError(f"altered: expected SHA-256 {stored!r}, found {found.decode()!r}")
+    deltaheader.require_valid_header(header)
     return header, _read_entries(data, header["tensors"], header["codec"])
 
 
 @contextmanager
-def packing(path: Path, codec: str = "gap") -> Iterator[Packer]:
+def packing_delta(path: Path, codec: str = "gap") -> Iterator[DeltaPacker]:
     """Open a packer whose spool lies beside the file to come, on the same disk."""
     try:
         spool = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 - entered below
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-    with naming(path), spool:
-        yield Packer(spool, codec)
+    with naming_errors(path), spool:
+        yield DeltaPacker(spool, codec)
 
 
-def _digest_around_seal(data: bytes) -> bytes:
-    sha = hashlib.sha256(memoryview(data)[: SEAL.start])
-    sha.update(memoryview(data)[SEAL.stop :])
+def _compute_checksum(data: bytes) -> bytes:
+    sha = hashlib.sha256(memoryview(data)[: CHECKSUM_SLICE.start])
+    sha.update(memoryview(data)[CHECKSUM_SLICE.stop :])
     return sha.hexdigest().encode()
 
 
 def _read_entries(data: bytes, records: dict[str, dict[str, Any]], codec: str) -> Entries:
-    _, decode = _coders(codec)
+    _, decode = _find_coders(codec)
     try:
         payload = safetensors.torch.load(data)
     except PAYLOAD_ERRORS as error:
-        raise DamageError(f"not a sound safetensors file: {short(error)}") from error
+        raise DamageError(f"not a sound safetensors file: {format_value(error)}") from error
     if payload.keys() != {f"{name}.{row}" for name in records for row in ("indices", "values")}:
         raise DamageError("the file's tensors are not those that its header names")
     entries = {}
@@ -137,9 +137,9 @@ def _read_entries(data: bytes, records: dict[str, dict[str, Any]], codec: str) -
 
 
 def _encode_gap(indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    patterns = bits(values).numpy().view(f"<u{values.itemsize}")
+    patterns = view_bits(values).numpy().view(f"<u{values.itemsize}")
     rows = coding.encode_indices(indices.numpy()), coding.encode_values(patterns)
-    if len(indices) > DENSEST * sum(map(len, rows)):
+    if len(indices) > MAX_ENTRIES_PER_BYTE * sum(map(len, rows)):
         rows = coding.encode_indices(indices.numpy(), runs=False), rows[1]
     first, second = (torch.frombuffer(bytearray(row), dtype=torch.uint8) for row in rows)
     return first, second
@@ -153,12 +153,12 @@ def _decode_gap(indices: Tensor, values: Tensor, record: dict[str, Any]) -> tupl
         math.prod(record["shape"]),
         DELTA_DTYPES[record["dtype"]],
     )
-    if entries > DENSEST * (len(indices) + len(values)):
+    if entries > MAX_ENTRIES_PER_BYTE * (len(indices) + len(values)):
         raise DamageError(f"{entries} entries are promised in {len(indices) + len(values)} bytes")
-    where = coding.decode_indices(indices.numpy().data, entries, size)
+    positions = coding.decode_indices(indices.numpy().data, entries, size)
     patterns = coding.decode_values(values.numpy().data, entries, dtype.itemsize)
     new = torch.from_numpy(patterns.view(f"<i{dtype.itemsize}")).view(dtype)
-    return torch.from_numpy(where).to(index_dtype(size)), new
+    return torch.from_numpy(positions).to(index_dtype(size)), new
 
 
 def _encode_raw(indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,9 +171,9 @@ def _decode_raw(indices: Tensor, values: Tensor, record: dict[str, Any]) -> tupl
     return indices, values
 
 
-def _coders(codec: str) -> tuple[Any, Any]:
+def _find_coders(codec: str) -> tuple[Any, Any]:
     if codec not in CODECS:
-        raise FormatError(f"unknown codec {short(codec)}; known: {', '.join(CODECS)}")
+        raise FormatError(f"unknown codec {format_value(codec)}; known: {', '.join(CODECS)}")
     return CODECS[codec]
 
 

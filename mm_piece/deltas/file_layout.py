@@ -11,24 +11,24 @@ from typing import Any
 
 from torch import Tensor
 
-from mm_piece.errors import FormatError, short
+from mm_piece.errors import FormatError, format_value
 
 # A key of a delta's info and of a store's base: weight that may turn -> its shape in files.
-LAYOUT = "file_shapes"
-_MAY_TURN = re.compile(r"\.mlp\.experts\.(gate_up_proj|down_proj)$")
+LAYOUT_KEY = "file_shapes"
+_TRANSPOSABLE = re.compile(r"\.mlp\.experts\.(gate_up_proj|down_proj)$")
 
 
-def may_turn(name: str) -> bool:
+def may_be_transposed(name: str) -> bool:
     """Return whether files may hold the weight of this published name turned."""
-    return _MAY_TURN.search(name) is not None
+    return _TRANSPOSABLE.search(name) is not None
 
 
-def turned(shape: Sequence[int]) -> tuple[int, ...]:
+def transpose_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """Return a shape with its last two dimensions swapped."""
     return (*shape[:-2], *shape[:-3:-1])
 
 
-def turned_positions(positions: Tensor, shape: Sequence[int]) -> Tensor:
+def transpose_positions(positions: Tensor, shape: Sequence[int]) -> Tensor:
     """Return where entries at flat positions of a tensor lie once it is turned."""
     rows, columns = shape[-2:]
     inside = positions % (rows * columns)
@@ -37,22 +37,24 @@ def turned_positions(positions: Tensor, shape: Sequence[int]) -> Tensor:
 
 def layout_of(names: Iterable[str], shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """Return what a delta's info says of weights that may turn, out of their shapes in files."""
-    known = {name: list(shapes[name]) for name in names if may_turn(name) and name in shapes}
-    return {LAYOUT: known} if known else {}
+    known = {
+        name: list(shapes[name]) for name in names if may_be_transposed(name) and name in shapes
+    }
+    return {LAYOUT_KEY: known} if known else {}
 
 
-def file_shape(name: str, shape: Sequence[int], layout: Any) -> Sequence[int]:
+def find_file_shape(name: str, shape: Sequence[int], layout: Any) -> Sequence[int]:
     """Return a weight's shape in the base's files; FormatError where it may turn and nobody says.
 
     `layout` is what a delta's info says, or a base's checkpoint; nothing else was checked before.
     """
-    if not may_turn(name):
+    if not may_be_transposed(name):
         return shape
     known = layout if isinstance(layout, Mapping) else {}
     if name not in known:
         raise FormatError(f"{name}: files may hold it turned: name the base whose files are meant")
-    for possible in (tuple(shape), turned(shape)):
+    for possible in (tuple(shape), transpose_shape(shape)):
         if known[name] in (possible, list(possible)):
             return possible
-    found = short(known[name])
+    found = format_value(known[name])
     raise FormatError(f"{name} is {list(shape)}; its shape in files cannot be {found}")

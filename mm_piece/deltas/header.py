@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from mm_piece.deltas.codec import LARGEST_SIZE
+from mm_piece.deltas.codec import MAX_TENSOR_SIZE
 from mm_piece.dtypes import SAFETENSORS_DTYPES
-from mm_piece.errors import DamageError, FormatError, TruncatedError, short
+from mm_piece.errors import DamageError, FormatError, TruncatedError, format_value
 from mm_piece.files.strict_json import parse_json
 
-FORMAT = "1"
-HEADER = {key: str for key in ("sha256", "format", "codec", "task", "base", "parent")}
-HEADER |= {"info": dict, "tensors": dict}
-RECORD = {"shape": list, "dtype": str, "entries": int, "before": str}
-_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I8", "U8")
-DELTA_DTYPES = {name: SAFETENSORS_DTYPES[name] for name in _TYPES}
-LONGEST_NAME = 200  # characters of a task's or a tensor's name
-_MOST_DIMENSIONS = 64  # what PyTorch has
+FORMAT_VERSION = "1"
+HEADER_FIELDS = {key: str for key in ("sha256", "format", "codec", "task", "base", "parent")}
+HEADER_FIELDS |= {"info": dict, "tensors": dict}
+TENSOR_FIELDS = {"shape": list, "dtype": str, "entries": int, "before": str}
+_DTYPE_NAMES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I8", "U8")
+DELTA_DTYPES = {name: SAFETENSORS_DTYPES[name] for name in _DTYPE_NAMES}
+MAX_NAME_LENGTH = 200  # characters of a task's or a tensor's name
+_MAX_NDIM = 64  # what PyTorch has
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -29,22 +29,22 @@ def index_dtype(size: int) -> torch.dtype:
     return torch.int32 if size < 2**31 else torch.int64
 
 
-def text(header: Mapping[str, Any]) -> str:
+def serialise_header(header: Mapping[str, Any]) -> str:
     """Return a header as JSON, with an empty seal in front, where its place is known.
 
     Raises FormatError for what is not plain JSON, DamageError for what no reader would accept.
     """
-    content = {"format": FORMAT, **header}
-    check({"sha256": "", **content})
+    content = {"format": FORMAT_VERSION, **header}
+    require_valid_header({"sha256": "", **content})
     try:
         plain = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
         parse_json(plain)  # names that are no text, such as 1 and "1", may have become one
     except (TypeError, ValueError, RecursionError) as error:
-        raise FormatError(f"the header is not plain JSON: {short(error)}") from error
+        raise FormatError(f"the header is not plain JSON: {format_value(error)}") from error
     return f'{{"sha256":"{"0" * 64}",{plain[1:]}'
 
 
-def parse(data: bytes) -> dict[str, Any]:
+def parse_header(data: bytes) -> dict[str, Any]:
     """Return what `mm_piece` holds, of a known version, in a file as long as it promises to be.
 
     Raises TruncatedError, DamageError, FormatError.
@@ -56,20 +56,20 @@ def parse(data: bytes) -> dict[str, Any]:
         header = parse_json(content.pop("__metadata__")["mm_piece"])
         ends = [min(int(record["data_offsets"][1]), 2**63) for record in content.values()]
     except (ValueError, TypeError, KeyError, IndexError, RecursionError, OverflowError) as error:
-        raise DamageError(f"altered header: {short(error)}") from error
+        raise DamageError(f"altered header: {format_value(error)}") from error
     _require_length(data, start + max(ends, default=0))
-    if type(header) is not dict or header.get("format") != FORMAT:
-        raise FormatError(f"a delta of an unknown format version; known: {FORMAT}")
+    if type(header) is not dict or header.get("format") != FORMAT_VERSION:
+        raise FormatError(f"a delta of an unknown format version; known: {FORMAT_VERSION}")
     return header
 
 
-def check(header: Mapping[str, Any]) -> None:
+def require_valid_header(header: Mapping[str, Any]) -> None:
     """Raise DamageError unless a header has every field as it must be."""
-    _require_fields("header", header, HEADER)
+    _require_fields("header", header, HEADER_FIELDS)
     _require_name("task", header["task"])
     for key in ("base", "parent"):
         if not (_SHA256.fullmatch(header[key]) or (key == "parent" and not header[key])):
-            raise DamageError(f"{key} is {short(header[key])}; expected a SHA-256 in hex")
+            raise DamageError(f"{key} is {format_value(header[key])}; expected a SHA-256 in hex")
     for name, record in header["tensors"].items():
         _require_name("a tensor", name)
         _require_plausible(name, record)
@@ -88,21 +88,25 @@ def _require_fields(name: str, record: Any, fields: dict[str, type]) -> None:
 
 def _require_name(what: str, name: str) -> None:
     """Raise unless a name can stand in a message's line."""
-    if not (name.isprintable() and 1 <= len(name) <= LONGEST_NAME):
-        allowed = f"1 to {LONGEST_NAME} printable characters"
-        raise DamageError(f"{what} is called {short(name)}; allowed: {allowed}")
+    if not (name.isprintable() and 1 <= len(name) <= MAX_NAME_LENGTH):
+        allowed = f"1 to {MAX_NAME_LENGTH} printable characters"
+        raise DamageError(f"{what} is called {format_value(name)}; allowed: {allowed}")
 
 
 def _require_plausible(name: str, record: Any) -> None:
-    _require_fields(name, record, RECORD)
+    _require_fields(name, record, TENSOR_FIELDS)
     shape, entries, dtype = record["shape"], record["entries"], record["dtype"]
     if dtype not in DELTA_DTYPES:
-        raise DamageError(f"{name}: unknown dtype {short(dtype)}; known: {', '.join(DELTA_DTYPES)}")
-    lengths = all(type(length) is int and 0 <= length <= LARGEST_SIZE for length in shape)
-    if not lengths or len(shape) > _MOST_DIMENSIONS:
-        raise DamageError(f"{name}: {short(shape)} is no shape")
-    if not 0 <= entries <= math.prod(shape) <= LARGEST_SIZE:
-        place = f"a tensor of shape {short(shape)}"
-        raise DamageError(f"{name}: {place} has no {short(entries)} entries to change")
+        raise DamageError(
+            f"{name}: unknown dtype {format_value(dtype)}; known: {', '.join(DELTA_DTYPES)}"
+        )
+    lengths = all(type(length) is int and 0 <= length <= MAX_TENSOR_SIZE for length in shape)
+    if not lengths or len(shape) > _MAX_NDIM:
+        raise DamageError(f"{name}: {format_value(shape)} is no shape")
+    if not 0 <= entries <= math.prod(shape) <= MAX_TENSOR_SIZE:
+        place = f"a tensor of shape {format_value(shape)}"
+        raise DamageError(f"{name}: {place} has no {format_value(entries)} entries to change")
     if not _SHA256.fullmatch(record["before"]):
-        raise DamageError(f"{name}: before is {short(record['before'])}; expected a SHA-256 in hex")
+        raise DamageError(
+            f"{name}: before is {format_value(record['before'])}; expected a SHA-256 in hex"
+        )

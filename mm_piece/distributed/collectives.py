@@ -19,33 +19,33 @@ from torch import Tensor, distributed
 
 from mm_piece.errors import ProcessError
 
-Thing = TypeVar("Thing")
+Item = TypeVar("Item")
 
-PATIENCE = 1800  # seconds that processes wait for each other, as Trainer's `ddp_timeout`
+DEFAULT_TIMEOUT = 1800  # seconds that processes wait for each other, as Trainer's `ddp_timeout`
 
 
-def start(patience: float = PATIENCE) -> None:
+def join_process_group(timeout_seconds: float = DEFAULT_TIMEOUT) -> None:
     """Join the processes that a launcher started, if it started more than this one.
 
     Each of them gives up after waiting `patience` seconds for another one.
     """
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed would search, and say so
-    atexit.register(_part)
-    if size() > 1 and not distributed.is_initialized():
+    atexit.register(_destroy_process_group)
+    if world_size() > 1 and not distributed.is_initialized():
         from accelerate import PartialState
 
-        limit = timedelta(seconds=patience)
+        limit = timedelta(seconds=timeout_seconds)
         PartialState(cpu=not torch.accelerator.is_available(), timeout=limit)
 
 
-def _part() -> None:
+def _destroy_process_group() -> None:
     """End the talk between processes: threads that still listen would abort a finished run."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
-def end(status: int) -> None:
+def exit_process(status: int) -> None:
     """End this process, one of several, at once.
 
     Taken down in order, threads of torch's backends were seen to abort processes whose work was
@@ -57,7 +57,7 @@ def end(status: int) -> None:
 
 
 @contextmanager
-def lost() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Context that turns the many ways in which a process notices another's death into one.
 
     Raises ProcessError.
@@ -65,12 +65,14 @@ def lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = " ".join(str(error).split())
-        talk = isinstance(error, distributed.DistError) or any(w in said for w in _TRANSPORTS)
-        if size() == 1 or not talk:
+        message = " ".join(str(error).split())
+        is_transport = isinstance(error, distributed.DistError) or any(
+            w in message for w in _TRANSPORT_MARKERS
+        )
+        if world_size() == 1 or not is_transport:
             raise
         raise ProcessError(
-            f"another process ended or did not answer in time ({said[:160]}); "
+            f"another process ended or did not answer in time ({message[:160]}); "
             "the same command goes on from the last checkpoint"
         ) from error
 
@@ -80,7 +82,7 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
@@ -90,101 +92,107 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until every process has come here."""
-    if size() > 1:
+    if world_size() > 1:
         distributed.barrier()
 
 
-def told(thing: Thing) -> Thing:
+def broadcast(item: Item) -> Item:
     """What the main process has, for all."""
-    if size() == 1:
-        return thing
-    things = [thing]
-    distributed.broadcast_object_list(things)
-    return things[0]
+    if world_size() == 1:
+        return item
+    items = [item]
+    distributed.broadcast_object_list(items)
+    return items[0]
 
 
-def gathered(things: Sequence[Thing], places: Sequence[int], total: int) -> list[Thing]:
+def all_gather_items(items: Sequence[Item], positions: Sequence[int], total: int) -> list[Item]:
     """A list of `total` things, of which every process has some at its `places`."""
-    parts: list[Any] = [(list(places), list(things))]
-    if size() > 1:
-        parts = [None] * size()
-        distributed.all_gather_object(parts, (list(places), list(things)))
-    found: dict[int, Thing] = {}
-    for numbers, part in parts:
-        found |= dict(zip(numbers, part, strict=True))
-    return [found[place] for place in range(total)]
+    contributions: list[Any] = [(list(positions), list(items))]
+    if world_size() > 1:
+        contributions = [None] * world_size()
+        distributed.all_gather_object(contributions, (list(positions), list(items)))
+    found: dict[int, Item] = {}
+    for rank_positions, rank_items in contributions:
+        found |= dict(zip(rank_positions, rank_items, strict=True))
+    return [found[position] for position in range(total)]
 
 
-def joined(part: Tensor) -> Tensor:
+def all_gather(vector: Tensor) -> Tensor:
     """The vectors (1-D, on the CPU, of one dtype) of all processes, one after the other."""
-    if size() == 1:
-        return part
-    lengths = [int(length) for length in gathered([len(part)], [rank()], size())]
+    if world_size() == 1:
+        return vector
+    lengths = [int(length) for length in all_gather_items([len(vector)], [rank()], world_size())]
     longest = max(lengths)
-    padded = torch.zeros(longest, dtype=part.dtype)
-    padded[: len(part)] = part
-    mine = padded.to(_device())
-    parts = [torch.empty_like(mine) for _ in lengths]
-    distributed.all_gather(parts, mine)
-    return torch.cat([p[:n].cpu() for p, n in zip(parts, lengths, strict=True)])
+    padded = torch.zeros(longest, dtype=vector.dtype)
+    padded[: len(vector)] = vector
+    mine = padded.to(_backend_device())
+    vectors = [torch.empty_like(mine) for _ in lengths]
+    distributed.all_gather(vectors, mine)
+    return torch.cat([p[:n].cpu() for p, n in zip(vectors, lengths, strict=True)])
 
 
-def summed(part: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over all processes of tensors of equal shape, on the CPU."""
-    if size() == 1:
-        return part
-    total = part.to(_device(), copy=True)
+    if world_size() == 1:
+        return tensor
+    total = tensor.to(_backend_device(), copy=True)
     distributed.all_reduce(total)
     return total.cpu()
 
 
-def agreed(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether the flag is up on any process."""
-    if size() == 1:
+    if world_size() == 1:
         return flag
-    return bool(summed(torch.tensor([int(flag)])))
+    return bool(all_reduce_sum(torch.tensor([int(flag)])))
 
 
 @dataclass(frozen=True)
-class Share:
+class EntryRange:
     """Entries `start` to `stop` - 1 of a tensor, of which no process has more than `most`."""
 
     start: int
     stop: int
-    most: int
+    max_size: int
 
 
-def share(entries: int, step: int = 1) -> Share:
+def assign_entry_range(entries: int, step: int = 1) -> EntryRange:
     """This process's share of a tensor's entries, a multiple of `step` but for the last one."""
-    most = -(-entries // (step * size())) * step
-    start = min(rank() * most, entries)
-    return Share(start, min(start + most, entries), most)
+    max_size = -(-entries // (step * world_size())) * step
+    start = min(rank() * max_size, entries)
+    return EntryRange(start, min(start + max_size, entries), max_size)
 
 
-def rounds(kinds: Sequence[Hashable], level: bool) -> list[tuple[int, bool]]:
+def schedule_items(kinds: Sequence[Hashable], in_lockstep: bool) -> list[tuple[int, bool]]:
     """Which items this process works on, in order, and whether each is its own.
 
     Every item is some process's own. With `level` all processes have equally many items, and at any
     time items of one kind: an item that is not a process's own only keeps it in step.
     """
-    if not level:
-        return [(item, True) for item in range(rank(), len(kinds), size())]
+    if not in_lockstep:
+        return [(item, True) for item in range(rank(), len(kinds), world_size())]
     found = []
     for kind in dict.fromkeys(kinds):
         items = [item for item, other in enumerate(kinds) if other == kind]
-        for low in range(0, len(items), size()):
+        for low in range(0, len(items), world_size()):
             mine = low + rank()
             found.append((items[min(mine, len(items) - 1)], mine < len(items)))
     return found
 
 
 # What torch's backends say of themselves when a connection breaks.
-_TRANSPORTS = ("gloo", "NCCL", "ProcessGroup", "Connection closed by peer", "Connection reset")
+_TRANSPORT_MARKERS = (
+    "gloo",
+    "NCCL",
+    "ProcessGroup",
+    "Connection closed by peer",
+    "Connection reset",
+)
 
 
-def _device() -> torch.device:
+def _backend_device() -> torch.device:
     """Where the backend wants its tensors."""
     if distributed.get_backend() == "gloo":
         return torch.device("cpu")

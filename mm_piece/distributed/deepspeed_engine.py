@@ -18,17 +18,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mm_piece.distributed.deepspeed_config import configuration_of
-from mm_piece.distributed.shards import is_cut, own_part
+from mm_piece.distributed.deepspeed_config import read_deepspeed_config
+from mm_piece.distributed.shards import is_partitioned, slice_to_shard
 from mm_piece.errors import RecipeError
 
-_LEFT_BEHIND = ("pre_bwd_fn", "post_bwd_fn", "applied_pre_backward_ref_cnt", "ds_grads_remaining")
-_PASSING = "passing"  # a key of the optimizer's state that is there for a moment
+_STALE_ATTRIBUTES = (
+    "pre_bwd_fn",
+    "post_bwd_fn",
+    "applied_pre_backward_ref_cnt",
+    "ds_grads_remaining",
+)
+_TEMPORARY_KEY = "passing"  # a key of the optimizer's state that is there for a moment
 _OPTIMIZER, _SCHEDULE = "optimizer.safetensors", "schedule.json"
 
 
 @dataclass(frozen=True)
-class Zero:
+class ZeroConfig:
     """How a recipe's DeepSpeed configuration divides a model: `stage` 0 is without DeepSpeed."""
 
     stage: int = 0
@@ -43,32 +48,32 @@ class Zero:
                 "--nproc-per-node N -m mm_piece train … (accelerate launch: with --multi_gpu)"
             )
 
-    def entering(self) -> AbstractContextManager[Any]:
+    def loading_context(self) -> AbstractContextManager[Any]:
         """Context in which a base loads: at stage 3 each process keeps its part of every weight."""
         if self.stage < 3:
             return nullcontext()
         from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
         # What from_pretrained looks for, as long as it lives.
-        return nullcontext(HfDeepSpeedConfig(self._plain()))
+        return nullcontext(HfDeepSpeedConfig(self._make_inference_config()))
 
     @contextmanager
-    def running(self, model: nn.Module) -> Iterator[None]:
+    def engine_context(self, model: nn.Module) -> Iterator[None]:
         """Context in which the model can be called, outside of training: layers are gathered."""
         if self.stage < 3:
             yield
             return
         import deepspeed
 
-        engine, *_ = deepspeed.initialize(model=model, config=self._plain())
+        engine, *_ = deepspeed.initialize(model=model, config=self._make_inference_config())
         _engines[model] = engine
         try:
             yield
         finally:
             del _engines[model]
-            leave(engine)
+            destroy_engine(engine)
 
-    def _plain(self) -> dict[str, Any]:
+    def _make_inference_config(self) -> dict[str, Any]:
         """A configuration for no optimizer: what Trainer would fill in has DeepSpeed's defaults."""
         section = {key: value for key, value in self.section.items() if value != "auto"}
         return {
@@ -79,7 +84,7 @@ class Zero:
         }
 
 
-def zero_of(train: Mapping[str, Any], dtype: str) -> Zero:
+def zero_config(train: Mapping[str, Any], dtype: str) -> ZeroConfig:
     """The division that a recipe's `train:` asks for, for weights of a dtype.
 
     Raises RecipeError for a configuration that cannot be read or asks for what cannot be done.
@@ -87,14 +92,14 @@ def zero_of(train: Mapping[str, Any], dtype: str) -> Zero:
     if train.get("deepspeed") is None:
         if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
             raise RecipeError("train: deepspeed must name the configuration that is launched")
-        return Zero()
-    _prepare()
-    section = configuration_of(train)["zero_optimization"]
-    return Zero(section["stage"], section, dtype)
+        return ZeroConfig()
+    _patch_deepspeed()
+    section = read_deepspeed_config(train)["zero_optimization"]
+    return ZeroConfig(section["stage"], section, dtype)
 
 
 # The keys of a recipe's `train:` that say how processes share the work, and change no result.
-SETTINGS = ("deepspeed", "ddp_timeout")
+PROCESS_SETTINGS = ("deepspeed", "ddp_timeout")
 
 
 def has_engine(accelerator: Any) -> bool:
@@ -123,12 +128,12 @@ def divide_decay(optimizer: Any, named: Mapping[str, nn.Parameter], decaying: Se
     optimizer.params = [group for group in groups if group["params"]]
 
 
-def alone(train: Mapping[str, Any]) -> dict[str, Any]:
+def without_deepspeed(train: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's `train:` as one process without a launcher may look at it."""
     return {key: value for key, value in train.items() if key != "deepspeed"}
 
 
-def _prepare() -> None:
+def _patch_deepspeed() -> None:
     """Have DeepSpeed compute as torch does, and need no compiler where there is no accelerator."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
@@ -138,30 +143,30 @@ def _prepare() -> None:
         message = "train: deepspeed is not installed: pip install 'mm-piece[deepspeed]'"
         raise RecipeError(message) from error
     # Its own adds the bias to a product that is rounded already, which in 16 bits shows in masks.
-    LinearFunctionForZeroStage3.forward = staticmethod(_linear)
+    LinearFunctionForZeroStage3.forward = staticmethod(_compute_linear)
     if torch.accelerator.is_available():
         return
     __compatible_ops__["deepspeed_shm_comm"] = False
     torch._dynamo.config.disable = True  # type: ignore[attr-defined] - it would call a C++ compiler
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+def _compute_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
     """torch's own product, which DeepSpeed hides under its name."""
     return torch.ops.aten.linear(input, weight, bias)
 
 
-def release(model: nn.Module) -> None:
+def repartition(model: nn.Module) -> None:
     """Let go of the weights that a backward pass has left gathered."""
     if model in _engines:
         _engines[model].optimizer.partition_all_parameters()
 
 
-def leave(engine: Any) -> None:
+def destroy_engine(engine: Any) -> None:
     """End an engine: its weights in parts again, its hooks gone."""
     engine.empty_partition_cache()
     engine.destroy()
     for module in engine.module.modules():  # or the next engine would run backward in this one
-        for name in _LEFT_BEHIND:
+        for name in _STALE_ATTRIBUTES:
             vars(module).pop(name, None)
 
 
@@ -169,15 +174,15 @@ _engines: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # of `Zero.ru
 
 
 def save_state(
-    engine: Any, named: Mapping[str, nn.Parameter], schedule: Any, folder: Path, writes: bool
+    engine: Any, named: Mapping[str, nn.Parameter], schedule: Any, folder: Path, is_writer: bool
 ) -> None:
     """Write the state of an engine's optimizer and schedule, for any number of processes.
 
     All processes call it, one of them `writes`; `schedule` is Trainer's, for where DeepSpeed has
     none of its own.
     """
-    state = _optimizer_state(engine, named)
-    if writes:
+    state = _gather_optimizer_state(engine, named)
+    if is_writer:
         save_file(state, folder / _OPTIMIZER)
         steps = json.dumps((engine.lr_scheduler or schedule).state_dict())
         (folder / _SCHEDULE).write_text(steps, encoding="utf-8")
@@ -188,28 +193,30 @@ def load_state(engine: Any, named: Mapping[str, nn.Parameter], schedule: Any, fo
     _load_optimizer(engine, named, load_file(folder / _OPTIMIZER))
     schedule = engine.lr_scheduler or schedule
     schedule.load_state_dict(json.loads((folder / _SCHEDULE).read_text(encoding="utf-8")))
-    rates = schedule.get_last_lr()
-    for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
+    learning_rates = schedule.get_last_lr()
+    for group, learning_rate in zip(engine.optimizer.param_groups, learning_rates, strict=True):
+        group["lr"] = learning_rate
 
 
-def _optimizer_state(engine: Any, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def _gather_optimizer_state(engine: Any, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The optimizer's state, whole, for each of the trained parameters: `name/key`, on the CPU.
 
     What is one number for all parameters (the step) stands under its key alone.
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    _link(engine)  # DeepSpeed does after its first group's first step, when others have no state
-    flat = _flats(engine)[0]
+    _relink_states(
+        engine
+    )  # DeepSpeed does after its first group's first step, when others have no state
+    flat = _flat_partitions_of(engine)[0]
     state = engine.optimizer.optimizer.state[flat]
-    keys = [key for key, value in state.items() if _spans(value, flat)]
+    keys = [key for key, value in state.items() if _is_per_entry(value, flat)]
     found = {key: torch.as_tensor(state[key]).cpu() for key in state if key not in keys}
     for name, parameter in named.items():
         for key in keys:
-            whole = safe_get_full_optimizer_state(parameter, key)
-            assert whole is not None
-            found[f"{name}/{key}"] = whole.cpu()
+            full_value = safe_get_full_optimizer_state(parameter, key)
+            assert full_value is not None
+            found[f"{name}/{key}"] = full_value.cpu()
     return found
 
 
@@ -219,19 +226,19 @@ def _load_optimizer(
     shared = {key: value for key, value in saved.items() if "/" not in key}
     # In one order on all processes, which gather these later on.
     keys = sorted({key.rpartition("/")[2] for key in saved if "/" in key})
-    for flat in _flats(engine):
+    for flat in _flat_partitions_of(engine):
         engine.optimizer.optimizer.state[flat] = {
             **{key: value.clone() for key, value in shared.items()},
             **{key: torch.zeros_like(flat, requires_grad=False) for key in keys},
         }
-    _link(engine)
+    _relink_states(engine)
     for name, parameter in named.items():
         for key in keys:
-            _put(engine, parameter, key, saved[f"{name}/{key}"])
+            _write_state(engine, parameter, key, saved[f"{name}/{key}"])
 
 
-def laid_out(
-    engine: Any, named: Mapping[str, nn.Parameter], numbers: Mapping[str, Tensor]
+def to_optimizer_layout(
+    engine: Any, named: Mapping[str, nn.Parameter], values_by_name: Mapping[str, Tensor]
 ) -> dict[Tensor, Tensor]:
     """Numbers of the trained parameters' entries as an engine's optimizer has the entries.
 
@@ -239,17 +246,17 @@ def laid_out(
     numbers; zeros stand for padding.
     """
     state = engine.optimizer.optimizer.state
-    for flat in _flats(engine):
-        state[flat][_PASSING] = torch.zeros_like(flat, requires_grad=False)
-    _link(engine)
+    for flat in _flat_partitions_of(engine):
+        state[flat][_TEMPORARY_KEY] = torch.zeros_like(flat, requires_grad=False)
+    _relink_states(engine)
     for name, parameter in named.items():
-        _put(engine, parameter, _PASSING, numbers[name])
-    found = {flat: state[flat].pop(_PASSING) for flat in _flats(engine)}
-    _link(engine)
+        _write_state(engine, parameter, _TEMPORARY_KEY, values_by_name[name])
+    found = {flat: state[flat].pop(_TEMPORARY_KEY) for flat in _flat_partitions_of(engine)}
+    _relink_states(engine)
     return found
 
 
-def _link(engine: Any) -> None:
+def _relink_states(engine: Any) -> None:
     """Have an engine look at what the state of its optimizer holds now."""
     if engine.zero_optimization_stage() < 3:
         engine.optimizer._hp_optimizer_states_linked = False
@@ -257,24 +264,24 @@ def _link(engine: Any) -> None:
         engine.optimizer._hp_optimizer_states_linked = False  # the first step may add to it
 
 
-def _put(engine: Any, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+def _write_state(engine: Any, parameter: nn.Parameter, key: str, value: Tensor) -> None:
     """Write one piece of the optimizer's state of a trained parameter, which comes whole."""
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
     value = value.to(engine.device)
-    if is_cut(parameter):  # DeepSpeed's own cut would miss the padding
-        safe_set_local_optimizer_state(parameter, own_part(parameter, value), key)
+    if is_partitioned(parameter):  # DeepSpeed's own cut would miss the padding
+        safe_set_local_optimizer_state(parameter, slice_to_shard(parameter, value), key)
     else:
         safe_set_full_optimizer_state(parameter, value, key)
 
 
-def _flats(engine: Any) -> Sequence[Tensor]:
+def _flat_partitions_of(engine: Any) -> Sequence[Tensor]:
     """This process's parts of the trained parameters, as its optimizer steps them."""
     if engine.zero_optimization_stage() == 3:
         return engine.optimizer.fp32_partitioned_groups_flat
     return engine.optimizer.single_partition_of_fp32_groups
 
 
-def _spans(value: Any, flat: Tensor) -> bool:
+def _is_per_entry(value: Any, flat: Tensor) -> bool:
     """Whether a piece of an optimizer's state has one number for each of a part's entries."""
     return isinstance(value, Tensor) and value.shape == flat.shape

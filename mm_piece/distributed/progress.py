@@ -9,13 +9,13 @@ from mm_piece import distributed
 from mm_piece.plaintext import make_printable
 
 
-def bar(items: Iterable[Any], title: str, unit: str, total: int | None = None) -> Any:
+def progress_bar(items: Iterable[Any], title: str, unit: str, total: int | None = None) -> Any:
     """The items, with a bar on a terminal."""
     silent = None if distributed.is_main() else True
     return tqdm(items, make_printable(title), total, unit=unit, leave=False, disable=silent)
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """One line, above whatever bar there is; what a name in it holds cannot break it."""
     if distributed.is_main():
         tqdm.write(make_printable(text))

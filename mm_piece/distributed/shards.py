@@ -12,82 +12,84 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from mm_piece.dtypes import bits
+from mm_piece.dtypes import view_bits
 
-Write = tuple[Tensor, Tensor, Tensor]  # a tensor, flat indices, values
+EntryWrite = tuple[Tensor, Tensor, Tensor]  # a tensor, flat indices, values
 
 
-def is_cut(weight: Tensor) -> bool:
+def is_partitioned(weight: Tensor) -> bool:
     """Whether only a part of the weight lies on this process."""
     return "ds_tensor" in vars(weight)
 
 
 def shape_of(weight: Tensor) -> torch.Size:
     """The shape of the whole weight."""
-    return torch.Size(weight.ds_shape) if is_cut(weight) else weight.shape  # type: ignore
+    return torch.Size(weight.ds_shape) if is_partitioned(weight) else weight.shape  # type: ignore
 
 
-def part_of(weight: Tensor) -> tuple[int, Tensor]:
+def local_shard(weight: Tensor) -> tuple[int, Tensor]:
     """The first entry of this process's part, and the part: 1-D, sharing its memory."""
-    if not is_cut(weight):
+    if not is_partitioned(weight):
         return 0, weight.detach().reshape(-1)
     shard = weight.ds_tensor.detach()  # type: ignore[attr-defined]
-    first = distributed.get_rank(_group(weight)) * len(shard)
+    first = distributed.get_rank(_process_group_of(weight)) * len(shard)
     return first, shard[: max(0, prod(shape_of(weight)) - first)]  # the last ones end in padding
 
 
-def own_part(weight: Tensor, flat: Tensor) -> Tensor:
+def slice_to_shard(weight: Tensor, flat: Tensor) -> Tensor:
     """This process's part of something with one number for each entry of a cut weight, padded."""
-    first, part = part_of(weight)
+    first, shard = local_shard(weight)
     own = flat.new_zeros(len(weight.ds_tensor))  # type: ignore[attr-defined]
-    own[: len(part)] = flat[first : first + len(part)]
+    own[: len(shard)] = flat[first : first + len(shard)]
     return own
 
 
-def take(weight: Tensor, indices: Tensor) -> Tensor:
+def gather_entries(weight: Tensor, indices: Tensor) -> Tensor:
     """Copy the entries at flat `indices`, in the weight's dtype, on its device."""
-    if not is_cut(weight):
-        return bits(weight).index_select(0, indices.to(weight.device)).view(weight.dtype)
-    places, mine, part = _mine(weight, indices)
-    found = torch.zeros(len(indices), dtype=part.dtype, device=part.device)
-    found[mine] = part[places[mine]]
+    if not is_partitioned(weight):
+        return view_bits(weight).index_select(0, indices.to(weight.device)).view(weight.dtype)
+    positions, is_local, shard = _locate_in_shard(weight, indices)
+    found = torch.zeros(len(indices), dtype=shard.dtype, device=shard.device)
+    found[is_local] = shard[positions[is_local]]
     found = found.to(weight.device).view(torch.uint8)  # every byte is zero but on one process
-    distributed.all_reduce(found, group=_group(weight))
+    distributed.all_reduce(found, group=_process_group_of(weight))
     return found.view(weight.dtype)
 
 
-def put_all(writes: Iterable[Write]) -> None:
+def scatter_entries(writes: Iterable[EntryWrite]) -> None:
     """Write weights' entries at flat indices in place, bit for bit, all of them or none.
 
     What can still fail, memory on another device, happens before the first write; on the CPU one
     row of indices at a time is widened.
     """
     staged = [
-        (row, where.to(row.device), patterns.to(row.device))
+        (target, positions.to(target.device), patterns.to(target.device))
         for weight, indices, values in writes
-        for row, where, patterns in _rows(weight, indices, bits(values))
+        for target, positions, patterns in _iter_local_writes(weight, indices, view_bits(values))
     ]
-    if any(row.device.type != "cpu" for row, _, _ in staged):
-        staged = [(row, where.to(torch.int64), patterns) for row, where, patterns in staged]
-    for row, where, patterns in staged:
-        row.index_copy_(0, where.to(torch.int64), patterns)
+    if any(target.device.type != "cpu" for target, _, _ in staged):
+        staged = [
+            (target, positions.to(torch.int64), patterns) for target, positions, patterns in staged
+        ]
+    for target, positions, patterns in staged:
+        target.index_copy_(0, positions.to(torch.int64), patterns)
 
 
 def norm_of(weight: Tensor) -> float:
     """The Euclidean norm of the whole weight, computed in fp32."""
-    _, part = part_of(weight)
-    own = torch.linalg.vector_norm(part, dtype=torch.float32)
-    if not is_cut(weight):
+    _, shard = local_shard(weight)
+    own = torch.linalg.vector_norm(shard, dtype=torch.float32)
+    if not is_partitioned(weight):
         return float(own)
     square = own.to(weight.device).square()
-    distributed.all_reduce(square, group=_group(weight))
+    distributed.all_reduce(square, group=_process_group_of(weight))
     return float(square.sqrt())
 
 
 @contextmanager
-def whole(weights: Sequence[Tensor]) -> Iterator[None]:
+def gathered_parameters(weights: Sequence[Tensor]) -> Iterator[None]:
     """Weights that lie here as a whole until the context ends."""
-    if not any(map(is_cut, weights)):
+    if not any(map(is_partitioned, weights)):
         yield
         return
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters
@@ -96,24 +98,24 @@ def whole(weights: Sequence[Tensor]) -> Iterator[None]:
         yield
 
 
-def _group(weight: Tensor) -> Any:
+def _process_group_of(weight: Tensor) -> Any:
     """The processes that hold parts of a weight."""
     return weight.ds_process_group  # type: ignore[attr-defined]
 
 
-def _rows(weight: Tensor, indices: Tensor, patterns: Tensor) -> Iterator[Write]:
+def _iter_local_writes(weight: Tensor, indices: Tensor, patterns: Tensor) -> Iterator[EntryWrite]:
     """Where entries are to be written: bit patterns in flat memory, whichever holds them here."""
-    if not is_cut(weight):
-        yield bits(weight), indices, patterns
+    if not is_partitioned(weight):
+        yield view_bits(weight), indices, patterns
         return
     if weight.numel():  # gathered at the moment, or for good because it is small
-        yield bits(weight), indices, patterns
-    places, mine, part = _mine(weight, indices)
-    yield part, places[mine], patterns.to(part.device)[mine]
+        yield view_bits(weight), indices, patterns
+    positions, is_local, shard = _locate_in_shard(weight, indices)
+    yield shard, positions[is_local], patterns.to(shard.device)[is_local]
 
 
-def _mine(weight: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _locate_in_shard(weight: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Places in this process's part, which of them lie inside, and the part's bit patterns."""
-    first, part = part_of(weight)
-    places = indices.to(part.device, torch.int64) - first
-    return places, (places >= 0) & (places < len(part)), bits(part)
+    first, shard = local_shard(weight)
+    positions = indices.to(shard.device, torch.int64) - first
+    return positions, (positions >= 0) & (positions < len(shard)), view_bits(shard)

@@ -8,32 +8,40 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from mm_piece import distributed
-from mm_piece.data import Example, Rows, read
-from mm_piece.distributed.progress import say
+from mm_piece.data import Example, ExampleDataset, read
+from mm_piece.distributed.progress import print_line
 from mm_piece.errors import RecipeError
-from mm_piece.evaluation.answers import Answer, by_kind, evaluate, mean_score, on_accelerator
-from mm_piece.evaluation.divergence import divergence
+from mm_piece.evaluation.answers import (
+    ScoredAnswer,
+    evaluate,
+    mean_score,
+    move_to_accelerator,
+    scores_by_kind,
+)
+from mm_piece.evaluation.divergence import measure_divergence
 from mm_piece.recipe import GeneralTask, Recipe, parse_recipe
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.store.loading import as_store, load
 
-Answers = dict[str, list[Answer]]
+AnswersByTask = dict[str, list[ScoredAnswer]]
 
 
-def rows_of(task: GeneralTask, source: str) -> Rows:
+def read_task_source(task: GeneralTask, source: str) -> ExampleDataset:
     """The rows of a task's train or test source, read as the recipe says."""
     return read(source, task.images, task.columns, task.prompt)
 
 
-def absent_columns(task: GeneralTask, parts: Sequence[Rows]) -> list[str]:
+def find_absent_columns(task: GeneralTask, sources: Sequence[ExampleDataset]) -> list[str]:
     """What is wrong with a task's `columns`: those that no row of its sources has."""
-    absent = set.intersection(*(set(part.absent) for part in parts)) if parts else set()
+    absent = (
+        set.intersection(*(set(source.absent_columns) for source in sources)) if sources else set()
+    )
     return [f"task {task.name!r}: columns: no row has {name!r}" for name in sorted(absent)]
 
 
-def answer(
+def answer_task(
     model: nn.Module, processor: Any, examples: Sequence[Example], recipe: Recipe, task: GeneralTask
-) -> list[Answer]:
+) -> list[ScoredAnswer]:
     """A model's answers to a task's rows, scored by its metric.
 
     Batches have `per_device_eval_batch_size` rows, a setting of Trainer's.
@@ -50,7 +58,7 @@ def answer(
     )
 
 
-def measure(
+def measure_position(
     store: DeltaStore,
     recipe: Recipe,
     model: nn.Module,
@@ -60,47 +68,47 @@ def measure(
     test: Mapping[str, Sequence[Example]],
 ) -> None:
     """Evaluate every task and the base ability; the main process writes row and answers."""
-    measured = (*recipe.tasks, *recipe.general)
-    answers = {t.name: answer(model, processor, test[t.name], recipe, t) for t in measured}
+    tasks = (*recipe.tasks, *recipe.general)
+    answers = {t.name: answer_task(model, processor, test[t.name], recipe, t) for t in tasks}
     if not distributed.is_main():
         return
     row = {name: mean_score(given) for name, given in answers.items()}
     store.write_answers(position, answers)
-    store.write_results(_results(store, recipe, position, row, answers))
+    store.write_results(_update_results(store, recipe, position, row, answers))
     with SummaryWriter(str(store.path / "logs")) as board:
         for name, score in row.items():
             board.add_scalar(f"score/{name}", score, position)
     scores = "  ".join(f"{name} {score:.1%}" for name, score in row.items())
-    say(f"position {position}  {scores}")
+    print_line(f"position {position}  {scores}")
 
 
-def measure_at(
+def measure_scores_at(
     store: str | Path, at: int | None = None, base: str | None = None, names: Sequence[str] = ()
 ) -> dict[str, float]:
     """Scores of the model at a position on the tasks of the store's recipe (or on those named)."""
-    distributed.start()
-    recipe, opened, chosen = chosen_of(store, names)
-    test = {task.name: rows_of(task, task.test) for task in chosen}
+    distributed.join_process_group()
+    recipe, opened, chosen = choose_tasks(store, names)
+    test = {task.name: read_task_source(task, task.test) for task in chosen}
     model, processor = load(base, opened, at)
-    model = on_accelerator(model)
+    model = move_to_accelerator(model)
     return {
-        task.name: mean_score(answer(model, processor, test[task.name], recipe, task))
+        task.name: mean_score(answer_task(model, processor, test[task.name], recipe, task))
         for task in chosen
     }
 
 
-def divergences_at(
+def measure_divergences_at(
     store: str | Path, at: int | None = None, base: str | None = None, names: Sequence[str] = ()
 ) -> dict[str, float]:
     """How far the model at a position is from the base, by task, in nats a token."""
-    distributed.start()
-    recipe, opened, chosen = chosen_of(store, names)
+    distributed.join_process_group()
+    recipe, opened, chosen = choose_tasks(store, names)
     position = opened.position(at)
     model, processor = load(base, opened, 0)
-    return divergences_of(on_accelerator(model), processor, recipe, chosen, position)
+    return measure_divergences(move_to_accelerator(model), processor, recipe, chosen, position)
 
 
-def divergences_of(
+def measure_divergences(
     model: nn.Module,
     processor: Any,
     recipe: Recipe,
@@ -109,10 +117,10 @@ def divergences_of(
 ) -> dict[str, float]:
     """How far a model at a position of its store is from the base, by task, in nats a token."""
     return {
-        task.name: divergence(
+        task.name: measure_divergence(
             model,
             processor,
-            rows_of(task, task.test),
+            read_task_source(task, task.test),
             position,
             max_new_tokens=task.max_new_tokens,
             max_length=task.max_length,
@@ -122,7 +130,7 @@ def divergences_of(
     }
 
 
-def chosen_of(
+def choose_tasks(
     store: str | Path, names: Sequence[str]
 ) -> tuple[Recipe, DeltaStore, list[GeneralTask]]:
     """A store's recipe, the store, and those of its tasks that are named; all without names."""
@@ -134,15 +142,15 @@ def chosen_of(
     return recipe, opened, [tasks[name] for name in names or tasks]
 
 
-def measured(store: DeltaStore, recipe: Recipe) -> int:
+def count_measured_rows(store: DeltaStore, recipe: Recipe) -> int:
     """Rows of the matrix; none of them counts once the recipe has got a further task."""
     results = store.results()
-    same = results.get("tasks") == [task.name for task in recipe.tasks]
-    return len(results["matrix"]) if same and "matrix" in results else 0
+    is_same = results.get("tasks") == [task.name for task in recipe.tasks]
+    return len(results["matrix"]) if is_same and "matrix" in results else 0
 
 
-def _results(
-    store: DeltaStore, recipe: Recipe, position: int, row: dict[str, float], answers: Answers
+def _update_results(
+    store: DeltaStore, recipe: Recipe, position: int, row: dict[str, float], answers: AnswersByTask
 ) -> dict[str, Any]:
     tasks = [task.name for task in recipe.tasks]
     general = [task.name for task in recipe.general]
@@ -153,7 +161,7 @@ def _results(
         ability = sum(row[name] for name in general) / len(general)
         results["base_ability"] = [*before.get("base_ability", [])[:position], ability]
         results["base_ability_name"] = ", ".join(general)
-        kinds = by_kind([given for name in general for given in answers[name]])
+        kinds = scores_by_kind([given for name in general for given in answers[name]])
         old = before.get("base_kinds", {})
         results["base_kinds"] = {k: [*old.get(k, [])[:position], v] for k, v in kinds.items()}
     return results

@@ -15,20 +15,20 @@ from typing import BinaryIO
 from mm_piece.errors import StoreError
 
 
-def write(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all, even after a power cut."""
-    with writing(path) as file:
+    with writing_atomically(path) as file:
         file.write(data)
 
 
 @contextmanager
-def writing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+def writing_atomically(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a file that is there whole once the block ends, and not at all if it raises.
 
     A `durable` one survives a power cut.
     """
     temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**15)}.tmp")
-    with naming(path, temporary):
+    with naming_errors(path, temporary):
         file = temporary.open("xb")
         try:
             with file:
@@ -52,7 +52,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path, *others: Path) -> Iterator[None]:
+def naming_errors(path: Path, *others: Path) -> Iterator[None]:
     """Let an OSError that names no file, as that of a full disk, or one of `others` name `path`."""
     try:
         yield
@@ -63,7 +63,7 @@ def naming(path: Path, *others: Path) -> Iterator[None]:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def creating_folder(path: Path) -> Iterator[Path]:
     """Make a folder that is there whole once the block ends, and not at all if it raises.
 
     An empty one may lie there. An OSError about what was to be written names `path`.
@@ -84,7 +84,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def reported(path: Path) -> Iterator[None]:
+def reporting_os_errors(path: Path) -> Iterator[None]:
     """Turn what the system refuses into one line."""
     try:
         yield

@@ -17,26 +17,32 @@ from torch import Tensor
 from mm_piece.files import atomic
 
 
-def write(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def write_checksummed(
+    file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> None:
     """Keep tensors and plain facts about them, whole or not at all; equal content, equal bytes."""
     # One key: the order of several would differ from file to file.
-    known = json.dumps({"facts": facts, "sha256": _seal(tensors)})
-    atomic.write(file, save(dict(tensors), {"sealed": known}))
+    record = json.dumps({"facts": metadata, "sha256": _hash_tensors(tensors)})
+    atomic.write_atomically(file, save(dict(tensors), {"sealed": record}))
 
 
-def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def read_checksummed(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The tensors and facts as they were written; None if they are not there, or not whole."""
     try:
         with safe_open(file, "pt") as opened:
-            known = json.loads((opened.metadata() or {}).get("sealed", "{}"))
+            record = json.loads((opened.metadata() or {}).get("sealed", "{}"))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError):
         return None
-    whole = type(known) is dict and known.keys() == {"facts", "sha256"}
-    return (tensors, known["facts"]) if whole and known["sha256"] == _seal(tensors) else None
+    is_complete = type(record) is dict and record.keys() == {"facts", "sha256"}
+    return (
+        (tensors, record["facts"])
+        if is_complete and record["sha256"] == _hash_tensors(tensors)
+        else None
+    )
 
 
-def _seal(tensors: Mapping[str, Tensor]) -> str:
+def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     sha = hashlib.sha256()
     for name in sorted(tensors):
         values = tensors[name].contiguous()

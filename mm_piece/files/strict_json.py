@@ -5,9 +5,9 @@ import math
 from collections.abc import Collection
 from typing import Any
 
-from mm_piece.errors import short
+from mm_piece.errors import format_value
 
-_DEEPEST = 64  # objects and lists in one another
+_MAX_DEPTH = 64  # objects and lists in one another
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -16,39 +16,42 @@ def parse_json(text: str | bytes) -> Any:
     RecursionError or ValueError for what is nested too deep.
     """
     content = json.loads(
-        text, parse_float=_finite, parse_constant=_finite, object_pairs_hook=require_unique
+        text,
+        parse_float=_parse_finite,
+        parse_constant=_parse_finite,
+        object_pairs_hook=require_unique_names,
     )
-    _require_shallow(content)
+    _require_shallow_nesting(content)
     return content
 
 
-def require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def require_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object of names and values; ValueError if a name stands twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {short(twice)} stands twice")
+        raise ValueError(f"the name {format_value(twice)} stands twice")
     return content
 
 
-def _require_shallow(content: Any) -> None:
+def _require_shallow_nesting(content: Any) -> None:
     """Raise ValueError for what a function that goes into depth might trip over."""
     level = [content]
-    for _ in range(_DEEPEST):
-        level = [part for item in level for part in _parts(item)]
+    for _ in range(_MAX_DEPTH):
+        level = [child for item in level for child in _children_of(item)]
         if not level:
             return
-    raise ValueError(f"not plain JSON: nested deeper than {_DEEPEST}")
+    raise ValueError(f"not plain JSON: nested deeper than {_MAX_DEPTH}")
 
 
-def _parts(item: Any) -> Collection[Any]:
+def _children_of(item: Any) -> Collection[Any]:
     if isinstance(item, dict):
         return item.values()
     return item if isinstance(item, list) else ()
 
 
-def _finite(number: str) -> float:
+def _parse_finite(number: str) -> float:
     if not math.isfinite(value := float(number)):
-        raise ValueError(f"not plain JSON: {short(number)} is no finite number")
+        raise ValueError(f"not plain JSON: {format_value(number)} is no finite number")
     return value

@@ -14,47 +14,47 @@ margins            what answers stand on, for PIECE-R
 factored, rows     importance as rows and columns; entries of one output
 """
 
-from mm_piece.importance.backward import patchable
-from mm_piece.importance.estimation import estimate, scorable, stream
-from mm_piece.importance.factored import Compact, compact
-from mm_piece.importance.folds import Folds
-from mm_piece.importance.margins import stakes
+from mm_piece.importance.backward import find_patchable_names
+from mm_piece.importance.estimation import estimate, find_scorable_names, stream_scores
+from mm_piece.importance.factored import FactoredImportance, factor_scores
+from mm_piece.importance.folds import FoldSums
+from mm_piece.importance.margins import margin_sensitivity
 from mm_piece.importance.rules import (
-    DATA_FREE,
-    KEEPING,
+    BATCH_METHODS,
+    DATA_FREE_METHODS,
     METHODS,
-    OF_BATCHES,
-    OF_OUTPUTS,
-    SQUARES,
+    OUTPUT_METHODS,
+    RETENTION_METHODS,
+    SQUARED_METHODS,
     Moments,
+    apply_rule,
     moments_of,
+    needs_weights,
     piece_f,
     piece_s,
-    resolve,
-    scored,
-    weighs,
+    resolve_method,
 )
 
 __all__ = [
-    "DATA_FREE",
-    "KEEPING",
+    "DATA_FREE_METHODS",
+    "RETENTION_METHODS",
     "METHODS",
-    "OF_BATCHES",
-    "OF_OUTPUTS",
-    "SQUARES",
-    "Compact",
-    "Folds",
+    "BATCH_METHODS",
+    "OUTPUT_METHODS",
+    "SQUARED_METHODS",
+    "FactoredImportance",
+    "FoldSums",
     "Moments",
-    "compact",
+    "factor_scores",
     "estimate",
     "moments_of",
-    "patchable",
+    "find_patchable_names",
     "piece_f",
     "piece_s",
-    "resolve",
-    "scorable",
-    "scored",
-    "stakes",
-    "stream",
-    "weighs",
+    "resolve_method",
+    "find_scorable_names",
+    "apply_rule",
+    "margin_sensitivity",
+    "stream_scores",
+    "needs_weights",
 ]

@@ -11,31 +11,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_piece.distributed import lost, release
-from mm_piece.errors import SelectionError, short
+from mm_piece.distributed import repartition, translate_errors
+from mm_piece.errors import SelectionError, format_value
 from mm_piece.families import group_of, weights
 
 Batch = Mapping[str, Any]  # what the model's forward takes, labels included
-IGNORED = -100  # the label of what is not supervised
+IGNORE_INDEX = -100  # the label of what is not supervised
 Objective = Callable[[nn.Module, Batch], Tensor]  # a mean over a batch's answer tokens
 
 
-def patchable(model: nn.Module, batches: Sequence[Batch], exclude: Sequence[str] = ()) -> list[str]:
+def find_patchable_names(
+    model: nn.Module, batches: Sequence[Batch], exclude: Sequence[str] = ()
+) -> list[str]:
     """Published names of the weights that receive a gradient, in model order, less excluded groups.
 
     One backward pass per kind of batch (with and without images): what is not reached can never
     train.
     """
     kinds = {frozenset(batch): batch for batch in batches}
-    reached: set[str] = set()
-    with frozen(model), collecting(weights(model), lambda name, _: reached.add(name)):
+    trainable_names: set[str] = set()
+    with (
+        frozen_model(model),
+        collecting_gradients(weights(model), lambda name, _: trainable_names.add(name)),
+    ):
         for batch in kinds.values():
-            loss_of(model, next(singles(batch))).backward()
-    return [name for name in weights(model) if name in reached and group_of(name) not in exclude]
+            loss_of(model, next(iter_examples(batch))).backward()
+    return [
+        name for name in weights(model) if name in trainable_names and group_of(name) not in exclude
+    ]
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
+def frozen_model(model: nn.Module) -> Iterator[None]:
     """No weight takes a gradient, evaluation mode; everything is put back afterwards.
 
     Layers that recompute their activations (gradient checkpointing) go on doing so: what they do
@@ -61,30 +68,30 @@ def frozen(model: nn.Module) -> Iterator[None]:
         for module, mode in modes:
             module.training = mode
         torch.backends.mha.set_fastpath_enabled(fast)
-        release(model)
+        repartition(model)
 
 
 @contextmanager
-def collecting(
-    named: Mapping[str, nn.Parameter], take: Callable[[str, Tensor], Any]
+def collecting_gradients(
+    named: Mapping[str, nn.Parameter], on_gradient: Callable[[str, Tensor], Any]
 ) -> Iterator[None]:
     """Weights whose gradients go to `take(name, gradient)` once whole, and no further.
 
     A tied weight, or one used twice, has one gradient.
     """
 
-    def hook(name: str) -> Callable[[Tensor], None]:
-        def _take(weight: Tensor) -> None:
+    def make_hook(name: str) -> Callable[[Tensor], None]:
+        def hand_over_gradient(weight: Tensor) -> None:
             assert weight.grad is not None
-            take(name, weight.grad)
+            on_gradient(name, weight.grad)
             weight.grad = None
 
-        return _take
+        return hand_over_gradient
 
     handles = []
     for name, weight in named.items():
         weight.requires_grad_(True)
-        handles.append(weight.register_post_accumulate_grad_hook(hook(name)))
+        handles.append(weight.register_post_accumulate_grad_hook(make_hook(name)))
     try:
         yield
     finally:
@@ -96,24 +103,26 @@ def collecting(
 def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     """The loss of a batch, moved to where the model is; SelectionError if it has none."""
     try:
-        with lost():
-            loss = model(**moved(batch, model)).loss
+        with translate_errors():
+            loss = model(**to_model_device(batch, model)).loss
     except torch.OutOfMemoryError:
         raise
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
-        raise SelectionError(f"the model does not take a batch: {short(error, 200)}") from error
+        raise SelectionError(
+            f"the model does not take a batch: {format_value(error, 200)}"
+        ) from error
     if loss is None:
         raise SelectionError(f"a batch of {', '.join(batch)} has no loss: it needs `labels`")
     return loss
 
 
-def moved(batch: Batch, model: nn.Module) -> dict[str, Any]:
+def to_model_device(batch: Batch, model: nn.Module) -> dict[str, Any]:
     """A batch where the model is."""
     device = next(model.parameters()).device
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
-def singles(batch: Batch) -> Iterator[Batch]:
+def iter_examples(batch: Batch) -> Iterator[Batch]:
     """The examples of a batch, whose tensors must agree on their first dimension."""
     labels = batch.get("labels")
     size = len(labels) if isinstance(labels, Tensor) else 1

@@ -7,32 +7,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_piece.distributed import Share, shape_of, whole
+from mm_piece.distributed import EntryRange, gathered_parameters, shape_of
 from mm_piece.errors import SelectionError
 from mm_piece.families import weights
-from mm_piece.importance.accumulators import Run, Sums, blocks
-from mm_piece.importance.activations import outputs, passes_of, with_outputs
-from mm_piece.importance.backward import Batch, Objective, frozen, loss_of, patchable
-from mm_piece.importance.folds import Folds
-from mm_piece.importance.hooks import CalledAgain
-from mm_piece.importance.inputs import bytes_of, require_batches, require_weights
-from mm_piece.importance.per_example import Gradients
-from mm_piece.importance.rows import Piece
+from mm_piece.importance.accumulators import BlockRange, GradientSums, split_into_blocks
+from mm_piece.importance.activations import count_passes, filter_linear_weights, iter_mean_outputs
+from mm_piece.importance.backward import (
+    Batch,
+    Objective,
+    find_patchable_names,
+    frozen_model,
+    loss_of,
+)
+from mm_piece.importance.folds import FoldSums
+from mm_piece.importance.hooks import ModuleReused
+from mm_piece.importance.inputs import parse_memory, require_batches, require_weights
+from mm_piece.importance.per_example import PerExampleGradients
+from mm_piece.importance.rows import ScorePiece
 from mm_piece.importance.rules import (
-    KEEPING,
-    OF_BATCHES,
-    OF_OUTPUTS,
+    BATCH_METHODS,
+    OUTPUT_METHODS,
+    RETENTION_METHODS,
     Moments,
+    apply_rule,
     moments_of,
-    resolve,
-    scored,
-    weighs,
+    needs_weights,
+    resolve_method,
 )
 
 Progress = Callable[[Sequence[int], str], Iterable[Any]]
-Kept = Callable[[str, Tensor], Tensor]  # weight, flat entries -> their importance, fp32
-_Seen = tuple[int, int, dict[str, Any]]  # first entry, how many, what is known of them
-_Runs = Iterator[tuple[str, Iterable[_Seen]]]  # of each run of a weight's entries, its pieces
+RetentionLookup = Callable[[str, Tensor], Tensor]  # weight, flat entries -> their importance, fp32
+_KnownPiece = tuple[int, int, dict[str, Any]]  # first entry, how many, what is known of them
+_RangePieces = Iterator[
+    tuple[str, Iterable[_KnownPiece]]
+]  # of each run of a weight's entries, its pieces
 _CPU = torch.device("cpu")
 
 
@@ -50,35 +58,35 @@ def estimate(
     require_weights(model)
     require_batches(batches)
     named = weights(model)
-    parts: dict[str, list[Tensor]] = {}
-    for name, _, flat in stream(model, batches, method, **options):
-        parts.setdefault(name, []).append(flat)
-    return {name: torch.cat(flats).view(shape_of(named[name])) for name, flats in parts.items()}
+    pieces: dict[str, list[Tensor]] = {}
+    for name, _, flat in stream_scores(model, batches, method, **options):
+        pieces.setdefault(name, []).append(flat)
+    return {name: torch.cat(flats).view(shape_of(named[name])) for name, flats in pieces.items()}
 
 
-def scorable(
+def find_scorable_names(
     model: nn.Module, batches: Sequence[Batch], method: str, exclude: Sequence[str] = ()
 ) -> list[str]:
     """Published names of the weights that a method scores, in model order, less excluded groups."""
-    names = patchable(model, batches, exclude)
-    return with_outputs(model, names) if method in OF_OUTPUTS else names
+    names = find_patchable_names(model, batches, exclude)
+    return filter_linear_weights(model, names) if method in OUTPUT_METHODS else names
 
 
-def stream(  # noqa: PLR0913 - each is a setting of its own
+def stream_scores(  # noqa: PLR0913 - each is a setting of its own
     model: nn.Module,
     batches: Sequence[Batch],
     method: str = "piece-f",
     *,
-    names: Sequence[str] | Mapping[str, Share] | None = None,
+    names: Sequence[str] | Mapping[str, EntryRange] | None = None,
     memory: int | str = 2**33,
     host: bool = False,
     xi: float = 1e-3,
     seed: int = 0,
-    folds: Folds | None = None,
+    folds: FoldSums | None = None,
     objective: Objective = loss_of,
-    kept: Kept = lambda name, entries: torch.zeros(len(entries)),
+    retention: RetentionLookup = lambda name, entries: torch.zeros(len(entries)),
     progress: Progress = lambda steps, title: steps,
-) -> Iterator[Piece]:
+) -> Iterator[ScorePiece]:
     """Scores as flat pieces in tensor order; accumulators never exceed `memory` (bytes, or `8GiB`).
 
     `names` restricts and orders the weights (default: all that the method scores); as a mapping it
@@ -90,110 +98,126 @@ def stream(  # noqa: PLR0913 - each is a setting of its own
     """
     if not len(batches):
         raise SelectionError("there are no batches to score weights on")
-    rule, named, room = resolve(method), weights(model), bytes_of(memory)
-    shares = _shares(named, scorable(model, batches, method) if names is None else names)
-    passes = _Passes(model, batches, method, shares, room, host, folds, objective, progress)
+    rule, named, num_bytes = resolve_method(method), weights(model), parse_memory(memory)
+    shares = _resolve_shares(
+        named, find_scorable_names(model, batches, method) if names is None else names
+    )
+    pass_settings = _PassSettings(
+        model, batches, method, shares, num_bytes, host, folds, objective, progress
+    )
     generator = torch.Generator().manual_seed(seed)
-    runs = _of_outputs(passes) if method in OF_OUTPUTS else _of_gradients(passes)
-    for name, pieces in runs:
-        with whole([named[name]] if weighs(method) else []):
+    ranges = (
+        _iter_output_pieces(pass_settings)
+        if method in OUTPUT_METHODS
+        else _iter_gradient_pieces(pass_settings)
+    )
+    for name, pieces in ranges:
+        with gathered_parameters([named[name]] if needs_weights(method) else []):
             for start, size, facts in pieces:
-                weight = _entries(named[name], start, size, method)
+                weight = _copy_entries(named[name], start, size, method)
                 known = {"mean": torch.zeros(size), "square": torch.zeros(size), **facts}
-                if method in KEEPING:
-                    known["kept"] = kept(name, torch.arange(start, start + size))
+                if method in RETENTION_METHODS:
+                    known["retention"] = retention(name, torch.arange(start, start + size))
                 seen = Moments(**known, weight=weight, xi=xi, generator=generator)
-                yield name, start, scored(method, rule, seen)
+                yield name, start, apply_rule(method, rule, seen)
 
 
-def _shares(
-    named: Mapping[str, nn.Parameter], names: Sequence[str] | Mapping[str, Share]
-) -> Mapping[str, Share]:
+def _resolve_shares(
+    named: Mapping[str, nn.Parameter], names: Sequence[str] | Mapping[str, EntryRange]
+) -> Mapping[str, EntryRange]:
     """What is scored of each weight: the whole of those that are only named."""
     if isinstance(names, Mapping):
         return names
     if unknown := [name for name in names if name not in named]:
         raise SelectionError(f"names: the model has no weight {unknown[0]!r}")
     sizes = {name: shape_of(named[name]).numel() for name in names}
-    return {name: Share(0, size, size) for name, size in sizes.items()}
+    return {name: EntryRange(0, size, size) for name, size in sizes.items()}
 
 
-def _entries(weight: nn.Parameter, start: int, size: int, method: str) -> Tensor:
+def _copy_entries(weight: nn.Parameter, start: int, size: int, method: str) -> Tensor:
     """Some entries of a weight, fp32, on the CPU, to compute with; zeros for who looks away."""
-    if not weighs(method):
+    if not needs_weights(method):
         return torch.zeros(size)
-    part = weight.detach().reshape(-1)[start : start + size]
-    return part.to("cpu", torch.float32, copy=True)
+    entries = weight.detach().reshape(-1)[start : start + size]
+    return entries.to("cpu", torch.float32, copy=True)
 
 
 @dataclass(frozen=True)
-class _Passes:
+class _PassSettings:
     """What is run, over what, and in how much memory; see `stream`."""
 
     model: nn.Module
     batches: Sequence[Batch]
     method: str
-    shares: Mapping[str, Share]
+    shares: Mapping[str, EntryRange]
     memory: int
     host: bool
-    folds: Folds | None
+    folds: FoldSums | None
     objective: Objective
     progress: Progress
 
-    def steps(self, passes: int) -> Callable[[], Any]:
+    def make_step_callback(self, num_passes: int) -> Callable[[], Any]:
         """What is called after each batch, and once more at the end, which closes the bar."""
-        title = f"importance, {passes} passes" if passes > 1 else "importance"
-        wanted = range(passes * len(self.batches))
-        steps = iter(self.progress(wanted, title) if passes else ())
+        title = f"importance, {num_passes} passes" if num_passes > 1 else "importance"
+        wanted = range(num_passes * len(self.batches))
+        steps = iter(self.progress(wanted, title) if num_passes else ())
         return lambda: next(steps, None)
 
 
-def _of_outputs(passes: _Passes) -> _Runs:
-    budget = (passes.model, passes.shares, passes.memory)
-    step = passes.steps(passes_of(*budget))
-    for name, pieces in outputs(passes.model, passes.batches, *budget[1:], step=step):
+def _iter_output_pieces(pass_settings: _PassSettings) -> _RangePieces:
+    budget = (pass_settings.model, pass_settings.shares, pass_settings.memory)
+    step = pass_settings.make_step_callback(count_passes(*budget))
+    for name, pieces in iter_mean_outputs(
+        pass_settings.model, pass_settings.batches, *budget[1:], step=step
+    ):
         yield name, ((start, len(output), {"output": output}) for start, output in pieces)
     step()
 
 
-def _of_gradients(passes: _Passes) -> _Runs:
-    kinds, named = moments_of(passes.method), weights(passes.model)
-    room = passes.memory - (passes.folds.nbytes if passes.folds else 0)
-    plan = blocks(passes.shares, room, len(kinds))
-    step = passes.steps(len(plan) if kinds else 0)
+def _iter_gradient_pieces(pass_settings: _PassSettings) -> _RangePieces:
+    kinds, named = moments_of(pass_settings.method), weights(pass_settings.model)
+    num_bytes = pass_settings.memory - (pass_settings.folds.nbytes if pass_settings.folds else 0)
+    plan = split_into_blocks(pass_settings.shares, num_bytes, len(kinds))
+    step = pass_settings.make_step_callback(len(plan) if kinds else 0)
     for block in plan:
-        devices = {r.name: _CPU if passes.host else named[r.name].device for r in block}
-        sums = Sums(block, kinds, devices)
+        devices = {r.name: _CPU if pass_settings.host else named[r.name].device for r in block}
+        sums = GradientSums(block, kinds, devices)
         if kinds:
-            _accumulate(passes, sums, step)
-        for run in block:
-            yield run.name, _means(sums, run)
+            _accumulate_sums(pass_settings, sums, step)
+        for block_range in block:
+            yield block_range.name, _iter_mean_pieces(sums, block_range)
         del sums  # before the next ones: two blocks would be twice the budget
     step()
 
 
-def _means(sums: Sums, run: Run) -> Iterator[_Seen]:
+def _iter_mean_pieces(sums: GradientSums, block_range: BlockRange) -> Iterator[_KnownPiece]:
     count = max(sums.examples, 1)
-    for start, mean, square in sums.means(run):
+    for start, mean, square in sums.iter_means(block_range):
         yield start, len(mean), {"mean": mean, "square": square, "count": count}
 
 
-def _accumulate(passes: _Passes, sums: Sums, step: Callable[[], Any]) -> None:
+def _accumulate_sums(
+    pass_settings: _PassSettings, sums: GradientSums, step: Callable[[], Any]
+) -> None:
     """One pass over the data, by examples or by whole batches."""
-    model, folds, whole = passes.model, passes.folds, passes.method in OF_BATCHES
-    twice: set[tuple[str, nn.Module]] = set()  # weights whose modules run twice for an example
+    model, folds, per_batch = (
+        pass_settings.model,
+        pass_settings.folds,
+        pass_settings.method in BATCH_METHODS,
+    )
+    reused: set[tuple[str, nn.Module]] = set()  # weights whose modules run twice for an example
     while True:
-        gradients = Gradients(model, sums, twice, passes.objective)
+        gradients = PerExampleGradients(model, sums, reused, pass_settings.objective)
         if folds:
-            folds.begin(sums)
+            folds.begin_pass(sums)
         try:
-            with frozen(model):
-                for number, batch in enumerate(passes.batches):
-                    gradients.add_whole(batch) if whole else gradients.add(batch)
+            with frozen_model(model):
+                for number, batch in enumerate(pass_settings.batches):
+                    gradients.add_batch_as_one(batch) if per_batch else gradients.add_batch(batch)
                     if folds:
-                        folds.take(number, sums)
+                        folds.record_batch(number, sums)
                     step()
             return
-        except CalledAgain as call:
-            twice |= call.watched
-            sums.clear()
+        except ModuleReused as call:
+            reused |= call.reused
+            sums.reset_sums()

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from mm_piece import distributed
-from mm_piece.importance.rows import Piece, row_scores, width_of
+from mm_piece.importance.rows import ScorePiece, iter_output_row_sums, width_of
 
 Shapes = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Compact:
+class FactoredImportance:
     """Scores of some weights, relative to the mean of all of them; bf16, by published name.
 
     `rows` holds the mean of each row, `columns` that of each column over the mean of the weight.
@@ -28,27 +28,29 @@ class Compact:
     rows: dict[str, Tensor]
     columns: dict[str, Tensor]
 
-    def at(self, name: str, entries: Tensor) -> Tensor:
+    def scores_at(self, name: str, entries: Tensor) -> Tensor:
         """The scores of some flat entries, fp32; zeros for a weight that has none."""
         if name not in self.rows:
             return torch.zeros(len(entries))
         rows, columns = self.rows[name].float(), self.columns[name].float()
-        places = entries.long()
-        return rows[places // len(columns)] * columns[places % len(columns)]
+        indices = entries.long()
+        return rows[indices // len(columns)] * columns[indices % len(columns)]
 
 
-class Kept:
+class RetentionImportance:
     """What is to be kept of a model's weights: the sum of compact stakes."""
 
-    def __init__(self, parts: Sequence[Compact]) -> None:
-        self.parts = parts
+    def __init__(self, components: Sequence[FactoredImportance]) -> None:
+        self.components = components
 
-    def at(self, name: str, entries: Tensor) -> Tensor:
+    def scores_at(self, name: str, entries: Tensor) -> Tensor:
         """What is at stake at some flat entries, fp32; each part is relative to its mean."""
-        return sum((found.at(name, entries) for found in self.parts), torch.zeros(len(entries)))
+        return sum(
+            (found.scores_at(name, entries) for found in self.components), torch.zeros(len(entries))
+        )
 
 
-def compact(pieces: Iterable[Piece], shapes: Shapes) -> Compact:
+def factor_scores(pieces: Iterable[ScorePiece], shapes: Shapes) -> FactoredImportance:
     """The compact form of scores that come in pieces, never held as a whole.
 
     Of several processes each gives whole rows of its own; all get the same. Sums are made in
@@ -57,24 +59,26 @@ def compact(pieces: Iterable[Piece], shapes: Shapes) -> Compact:
     widths = {name: width_of(shape) for name, shape in shapes.items()}
     rows = {n: torch.zeros(prod(shape) // widths[n]) for n, shape in shapes.items()}
     columns = {name: torch.zeros(widths[name], dtype=torch.float64) for name in shapes}
-    for name, first, sums in row_scores(_adding(pieces, columns), widths):
+    for name, first, sums in iter_output_row_sums(_iter_with_column_sums(pieces, columns), widths):
         rows[name][first : first + len(sums)] = sums
-    rows = {name: distributed.summed(sums) for name, sums in rows.items()}
-    columns = {name: distributed.summed(sums) for name, sums in columns.items()}
+    rows = {name: distributed.all_reduce_sum(sums) for name, sums in rows.items()}
+    columns = {name: distributed.all_reduce_sum(sums) for name, sums in columns.items()}
     total = sum(float(sums.sum()) for sums in columns.values())
     mean = total / sum(prod(shape) for shape in shapes.values())
-    return Compact(
+    return FactoredImportance(
         {n: (sums / (widths[n] * mean or 1)).bfloat16() for n, sums in rows.items()},
         {n: (sums / (sums.mean() or 1)).bfloat16() for n, sums in columns.items()},
     )
 
 
-def _adding(pieces: Iterable[Piece], columns: dict[str, Tensor]) -> Iterator[Piece]:
+def _iter_with_column_sums(
+    pieces: Iterable[ScorePiece], columns: dict[str, Tensor]
+) -> Iterator[ScorePiece]:
     """The pieces as they are; what they add to each column is noted on the way."""
     for name, start, flat in pieces:
         width = len(columns[name])
         before = start % width
         after = -(before + len(flat)) % width
-        whole = torch.nn.functional.pad(flat, (before, after)).view(-1, width)
-        columns[name] += whole.sum(0, dtype=torch.float64)
+        padded = torch.nn.functional.pad(flat, (before, after)).view(-1, width)
+        columns[name] += padded.sum(0, dtype=torch.float64)
         yield name, start, flat

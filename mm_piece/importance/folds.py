@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from mm_piece import distributed
-from mm_piece.importance.accumulators import Sums
+from mm_piece.importance.accumulators import GradientSums
 from mm_piece.importance.rows import entries_of
 
 _FOLDS = 16
 _ENTRIES = 2**18  # of the sample, at most
 
 
-class Folds:
+class FoldSums:
     """Sums at sampled units (entries or rows) of tensors, apart for each fold of the batches."""
 
     def __init__(
@@ -28,7 +28,7 @@ class Folds:
         kinds: Sequence[str],
         *,
         windows: Sequence[int],
-        room: int,
+        max_bytes: int,
         seed: int,
     ) -> None:
         """`sizes` counts units, `widths` their entries; all sums fit in `room` bytes.
@@ -36,63 +36,68 @@ class Folds:
         `windows` numbers, for each batch, the random part of the examples that it comes from.
         """
         random = torch.Generator().manual_seed(seed)
-        self.number, self.widths = min(_FOLDS, len(set(windows))), widths
-        self._fold = [window % self.number for window in windows]
-        entries = min(_ENTRIES, room // (4 * len(kinds) * (self.number + 1) + 8))
-        self.units = _sampled(sizes, widths, entries, random)
+        self.num_folds, self.widths = min(_FOLDS, len(set(windows))), widths
+        self._fold_of_batch = [window % self.num_folds for window in windows]
+        entries = min(_ENTRIES, max_bytes // (4 * len(kinds) * (self.num_folds + 1) + 8))
+        self.units = _sample_units(sizes, widths, entries, random)
         self.entries = {name: entries_of(u, widths[name]) for name, u in self.units.items()}
-        self._starts = _starts({name: len(found) for name, found in self.entries.items()})
+        self._offsets = _compute_offsets({name: len(found) for name, found in self.entries.items()})
         total = sum(map(len, self.entries.values()))
-        self.sums = {kind: torch.zeros(self.number, total) for kind in kinds}
-        self._before = {kind: torch.zeros(total) for kind in kinds}
-        self.counts = [0] * self.number
+        self.sums = {kind: torch.zeros(self.num_folds, total) for kind in kinds}
+        self._previous = {kind: torch.zeros(total) for kind in kinds}
+        self.counts = [0] * self.num_folds
 
     @property
     def nbytes(self) -> int:
         """What all of it takes."""
-        held = (*self.sums.values(), *self._before.values(), *self.entries.values())
-        return sum(tensor.nbytes for tensor in held)
+        tensors = (*self.sums.values(), *self._previous.values(), *self.entries.values())
+        return sum(tensor.nbytes for tensor in tensors)
 
-    def begin(self, sums: Sums) -> None:
+    def begin_pass(self, sums: GradientSums) -> None:
         """A pass over all batches begins, which adds to these sums."""
-        self.counts, self._seen = [0] * self.number, 0
-        self._places: list[tuple[str, Tensor, slice]] = []
-        for run in sums.runs.values():
-            entries, ends = self.entries[run.name], torch.tensor([run.start, run.stop])
+        self.counts, self._examples_seen = [0] * self.num_folds, 0
+        self._spans: list[tuple[str, Tensor, slice]] = []
+        for block_range in sums.ranges.values():
+            entries, ends = (
+                self.entries[block_range.name],
+                torch.tensor([block_range.start, block_range.stop]),
+            )
             low, high = torch.searchsorted(entries, ends).tolist()
-            start = self._starts[run.name]
-            self._places.append((run.name, entries[low:high], slice(start + low, start + high)))
+            start = self._offsets[block_range.name]
+            self._spans.append(
+                (block_range.name, entries[low:high], slice(start + low, start + high))
+            )
         for kind in self.sums:
-            for _, _, place in self._places:
-                self.sums[kind][:, place] = 0
-                self._before[kind][place] = 0
+            for _, _, span in self._spans:
+                self.sums[kind][:, span] = 0
+                self._previous[kind][span] = 0
 
-    def take(self, batch: int, sums: Sums) -> None:
+    def record_batch(self, batch: int, sums: GradientSums) -> None:
         """What a batch has added to the sums."""
-        fold = self._fold[batch]
-        self.counts[fold] += sums.examples - self._seen
-        self._seen = sums.examples
-        for name, entries, place in self._places:
-            for kind, now in sums.at(name, entries).items():
-                self.sums[kind][fold, place] += now - self._before[kind][place]
-                self._before[kind][place] = now
+        fold = self._fold_of_batch[batch]
+        self.counts[fold] += sums.examples - self._examples_seen
+        self._examples_seen = sums.examples
+        for name, entries, span in self._spans:
+            for kind, now in sums.sums_at(name, entries).items():
+                self.sums[kind][fold, span] += now - self._previous[kind][span]
+                self._previous[kind][span] = now
 
-    def share(self) -> None:
+    def all_reduce_sums(self) -> None:
         """Bring together what every process has summed, each for tensors of its own."""
-        self.sums = {kind: distributed.summed(sums) for kind, sums in self.sums.items()}
+        self.sums = {kind: distributed.all_reduce_sum(sums) for kind, sums in self.sums.items()}
 
-    def means(self, times: Tensor) -> tuple[dict[str, Tensor], int]:
+    def compute_means(self, times: Tensor) -> tuple[dict[str, Tensor], int]:
         """Mean of each kind over folds, each so many `times`, and how many examples that are."""
         count = int((times * torch.tensor(self.counts)).sum())
         return {kind: times.float() @ sums / count for kind, sums in self.sums.items()}, count
 
-    def split(self, flat: Tensor) -> dict[str, Tensor]:
+    def split_by_tensor(self, flat: Tensor) -> dict[str, Tensor]:
         """What belongs to each tensor of something that has one number for each sampled entry."""
         sizes = [len(found) for found in self.entries.values()]
         return dict(zip(self.entries, flat.split(sizes), strict=True))
 
 
-def _sampled(
+def _sample_units(
     sizes: Mapping[str, int], widths: Mapping[str, int], entries: int, random: torch.Generator
 ) -> dict[str, Tensor]:
     """About as many `entries` of whole units, evenly spread; per tensor sorted int64 units."""
@@ -111,5 +116,5 @@ def _sampled(
     return found
 
 
-def _starts(sizes: Mapping[str, int]) -> dict[str, int]:
+def _compute_offsets(sizes: Mapping[str, int]) -> dict[str, int]:
     return dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))

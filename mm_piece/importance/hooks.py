@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_piece.importance.accumulators import Sums
-from mm_piece.modules import Owner, Reader, intercept_reads, is_running, track_calls
+from mm_piece.importance.accumulators import GradientSums
+from mm_piece.modules import Reader, WeightOwner, intercepting_reads, is_running, tracking_calls
 
 _CPU_ROWS = 256  # of a weight's gradient at once; fewer make slow products of few tokens
 _GPU_ENTRIES = 2**24  # of a weight's gradient at once: enough to fill an accelerator
 
 
-class CalledAgain(Exception):
+class ModuleReused(Exception):
     """A weight is used more than once for one example: no call shows the whole of its gradient.
 
     Its watched module ran twice, or the weight was read while that module did not run.
@@ -27,9 +27,9 @@ class CalledAgain(Exception):
     `watched` are the weights that it was watched for, each with the module.
     """
 
-    def __init__(self, watched: Iterable[tuple[str, nn.Module]]) -> None:
+    def __init__(self, reused: Iterable[tuple[str, nn.Module]]) -> None:
         super().__init__()
-        self.watched = frozenset(watched)
+        self.reused = frozenset(reused)
 
 
 class Observation:
@@ -38,58 +38,64 @@ class Observation:
     def __init__(self) -> None:
         # With every weight frozen, nothing below the first of them asks for a gradient: this does.
         self.anchor = torch.zeros((), requires_grad=True)
-        self.on = True
-        self.outside: set[tuple[str, nn.Module]] = set()  # weights read where no watcher looks
+        self.is_active = True
+        self.outside_reads: set[tuple[str, nn.Module]] = (
+            set()
+        )  # weights read where no watcher looks
 
-    def require_inside(self) -> None:
+    def require_no_outside_reads(self) -> None:
         """Raise CalledAgain for weights that were read while their watched modules did not run."""
-        if self.outside:
-            raise CalledAgain(self.outside)
+        if self.outside_reads:
+            raise ModuleReused(self.outside_reads)
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused_observation(self) -> Iterator[None]:
         """What runs in here is not seen, forward or backward: a watcher runs it once more."""
-        self.on = False
+        self.is_active = False
         try:
             yield
         finally:
-            self.on = True
+            self.is_active = True
 
 
-class Watcher:
+class ModuleObserver:
     """What is told of the call of a module, and of the gradient of its output."""
 
-    def __init__(self, names: Iterable[str], module: nn.Module, sums: Sums) -> None:
+    def __init__(self, names: Iterable[str], module: nn.Module, sums: GradientSums) -> None:
         """`names`: the weights whose gradients it adds."""
         self.names, self.module, self.sums = tuple(names), module, sums
         self.scales: Sequence[float] = ()
 
-    def begin(self, scales: Sequence[float]) -> None:
+    def begin_batch(self, scales: Sequence[float]) -> None:
         """A batch of as many examples begins; each one's gradient counts times its scale."""
-        self.scales, self.seen = scales, False
+        self.scales, self.was_called = scales, False
 
-    def see(self, call: "Call", gradient: Tensor) -> None:
+    def observe_call(self, call: "ModuleCall", gradient: Tensor) -> None:
         """Add what a call gives, the only one of the batch; CalledAgain if it is not."""
-        if self.seen:
-            raise CalledAgain((name, self.module) for name in self.names)
-        self.seen = True
-        self.add(call, gradient)
+        if self.was_called:
+            raise ModuleReused((name, self.module) for name in self.names)
+        self.was_called = True
+        self.add_gradients(call, gradient)
 
-    def add(self, call: "Call", gradient: Tensor) -> None:
+    def add_gradients(self, call: "ModuleCall", gradient: Tensor) -> None:
         """Add every example's gradient; what was called and given has one part for each."""
         raise NotImplementedError
 
 
-class Tap(Watcher):
+class GradientHook(ModuleObserver):
     """The weight of a linear layer."""
 
-    def __init__(self, name: str, module: nn.Linear, sums: Sums) -> None:
+    def __init__(self, name: str, module: nn.Linear, sums: GradientSums) -> None:
         super().__init__([name], module, sums)
-        self.name, self.run, self.rows = name, sums.runs[name], module.out_features
+        self.name, self.block_range, self.out_features = (
+            name,
+            sums.ranges[name],
+            module.out_features,
+        )
         self.scratch: Tensor | None = None
 
-    def add(self, call: "Call", gradient: Tensor) -> None:
-        if self.run.start == self.run.stop:
+    def add_gradients(self, call: "ModuleCall", gradient: Tensor) -> None:
+        if self.block_range.start == self.block_range.stop:
             return
         # Autocast has two dtypes; a CPU multiplies fp32 faster and better than halves.
         dtype = torch.float32 if gradient.device.type == "cpu" else gradient.dtype
@@ -97,41 +103,49 @@ class Tap(Watcher):
         columns = x.shape[-1]
         inputs = x.reshape(len(self.scales), -1, columns)
         outputs = gradient.reshape(len(self.scales), -1, gradient.shape[-1])
-        for low, high in self._row_blocks(columns, x.device):
-            for scale, one, out in zip(self.scales, inputs, outputs, strict=True):
-                rows = torch.mm(out[:, low:high].t(), one, out=self._scratch(x, high - low))
-                self.sums.add(self.name, low * columns, rows if scale == 1.0 else rows * scale)
+        for low, high in self._iter_row_blocks(columns, x.device):
+            for scale, example_inputs, example_outputs in zip(
+                self.scales, inputs, outputs, strict=True
+            ):
+                rows = torch.mm(
+                    example_outputs[:, low:high].t(),
+                    example_inputs,
+                    out=self._reserve_scratch(x, high - low),
+                )
+                self.sums.add_gradient(
+                    self.name, low * columns, rows if scale == 1.0 else rows * scale
+                )
         self.scratch = None
 
-    def _row_blocks(self, columns: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    def _iter_row_blocks(self, columns: int, device: torch.device) -> Iterator[tuple[int, int]]:
         """Row ranges that cover the run, on one grid: the same products whatever the budget."""
         step = _CPU_ROWS if device.type == "cpu" else max(1, _GPU_ENTRIES // columns)
-        first = self.run.start // columns // step * step
-        for low in range(first, -(-self.run.stop // columns), step):
-            yield low, min(low + step, self.rows)
+        first = self.block_range.start // columns // step * step
+        for low in range(first, -(-self.block_range.stop // columns), step):
+            yield low, min(low + step, self.out_features)
 
-    def _scratch(self, x: Tensor, rows: int) -> Tensor:
+    def _reserve_scratch(self, x: Tensor, rows: int) -> Tensor:
         """Room for a block; memory that is asked for anew would be cleared anew each time."""
         if self.scratch is None:
             self.scratch = x.new_empty(rows, x.shape[-1])
         return self.scratch[:rows]
 
 
-class BiasTap(Watcher):
+class BiasGradientHook(ModuleObserver):
     """The bias of a linear layer."""
 
-    def __init__(self, name: str, module: nn.Module, sums: Sums) -> None:
+    def __init__(self, name: str, module: nn.Module, sums: GradientSums) -> None:
         super().__init__([name], module, sums)
         self.name = name
 
-    def add(self, call: "Call", gradient: Tensor) -> None:
-        parts = gradient.reshape(len(self.scales), -1, gradient.shape[-1])
-        for scale, part in zip(self.scales, parts, strict=True):
-            self.sums.add(self.name, 0, part.sum(0) * scale)
+    def add_gradients(self, call: "ModuleCall", gradient: Tensor) -> None:
+        example_gradients = gradient.reshape(len(self.scales), -1, gradient.shape[-1])
+        for scale, example_gradient in zip(self.scales, example_gradients, strict=True):
+            self.sums.add_gradient(self.name, 0, example_gradient.sum(0) * scale)
 
 
 @dataclass
-class Call:
+class ModuleCall:
     """What a module was called with: its tensors apart from all else."""
 
     tensors: tuple[Tensor, ...]
@@ -139,56 +153,64 @@ class Call:
     kwargs: dict[str, Any]
 
     @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call":
+    def from_arguments(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "ModuleCall":
         """The call with a `_Place` wherever a tensor stood."""
         tensors: list[Tensor] = []
 
-        def place(value: Any) -> Any:
+        def replace_tensor(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
             tensors.append(value)
-            return _Place(len(tensors) - 1)
+            return _Placeholder(len(tensors) - 1)
 
-        places = tuple(map(place, args)), {key: place(value) for key, value in kwargs.items()}
-        return cls(tuple(tensors), *places)
+        placeholders = (
+            tuple(map(replace_tensor, args)),
+            {key: replace_tensor(value) for key, value in kwargs.items()},
+        )
+        return cls(tuple(tensors), *placeholders)
 
-    def again(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
+    def rerun_module(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
         """What the module gives for other tensors in the same places."""
 
-        def fill(value: Any) -> Any:
-            return tensors[value.number] if isinstance(value, _Place) else value
+        def fill_placeholder(value: Any) -> Any:
+            return tensors[value.number] if isinstance(value, _Placeholder) else value
 
-        filled = {key: fill(value) for key, value in self.kwargs.items()}
-        return module.forward(*map(fill, self.args), **filled)
+        filled = {key: fill_placeholder(value) for key, value in self.kwargs.items()}
+        return module.forward(*map(fill_placeholder, self.args), **filled)
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Placeholder:
     number: int
 
 
-class _Show(torch.autograd.Function):
+class _ObservedOutput(torch.autograd.Function):
     """An output, unchanged; its gradient is shown to a watcher, with the module's call."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, output: Tensor, anchor: Tensor, watcher: Watcher, call: Call, *tensors: Tensor
+        ctx: Any,
+        output: Tensor,
+        anchor: Tensor,
+        observer: ModuleObserver,
+        call: ModuleCall,
+        *tensors: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(*tensors)  # not an attribute: gradient checkpointing takes these over
-        ctx.shown = watcher, Call((), call.args, call.kwargs)
+        ctx.shown = observer, ModuleCall((), call.args, call.kwargs)
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        watcher, call = ctx.shown
+        observer, call = ctx.shown
         tensors = ctx.saved_tensors  # once: recomputed ones are given out once
-        watcher.see(replace(call, tensors=tensors), gradient)
+        observer.observe_call(replace(call, tensors=tensors), gradient)
         return gradient, *(None,) * (3 + len(tensors))
 
 
 @contextmanager
-def watching(
-    watchers: Sequence[Watcher], observation: Observation, owners: Mapping[str, Owner]
+def observing_modules(
+    observers: Sequence[ModuleObserver], observation: Observation, owners: Mapping[str, WeightOwner]
 ) -> Iterator[None]:
     """Every gradient that reaches a watched module is shown to its watcher.
 
@@ -196,40 +218,44 @@ def watching(
     functional layer reads it, `observation` takes it down.
     """
     readers: dict[nn.Module, dict[str, Reader]] = {}
-    for watcher in watchers:
-        for name in watcher.names:
+    for observer in observers:
+        for name in observer.names:
             owner = owners[name]
-            reader = _reader(name, owner.attribute, watcher.module, observation)
+            reader = _make_reader(name, owner.attribute, observer.module, observation)
             readers.setdefault(owner.module, {})[owner.attribute] = reader
 
     with ExitStack() as stack:
-        for watcher in watchers:
+        for observer in observers:
             # Before others' hooks, and so after theirs on the way back: weights are gathered then.
-            handle = watcher.module.register_forward_hook(
-                _hook(watcher, observation), with_kwargs=True, prepend=True
+            handle = observer.module.register_forward_hook(
+                _make_forward_hook(observer, observation), with_kwargs=True, prepend=True
             )
             stack.callback(handle.remove)
-        for module in dict.fromkeys(watcher.module for watcher in watchers):
-            stack.enter_context(track_calls(module))
+        for module in dict.fromkeys(observer.module for observer in observers):
+            stack.enter_context(tracking_calls(module))
         for module, of_module in readers.items():
-            stack.enter_context(intercept_reads(module, of_module))
+            stack.enter_context(intercepting_reads(module, of_module))
         yield
 
 
-def _reader(name: str, attribute: str, watched: nn.Module, observation: Observation) -> Reader:
-    def read(module: nn.Module) -> Tensor:
-        if observation.on and not is_running(watched):
-            observation.outside.add((name, watched))
+def _make_reader(
+    name: str, attribute: str, observed: nn.Module, observation: Observation
+) -> Reader:
+    def fetch_parameter(module: nn.Module) -> Tensor:
+        if observation.is_active and not is_running(observed):
+            observation.outside_reads.add((name, observed))
         return module._parameters[attribute]  # type: ignore[return-value]
 
-    return read
+    return fetch_parameter
 
 
-def _hook(watcher: Watcher, observation: Observation) -> Callable[..., Tensor]:
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        if not observation.on:
+def _make_forward_hook(observer: ModuleObserver, observation: Observation) -> Callable[..., Tensor]:
+    def observe_output(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor:
+        if not observation.is_active:
             return output
-        call = Call.of(args, kwargs)
-        return _Show.apply(output, observation.anchor, watcher, call, *call.tensors)  # type: ignore
+        call = ModuleCall.from_arguments(args, kwargs)
+        return _ObservedOutput.apply(output, observation.anchor, observer, call, *call.tensors)  # type: ignore
 
-    return hook
+    return observe_output

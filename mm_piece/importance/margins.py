@@ -12,32 +12,32 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from mm_piece.importance.backward import IGNORED, Batch, moved
+from mm_piece.importance.backward import IGNORE_INDEX, Batch, to_model_device
 
-_LEAD = 1.0  # nats: smaller leads count as this one, or a single token would outweigh all
+_MIN_MARGIN = 1.0  # nats: smaller leads count as this one, or a single token would outweigh all
 
 
-def stakes(model: nn.Module, batch: Batch) -> Tensor:
+def margin_sensitivity(model: nn.Module, batch: Batch) -> Tensor:
     """A sum whose squared gradient is, in expectation over random signs, the weights' stake.
 
     For each example the mean over its answer tokens of (dm/dw / max(m, 1)) ** 2; tokens that others
     lead have nothing at stake. Of several examples, by their shares of the answer tokens, as the
     loss has them. The signs depend on the answer alone. Returns a scalar.
     """
-    inputs = moved(batch, model)
+    inputs = to_model_device(batch, model)
     labels = inputs.pop("labels")[:, 1:]
-    answered = labels != IGNORED
+    answered = labels != IGNORE_INDEX
     logits = model(**inputs).logits[:, :-1][answered].float()
     tokens = labels[answered].unsqueeze(-1)
     others = logits.scatter(-1, tokens, float("-inf")).amax(-1)
-    leads = logits.gather(-1, tokens).squeeze(-1) - others
-    held = (leads > 0) / leads.detach().clamp(min=_LEAD)
+    margins = logits.gather(-1, tokens).squeeze(-1) - others
+    inverse_margins = (margins > 0) / margins.detach().clamp(min=_MIN_MARGIN)
     counts = answered.sum(1)
     weights = (counts.clamp(min=1).sqrt() / counts.sum()).repeat_interleave(counts)
-    return (_signs(labels, answered).to(leads) * weights * held * leads).sum()
+    return (_draw_signs(labels, answered).to(margins) * weights * inverse_margins * margins).sum()
 
 
-def _signs(labels: Tensor, answered: Tensor) -> Tensor:
+def _draw_signs(labels: Tensor, answered: Tensor) -> Tensor:
     """A random sign for each answer token, the same in whatever batch an example stands."""
     found = [torch.empty(0)]
     for row, mask in zip(labels.cpu(), answered.cpu(), strict=True):

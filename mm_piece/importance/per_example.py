@@ -10,136 +10,167 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from mm_piece.families import weights
-from mm_piece.importance.accumulators import Sums
-from mm_piece.importance.backward import Batch, Objective, collecting, loss_of, singles
-from mm_piece.importance.batched import Carriers, Replay, carriers, scales_of
-from mm_piece.importance.hooks import BiasTap, Observation, Tap, Watcher, watching
-from mm_piece.modules import Owner, owners_of
+from mm_piece.importance.accumulators import GradientSums
+from mm_piece.importance.backward import (
+    Batch,
+    Objective,
+    collecting_gradients,
+    iter_examples,
+    loss_of,
+)
+from mm_piece.importance.batched import (
+    Recompute,
+    SeparableModules,
+    find_separable_modules,
+    scales_of,
+)
+from mm_piece.importance.hooks import (
+    BiasGradientHook,
+    GradientHook,
+    ModuleObserver,
+    Observation,
+    observing_modules,
+)
+from mm_piece.modules import WeightOwner, owners_of
 
-Twice = Collection[tuple[str, nn.Module]]  # weights, each with a module that runs twice
+ReusedModules = Collection[tuple[str, nn.Module]]  # weights, each with a module that runs twice
 
 
 @dataclass(frozen=True)
-class _Way:
+class _GradientPass:
     """How the gradients of some weights are found in one backward pass."""
 
-    watchers: Sequence[Watcher]
+    observers: Sequence[ModuleObserver]
     collected: Mapping[str, nn.Parameter]  # dense, from autograd
 
     def __bool__(self) -> bool:
-        return bool(self.watchers or self.collected)
+        return bool(self.observers or self.collected)
 
 
-class Gradients:
+class PerExampleGradients:
     """The gradients of the weights of `sums`, none from a call of a module that runs `twice`."""
 
     def __init__(
-        self, model: nn.Module, sums: Sums, twice: Twice, objective: Objective = loss_of
+        self,
+        model: nn.Module,
+        sums: GradientSums,
+        reused: ReusedModules,
+        objective: Objective = loss_of,
     ) -> None:
-        self.model, self.sums, self.twice, self.objective = model, sums, twice, objective
+        self.model, self.sums, self.reused, self.objective = model, sums, reused, objective
         named, owners = weights(model), owners_of(model)
-        self.named = {name: named[name] for name in sums.runs}
+        self.named = {name: named[name] for name in sums.ranges}
         owned = {name: owners[id(weight)] for name, weight in self.named.items()}
         self.owners = {name: found[0] for name, found in owned.items() if len(found) == 1}
         self.observation = Observation()
-        self.alone = self._alone(self.named)
-        self.ways: dict[tuple[object, ...], tuple[_Way, _Way]] = {}
+        self.per_example_pass = self._plan_example_pass(self.named)
+        self.passes_by_kind: dict[tuple[object, ...], tuple[_GradientPass, _GradientPass]] = {}
 
-    def add(self, batch: Batch) -> None:
+    def add_batch(self, batch: Batch) -> None:
         """The gradients of a batch's examples."""
-        together, apart = self._ways(batch)
-        if together:
-            self._backward(batch, together.watchers, {}, scales_of(batch))
-        for example in singles(batch):
-            if apart:
-                self._backward(example, apart.watchers, apart.collected, [1.0])
+        batched, per_example = self._plan_passes(batch)
+        if batched:
+            self._run_backward(batch, batched.observers, {}, scales_of(batch))
+        for example in iter_examples(batch):
+            if per_example:
+                self._run_backward(example, per_example.observers, per_example.collected, [1.0])
             self.sums.examples += 1
 
-    def add_whole(self, batch: Batch) -> None:
+    def add_batch_as_one(self, batch: Batch) -> None:
         """The gradient of a batch's objective, as if it were one example's."""
-        self._backward(batch, self.alone.watchers, self.alone.collected, [1.0])
+        self._run_backward(
+            batch, self.per_example_pass.observers, self.per_example_pass.collected, [1.0]
+        )
         self.sums.examples += 1
 
-    def _backward(
+    def _run_backward(
         self,
         batch: Batch,
-        watchers: Sequence[Watcher],
+        observers: Sequence[ModuleObserver],
         collected: Mapping[str, nn.Parameter],
         scales: list[float],
     ) -> None:
-        for watcher in watchers:
-            watcher.begin(scales)
-        self.observation.outside.clear()
+        for observer in observers:
+            observer.begin_batch(scales)
+        self.observation.outside_reads.clear()
         with (
-            watching(watchers, self.observation, self.owners),
-            collecting(collected, self._take),
+            observing_modules(observers, self.observation, self.owners),
+            collecting_gradients(collected, self._add_dense_gradient),
         ):
             loss = self.objective(self.model, batch)
-            self.observation.require_inside()
+            self.observation.require_no_outside_reads()
             if loss.requires_grad:  # a text reaches no weight of a block that lies in the tower
                 loss.backward()
 
-    def _take(self, name: str, gradient: Tensor) -> None:
-        self.sums.add(name, 0, gradient)
+    def _add_dense_gradient(self, name: str, gradient: Tensor) -> None:
+        self.sums.add_gradient(name, 0, gradient)
 
-    def _ways(self, batch: Batch) -> tuple[_Way, _Way]:
+    def _plan_passes(self, batch: Batch) -> tuple[_GradientPass, _GradientPass]:
         """How a batch is passed through as a whole, and how its examples one by one."""
-        kind = _kind(batch)
+        kind = _batch_kind_of(batch)
         if kind is None:
-            return _Way([], {}), self.alone
-        if kind not in self.ways:
-            carried = carriers(self.model, batch)
-            together = self._together(carried)
-            watched = {name for watcher in together for name in watcher.names}
-            others = [name for name in self.named if name not in watched]
-            self.ways[kind] = _Way(together, {}), self._alone(others)
-        return self.ways[kind]
+            return _GradientPass([], {}), self.per_example_pass
+        if kind not in self.passes_by_kind:
+            separable = find_separable_modules(self.model, batch)
+            batched = self._make_batch_observers(separable)
+            observed = {name for observer in batched for name in observer.names}
+            others = [name for name in self.named if name not in observed]
+            self.passes_by_kind[kind] = _GradientPass(batched, {}), self._plan_example_pass(others)
+        return self.passes_by_kind[kind]
 
-    def _alone(self, names: Iterable[str]) -> _Way:
+    def _plan_example_pass(self, names: Iterable[str]) -> _GradientPass:
         """Weights in a pass over one example: what no layer shows comes from autograd."""
-        taps = [
-            Tap(name, owner.module, self.sums)  # type: ignore[arg-type] - is_linear says so
+        gradient_hooks = [
+            GradientHook(name, owner.module, self.sums)  # type: ignore[arg-type] - is_linear says so
             for name in names
-            if (owner := self._tapped(name)) is not None
+            if (owner := self._find_hooked_owner(name)) is not None
         ]
-        tapped = {tap.name for tap in taps}
-        return _Way(taps, {name: self.named[name] for name in names if name not in tapped})
+        hooked = {gradient_hook.name for gradient_hook in gradient_hooks}
+        return _GradientPass(
+            gradient_hooks, {name: self.named[name] for name in names if name not in hooked}
+        )
 
-    def _together(self, carried: Carriers) -> list[Watcher]:
+    def _make_batch_observers(self, separable: SeparableModules) -> list[ModuleObserver]:
         """A watcher for every weight with a module that keeps the examples of a batch apart."""
-        found: list[Watcher] = []
-        replayed: dict[nn.Module, dict[str, nn.Parameter]] = {}
+        found: list[ModuleObserver] = []
+        recomputed: dict[nn.Module, dict[str, nn.Parameter]] = {}
         for name, owner in self.owners.items():
-            carrier = self._carrier(name, owner, carried)
-            if carrier is None:
+            separable_module = self._find_separable_module(name, owner, separable)
+            if separable_module is None:
                 continue
-            if self._tapped(name):
-                found.append(Tap(name, carrier, self.sums))  # type: ignore[arg-type] - as above
-            elif carrier is owner.module and owner.is_linear("bias"):
-                found.append(BiasTap(name, carrier, self.sums))
+            if self._find_hooked_owner(name):
+                found.append(GradientHook(name, separable_module, self.sums))  # type: ignore[arg-type] - as above
+            elif separable_module is owner.module and owner.is_linear("bias"):
+                found.append(BiasGradientHook(name, separable_module, self.sums))
             else:
-                replayed.setdefault(carrier, {})[name] = self.named[name]
-        for module, named in replayed.items():
-            found.append(Replay(module, carried[module], named, self.sums, self.observation))
+                recomputed.setdefault(separable_module, {})[name] = self.named[name]
+        for module, named in recomputed.items():
+            found.append(Recompute(module, separable[module], named, self.sums, self.observation))
         return found
 
-    def _carrier(self, name: str, owner: Owner, carried: Carriers) -> nn.Module | None:
+    def _find_separable_module(
+        self, name: str, owner: WeightOwner, separable: SeparableModules
+    ) -> nn.Module | None:
         """The module whose calls tell of a weight's gradients in a batch: the innermost there is.
 
         Of a linear layer its own alone: others would make a gradient of the layer's size.
         """
-        line = owner.line[:1] if self._tapped(name) else owner.line
-        return next((m for m in line if m in carried and (name, m) not in self.twice), None)
+        module_chain = (
+            owner.module_chain[:1] if self._find_hooked_owner(name) else owner.module_chain
+        )
+        return next(
+            (m for m in module_chain if m in separable and (name, m) not in self.reused), None
+        )
 
-    def _tapped(self, name: str) -> Owner | None:
+    def _find_hooked_owner(self, name: str) -> WeightOwner | None:
         """The owner of a linear layer's weight that no other layer shares and that runs once."""
         owner = self.owners.get(name)
-        if owner is None or not owner.is_linear("weight") or (name, owner.module) in self.twice:
+        if owner is None or not owner.is_linear("weight") or (name, owner.module) in self.reused:
             return None
         return owner
 
 
-def _kind(batch: Batch) -> tuple[object, ...] | None:
+def _batch_kind_of(batch: Batch) -> tuple[object, ...] | None:
     """What batches have in common that can be cut alike; None for one that is taken apart.
 
     Every tensor has a row for each example, and what is neither a token nor a number (the sizes of

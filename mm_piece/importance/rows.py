@@ -6,7 +6,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-Piece = tuple[str, int, Tensor]  # tensor name, offset of the piece in the flat tensor, flat scores
+ScorePiece = tuple[
+    str, int, Tensor
+]  # tensor name, offset of the piece in the flat tensor, flat scores
 
 
 def width_of(shape: Sequence[int]) -> int:
@@ -19,24 +21,30 @@ def width_of(shape: Sequence[int]) -> int:
     return shape[-1] if len(shape) <= 3 else prod(shape[1:])  # 4 and 5: convolutions
 
 
-def row_scores(pieces: Iterable[Piece], widths: Mapping[str, int]) -> Iterator[Piece]:
+def iter_output_row_sums(
+    pieces: Iterable[ScorePiece], widths: Mapping[str, int]
+) -> Iterator[ScorePiece]:
     """Sums over rows of scores that arrive in pieces, however these cut the rows.
 
     A tensor's first piece begins with a row.
     """
-    name, rest, done = "", torch.empty(0), 0
+    name, remainder, next_row = "", torch.empty(0), 0
     for piece_name, start, flat in pieces:
         width = widths[piece_name]
         if piece_name != name:
-            name, rest, done = piece_name, flat[:0], start // width
-        joined = torch.cat([rest, flat])
-        whole = len(joined) // width
-        rest = joined[whole * width :]
-        if whole:
+            name, remainder, next_row = piece_name, flat[:0], start // width
+        buffered = torch.cat([remainder, flat])
+        num_complete = len(buffered) // width
+        remainder = buffered[num_complete * width :]
+        if num_complete:
             # In float64, so that the sum of a row does not depend on how many are summed with it.
-            rows = joined[: whole * width].view(whole, width).sum(1, dtype=torch.float64)
-            yield name, done, rows.float()
-            done += whole
+            rows = (
+                buffered[: num_complete * width]
+                .view(num_complete, width)
+                .sum(1, dtype=torch.float64)
+            )
+            yield name, next_row, rows.float()
+            next_row += num_complete
 
 
 def entries_of(rows: Tensor, width: int) -> Tensor:

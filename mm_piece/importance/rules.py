@@ -21,7 +21,7 @@ class Moments:
     generator: torch.Generator
     count: int = 1  # how many gradients were averaged: examples, or batches
     output: Tensor = torch.zeros(1)  # mean over examples of what the entry's row gives out
-    kept: Tensor = torch.zeros(1)  # stake of what the model is to keep, relative to its mean
+    retention: Tensor = torch.zeros(1)  # stake of what the model is to keep, relative to its mean
 
 
 Rule = Callable[[Moments], Tensor]
@@ -43,7 +43,7 @@ def piece_r(moments: Moments) -> Tensor:
     An adaptive optimizer moves every entry about as far, by d: that gains |g| d on the task, here
     with sqrt(F) for |g|, and risks K d ** 2 of what the model is to keep.
     """
-    return moments.square.sqrt() / (moments.kept + moments.xi)
+    return moments.square.sqrt() / (moments.retention + moments.xi)
 
 
 def piece_f_official(moments: Moments) -> Tensor:
@@ -81,7 +81,7 @@ def random(moments: Moments) -> Tensor:
     return torch.rand(moments.weight.shape, generator=moments.generator)
 
 
-def resolve(method: str) -> Rule:
+def resolve_method(method: str) -> Rule:
     """The scoring rule of a method's name or dotted path; SelectionError names the known ones."""
     if method in METHODS:
         return METHODS[method]
@@ -90,19 +90,21 @@ def resolve(method: str) -> Rule:
         rule = getattr(import_module(module), function)
     except Exception as error:  # a module of the user's may fail in any way
         known = f"allowed: {', '.join(METHODS)}, or a dotted path to a rule"
-        raise SelectionError(f"unknown method {method!r} ({_said(error)}); {known}") from error
+        raise SelectionError(
+            f"unknown method {method!r} ({_format_error(error)}); {known}"
+        ) from error
     mean, square, weight = torch.zeros(3, 7)
-    scored(method, rule, Moments(mean, square, weight, 1.0, torch.Generator()))
+    apply_rule(method, rule, Moments(mean, square, weight, 1.0, torch.Generator()))
     return rule
 
 
-def scored(method: str, rule: Rule, moments: Moments) -> Tensor:
+def apply_rule(method: str, rule: Rule, moments: Moments) -> Tensor:
     """What a rule gives, fp32; SelectionError unless it is one number for each entry."""
     try:
         scores = rule(moments)
     except Exception as error:
         raise SelectionError(
-            f"method {method!r} fails: {_said(error)}; "
+            f"method {method!r} fails: {_format_error(error)}; "
             "a dotted path to a rule names a function from Moments to scores"
         ) from error
     wanted = moments.weight.shape
@@ -114,7 +116,7 @@ def scored(method: str, rule: Rule, moments: Moments) -> Tensor:
     return scores.detach().float()
 
 
-def _said(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
@@ -123,10 +125,10 @@ def moments_of(method: str) -> tuple[str, ...]:
 
     A rule of the user's gets both of gradients.
     """
-    return NEEDS.get(method, ("mean", "square"))
+    return REQUIRED_SUMS.get(method, ("mean", "square"))
 
 
-def weighs(method: str) -> bool:
+def needs_weights(method: str) -> bool:
     """Whether a rule looks at the weights themselves, as a rule of the user's may."""
     return method in ("magnitude", "snip") or method not in METHODS
 
@@ -145,7 +147,7 @@ METHODS: dict[str, Rule] = {
     "random": random,
 }
 
-NEEDS: dict[str, tuple[str, ...]] = {
+REQUIRED_SUMS: dict[str, tuple[str, ...]] = {
     "piece-f": ("square",),
     "piece-r": ("square",),
     "piece-f-official": ("square",),
@@ -158,16 +160,16 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }
 
 # Scores that are squares of gradients.
-SQUARES = ("piece-f", "piece-f-official", "fggm")
+SQUARED_METHODS = ("piece-f", "piece-f-official", "fggm")
 
 # The rules that look at what the model is to keep.
-KEEPING = ("piece-r",)
+RETENTION_METHODS = ("piece-r",)
 
 # The rules that see the gradient of a batch as one; for all others every example counts by itself.
-OF_BATCHES = ("piece-f-official", "piece-s-official")
+BATCH_METHODS = ("piece-f-official", "piece-s-official")
 
 # The rules that look at what linear layers give out, and at nothing else.
-OF_OUTPUTS = ("migu",)
+OUTPUT_METHODS = ("migu",)
 
 # The rules that look at the weights alone: no example is run for them.
-DATA_FREE = tuple(method for method, needed in NEEDS.items() if not needed)
+DATA_FREE_METHODS = tuple(method for method, needed in REQUIRED_SUMS.items() if not needed)

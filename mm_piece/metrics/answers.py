@@ -12,22 +12,28 @@ choice    the option that an answer names, by the words of `cues`
 
 from collections.abc import Callable, Sequence
 
-from mm_piece.metrics.choice import choice
-from mm_piece.metrics.overlap import bleu, cider, edit, exact, rouge_l
-from mm_piece.metrics.vqa import vqa, vqa_normalise
-from mm_piece.metrics.words import normalise, words
+from mm_piece.metrics.choice import score_choice
+from mm_piece.metrics.overlap import score_bleu, score_cider, score_edit, score_exact, score_rouge_l
+from mm_piece.metrics.vqa import normalise_vqa_answer, score_vqa
+from mm_piece.metrics.words import normalise_text, split_words
 
-__all__ = ["METRICS", "Metric", "normalise", "vqa_normalise", "words"]
+__all__ = [
+    "ANSWER_METRICS",
+    "AnswerMetric",
+    "normalise_text",
+    "normalise_vqa_answer",
+    "split_words",
+]
 
 # (predictions, the accepted answers of each: at least one) → a score per prediction
-Metric = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]
+AnswerMetric = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]
 
-METRICS: dict[str, Metric] = {
-    "exact": exact,
-    "vqa": vqa,
-    "choice": choice,
-    "rouge-l": rouge_l,
-    "bleu": bleu,
-    "edit": edit,
-    "cider": cider,
+ANSWER_METRICS: dict[str, AnswerMetric] = {
+    "exact": score_exact,
+    "vqa": score_vqa,
+    "choice": score_choice,
+    "rouge-l": score_rouge_l,
+    "bleu": score_bleu,
+    "edit": score_edit,
+    "cider": score_cider,
 }

@@ -20,34 +20,36 @@ from unicodedata import category, normalize
 
 from mm_piece.metrics import choice_cues as cues
 from mm_piece.metrics.choice_labels import (
-    Labels,
+    OptionLabels,
     any_of,
-    bracketed_in,
+    find_labels,
+    find_listed_letters,
     is_denied,
-    labels_at,
-    listed_behind,
-    praised_in,
+    iter_bracketed_labels,
+    iter_praised_labels,
 )
-from mm_piece.metrics.overlap import best
-from mm_piece.metrics.words import normalise
+from mm_piece.metrics.overlap import score_best_match
+from mm_piece.metrics.words import normalise_text
 
 
-def choice(predictions: Sequence[str], accepted: Sequence[Sequence[str]]) -> list[float]:
+def score_choice(predictions: Sequence[str], accepted: Sequence[Sequence[str]]) -> list[float]:
     """1 where prediction and an accepted answer name the same option, else 0.
 
     Both are read alike. Where both have letters, these decide, else the normalised texts beside
     them: `B. cat` and `cat` are the same option, `B` and `cat` cannot be told. An accepted answer
     of several letters (`A, C`) asks for just these.
     """
-    return best(_is_same_option, predictions, accepted)
+    return score_best_match(_is_same_option, predictions, accepted)
 
 
-def _is_same_option(said: str, answer: str) -> bool:
-    whole = normalise(answer)
-    if said.split() == answer.split() or (" " in whole and whole == normalise(said)):
+def _is_same_option(prediction: str, answer: str) -> bool:
+    normalised = normalise_text(answer)
+    if prediction.split() == answer.split() or (
+        " " in normalised and normalised == normalise_text(prediction)
+    ):
         return True  # also where a hedge is what was asked for
-    first, second = read_option(said), read_option(answer)
-    if " " in second.text and normalise(said) == second.text:
+    first, second = parse_option(prediction), parse_option(answer)
+    if " " in second.text and normalise_text(prediction) == second.text:
         return True  # the text of the option, whatever letters that holds
     if first.letters and second.letters:
         return first.letters == second.letters
@@ -62,113 +64,124 @@ class Option:
     text: str
 
 
-def read_option(text: str) -> Option:
+def parse_option(text: str) -> Option:
     """Read which letters a text names, and the normalised text beside them."""
-    plain = _plain(text)
-    finals = [_named(final, _ALL) or _unnamed(final) for final in _finals(plain)]
+    plain = _strip_markup(text)
+    finals = [
+        _find_named_option(final, _ALL_FINDERS) or _make_text_option(final)
+        for final in _find_boxed_answers(plain)
+    ]
     if finals:
         agree = all(found.letters == finals[0].letters for found in finals)
-        return finals[0] if agree else _unnamed(plain)
+        return finals[0] if agree else _make_text_option(plain)
     if _is_hedged(plain):
-        return _unnamed(plain)
-    for ends, places in ((_RETRACTION, _ALL), (_TURN, _CLEAR)):
-        for end in [*ends.finditer(plain)][: -_MOST_ENDS - 1 : -1]:
-            if found := _named(plain[end.end() :].lstrip(), places):
+        return _make_text_option(plain)
+    for patterns, finders in ((_RETRACTION, _ALL_FINDERS), (_TURN, _CLEAR_FINDERS)):
+        for correction in [*patterns.finditer(plain)][: -_MAX_CORRECTIONS - 1 : -1]:
+            if found := _find_named_option(plain[correction.end() :].lstrip(), finders):
                 return found
-    return _named(plain, _ALL) or _unnamed(plain)
+    return _find_named_option(plain, _ALL_FINDERS) or _make_text_option(plain)
 
 
 def _is_hedged(text: str) -> bool:
     """Whether one option is named and another is held possible, and nothing is settled after it."""
-    for turn in [*_CONCESSION.finditer(text)][: -_MOST_ENDS - 1 : -1]:
-        labels = labels_at(text, turn.end())
+    for turn in [*_CONCESSION.finditer(text)][: -_MAX_CORRECTIONS - 1 : -1]:
+        labels = find_labels(text, turn.end())
         if not (labels and _UPPER.match(text, turn.end())) or is_denied(text, labels):
             continue
-        before = _named(text[: turn.start()], _ALL)
+        before = _find_named_option(text[: turn.start()], _ALL_FINDERS)
         other = before and before.letters and before.letters != labels.letters
         possible = turn["possibly"] or _TOO.match(text, labels.end)
-        if other and possible and not _named(text[labels.end :].lstrip(), _CLEAR):
+        if (
+            other
+            and possible
+            and not _find_named_option(text[labels.end :].lstrip(), _CLEAR_FINDERS)
+        ):
             return True
     return False
 
 
-Places = Callable[[str], Iterable[Labels | None]]
+LabelFinder = Callable[[str], Iterable[OptionLabels | None]]
 
 
-def _named(text: str, places: Sequence[Places]) -> Option | None:
+def _find_named_option(text: str, finders: Sequence[LabelFinder]) -> Option | None:
     """What a text names, by the first kind of place that names something; None if none does."""
-    for kind in places:
-        found = [labels for labels in kind(text) if labels and not is_denied(text, labels)]
+    for finder in finders:
+        found = [labels for labels in finder(text) if labels and not is_denied(text, labels)]
         if found:
-            chosen = {labels.chosen for labels in found}
-            hedged = len(chosen) > 1 or not found[0].chosen
-            return _unnamed(text) if hedged else Option(found[0].chosen, _beside(text, found[0]))
+            chosen = {labels.chosen_letters for labels in found}
+            hedged = len(chosen) > 1 or not found[0].chosen_letters
+            return (
+                _make_text_option(text)
+                if hedged
+                else Option(found[0].chosen_letters, _extract_option_text(text, found[0]))
+            )
     return None
 
 
-def _unnamed(text: str) -> Option:
+def _make_text_option(text: str) -> Option:
     """No letter: all is text, or what stands behind "the answer is"."""
-    lead = _STATED.search(text)
-    return Option(frozenset(), normalise(text[lead.end() :] if lead else text))
+    cue = _STATED.search(text)
+    return Option(frozenset(), normalise_text(text[cue.end() :] if cue else text))
 
 
-def _beside(text: str, labels: Labels) -> str:
+def _extract_option_text(text: str, labels: OptionLabels) -> str:
     """The text behind labels, to the end of its line; where there is none, that before them."""
     behind = text[labels.end :].lstrip(" .:)-–—,").partition("\n")[0]
-    return normalise(behind) or normalise(text[: labels.start])
+    return normalise_text(behind) or normalise_text(text[: labels.start])
 
 
-def _whole(text: str) -> Iterator[Labels]:
+def _iter_sole_labels(text: str) -> Iterator[OptionLabels]:
     """The text, if it is nothing but labels; "ACD", too, in the order of the alphabet."""
-    labels = labels_at(text, _start(text))
+    labels = find_labels(text, _find_label_start(text))
     if labels and not text[labels.end :].strip(" \n.,;:!?…。)"):
         yield labels
     elif _LETTERS.fullmatch(text) and [*text] == sorted({*text}):
-        yield Labels(frozenset(text), 0, len(text))
+        yield OptionLabels(frozenset(text), 0, len(text))
 
 
-def _final(text: str) -> Iterator[Labels | None]:
-    return (labels_at(text, lead.end(), loose=True) for lead in _FINAL.finditer(text))
+def _iter_final_labels(text: str) -> Iterator[OptionLabels | None]:
+    return (find_labels(text, cue.end(), loose=True) for cue in _FINAL.finditer(text))
 
 
-def _stated(text: str) -> Iterator[Labels | None]:
-    for lead in _STATED.finditer(text):
-        labels = labels_at(text, lead.end(), loose=True)
+def _iter_stated_labels(text: str) -> Iterator[OptionLabels | None]:
+    for cue in _STATED.finditer(text):
+        labels = find_labels(text, cue.end(), loose=True)
         # Only what stands before the lead can deny it: "if the answer is A".
-        yield labels and Labels(labels.letters, lead.start(), labels.end, labels.doubt)
+        yield labels and OptionLabels(labels.letters, cue.start(), labels.end, labels.doubt)
 
 
-def _leading(text: str) -> Iterator[Labels]:
+def _iter_leading_labels(text: str) -> Iterator[OptionLabels]:
     """Labels at the start, with those of the options that are listed behind them."""
-    labels = labels_at(text, _start(text))
+    labels = find_labels(text, _find_label_start(text))
     if labels:
         described = _REASON.split(text[labels.end :], maxsplit=1)[0]
-        letters = labels.letters | listed_behind(described, max(labels.letters))
+        letters = labels.letters | find_listed_letters(described, max(labels.letters))
         doubt = labels.doubt or letters != labels.letters
-        yield Labels(letters, labels.start, labels.end, doubt)
+        yield OptionLabels(letters, labels.start, labels.end, doubt)
 
 
-def _closing(text: str) -> Iterator[Labels]:
-    sentences = [part.strip() for part in _SENTENCE.split(text) if part.strip()]
+def _iter_closing_labels(text: str) -> Iterator[OptionLabels]:
+    sentences = [sentence.strip() for sentence in _SENTENCE.split(text) if sentence.strip()]
     if len(sentences) > 1:
-        found = [*_whole(sentences[-1])] if _UPPER.match(sentences[-1]) else []
+        found = [*_iter_sole_labels(sentences[-1])] if _UPPER.match(sentences[-1]) else []
         at = text.rindex(sentences[-1])
-        yield from (Labels(labels.letters, at, len(text), labels.doubt) for labels in found)
+        yield from (OptionLabels(labels.letters, at, len(text), labels.doubt) for labels in found)
 
 
-def _concluded(text: str) -> Iterator[Labels | None]:
-    for lead in _CONCLUDED.finditer(text):
-        labels = labels_at(text, lead.end())
-        if labels and _UPPER.match(text, lead.end()):
-            yield Labels(labels.letters, lead.start(), labels.end, labels.doubt)
+def _iter_concluded_labels(text: str) -> Iterator[OptionLabels | None]:
+    for cue in _CONCLUDED.finditer(text):
+        labels = find_labels(text, cue.end())
+        if labels and _UPPER.match(text, cue.end()):
+            yield OptionLabels(labels.letters, cue.start(), labels.end, labels.doubt)
 
 
-def _start(text: str) -> int:
+def _find_label_start(text: str) -> int:
     opened = _OPENED.match(text)
     return opened.end() if opened else 0
 
 
-def _plain(text: str) -> str:
+def _strip_markup(text: str) -> str:
     """A text without thoughts, emphasis, quotes, symbols, LaTeX and bullets; ASCII brackets."""
     text = normalize("NFKC", text).rpartition("</think>")[2].translate(_BRACKETS)
     text = "".join(char for char in text if category(char) not in ("Cf", "So") or char == "°")
@@ -178,8 +191,8 @@ def _plain(text: str) -> str:
     return re.sub(r" ?\n[ \n]*", "\n", text).strip()
 
 
-def _finals(text: str) -> list[str]:
-    return [next(filter(None, found.groups()), "") for found in _FINALS.finditer(text)]
+def _find_boxed_answers(text: str) -> list[str]:
+    return [next(filter(None, found.groups()), "") for found in _BOXED_ANSWER.finditer(text)]
 
 
 _BRACKETS = {ord(char): "(" for char in "【「『〈《〔"} | {
@@ -190,12 +203,12 @@ _EMPHASIS = re.compile(r"[*`\"“”„«»$]|\\[()\[\]]|(?<![^\W_])_+|_+(?![^\W
 _LATEX = re.compile(r"\\(?:text|mathrm|mathbf|textbf|textit|mathit|rm|bf)\{([^{}]{0,200})\}")
 _BULLET = re.compile(r"<br ?/?>|^ ?(?:(?:[#>•·→✓-]+|=>|->) )+", re.MULTILINE)
 _QUOTED = re.compile(r"(?<!\w)'([A-Za-z])'(?!\w)")
-_FINALS = re.compile(
+_BOXED_ANSWER = re.compile(
     r"\\f?boxed ?\{([^{}]{0,300})\}|<answer>([^<]{0,300})</answer>"
     r"|<\|begin_of_box\|>([^<]{0,300})<\|end_of_box\|>",
     re.IGNORECASE,
 )
-_MOST_ENDS = 3  # corrections that are looked behind, from the last
+_MAX_CORRECTIONS = 3  # corrections that are looked behind, from the last
 
 _COPULA = any_of(cues.COPULAS, cues.COPULAS_BARE)
 _FILLER = any_of(
@@ -213,7 +226,8 @@ _FINAL = re.compile(
     rf"{any_of(cues.FINALS)}[ ]*(?:{_ANSWER}|{_OPTION}){_FILLED}[ \n:]*", re.IGNORECASE
 )
 _CONCLUDED = re.compile(
-    rf"{any_of(cues.LEADS, cues.LEADS_BARE)}[ ,:]*{_FILLED}[ \n]*", re.IGNORECASE
+    rf"{any_of(cues.CONCLUSIONS, cues.CONCLUSIONS_BARE)}[ ,:]*{_FILLED}[ \n]*",
+    re.IGNORECASE,
 )
 _REASON = re.compile(any_of(cues.REASONS, cues.REASONS_BARE), re.IGNORECASE)
 _RETRACTION = re.compile(
@@ -238,7 +252,23 @@ _OPENED = re.compile(
 _SENTENCE = re.compile(r"\n|[.;!?](?=\s)|。")
 _LETTERS = re.compile(r"[A-H]{2,8}")
 _UPPER = re.compile(r"[(\[{<]? ?[A-Z]|[(\[{<] ?[a-z]")
-_CLEAR: tuple[Places, ...] = (_whole, _final, _stated, praised_in, _closing, _concluded)
-_ALL: tuple[Places, ...] = (
-    *(_whole, _final, _stated, praised_in, _leading, _closing, _concluded, bracketed_in),
+_CLEAR_FINDERS: tuple[LabelFinder, ...] = (
+    _iter_sole_labels,
+    _iter_final_labels,
+    _iter_stated_labels,
+    iter_praised_labels,
+    _iter_closing_labels,
+    _iter_concluded_labels,
+)
+_ALL_FINDERS: tuple[LabelFinder, ...] = (
+    *(
+        _iter_sole_labels,
+        _iter_final_labels,
+        _iter_stated_labels,
+        iter_praised_labels,
+        _iter_leading_labels,
+        _iter_closing_labels,
+        _iter_concluded_labels,
+        iter_bracketed_labels,
+    ),
 )

@@ -34,7 +34,7 @@ FILLERS_BARE = "应该 應該 应 應 选 選 项 項 が 은 는 คือ là 
 FINALS = "final ultimate endgültige finale final_es 最终 最終"  # "the final answer is B"
 
 # "so B", "I choose B", "it is B": weaker, as more often it is no option that follows.
-LEADS = (
+CONCLUSIONS = (
     "so thus therefore hence consequently overall finally ergo choose chose choosing pick picked "
     "select selected selecting say think believe prefer go_with going_with going_for went_with "
     "vote_for opt_for is be it's that's probably maybe perhaps definitely certainly surely "
@@ -43,8 +43,8 @@ LEADS = (
     "portanto escolho acho é quindi dunque scelgo penso è поэтому значит следовательно выбираю "
     "думаю это kies dus wybieram seçiyorum pilih"
 )
-LEADS += " leaves leaving leaves_us_with leaving_us_with"
-LEADS_BARE = "所以 因此 故 应 應 选 選 是 为 為 よって したがって 따라서 그러므로 ตอบ chọn"
+CONCLUSIONS += " leaves leaving leaves_us_with leaving_us_with"
+CONCLUSIONS_BARE = "所以 因此 故 应 應 选 選 是 为 為 よって したがって 따라서 그러므로 ตอบ chọn"
 
 # "B is correct", "B ist richtig", "B是正确答案" …
 ARTICLES = "the a most more only clearly definitely obviously la le die der das el"

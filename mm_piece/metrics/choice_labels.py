@@ -16,11 +16,11 @@ _WORD = r"[0-9A-Za-z_\u00aa-\u02af\u0370-\u052f\u0590-\u0dff]"
 
 def any_of(words: str, bare: str = "") -> str:
     """Return a pattern of one of some words: whole ones, or bare ones, which may touch others."""
-    whole = rf"(?<!{_WORD})(?:{_either(words)})(?!{_WORD})"
-    return rf"(?:{whole}|{_either(bare)})" if bare else rf"(?:{whole})"
+    whole_words = rf"(?<!{_WORD})(?:{_join_alternatives(words)})(?!{_WORD})"
+    return rf"(?:{whole_words}|{_join_alternatives(bare)})" if bare else rf"(?:{whole_words})"
 
 
-def _either(words: str) -> str:
+def _join_alternatives(words: str) -> str:
     longest_first = sorted(words.split(), key=len, reverse=True)
     return "|".join(re.escape(word).replace("_", "[ ]") for word in longest_first)
 
@@ -40,7 +40,7 @@ _IN_DOUBT = re.compile(rf"[ \n]*{_DOUBT}")
 _ITEM = "(?:(?:选?项|選?項)(?!目))"  # "B项" is an option, "B项目" a project
 _PRAISE = (
     rf"[ ]*{_ITEM}?[ ]*(?:{any_of(cues.COPULAS)}[ ]+(?:{any_of(cues.ARTICLES)}[ ]+){{0,3}}"
-    rf"{any_of(cues.PRAISES)}|{_either(cues.PRAISES_BARE)}"
+    rf"{any_of(cues.PRAISES)}|{_join_alternatives(cues.PRAISES_BARE)}"
     rf"|(?<![Ii][ ])(?:{any_of(cues.FITS)}|{any_of(cues.MODALS)}[ ]+{any_of(cues.FIT)}"
     rf"|{any_of(cues.REMAINS)}(?=[ ]*(?:$|[.,;!\n]))))"
 )
@@ -48,12 +48,13 @@ _POSSIBLE = rf"[ ]+{any_of(cues.COPULAS)}[ ]+(?:{any_of(cues.TOO)}[ ]+)?{any_of(
 _LEFT_OUT = rf"[ ]+{any_of(cues.AUXILIARIES)}(?=[ ]*(?:$|[.;!\n]))"
 _BLAME = (
     rf"[ ]*{_ITEM}?[ ]*(?:{any_of(cues.COPULAS)}[ ]+(?:{any_of(cues.ADVERBS)}[ ]+){{0,3}}"
-    rf"{any_of(cues.BLAMES)}|{any_of(cues.DENIALS)}|{_either(cues.BLAMES_BARE)})"
+    rf"{any_of(cues.BLAMES)}|{any_of(cues.DENIALS)}|{_join_alternatives(cues.BLAMES_BARE)})"
 )
 _PRAISED, _BLAMED = re.compile(_PRAISE, re.IGNORECASE), re.compile(_BLAME, re.IGNORECASE)
 _SHORTENED = re.compile(_LEFT_OUT, re.IGNORECASE)
 _CLAUSE = re.compile(
-    rf"(?:^|[.,;:!?\n]|{any_of(cues.TURNS)}|{any_of('and only')})[ ]*$", re.IGNORECASE
+    rf"(?:^|[.,;:!?\n]|{any_of(cues.TURNS)}|{any_of('and only')})[ ]*$",
+    re.IGNORECASE,
 )
 _CLOSED = re.compile(
     rf"[ \n]*(?:$|\n|[)\]}}.,;:!?…/|&+→(、。]|[-–—]+(?:[ \n]|$)|=>|=[ ]|->"
@@ -81,7 +82,7 @@ _ENTRY = re.compile(
 
 
 @dataclass(frozen=True)
-class Labels:
+class OptionLabels:
     """Labels that stand together, and where; in doubt if they are joined as in "A or B"."""
 
     letters: frozenset[str]
@@ -90,12 +91,12 @@ class Labels:
     doubt: bool = False
 
     @property
-    def chosen(self) -> frozenset[str]:
+    def chosen_letters(self) -> frozenset[str]:
         """Return the letters that are named together, none of several that are in doubt."""
         return frozenset() if self.doubt and len(self.letters) > 1 else self.letters
 
 
-def labels_at(text: str, start: int, loose: bool = False) -> Labels | None:
+def find_labels(text: str, start: int, loose: bool = False) -> OptionLabels | None:
     """Return the labels that stand at a place of a text, white space aside.
 
     With `loose` a capital is one whatever follows, A and I aside. The last of several is one only
@@ -109,17 +110,17 @@ def labels_at(text: str, start: int, loose: bool = False) -> Labels | None:
         joint = _JOINT.match(text, label.end())
         assert joint is not None  # it may be empty
         words.append(joint["word"] or ("and" if "、" in joint[0] else ""))
-        label = _following(text, label, joint.end())
-    while found and not _is_closed(text, found, words[len(found) - 1], loose):
+        label = _match_next_label(text, label, joint.end())
+    while found and not _is_valid_label(text, found, words[len(found) - 1], loose):
         found.pop()
     if not found:
         return None
     letters = frozenset((label[1] or label[2]).upper() for label in found)
     doubt = any(_IN_DOUBT.match(word) for word in words[: len(found)])
-    return Labels(letters, start, found[-1].end(), doubt)
+    return OptionLabels(letters, start, found[-1].end(), doubt)
 
 
-def _following(text: str, label: re.Match[str], start: int) -> re.Match[str] | None:
+def _match_next_label(text: str, label: re.Match[str], start: int) -> re.Match[str] | None:
     """The next label of several; one without a mark behind one with a point begins a sentence."""
     found = _LABEL.match(text, start)
     ended = (label[3] or "").strip().startswith(".")
@@ -127,49 +128,51 @@ def _following(text: str, label: re.Match[str], start: int) -> re.Match[str] | N
     return None if ended and not alike else found
 
 
-def _is_closed(text: str, found: list[re.Match[str]], word: str, loose: bool) -> bool:
+def _is_valid_label(text: str, found: list[re.Match[str]], word: str, loose: bool) -> bool:
     """Whether what follows the last of some letters lets it be a label with the others."""
     bracketed, letter, mark = found[-1].groups()
-    end, alone = found[-1].end(), len(found) == 1
+    end, is_single = found[-1].end(), len(found) == 1
     if _IN_DOUBT.match(text, end):
         return False  # "A or something else"
-    said = (_PRAISED, _BLAMED, _SHORTENED)
-    if not (alone or word) and any(one.match(text, end) for one in said):
+    verdicts = (_PRAISED, _BLAMED, _SHORTENED)
+    if not (is_single or word) and any(one.match(text, end) for one in verdicts):
         return False  # "B, A is wrong"
     if bracketed or mark:
         return True
     if letter in "Ii" and text.startswith(",", end):
         return False  # "I, for one, …"
-    return bool(_CLOSED.match(text, end) or (alone and loose and _LOOSE.match(letter)))
+    return bool(_CLOSED.match(text, end) or (is_single and loose and _LOOSE.match(letter)))
 
 
-def praised_in(text: str) -> Iterator[Labels]:
+def iter_praised_labels(text: str) -> Iterator[OptionLabels]:
     """Yield the capitals, or several together, behind which stands "is correct" or the like.
 
     Behind another that is denied, a bare "is" is enough: "B isn't right; C is".
     """
     label, denied = _CAPITAL.search(text), False
     while label:
-        labels = labels_at(text, label.start())
-        if labels and (_PRAISED.match(text, labels.end) or (denied and _is_rest(text, labels))):
+        labels = find_labels(text, label.start())
+        if labels and (
+            _PRAISED.match(text, labels.end) or (denied and _is_whole_clause(text, labels))
+        ):
             yield labels
         denied = denied or bool(labels and is_denied(text, labels))
         label = _CAPITAL.search(text, labels.end if labels else label.end())
 
 
-def _is_rest(text: str, labels: Labels) -> bool:
+def _is_whole_clause(text: str, labels: OptionLabels) -> bool:
     """Whether labels and a verb are all of a clause: "C is"."""
     before = text[max(0, labels.start - 40) : labels.start]
     return bool(_SHORTENED.match(text, labels.end) and _CLAUSE.search(before))
 
 
-def bracketed_in(text: str) -> Iterator[Labels]:
+def iter_bracketed_labels(text: str) -> Iterator[OptionLabels]:
     """Yield the capitals in brackets, and those behind the word "option"."""
     for label in _BRACKETED.finditer(text):
-        yield Labels(frozenset(label[1] or label[2]), label.start(), label.end())
+        yield OptionLabels(frozenset(label[1] or label[2]), label.start(), label.end())
 
 
-def listed_behind(text: str, first: str) -> frozenset[str]:
+def find_listed_letters(text: str, first: str) -> frozenset[str]:
     """Return the letters of the options that a text lists behind the option `first`, and that.
 
     Those are labels at the start of lines, and labels in the order of the alphabet; letters before
@@ -185,7 +188,7 @@ def listed_behind(text: str, first: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def is_denied(text: str, labels: Labels) -> bool:
+def is_denied(text: str, labels: OptionLabels) -> bool:
     """Whether "not" or "if" stands before labels, or "is wrong" behind them."""
     before = text[max(0, labels.start - 40) : labels.start]
     return bool(_DENIED.search(before) or _BLAMED.match(text, labels.end))

@@ -10,47 +10,53 @@ and forward ones) is `None`.
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
-Matrix = Sequence[Sequence[float]]
+AccuracyMatrix = Sequence[Sequence[float]]
 
 
-def learned(matrix: Matrix) -> float | None:
+def learned_accuracy(matrix: AccuracyMatrix) -> float | None:
     """Mean of the diagonal: how well each task was learned when its turn came (MFT)."""
-    return _mean(matrix[task][task - 1] for task in _seen(matrix))
+    return _compute_mean(matrix[task][task - 1] for task in _list_seen_tasks(matrix))
 
 
-def op(matrix: Matrix) -> float | None:
+def overall_performance(matrix: AccuracyMatrix) -> float | None:
     """Mean of the last row over the tasks seen: overall performance (OP, Last, MFN)."""
-    return _mean(matrix[-1][task - 1] for task in _seen(matrix))
+    return _compute_mean(matrix[-1][task - 1] for task in _list_seen_tasks(matrix))
 
 
-def maa(matrix: Matrix) -> float | None:
+def mean_average_accuracy(matrix: AccuracyMatrix) -> float | None:
     """Mean over the stages of the mean over the tasks seen by then."""
-    return _mean(fmean(matrix[stage][:stage]) for stage in _seen(matrix))
+    return _compute_mean(fmean(matrix[stage][:stage]) for stage in _list_seen_tasks(matrix))
 
 
-def bwt(matrix: Matrix) -> float | None:
+def backward_transfer(matrix: AccuracyMatrix) -> float | None:
     """Backward transfer: what earlier tasks gained since each was learned; a loss is below 0."""
-    return _mean(matrix[-1][task - 1] - matrix[task][task - 1] for task in _seen(matrix)[:-1])
+    return _compute_mean(
+        matrix[-1][task - 1] - matrix[task][task - 1] for task in _list_seen_tasks(matrix)[:-1]
+    )
 
 
-def forgetting(matrix: Matrix) -> float | None:
+def average_forgetting(matrix: AccuracyMatrix) -> float | None:
     """What the earlier tasks lost since the best position each has stood at, the base included."""
     columns = list(zip(*matrix, strict=True))
-    best_and_last = ((max(columns[t - 1][:-1]), columns[t - 1][-1]) for t in _seen(matrix)[:-1])
-    return _mean(best - last for best, last in best_and_last)
+    best_and_last = (
+        (max(columns[t - 1][:-1]), columns[t - 1][-1]) for t in _list_seen_tasks(matrix)[:-1]
+    )
+    return _compute_mean(best - last for best, last in best_and_last)
 
 
-def fwt(matrix: Matrix) -> float | None:
+def forward_transfer(matrix: AccuracyMatrix) -> float | None:
     """Forward transfer: what the later tasks gained over the base before their own turn."""
-    return _mean(matrix[task - 1][task - 1] - matrix[0][task - 1] for task in _seen(matrix)[1:])
+    return _compute_mean(
+        matrix[task - 1][task - 1] - matrix[0][task - 1] for task in _list_seen_tasks(matrix)[1:]
+    )
 
 
-def summary(matrix: Matrix) -> dict[str, float | None]:
+def summarise_matrix(matrix: AccuracyMatrix) -> dict[str, float | None]:
     """Every metric of the matrix, by name, in the order of `CONVENTIONS`."""
-    return {name: metric(matrix) for name, metric in METRICS.items()}
+    return {name: metric(matrix) for name, metric in MATRIX_METRICS.items()}
 
 
-def _seen(matrix: Matrix) -> range:
+def _list_seen_tasks(matrix: AccuracyMatrix) -> range:
     """The tasks seen so far, 1…t."""
     num_tasks = len(matrix[0]) if matrix else 0
     if len(matrix) > num_tasks + 1 or any(len(row) != num_tasks for row in matrix):
@@ -61,18 +67,18 @@ def _seen(matrix: Matrix) -> range:
     return range(1, len(matrix))
 
 
-def _mean(values: Iterable[float]) -> float | None:
+def _compute_mean(values: Iterable[float]) -> float | None:
     present = list(values)
     return fmean(present) if present else None
 
 
-METRICS: dict[str, Callable[[Matrix], float | None]] = {
-    "learned": learned,
-    "op": op,
-    "maa": maa,
-    "bwt": bwt,
-    "forgetting": forgetting,
-    "fwt": fwt,
+MATRIX_METRICS: dict[str, Callable[[AccuracyMatrix], float | None]] = {
+    "learned": learned_accuracy,
+    "op": overall_performance,
+    "maa": mean_average_accuracy,
+    "bwt": backward_transfer,
+    "forgetting": average_forgetting,
+    "fwt": forward_transfer,
 }
 
 # R[i][j]: score on task j after task i, j from 1; T: the tasks seen so far; row 0: the base.

@@ -7,7 +7,7 @@ from statistics import mean, stdev
 from scipy.special import stdtrit  # of scipy.stats, which takes a second to import
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
+def compute_interval(values: Sequence[float]) -> tuple[float, float]:
     """The mean and half the width of its interval; the width is infinite for a single value."""
     if len(values) < 2:
         return mean(values), float("inf")
@@ -15,7 +15,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean(values), quantile * stdev(values) / sqrt(len(values))
 
 
-def shown(values: Sequence[float], sign: str = "") -> str:
+def format_interval(values: Sequence[float], sign: str = "") -> str:
     """Fractions in percent: mean ± half the interval; the mean alone for a single value."""
-    middle, half = interval([100 * value for value in values])
+    middle, half = compute_interval([100 * value for value in values])
     return f"{middle:{sign}.1f}" + (f" ± {half:.1f}" if len(values) > 1 else "")

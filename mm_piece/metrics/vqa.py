@@ -29,7 +29,7 @@ _DOUBLED = {
     "'d've": "he it she somebody someone something there they we who you",
     "'all'll": "y",
 }
-_ODD = {
+_IRREGULAR = {
     "twas": "'twas",
     "ow's'at": "'ow's'at",
     "'ows'at": "'ow's'at",
@@ -41,7 +41,7 @@ _ODD = {
 }
 
 
-def vqa(predictions: Sequence[str], accepted: Sequence[Sequence[str]]) -> list[float]:
+def score_vqa(predictions: Sequence[str], accepted: Sequence[Sequence[str]]) -> list[float]:
     """Soft accuracy of VQA v2: every annotator is left out in turn, the rest vote, min(1, votes/3).
 
     Three of ten who agree make 0.9, four make 1. Fewer than four answers are no panel of annotators
@@ -49,19 +49,24 @@ def vqa(predictions: Sequence[str], accepted: Sequence[Sequence[str]]) -> list[f
     al. 2015, and the evaluation code published with the data set, which leaves answers unprocessed
     where all annotators agree to the letter; here all are processed.
     """
-    return [_soft(said, answers) for said, answers in zip(predictions, accepted, strict=True)]
+    return [
+        _score_soft_accuracy(prediction, answers)
+        for prediction, answers in zip(predictions, accepted, strict=True)
+    ]
 
 
-def _soft(said: str, answers: Sequence[str]) -> float:
-    num = len(answers)
-    agreeing = [vqa_normalise(answer) for answer in answers].count(vqa_normalise(said))
-    if num < 4:
+def _score_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    num_answers = len(answers)
+    agreeing = [normalise_vqa_answer(answer) for answer in answers].count(
+        normalise_vqa_answer(prediction)
+    )
+    if num_answers < 4:
         return float(agreeing > 0)
-    votes = agreeing * min(3, agreeing - 1) + (num - agreeing) * min(3, agreeing)
-    return votes / (3 * num)
+    votes = agreeing * min(3, agreeing - 1) + (num_answers - agreeing) * min(3, agreeing)
+    return votes / (3 * num_answers)
 
 
-def vqa_normalise(text: str) -> str:
+def normalise_vqa_answer(text: str) -> str:
     """An answer as the published evaluation of VQA v2 processes it; if nothing is left, unchanged.
 
     Punctuation goes: without a gap where it stands beside a space anywhere in the text or the text
@@ -78,17 +83,17 @@ def vqa_normalise(text: str) -> str:
     return " ".join(CONTRACTIONS.get(token, token) for token in tokens) or text
 
 
-def _contractions() -> Iterator[tuple[str, str]]:
+def _iter_contractions() -> Iterator[tuple[str, str]]:
     for ending, stems in _ENDINGS.items():
         for stem in stems.split():
             yield stem + ending.replace("'", ""), stem + ending
     for ending, stems in _DOUBLED.items():
         for stem in stems.split():
-            whole = stem + ending
-            first, second = whole.index("'"), whole.rindex("'")
-            yield whole[:first] + whole[first + 1 :], whole
-            yield whole[:second] + whole[second + 1 :], whole
-    yield from _ODD.items()
+            contraction = stem + ending
+            first, second = contraction.index("'"), contraction.rindex("'")
+            yield contraction[:first] + contraction[first + 1 :], contraction
+            yield contraction[:second] + contraction[second + 1 :], contraction
+    yield from _IRREGULAR.items()
 
 
-CONTRACTIONS = dict(_contractions())
+CONTRACTIONS = dict(_iter_contractions())

@@ -13,30 +13,32 @@ _SIGN_OR_POINT = re.compile(r"(?<![^\W_])-(?=\d)|(?<=\d)\.(?=\d)")
 _ARTICLE = re.compile(r"(?<!\w)(?:an?|the)\s+(?=\S?\w)")
 
 
-def normalise(text: str) -> str:
+def normalise_text(text: str) -> str:
     """Lower case; no punctuation, symbols or articles; single spaces.
 
     Numbers keep sign and point and lose the commas between thousands: `1,000` is `1000`, `.5` is
     `0.5`, `-5` is not `5`. An article is one only before another word, so the answer `A` stays. A
     text of punctuation alone, such as `<`, stays as it is.
     """
-    text = _fold(text)
+    text = _fold_text(text)
     numbers = _BARE_POINT.sub("0.", _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text))
     bare = _ARTICLE.sub("", numbers)
     inside = {match.start() for match in _SIGN_OR_POINT.finditer(bare)}
-    kept = (char if _in_word(char) or i in inside else " " for i, char in enumerate(bare))
-    return " ".join("".join(kept).split()) or " ".join(text.split())
+    characters = (
+        char if _is_word_character(char) or i in inside else " " for i, char in enumerate(bare)
+    )
+    return " ".join("".join(characters).split()) or " ".join(text.split())
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Lower-case words of any script, each Chinese or Japanese character one; no punctuation.
 
     A text of punctuation alone gives its characters. On ASCII these are the words of ROUGE's own
     tokenizer (`rouge-score`), which would drop every letter that is not in a–z.
     """
-    text = _fold(text)
-    kept = "".join(char if _in_word(char) else " " for char in text)
-    return space_cjk(kept).split() or list("".join(text.split()))
+    text = _fold_text(text)
+    spaced = "".join(char if _is_word_character(char) else " " for char in text)
+    return space_cjk(spaced).split() or list("".join(text.split()))
 
 
 def space_cjk(text: str) -> str:
@@ -44,9 +46,9 @@ def space_cjk(text: str) -> str:
     return _CJK.sub(r" \g<0> ", text)
 
 
-def _fold(text: str) -> str:
+def _fold_text(text: str) -> str:
     return normalize("NFC", text.translate(_WIDTHS).lower())
 
 
-def _in_word(char: str) -> bool:
+def _is_word_character(char: str) -> bool:
     return category(char)[0] in "LMN"  # letters, their marks, numbers

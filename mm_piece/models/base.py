@@ -20,9 +20,9 @@ from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from mm_piece.data import tokenizer_of
-from mm_piece.distributed import is_cut
+from mm_piece.distributed import is_partitioned
 from mm_piece.dtypes import as_dtype
-from mm_piece.errors import ModelError, PieceError, reason
+from mm_piece.errors import ModelError, PieceError, format_error
 from mm_piece.families import rules_of, weights
 from mm_piece.models import image_processor  # noqa: F401 - AutoProcessor finds what it registers
 from mm_piece.models.placement import require_devices, require_experts, require_values
@@ -30,8 +30,8 @@ from mm_piece.recipe import require_options
 
 # Options of `from_pretrained` that say which of a base's files hold its weights. A store records
 # them: without them it would be another base.
-READING = ("subfolder", "variant", "use_safetensors")
-_COMPUTING = ("attn_implementation", "experts_implementation")
+READING_OPTIONS = ("subfolder", "variant", "use_safetensors")
+_COMPUTE_OPTIONS = ("attn_implementation", "experts_implementation")
 
 
 def load_base(base: str | Path, revision: str | None = None, **options: Any) -> tuple[Any, Any]:
@@ -42,24 +42,24 @@ def load_base(base: str | Path, revision: str | None = None, **options: Any) -> 
     the base is missing, of an unknown family, lacks weights or has some of another shape, is
     quantised, or has an adapter beside it.
     """
-    options = options_of(options)
+    options = validate_options(options)
     require_devices(options)
     logging.disable_progress_bar()
-    source, subfolder = source_of(base), options.get("subfolder") or ""
-    with refusing(f"cannot load base {source}"):
-        config = config_of(source, revision, subfolder)
+    source, subfolder = resolve_source(base), options.get("subfolder") or ""
+    with raising_model_error(f"cannot load base {source}"):
+        config = load_family_config(source, revision, subfolder)
         options["dtype"] = as_dtype(options.get("dtype", "float32"))
         # What does not fit is told by name below; transformers would point to a printed table.
         options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, loaded = loader_of(config).from_pretrained(source, revision=revision, **options)
-        processor = _processor(source, config, revision, subfolder)
-    require_loaded(source, loaded)
+        model, loaded = auto_class_of(config).from_pretrained(source, revision=revision, **options)
+        processor = _read_processor(source, config, revision, subfolder)
+    require_complete_load(source, loaded)
     require_values(model)
     require_experts(model, options)
     return model.eval(), processor
 
 
-def options_of(options: Mapping[str, Any]) -> dict[str, Any]:
+def validate_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """What may be said of how a base loads, under the names of today; ModelError for the rest."""
     try:
         return require_options(options)
@@ -69,37 +69,40 @@ def options_of(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_processor(base: str | Path, revision: str | None = None, **options: Any) -> Any:
     """The processor of a base alone (a text model's tokenizer); ModelError as in `load_base`."""
-    source, subfolder = source_of(base), options.get("subfolder") or ""
-    with refusing(f"cannot load base {source}"):
-        config = config_of(source, revision, subfolder)
-        return _processor(source, config, revision, subfolder)
+    source, subfolder = resolve_source(base), options.get("subfolder") or ""
+    with raising_model_error(f"cannot load base {source}"):
+        config = load_family_config(source, revision, subfolder)
+        return _read_processor(source, config, revision, subfolder)
 
 
-def reading(options: Mapping[str, Any]) -> dict[str, Any]:
+def pick_reading_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `from_pretrained`'s options that say which files a base is read from."""
-    return {key: options[key] for key in READING if options.get(key) not in (None, "")}
+    return {key: options[key] for key in READING_OPTIONS if options.get(key) not in (None, "")}
 
 
-def shell_of(base: str | Path, revision: str | None = None, **options: Any) -> Any:
+def build_meta_model(base: str | Path, revision: str | None = None, **options: Any) -> Any:
     """The model of a base without values (on the meta device), from its configuration alone.
 
     Of `options` it takes where the configuration lies, and how the model computes.
     """
-    source, computing = source_of(base), {key: options[key] for key in _COMPUTING if key in options}
-    with refusing(f"cannot load base {source}"):
-        config = config_of(source, revision, options.get("subfolder") or "")
+    source, computing = (
+        resolve_source(base),
+        {key: options[key] for key in _COMPUTE_OPTIONS if key in options},
+    )
+    with raising_model_error(f"cannot load base {source}"):
+        config = load_family_config(source, revision, options.get("subfolder") or "")
         with torch.device("meta"):
-            return loader_of(config).from_config(config, **computing).eval()
+            return auto_class_of(config).from_config(config, **computing).eval()
 
 
-def config_of(source: str, revision: str | None = None, subfolder: str = "") -> Any:
+def load_family_config(source: str, revision: str | None = None, subfolder: str = "") -> Any:
     """The configuration of a base of a known family; ModelError as `plain_config`."""
-    config = plain_config(source, revision, subfolder)
+    config = load_plain_config(source, revision, subfolder)
     rules_of(config.model_type)
     return config
 
 
-def plain_config(source: str, revision: str | None = None, subfolder: str = "") -> Any:
+def load_plain_config(source: str, revision: str | None = None, subfolder: str = "") -> Any:
     """The configuration of a model whose files hold its weights as they are.
 
     Raises ModelError for one with an adapter beside it, and for a quantised one.
@@ -119,12 +122,12 @@ def plain_config(source: str, revision: str | None = None, subfolder: str = "") 
     return config
 
 
-def loader_of(config: Any) -> Any:
+def auto_class_of(config: Any) -> Any:
     """The class whose `from_pretrained` loads a base of such a configuration."""
     return AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
 
 
-def require_loaded(source: str, loaded: Mapping[str, Any]) -> None:
+def require_complete_load(source: str, loaded: Mapping[str, Any]) -> None:
     """Raise ModelError for weights that transformers could not take from the files.
 
     It would draw them at random.
@@ -139,7 +142,7 @@ def require_loaded(source: str, loaded: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def refusing(what: str) -> Iterator[None]:
+def raising_model_error(message: str) -> Iterator[None]:
     """Context in which whatever a library raises becomes a ModelError of one line.
 
     A base comes from a user, and libraries answer to what does not fit with errors of any kind.
@@ -149,18 +152,18 @@ def refusing(what: str) -> Iterator[None]:
     except PieceError:
         raise
     except Exception as error:
-        raise ModelError(f"{what}: {reason(error)}") from error
+        raise ModelError(f"{message}: {format_error(error)}") from error
 
 
-def positions_of(base: str | Path, revision: str | None = None, **options: Any) -> int:
+def max_positions_of(base: str | Path, revision: str | None = None, **options: Any) -> int:
     """How many positions the base's language model was made for."""
-    source = source_of(base)
-    with refusing(f"cannot load base {source}"):
-        config = config_of(source, revision, options.get("subfolder") or "")
+    source = resolve_source(base)
+    with raising_model_error(f"cannot load base {source}"):
+        config = load_family_config(source, revision, options.get("subfolder") or "")
         return config.get_text_config().max_position_embeddings
 
 
-def source_of(base: str | Path) -> str:
+def resolve_source(base: str | Path) -> str:
     """A folder or hub id as transformers takes it; ModelError for a folder that is not there."""
     source = str(base)
     if not source:
@@ -170,7 +173,7 @@ def source_of(base: str | Path) -> str:
     return source
 
 
-def processor_folder(source: str, revision: str | None, subfolder: str) -> str:
+def find_processor_folder(source: str, revision: str | None, subfolder: str) -> str:
     """The folder of a base that its processor lies in: that of the weights, or the outermost."""
     options: dict[str, Any] = {"revision": revision, "subfolder": subfolder}
     own = cached_file(
@@ -179,9 +182,9 @@ def processor_folder(source: str, revision: str | None, subfolder: str) -> str:
     return subfolder if own else ""
 
 
-def _processor(source: str, config: Any, revision: str | None, subfolder: str) -> Any:
+def _read_processor(source: str, config: Any, revision: str | None, subfolder: str) -> Any:
     auto = AutoProcessor if "vision_config" in config else AutoTokenizer
-    folder = processor_folder(source, revision, subfolder) if subfolder else ""
+    folder = find_processor_folder(source, revision, subfolder) if subfolder else ""
     processor = auto.from_pretrained(source, revision=revision, subfolder=folder)
     if not processor.chat_template:  # older repositories keep it in the tokenizer's configuration
         processor.chat_template = tokenizer_of(processor).chat_template
@@ -193,4 +196,4 @@ def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
     Weights that lie in parts on several processes stay what they are.
     """
-    return {name: p if is_cut(p) else p.detach() for name, p in weights(model).items()}
+    return {name: p if is_partitioned(p) else p.detach() for name, p in weights(model).items()}

@@ -7,11 +7,11 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from mm_piece.models.base import refusing, source_of
+from mm_piece.models.base import raising_model_error, resolve_source
 
 # A base's generation configuration: what is kept of it, in answers that are greedy.
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-_GREEDY: dict[str, Any] = {  # values of generation settings that ask for nothing
+_GREEDY_DEFAULTS: dict[str, Any] = {  # values of generation settings that ask for nothing
     "_from_model_config": True,
     **{"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_k": 50, "top_p": 1.0},
     **{"repetition_penalty": 1.0, "length_penalty": 1.0, "no_repeat_ngram_size": 0},
@@ -21,7 +21,7 @@ _GREEDY: dict[str, Any] = {  # values of generation settings that ask for nothin
 
 
 @contextmanager
-def greedy(model: Any, **settings: Any) -> Iterator[GenerationConfig]:
+def greedy_decoding(model: Any, **settings: Any) -> Iterator[GenerationConfig]:
     """Context in which a model generates greedily, whatever its base's own settings ask for.
 
     Gives the configuration to generate with: the base's token ids, and `settings`. The model's own
@@ -37,17 +37,17 @@ def greedy(model: Any, **settings: Any) -> Iterator[GenerationConfig]:
         model.generation_config = own
 
 
-def generation_aside(
+def find_ignored_settings(
     base: str | Path, revision: str | None = None, subfolder: str = "", **_: Any
 ) -> list[str]:
     """The names of a base's generation settings that its greedy answers leave aside."""
-    source = source_of(base)
-    place: dict[str, Any] = {"revision": revision or "main", "subfolder": subfolder}
-    with refusing(f"cannot load base {source}"):
+    source = resolve_source(base)
+    location: dict[str, Any] = {"revision": revision or "main", "subfolder": subfolder}
+    with raising_model_error(f"cannot load base {source}"):
         try:
-            own = GenerationConfig.from_pretrained(source, **place)
+            own = GenerationConfig.from_pretrained(source, **location)
         except OSError:  # none of its own: older ones have it in their configuration
-            own = GenerationConfig.from_pretrained(source, "config.json", **place)
+            own = GenerationConfig.from_pretrained(source, "config.json", **location)
     known = vars(GenerationConfig()).keys() - {*TOKEN_IDS, "transformers_version"}
     asked = {key: value for key, value in own.to_diff_dict().items() if key in known}
-    return sorted(key for key, value in asked.items() if value != _GREEDY.get(key))
+    return sorted(key for key, value in asked.items() if value != _GREEDY_DEFAULTS.get(key))

@@ -25,27 +25,27 @@ class PilBackend(transformers.PilBackend):
 
     def process_image(self, image: Any, **settings: Any) -> np.ndarray:
         """One image, resized and cropped: uint8 (3, height, width)."""
-        picture: Any = to_pil_image(image)
+        pil_image: Any = to_pil_image(image)
         if settings["do_resize"]:
             size = settings["size"]
             edges = [size.shortest_edge] if size.shortest_edge else [size.height, size.width]
-            picture = functional.resize(picture, edges, FILTERS[settings["resample"]])
+            pil_image = functional.resize(pil_image, edges, FILTERS[settings["resample"]])
         if settings["do_center_crop"]:
             crop = settings["crop_size"]
-            picture = functional.center_crop(picture, [crop.height, crop.width])
-        return np.moveaxis(np.array(picture.convert("RGB")), -1, 0)
+            pil_image = functional.center_crop(pil_image, [crop.height, crop.width])
+        return np.moveaxis(np.array(pil_image.convert("RGB")), -1, 0)
 
     def _preprocess(self, images: list[np.ndarray], *args: Any, **settings: Any) -> BatchFeature:
-        done = {"do_resize": False, "do_center_crop": False}
-        return super()._preprocess(images, *args, **{**settings, **done})
+        disabled_steps = {"do_resize": False, "do_center_crop": False}
+        return super()._preprocess(images, *args, **{**settings, **disabled_steps})
 
 
-def image_processor(settings: Mapping[str, Any]) -> PilBackend:
+def make_image_processor(settings: Mapping[str, Any]) -> PilBackend:
     """The image processor equal to the transform that open_clip makes of `settings`.
 
     `settings` is a tower's `preprocess_cfg`. Raises ModelError for what cannot be expressed.
     """
-    height, width = _edges(settings["size"])
+    height, width = _to_edge_pair(settings["size"])
     mode, filter_name = settings["resize_mode"], settings["interpolation"]
     if mode not in ("shortest", "squash"):
         raise ModelError(f"resize mode {mode!r} is not supported; supported: shortest, squash")
@@ -60,21 +60,21 @@ def image_processor(settings: Mapping[str, Any]) -> PilBackend:
         crop_size=square,
         do_rescale=True,
         do_normalize=True,
-        image_mean=_channels(settings["mean"]),
-        image_std=_channels(settings["std"]),
+        image_mean=_to_channel_values(settings["mean"]),
+        image_std=_to_channel_values(settings["std"]),
         do_convert_rgb=True,
     )
 
 
-def _edges(size: int | tuple[int, int]) -> tuple[int, int]:
+def _to_edge_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _channels(values: float | Sequence[float]) -> list[float]:
+def _to_channel_values(values: float | Sequence[float]) -> list[float]:
     return list(values) if isinstance(values, Sequence) else [values] * 3
 
 
-class _Anchor(PreTrainedConfig):
+class _RegistrationConfig(PreTrainedConfig):
     """What an image processor must be registered under; no model has this configuration."""
 
     model_type = "mm_piece_preprocessing"
@@ -87,4 +87,4 @@ FILTERS = {
 }
 
 _BACKENDS = {"torchvision": PilBackend, "pil": PilBackend}  # whichever is asked for
-AutoImageProcessor.register(_Anchor, image_processor_classes=_BACKENDS, exist_ok=True)
+AutoImageProcessor.register(_RegistrationConfig, image_processor_classes=_BACKENDS, exist_ok=True)

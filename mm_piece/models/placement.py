@@ -6,21 +6,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from mm_piece.errors import ModelError, reason
+from mm_piece.errors import ModelError, format_error
 from mm_piece.families import weights
-from mm_piece.recipe.base_options import MADE
+from mm_piece.recipe.base_options import AUTOMATIC_MAPS
 
 
 def require_devices(options: Mapping[str, Any]) -> None:
     """Raise ModelError for a device that torch does not know, or that is not there."""
     placed = options.get("device_map")
     for device in placed.values() if isinstance(placed, dict) else [placed]:
-        if device in MADE:
+        if device in AUTOMATIC_MAPS:
             continue
         try:
             torch.empty(0, device=device)
         except Exception as error:  # a device's library raises in ways of its own
-            raise ModelError(f"device_map: {device!r}: {reason(error)}") from error
+            raise ModelError(f"device_map: {device!r}: {format_error(error)}") from error
 
 
 def require_experts(model: nn.Module, options: Mapping[str, Any]) -> None:
@@ -34,8 +34,9 @@ def require_experts(model: nn.Module, options: Mapping[str, Any]) -> None:
 
 def require_values(model: nn.Module) -> None:
     """Raise ModelError for weights that a map of devices left on a disk, or moves about."""
-    if without := [name for name, weight in weights(model).items() if weight.is_meta]:
+    if valueless := [name for name, weight in weights(model).items() if weight.is_meta]:
         raise ModelError(
-            f"device_map leaves {len(without)} weights off the devices, {without[0]!r} first, and "
+            f"device_map leaves {len(valueless)} weights off the devices, {valueless[0]!r} "
+            "first, and "
             "what is not there cannot be trained; give max_memory more room, or take more devices"
         )

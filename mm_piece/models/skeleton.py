@@ -20,17 +20,22 @@ from transformers.utils import logging
 
 from mm_piece.errors import ModelError
 from mm_piece.families import hub_name
-from mm_piece.models.base import config_of, loader_of, refusing, require_loaded
+from mm_piece.models.base import (
+    auto_class_of,
+    load_family_config,
+    raising_model_error,
+    require_complete_load,
+)
 
 
-def weight_files(source: str, revision: str | None = None, **reading: Any) -> list[Path]:
+def find_weight_files(source: str, revision: str | None = None, **reading: Any) -> list[Path]:
     """The files that hold the weights of a folder or hub id, which are fetched; ModelError if none.
 
     `reading`: those of `models.READING`, here and below.
     """
     subfolder = reading.get("subfolder") or ""
-    with refusing(f"cannot read {source}"):
-        config = config_of(source, revision, subfolder)
+    with raising_model_error(f"cannot read {source}"):
+        config = load_family_config(source, revision, subfolder)
         found, _ = _get_resolved_checkpoint_files(
             source,
             variant=reading.get("variant"),
@@ -49,7 +54,7 @@ def weight_files(source: str, revision: str | None = None, **reading: Any) -> li
 
 def map_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a file of another format, mapped into memory by transformers' own reader."""
-    with refusing(f"{file} cannot be read"):
+    with raising_model_error(f"{file} cannot be read"):
         found = load_state_dict(file)
     if odd := [key for key, value in found.items() if not isinstance(value, Tensor)]:
         raise ModelError(f"{file} holds {odd[0]!r}, which is no tensor")
@@ -65,26 +70,28 @@ class Skeleton:
     """
 
     family: str
-    kinds: dict[str, tuple[tuple[int, ...], torch.dtype]]  # live name -> shape and dtype
-    first: dict[str, str]
+    shapes_and_dtypes: dict[
+        str, tuple[tuple[int, ...], torch.dtype]
+    ]  # live name -> shape and dtype
+    canonical_names: dict[str, str]
     ties: dict[str, str]
     unread: list[str]  # tensors of the files that are no weights of the model
-    _live_name: Callable[[str], tuple[str | None, bool]] = field(repr=False)
+    _rename_key: Callable[[str], tuple[str | None, bool]] = field(repr=False)
 
-    def live_name(self, key: str) -> tuple[str | None, bool]:
+    def find_live_name(self, key: str) -> tuple[str | None, bool]:
         """Where a file's tensor goes, if anywhere, and whether it may be turned on its way."""
-        return self._live_name(key)
+        return self._rename_key(key)
 
-    def published(self, live: str) -> str:
+    def published_name_of(self, live: str) -> str:
         """The published name of a live one."""
         return hub_name(live, self.family)
 
 
-def skeleton_of(folder: Path, dtype: torch.dtype, **reading: Any) -> Skeleton:
+def load_skeleton(folder: Path, dtype: torch.dtype, **reading: Any) -> Skeleton:
     """What `from_pretrained` makes of a folder; ModelError where it would have to invent values."""
-    with refusing(f"cannot load base {folder}"), _quiet():
-        config = config_of(str(folder), subfolder=reading.get("subfolder") or "")
-        model, loaded = loader_of(config).from_pretrained(
+    with raising_model_error(f"cannot load base {folder}"), _quiet_logging():
+        config = load_family_config(str(folder), subfolder=reading.get("subfolder") or "")
+        model, loaded = auto_class_of(config).from_pretrained(
             folder,
             dtype=dtype,
             device_map="meta",
@@ -92,22 +99,30 @@ def skeleton_of(folder: Path, dtype: torch.dtype, **reading: Any) -> Skeleton:
             ignore_mismatched_sizes=True,
             **reading,
         )
-    require_loaded(str(folder), loaded)
-    every = dict(model.named_parameters(remove_duplicate=False))
+    require_complete_load(str(folder), loaded)
+    live_parameters = dict(model.named_parameters(remove_duplicate=False))
     owners: dict[int, str] = {}
-    first = {name: owners.setdefault(id(weight), name) for name, weight in every.items()}
+    canonical_names = {
+        name: owners.setdefault(id(weight), name) for name, weight in live_parameters.items()
+    }
     pairs = model.all_tied_weights_keys.items()
     return Skeleton(
         family=model.config.model_type,
-        kinds={name: (tuple(weight.shape), weight.dtype) for name, weight in every.items()},
-        first=first,
-        ties={target: source for target, source in pairs if first[target] != first[source]},
+        shapes_and_dtypes={
+            name: (tuple(weight.shape), weight.dtype) for name, weight in live_parameters.items()
+        },
+        canonical_names=canonical_names,
+        ties={
+            target: source
+            for target, source in pairs
+            if canonical_names[target] != canonical_names[source]
+        },
         unread=sorted(loaded["unexpected_keys"]),
-        _live_name=_renaming(model),
+        _rename_key=_make_key_renaming(model),
     )
 
 
-def _renaming(model: Any) -> Callable[[str], tuple[str | None, bool]]:
+def _make_key_renaming(model: Any) -> Callable[[str], tuple[str | None, bool]]:
     """The function from a key of a file to a live name, as transformers renames while it loads."""
     steps = get_model_conversion_mapping(model)
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
@@ -115,17 +130,17 @@ def _renaming(model: Any) -> Callable[[str], tuple[str | None, bool]]:
     state, prefix = model.state_dict(), model.base_model_prefix
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
-    def live_name(key: str) -> tuple[str | None, bool]:
+    def rename_key(key: str) -> tuple[str | None, bool]:
         name, converted = rename_source_key(key, renamings, converters, prefix, state)
         if name not in state and key in state:  # it has its live name already
             name, converted = rename_source_key(key, [], [], prefix, state)
         return (name if name in parameters else None), converted is not None
 
-    return live_name
+    return rename_key
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet_logging() -> Iterator[None]:
     """Context without transformers' own report of a load: the model's own load makes it."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()

@@ -2,16 +2,16 @@
 
 from mm_piece.recipe.base_options import require_options
 from mm_piece.recipe.reading import load_recipe, parse_recipe
-from mm_piece.recipe.schema import GeneralTask, Metric, Recipe, Task
-from mm_piece.recipe.select import METHODS, Select
+from mm_piece.recipe.schema import GeneralTask, MetricName, Recipe, Task
+from mm_piece.recipe.select import METHODS, SelectionSettings
 from mm_piece.sizes import parse_bytes
 
 __all__ = [
     "METHODS",
     "GeneralTask",
-    "Metric",
+    "MetricName",
     "Recipe",
-    "Select",
+    "SelectionSettings",
     "Task",
     "load_recipe",
     "parse_bytes",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from mm_piece.errors import short
+from mm_piece.errors import format_value
 
 HONOURED = {
     "dtype": "the weights' dtype, which a store records",
@@ -71,17 +71,22 @@ REFUSED = {
     "_from_auto": _INTERNAL,
     "_from_pipeline": _INTERNAL,
 }
-MADE = ("auto", "balanced", "balanced_low_0", "sequential")  # maps that transformers makes
+AUTOMATIC_MAPS = (
+    "auto",
+    "balanced",
+    "balanced_low_0",
+    "sequential",
+)  # maps that transformers makes
 _WITHOUT_VALUES = ("meta", "disk")
 _FLAG, _TEXT = (bool, "true or false"), (str, "text")
-_BY_PART = ((str, dict), "text, or a mapping from parts of the model")
+_BY_SUBMODEL = ((str, dict), "text, or a mapping from parts of the model")
 _TYPES: dict[str, tuple[Any, str]] = {
     "use_safetensors": _FLAG,
     "disable_mmap": _FLAG,
     "variant": _TEXT,
     "subfolder": _TEXT,
-    "attn_implementation": _BY_PART,
-    "experts_implementation": _BY_PART,
+    "attn_implementation": _BY_SUBMODEL,
+    "experts_implementation": _BY_SUBMODEL,
     "max_memory": (dict, "a mapping from devices to sizes"),
 }
 _NEUTRAL = {"weights_only": True, "adapter_name": "default"}
@@ -97,10 +102,12 @@ def require_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for written, value in options.items():
         key = ALIASES.get(written, written)
         _require_known(key)
-        if key in REFUSED and not _changes_nothing(key, value):
+        if key in REFUSED and not _is_neutral(key, value):
             raise ValueError(f"{key!r} is not an option here: {REFUSED[key]}")
-        if key in found and _plain(found[key]) != _plain(value):
-            raise ValueError(f"{key} is {_plain(found[key])}, and {_plain(value)} by another name")
+        if key in found and _format_value(found[key]) != _format_value(value):
+            raise ValueError(
+                f"{key} is {_format_value(found[key])}, and {_format_value(value)} by another name"
+            )
         if key in HONOURED and (value is not None or key == "dtype"):
             _require_type(key, value)
             found[key] = value
@@ -111,7 +118,7 @@ def require_options(options: Mapping[str, Any]) -> dict[str, Any]:
 def _require_type(key: str, value: Any) -> None:
     kinds, words = _TYPES.get(key, (object, ""))
     if not isinstance(value, kinds):
-        raise ValueError(f"{key} must be {words}, not {short(value)}")
+        raise ValueError(f"{key} must be {words}, not {format_value(value)}")
 
 
 def _require_devices(options: Mapping[str, Any]) -> None:
@@ -121,11 +128,12 @@ def _require_devices(options: Mapping[str, Any]) -> None:
         if (name := str(device).partition(":")[0]) in _WITHOUT_VALUES:
             raise ValueError(
                 f"device_map: weights on {name!r} have no values to train; name devices such as "
-                f"cpu or cuda:0, or one of {', '.join(MADE)}"
+                f"cpu or cuda:0, or one of {', '.join(AUTOMATIC_MAPS)}"
             )
-    if options.get("max_memory") and placed not in MADE:
+    if options.get("max_memory") and placed not in AUTOMATIC_MAPS:
         raise ValueError(
-            f"max_memory does nothing without device_map: {' or '.join(MADE)}; leave it out"
+            f"max_memory does nothing without device_map: {' or '.join(AUTOMATIC_MAPS)}; leave "
+            "it out"
         )
 
 
@@ -136,9 +144,9 @@ def _require_known(key: str) -> None:
         raise ValueError(f"unknown option {key!r}; {hint}")
 
 
-def _changes_nothing(key: str, value: Any) -> bool:
+def _is_neutral(key: str, value: Any) -> bool:
     return value is None or (value == _NEUTRAL[key] if key in _NEUTRAL else not value)
 
 
-def _plain(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return str(value).removeprefix("torch.")

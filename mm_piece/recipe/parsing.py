@@ -16,7 +16,7 @@ Sections = Mapping[str, type[BaseModel]]  # key of the root -> what stands under
 _UNION_BRANCH = re.compile(r"float$|dict\[|\[key\]|literal\[")  # pydantic's own steps into a union
 
 
-class Loader(yaml.SafeLoader):
+class RecipeLoader(yaml.SafeLoader):
     """YAML in which `1e-5` is a number, as whoever writes it means, and no key stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -27,7 +27,7 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-Loader.add_implicit_resolver(
+RecipeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
         r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d+(?:[eE][-+]?\d+)?)$"
@@ -36,18 +36,18 @@ Loader.add_implicit_resolver(
 )
 
 
-def text_of(path: str | Path, what: str) -> str:
+def read_text(path: str | Path, description: str) -> str:
     """The text of a file; RecipeError says of `what` there is that it cannot be read, and why."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read {what} {path}: {_reason(error)}") from error
+        raise RecipeError(f"cannot read {description} {path}: {_format_reason(error)}") from error
 
 
-def mapping_of(text: str, source: str, keys: str) -> dict[str, Any]:
+def parse_mapping(text: str, source: str, keys: str) -> dict[str, Any]:
     """The mapping that a YAML text is; `source` names it in errors, `keys` some of its keys."""
     try:
-        content = yaml.load(text, Loader=Loader)
+        content = yaml.load(text, Loader=RecipeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -55,29 +55,29 @@ def mapping_of(text: str, source: str, keys: str) -> dict[str, Any]:
     return content
 
 
-def first_problem(error: ValidationError, root: type[BaseModel], sections: Sections) -> str:
+def format_problem(error: ValidationError, root: type[BaseModel], sections: Sections) -> str:
     """The problem that tells most, in one line, with the keys or values that are allowed."""
     # A misspelt key also leaves one missing; of a union's branches the deepest error tells most.
     problem = max(error.errors(), key=lambda p: (p["type"] == "extra_forbidden", len(p["loc"])))
-    where = ".".join(str(part) for part in problem["loc"] if not _UNION_BRANCH.match(str(part)))
+    key_path = ".".join(str(part) for part in problem["loc"] if not _UNION_BRANCH.match(str(part)))
     if problem["type"] == "extra_forbidden":
-        place = problem["loc"]
-        model = root if len(place) == 1 else sections.get(str(place[0]), root)
-        return f"unknown key {where!r}; {_nearest(str(place[-1]), model)}"
+        location = problem["loc"]
+        model = root if len(location) == 1 else sections.get(str(location[0]), root)
+        return f"unknown key {key_path!r}; {_suggest_key(str(location[-1]), model)}"
     if problem["type"] == "missing":
-        return f"missing key {where!r}"
+        return f"missing key {key_path!r}"
     if problem["type"] == "literal_error":
         allowed = problem["msg"].removeprefix("Input should be ")
-        return f"{where}: unknown {problem['input']!r}; allowed: {allowed}"
+        return f"{key_path}: unknown {problem['input']!r}; allowed: {allowed}"
     message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
-    return f"{where}: {message}" if where else message
+    return f"{key_path}: {message}" if key_path else message
 
 
-def _nearest(key: str, model: type[BaseModel]) -> str:
+def _suggest_key(key: str, model: type[BaseModel]) -> str:
     known = [field.alias or name for name, field in model.model_fields.items()]
     close = get_close_matches(key, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(known)}"
 
 
-def _reason(error: OSError | UnicodeDecodeError) -> str:
+def _format_reason(error: OSError | UnicodeDecodeError) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"

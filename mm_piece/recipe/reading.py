@@ -8,11 +8,11 @@ import yaml
 from pydantic import ValidationError
 
 from mm_piece.errors import RecipeError, as_path
-from mm_piece.recipe.parsing import Loader, Sections, first_problem, mapping_of, text_of
+from mm_piece.recipe.parsing import RecipeLoader, Sections, format_problem, parse_mapping, read_text
 from mm_piece.recipe.schema import GeneralTask, Recipe, Task
-from mm_piece.recipe.select import Select
+from mm_piece.recipe.select import SelectionSettings
 
-_SECTIONS: Sections = {"tasks": Task, "general": GeneralTask, "select": Select}
+_SECTIONS: Sections = {"tasks": Task, "general": GeneralTask, "select": SelectionSettings}
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -21,21 +21,21 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises RecipeError in one line: file missing, YAML broken, key unknown (with the nearest known
     one), value out of range.
     """
-    return parse_recipe(text_of(as_path(path, "recipe"), "recipe"), str(path), overrides)
+    return parse_recipe(read_text(as_path(path, "recipe"), "recipe"), str(path), overrides)
 
 
 def parse_recipe(text: str, source: str = "recipe", overrides: Iterable[str] = ()) -> Recipe:
     """A recipe from YAML text; `source` names it in errors."""
-    content = mapping_of(text, source, "base, store, tasks")
+    content = parse_mapping(text, source, "base, store, tasks")
     for override in overrides:
-        _override(content, override)
+        _apply_override(content, override)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(f"{source}: {first_problem(error, Recipe, _SECTIONS)}") from error
+        raise RecipeError(f"{source}: {format_problem(error, Recipe, _SECTIONS)}") from error
 
 
-def _override(content: Any, assignment: str) -> None:
+def _apply_override(content: Any, assignment: str) -> None:
     key, separator, value = str(assignment).partition("=")
     if not separator or not key:
         raise RecipeError(f"--set {assignment!r} is not of the form key=value")
@@ -45,7 +45,9 @@ def _override(content: Any, assignment: str) -> None:
             content = (
                 content[int(step)] if isinstance(content, list) else content.setdefault(step, {})
             )
-        content[int(last) if isinstance(content, list) else last] = yaml.load(value, Loader=Loader)
+        content[int(last) if isinstance(content, list) else last] = yaml.load(
+            value, Loader=RecipeLoader
+        )
     except (ValueError, IndexError, TypeError, AttributeError) as error:
         raise RecipeError(f"--set {assignment!r}: there is no {key!r} in the recipe") from error
     except yaml.YAMLError as error:

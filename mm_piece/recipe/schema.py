@@ -6,22 +6,22 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from mm_piece.recipe.base_options import require_options
-from mm_piece.recipe.select import Density, Select, Strict, require_density
+from mm_piece.recipe.select import Density, SelectionSettings, StrictModel, require_density
 from mm_piece.sizes import parse_bytes
 
-Metric = Literal["exact", "vqa", "choice", "rouge-l", "bleu", "edit", "cider"]
-Column = Literal["prompt", "answer", "answers", "image", "images", "messages", "conversations"]
+MetricName = Literal["exact", "vqa", "choice", "rouge-l", "bleu", "edit", "cider"]
+ColumnName = Literal["prompt", "answer", "answers", "image", "images", "messages", "conversations"]
 
 
-class GeneralTask(Strict):
+class GeneralTask(StrictModel):
     """Something measured at every position and never trained on."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$", max_length=100)
     test: str
     images: str | None = None
-    columns: dict[Column, str] = {}  # what a row's field is called in the source
+    columns: dict[ColumnName, str] = {}  # what a row's field is called in the source
     prompt: str | None = None  # for rows without one, such as labelled images
-    metric: Metric = "exact"
+    metric: MetricName = "exact"
     max_new_tokens: int = Field(default=32, ge=1)
     max_length: int | None = Field(default=None, ge=16)  # tokens, images included
 
@@ -38,7 +38,7 @@ class Task(GeneralTask):
         return density if density is None else require_density(density)
 
 
-class Recipe(Strict):
+class Recipe(StrictModel):
     """One run: a base, an ordered list of tasks, how to select and how to train."""
 
     base: str
@@ -47,10 +47,12 @@ class Recipe(Strict):
     store: str = Field(min_length=1)
     tasks: tuple[Task, ...] = Field(min_length=1)
     general: tuple[GeneralTask, ...] = ()
-    select: Select = Select()
+    select: SelectionSettings = SelectionSettings()
     train: dict[str, Any] = {}
-    own_answers: float = Field(default=0.0, ge=0, le=1)  # trained beside a task, as a share of it
-    penalty: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # on moving what is at stake
+    # Self-generated examples that are trained beside a task, as a share of the task's own.
+    rehearsal: float = Field(default=0.0, ge=0, le=1)
+    # Strength of the quadratic penalty on moving important parameters.
+    penalty: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     cache: str | int = "20GiB"  # disk for the encoded examples of a task while it is learned
     seed: int = Field(default=42, ge=0, lt=2**31)
 
@@ -75,15 +77,17 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _densities_fit(self) -> "Recipe":
         for task in self.tasks:
-            self.selecting(task)
+            self.select_of(task)
         return self
 
-    def selecting(self, task: Task) -> Select:
+    def select_of(self, task: Task) -> SelectionSettings:
         """The selection of one task, with its own density where it has one."""
         if task.density is None:
             return self.select
-        return Select.model_validate({**self.select.model_dump(), "density": task.density})
+        return SelectionSettings.model_validate(
+            {**self.select.model_dump(), "density": task.density}
+        )
 
-    def text(self) -> str:
+    def to_yaml(self) -> str:
         """The resolved recipe as YAML, every default spelled out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

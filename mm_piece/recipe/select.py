@@ -12,20 +12,24 @@ METHODS = (
     *("piece-f", "piece-s", "piece-r", "piece-f-official", "piece-s-official"),
     *("gradient", "snip", "fggm", "migu", "magnitude", "random"),
 )
-_OF_ROWS = {"unit": "row", "scope": "tensor", "density": 0.3}
+_ROW_DEFAULTS = {"unit": "row", "scope": "tensor", "density": 0.3}
 # What a method's paper has where the recipe says nothing.
-_OWN: dict[str, dict[str, Any]] = {"fggm": _OF_ROWS, "migu": _OF_ROWS, "piece-r": {"xi": 0.1}}
+_METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "fggm": _ROW_DEFAULTS,
+    "migu": _ROW_DEFAULTS,
+    "piece-r": {"xi": 0.1},
+}
 _WITHOUT_SCORES = ("magnitude", "random")
 Density = float | str | dict[str, float]
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """No unknown key, no change after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Select(Strict):
+class SelectionSettings(StrictModel):
     """Which entries a task may change."""
 
     method: str = "piece-f"
@@ -43,15 +47,15 @@ class Select(Strict):
         "head",
     )
     xi: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
-    prompts: tuple[str, ...] = ()  # what a model is asked to tell what it is to keep
-    cache: str | None = None  # a folder where masks are kept for other runs
+    prompts: tuple[str, ...] = ()  # asked of the model, for retention and rehearsal
+    cache: str | None = None  # a folder that holds masks for other runs
 
     @model_validator(mode="before")
     @classmethod
-    def _as_the_method_has_it(cls, content: Any) -> Any:
+    def _apply_method_defaults(cls, content: Any) -> Any:
         if not isinstance(content, dict):
             return content
-        return {**_OWN.get(str(content.get("method")), {}), **content}
+        return {**_METHOD_DEFAULTS.get(str(content.get("method")), {}), **content}
 
     @field_validator("method")
     @classmethod
@@ -81,7 +85,7 @@ class Select(Strict):
         return memory
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "Select":
+    def _require_consistent(self) -> "SelectionSettings":
         if self.density == "auto" and self.method in _WITHOUT_SCORES:
             raise ValueError(f"density: auto weighs scores of data, and {self.method} has none")
         if isinstance(self.ceiling, float) and self.density != "auto":

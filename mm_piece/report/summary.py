@@ -15,19 +15,19 @@ from mm_piece.report.weight_maps import (
     Overlap,
     Shapes,
     WeightMap,
-    overlap,
-    union,
-    weight_map,
+    build_weight_map,
+    measure_overlap,
+    union_masks,
 )
-from mm_piece.selection.stability import told
-from mm_piece.sparse.change_report import change_rows
+from mm_piece.selection.stability import parse_overlaps
+from mm_piece.sparse.change_report import find_change_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mm_piece.store.delta_store import DeltaStore
 
-Examples = Mapping[str, Iterable[tuple[int, "Image"]]]  # task → (row of its test set, image)
+ExampleImages = Mapping[str, Iterable[tuple[int, "Image"]]]  # task → (row of its test set, image)
 
 # A store whose deltas were never measured still has sizes and maps to show.
 _UNMEASURED = {"matrix": [], "base_ability": [], "base_ability_name": "base", "base_kinds": {}}
@@ -45,7 +45,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Metric:
+class MatrixMetric:
     """One function of the accuracy matrix, and in one line what it means."""
 
     name: str
@@ -54,7 +54,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class DeltaRow:
+class DeltaSummary:
     """One delta of the store: what it is, what it cost."""
 
     position: int
@@ -68,12 +68,12 @@ class DeltaRow:
 
 
 @dataclass(frozen=True)
-class Change:
+class GroupChange:
     """What a task changed in one group."""
 
     task: str
     group: str
-    row: dict[str, float]
+    stats: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Example:
+class ReportExample:
     """One test row: its image (a data URI), question, expected answer and the answers given."""
 
     row: int
@@ -107,11 +107,11 @@ class Report:
     ability: Curve | None
     curves: list[Curve]
     kinds: list[Curve]
-    metrics: list[Metric]
-    deltas: list[DeltaRow]
+    metrics: list[MatrixMetric]
+    deltas: list[DeltaSummary]
     maps: list[WeightMap]
     overlaps: list[list[Overlap]]
-    examples: dict[str, list[Example]]
+    examples: dict[str, list[ReportExample]]
     recipe: str
     stability: list[tuple[str, list[tuple[int, float]]]]  # by delta: examples, overlap of masks
 
@@ -121,12 +121,12 @@ class Report:
         return ["base", *self.tasks]
 
     @property
-    def changes(self) -> list[Change]:
+    def changes(self) -> list[GroupChange]:
         """The change report of every delta that carries one."""
         return [
-            Change(f"{delta.position} {delta.task}", group, row)
+            GroupChange(f"{delta.position} {delta.task}", group, row)
             for delta in self.deltas
-            for group, row in change_rows(delta.info).items()
+            for group, row in find_change_rows(delta.info).items()
         ]
 
     @property
@@ -135,9 +135,9 @@ class Report:
         return list(dict.fromkeys(key for delta in self.deltas for key in delta.info))
 
 
-def summarise(store: "DeltaStore", examples: Examples | None = None) -> Report:
+def summarise_store(store: "DeltaStore", examples: ExampleImages | None = None) -> Report:
     """Read a delta store once and count what the page shows."""
-    _require_base(store)
+    _require_base_facts(store)
     masks, shapes, deltas = _read_deltas(store)
     results = {**_UNMEASURED, "tasks": [delta.task for delta in deltas], **store.results()}
     matrix, tasks, name = results["matrix"], results["tasks"], results["base_ability_name"]
@@ -151,36 +151,37 @@ def summarise(store: "DeltaStore", examples: Examples | None = None) -> Report:
         curves=[Curve(t, [row[j] for row in matrix], j + 1) for j, t in enumerate(tasks)],
         kinds=[Curve(kind, values) for kind, values in results["base_kinds"].items()],
         metrics=[
-            Metric(n, v, continual.CONVENTIONS[n]) for n, v in continual.summary(matrix).items()
+            MatrixMetric(n, v, continual.CONVENTIONS[n])
+            for n, v in continual.summarise_matrix(matrix).items()
         ],
         deltas=deltas,
-        maps=_maps(masks, shapes, deltas),
-        overlaps=_overlaps(masks, deltas),
-        examples=_examples(answers, tasks, examples),
+        maps=_build_maps(masks, shapes, deltas),
+        overlaps=_build_overlaps(masks, deltas),
+        examples=_build_examples(answers, tasks, examples),
         recipe=store.recipe,
         stability=[
-            (f"{d.position} {d.task}", told(results, d.task))
+            (f"{d.position} {d.task}", parse_overlaps(results, d.task))
             for d in deltas
-            if told(results, d.task)
+            if parse_overlaps(results, d.task)
         ],
     )
 
 
-def _require_base(store: "DeltaStore") -> None:
+def _require_base_facts(store: "DeltaStore") -> None:
     """Raise StoreError unless the store says what the page compares deltas with."""
     needed = ("family", "dtype", "parameters", "bytes")
     if missing := [key for key in needed if not store.base.get(key)]:
         raise StoreError(f"{store.path}: its base has no {missing[0]}, which a report shows")
 
 
-def _read_deltas(store: "DeltaStore") -> tuple[list[Indices], Shapes, list[DeltaRow]]:
+def _read_deltas(store: "DeltaStore") -> tuple[list[Indices], Shapes, list[DeltaSummary]]:
     masks, shapes, rows = [], {}, []
     for entry in store.entries:
         delta = store.delta(entry.position)
         masks.append({name: np.asarray(index) for name, index in delta.indices.items()})
         shapes |= delta.shapes
         rows.append(
-            DeltaRow(
+            DeltaSummary(
                 position=entry.position,
                 task=entry.task,
                 file=entry.file,
@@ -188,50 +189,52 @@ def _read_deltas(store: "DeltaStore") -> tuple[list[Indices], Shapes, list[Delta
                 entries=entry.entries,
                 bytes=entry.bytes,
                 info=delta.info,
-                patchable=_patchable(delta.info, entry.entries, store.base["parameters"]),
+                patchable=_count_patchable(delta.info, entry.entries, store.base["parameters"]),
             )
         )
     return masks, shapes, rows
 
 
-def _patchable(info: Mapping[str, Any], entries: int, parameters: int) -> int:
-    told = info.get("patchable")
-    return told if type(told) is int and entries <= told <= parameters else parameters
+def _count_patchable(info: Mapping[str, Any], entries: int, parameters: int) -> int:
+    claimed = info.get("patchable")
+    return claimed if type(claimed) is int and entries <= claimed <= parameters else parameters
 
 
-def _maps(masks: list[Indices], shapes: Shapes, deltas: list[DeltaRow]) -> list[WeightMap]:
+def _build_maps(
+    masks: list[Indices], shapes: Shapes, deltas: list[DeltaSummary]
+) -> list[WeightMap]:
     """The map of all tasks together, then one per task."""
     if not masks:
         return []
-    alone = [
-        weight_map(f"{delta.position} {delta.task}", mask, shapes)
+    per_task = [
+        build_weight_map(f"{delta.position} {delta.task}", mask, shapes)
         for delta, mask in zip(deltas, masks, strict=True)
     ]
-    return [weight_map("all tasks", union(masks), shapes), *alone]
+    return [build_weight_map("all tasks", union_masks(masks), shapes), *per_task]
 
 
-def _overlaps(masks: list[Indices], deltas: list[DeltaRow]) -> list[list[Overlap]]:
+def _build_overlaps(masks: list[Indices], deltas: list[DeltaSummary]) -> list[list[Overlap]]:
     """Every task's entries against every other's; chance is that of the patchable entries."""
     patchable = max((delta.patchable for delta in deltas), default=0)
-    return [[overlap(first, second, patchable) for second in masks] for first in masks]
+    return [[measure_overlap(first, second, patchable) for second in masks] for first in masks]
 
 
-def _examples(
-    answers: list[dict[str, list[dict]]], tasks: list[str], images: Examples | None
-) -> dict[str, list[Example]]:
+def _build_examples(
+    answers: list[dict[str, list[dict]]], tasks: list[str], images: ExampleImages | None
+) -> dict[str, list[ReportExample]]:
     """The rows the caller chose, or the first few of each task, with the answers they got."""
-    given = _by_row(answers)
+    given = _group_by_row(answers)
     chosen = images or {
         task: [(row, None) for row in list(given.get(task, ()))[:_NUM_ROWS]] for task in tasks
     }
     return {
-        task: [_example(given[task][row], image) for row, image in rows if row in given[task]]
+        task: [_build_example(given[task][row], image) for row, image in rows if row in given[task]]
         for task, rows in chosen.items()
         if task in given
     }
 
 
-def _by_row(answers: list[dict[str, list[dict]]]) -> dict[str, dict[int, dict[int, dict]]]:
+def _group_by_row(answers: list[dict[str, list[dict]]]) -> dict[str, dict[int, dict[int, dict]]]:
     """Regroup the answers as task → row → position."""
     given: dict[str, dict[int, dict[int, dict]]] = {}
     for position, at in enumerate(answers):
@@ -240,19 +243,19 @@ def _by_row(answers: list[dict[str, list[dict]]]) -> dict[str, dict[int, dict[in
     return given
 
 
-def _example(answers: dict[int, dict], image: "Image | None") -> Example:
+def _build_example(answers: dict[int, dict], image: "Image | None") -> ReportExample:
     attempts = [Attempt(at, a["prediction"], a["score"]) for at, a in answers.items()]
     asked = next(iter(answers.values()))
-    return Example(
+    return ReportExample(
         row=asked["row"],
-        image=data_uri(image) if image else None,
+        image=encode_data_uri(image) if image else None,
         prompt=asked["prompt"],
         expected=asked["answer"],
         attempts=attempts,
     )
 
 
-def data_uri(image: "Image") -> str:
+def encode_data_uri(image: "Image") -> str:
     """The image, shrunk to fit the page, as text that an HTML page can hold."""
     small = image.convert("RGB")
     small.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))

@@ -11,21 +11,28 @@ cache            masks on disk
 stability        what fresh examples would share
 """
 
-from mm_piece.selection.budgets import Budgets, Contest, Density, Part, contests, count
-from mm_piece.selection.mask import Mask, choose, select, select_stream, units_of
+from mm_piece.selection.budgets import (
+    Budgets,
+    Density,
+    Subgroup,
+    TopKGroup,
+    build_topk_groups,
+    count_selected,
+)
+from mm_piece.selection.mask import Mask, count_units, select, select_stream, select_units
 from mm_piece.selection.topk import TopK
 
 __all__ = [
     "Budgets",
-    "Contest",
+    "TopKGroup",
     "Density",
     "Mask",
-    "Part",
+    "Subgroup",
     "TopK",
-    "choose",
-    "contests",
-    "count",
+    "select_units",
+    "build_topk_groups",
+    "count_selected",
     "select",
     "select_stream",
-    "units_of",
+    "count_units",
 ]

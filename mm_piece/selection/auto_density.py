@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def knee(scores: Tensor, squares: bool) -> int:
+def count_auto_selected(scores: Tensor, squares: bool) -> int:
     """How many of the highest scores to take, at least one; any order, fp32.
 
     `squares`: the scores are squares of amplitudes.

@@ -58,30 +58,30 @@ class Budgets:
 
 
 @dataclass(frozen=True)
-class Part:
+class Subgroup:
     """Tensors of a contest that get at least `low` and at most `high` of its places."""
 
     names: tuple[str, ...]
-    low: int
-    high: int
+    min_quota: int
+    max_quota: int
 
 
 @dataclass(frozen=True)
-class Contest:
+class TopKGroup:
     """Tensors whose units compete for `k` places; with `auto` for at most so many."""
 
-    what: str
-    parts: tuple[Part, ...]
+    label: str
+    subgroups: tuple[Subgroup, ...]
     k: int
     auto: bool = False
 
     @property
     def names(self) -> list[str]:
         """The tensors of all parts."""
-        return [name for part in self.parts for name in part.names]
+        return [name for subgroup in self.subgroups for name in subgroup.names]
 
 
-def contests(sizes: Sizes, budgets: Budgets) -> list[Contest]:
+def build_topk_groups(sizes: Sizes, budgets: Budgets) -> list[TopKGroup]:
     """Who competes for how many places; `sizes` counts units.
 
     Raises SelectionError for a density out of (0, 1], one that selects nothing, a key that fits no
@@ -89,13 +89,17 @@ def contests(sizes: Sizes, budgets: Budgets) -> list[Contest]:
     """
     density = budgets.density
     if isinstance(density, Mapping):
-        members = _members(sizes, density)
-        return [c for key in density for c in _of(key, density[key], members[key], sizes, budgets)]
+        members = _match_tensor_names(sizes, density)
+        return [
+            group
+            for key in density
+            for group in _build_density_groups(key, density[key], members[key], sizes, budgets)
+        ]
     share = _auto_ceiling(budgets) if isinstance(density, str) else density
-    return _of("all", share, list(sizes), sizes, budgets)
+    return _build_density_groups("all", share, list(sizes), sizes, budgets)
 
 
-def count(density: float, total: int, what: str = "all", unit: Unit = "entry") -> int:
+def count_selected(density: float, total: int, label: str = "all", unit: Unit = "entry") -> int:
     """How many of `total` units a density selects, exact for the decimal number as written.
 
     Entries: `floor(density * total)`. Rows: those at or above the `1 - density` quantile, as FGGM
@@ -103,7 +107,7 @@ def count(density: float, total: int, what: str = "all", unit: Unit = "entry") -
     """
     if not _is_number(density) or not 0 < density <= 1:
         raise SelectionError(f"density {density} is out of (0, 1]")
-    share = _decimal(density)
+    share = _to_decimal(density)
     if unit == "row" and total:
         below = ((1 - share) * (total - 1)).to_integral_value(ROUND_CEILING)
         return total - int(below)
@@ -111,74 +115,84 @@ def count(density: float, total: int, what: str = "all", unit: Unit = "entry") -
     if k == 0:
         hint = "" if total else "; is the group excluded, or does the model not have it?"
         raise SelectionError(
-            f"density {density} of {total} patchable {_PLURAL[unit]} ({what}) selects none{hint}"
+            f"density {density} of {total} patchable {_UNIT_PLURALS[unit]} ({label}) selects "
+            f"none{hint}"
         )
     return k
 
 
-_PLURAL = {"entry": "entries", "row": "rows"}
+_UNIT_PLURALS = {"entry": "entries", "row": "rows"}
 
 
-def _of(what: str, share: float, names: list[str], sizes: Sizes, budgets: Budgets) -> list[Contest]:
+def _build_density_groups(
+    label: str, share: float, names: list[str], sizes: Sizes, budgets: Budgets
+) -> list[TopKGroup]:
     """The contests of tensors with one density: one, or with scope tensor one for each."""
     total, auto = sum(sizes[name] for name in names), budgets.density == "auto"
-    k = count(share, total, what, budgets.unit)
+    k = count_selected(share, total, label, budgets.unit)
     if budgets.scope == "global":
-        return [Contest(what, _parts(k, names, sizes, budgets), k, auto)]
+        return [TopKGroup(label, _build_subgroups(k, names, sizes, budgets), k, auto)]
     if budgets.unit == "row":
-        counts = {name: count(share, sizes[name], name, "row") for name in names}
+        quotas = {name: count_selected(share, sizes[name], name, "row") for name in names}
     else:
-        counts = _apportioned(share, k, {name: sizes[name] for name in names})
+        quotas = _apportion_quotas(share, k, {name: sizes[name] for name in names})
     return [
-        Contest(name, (Part((name,), 0, places),), places, auto)
-        for name, places in counts.items()
-        if places
+        TopKGroup(name, (Subgroup((name,), 0, quota),), quota, auto)
+        for name, quota in quotas.items()
+        if quota
     ]
 
 
-def _apportioned(share: float, k: int, sizes: Sizes) -> dict[str, int]:
+def _apportion_quotas(share: float, k: int, sizes: Sizes) -> dict[str, int]:
     """Whole places for tensors of equal density, `k` together, by largest remainders."""
-    exact = {name: _decimal(share) * size for name, size in sizes.items()}
-    counts = {name: floor(quota) for name, quota in exact.items()}
-    left = k - sum(counts.values())
-    by_remainder = sorted(exact, key=lambda name: counts[name] - exact[name])
+    exact = {name: _to_decimal(share) * size for name, size in sizes.items()}
+    quotas = {name: floor(exact_quota) for name, exact_quota in exact.items()}
+    left = k - sum(quotas.values())
+    by_remainder = sorted(exact, key=lambda name: quotas[name] - exact[name])
     for name in by_remainder[:left]:
-        counts[name] += 1
-    return counts
+        quotas[name] += 1
+    return quotas
 
 
-def _parts(k: int, names: list[str], sizes: Sizes, budgets: Budgets) -> tuple[Part, ...]:
+def _build_subgroups(
+    k: int, names: list[str], sizes: Sizes, budgets: Budgets
+) -> tuple[Subgroup, ...]:
     """The groups of a contest with their bounds; one part if nothing is bound."""
     ceilings = budgets.ceiling if isinstance(budgets.ceiling, Mapping) else {}
     if not budgets.floor and not ceilings:
-        return (Part(tuple(names), 0, k),)
+        return (Subgroup(tuple(names), 0, k),)
     groups = dict.fromkeys(map(group_of, names))
     if absent := [group for group in (*budgets.floor, *ceilings) if group not in groups]:
         raise SelectionError(
             f"floor and ceiling: no patchable entries in {absent[0]}; is the group excluded?"
         )
-    parts = []
+    subgroups = []
     for group in groups:
         members = tuple(name for name in names if group_of(name) == group)
         total = sum(sizes[name] for name in members)
-        high = min(k, floor(_decimal(ceilings.get(group, 1)) * total))
-        low = floor(_decimal(budgets.floor.get(group, 0)) * total)
-        if low > high:
-            raise SelectionError(f"floor of {group}: {low} places, more than the {high} it may get")
-        if high:
-            parts.append(Part(members, low, high))
-    _require_room(parts, k)
-    return tuple(parts)
+        max_quota = min(k, floor(_to_decimal(ceilings.get(group, 1)) * total))
+        min_quota = floor(_to_decimal(budgets.floor.get(group, 0)) * total)
+        if min_quota > max_quota:
+            raise SelectionError(
+                f"floor of {group}: {min_quota} places, more than the {max_quota} it may get"
+            )
+        if max_quota:
+            subgroups.append(Subgroup(members, min_quota, max_quota))
+    _require_feasible_quotas(subgroups, k)
+    return tuple(subgroups)
 
 
-def _require_room(parts: Iterable[Part], k: int) -> None:
-    lows, highs = sum(part.low for part in parts), sum(part.high for part in parts)
-    if not lows <= k <= highs:
-        which = f"floors ask for {lows}" if lows > k else f"ceilings leave {highs}"
+def _require_feasible_quotas(subgroups: Iterable[Subgroup], k: int) -> None:
+    min_total, max_total = (
+        sum(subgroup.min_quota for subgroup in subgroups),
+        sum(subgroup.max_quota for subgroup in subgroups),
+    )
+    if not min_total <= k <= max_total:
+        which = f"floors ask for {min_total}" if min_total > k else f"ceilings leave {max_total}"
         raise SelectionError(f"the {which} places, the density gives {k}")
 
 
-def _members(sizes: Sizes, density: Mapping[str, float]) -> dict[str, list[str]]:
+def _match_tensor_names(sizes: Sizes, density: Mapping[str, float]) -> dict[str, list[str]]:
     """The tensors of each key: a pattern takes what no earlier one took, a group the rest."""
     patterns = [key for key in density if key not in GROUPS]
     members: dict[str, list[str]] = {key: [] for key in density}
@@ -218,5 +232,5 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _decimal(share: float) -> Decimal:
+def _to_decimal(share: float) -> Decimal:
     return Decimal(repr(float(share)))

@@ -10,30 +10,35 @@ from typing import Any
 
 from mm_piece.errors import SelectionError
 from mm_piece.files import sealed
-from mm_piece.importance import METHODS, OF_BATCHES
-from mm_piece.recipe import Select
+from mm_piece.importance import BATCH_METHODS, METHODS
+from mm_piece.recipe import SelectionSettings
 from mm_piece.selection import Mask
 
-_NO_MATTER = {"memory", "accumulators", "cache", "samples"}  # `samples` may exceed what there is
+_IRRELEVANT_SETTINGS = {
+    "memory",
+    "accumulators",
+    "cache",
+    "samples",
+}  # `samples` may exceed what there is
 
 
-def place(select: Select, folder: Path, facts: Mapping[str, Any]) -> Path:
+def locate_mask_file(select: SelectionSettings, folder: Path, facts: Mapping[str, Any]) -> Path:
     """The file of a mask: in `folder`, or where the recipe says.
 
     `facts` are what it depends on beside the recipe's settings. A method of the user's may change
     under its name, and so its masks are kept for one run alone. Raises SelectionError if the folder
     cannot be made.
     """
-    chosen = Path(select.cache) if select.cache and select.method in METHODS else folder
-    require_folder(select)
-    chosen.mkdir(parents=True, exist_ok=True)
-    unheard = _NO_MATTER | (set() if select.method in OF_BATCHES else {"batch_size"})
-    settings = select.model_dump(mode="json", exclude=unheard)
-    known = json.dumps([settings, facts, version("mm-piece")], sort_keys=True)
-    return chosen / f"mask-{hashlib.sha256(known.encode()).hexdigest()[:32]}.safetensors"
+    directory = Path(select.cache) if select.cache and select.method in METHODS else folder
+    require_writable_folder(select)
+    directory.mkdir(parents=True, exist_ok=True)
+    ignored = _IRRELEVANT_SETTINGS | (set() if select.method in BATCH_METHODS else {"batch_size"})
+    settings = select.model_dump(mode="json", exclude=ignored)
+    key_text = json.dumps([settings, facts, version("mm-piece")], sort_keys=True)
+    return directory / f"mask-{hashlib.sha256(key_text.encode()).hexdigest()[:32]}.safetensors"
 
 
-def require_folder(select: Select) -> None:
+def require_writable_folder(select: SelectionSettings) -> None:
     """Raise SelectionError if masks cannot be written where the recipe says."""
     if select.cache is None:
         return
@@ -47,12 +52,12 @@ def require_folder(select: Select) -> None:
         ) from error
 
 
-def write(file: Path, mask: Mask, stability: Mapping[str, float]) -> None:
+def write_mask(file: Path, mask: Mask, stability: Mapping[str, float]) -> None:
     """Keep a mask and how stable it is; whole or not at all."""
-    sealed.write(file, mask, {"stability": dict(stability)})
+    sealed.write_checksummed(file, mask, {"stability": dict(stability)})
 
 
-def read(file: Path) -> tuple[Mask, dict[str, float]] | None:
+def read_mask(file: Path) -> tuple[Mask, dict[str, float]] | None:
     """The mask and its stability as an earlier run left them; None if none did, or not whole."""
-    kept = sealed.read(file)
-    return None if kept is None else (kept[0], kept[1]["stability"])
+    cached = sealed.read_checksummed(file)
+    return None if cached is None else (cached[0], cached[1]["stability"])

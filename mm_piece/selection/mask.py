@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from mm_piece import distributed
-from mm_piece.errors import SelectionError, short
-from mm_piece.importance.rows import Piece, entries_of, row_scores, width_of
-from mm_piece.selection.auto_density import knee
-from mm_piece.selection.budgets import Budgets, Contest, Density, Part, contests
+from mm_piece.errors import SelectionError, format_value
+from mm_piece.importance.rows import ScorePiece, entries_of, iter_output_row_sums, width_of
+from mm_piece.selection.auto_density import count_auto_selected
+from mm_piece.selection.budgets import Budgets, Density, Subgroup, TopKGroup, build_topk_groups
 from mm_piece.selection.topk import TopK
 
 Mask = dict[str, Tensor]  # name -> sorted flat indices
@@ -34,32 +34,32 @@ def select(scores: Mapping[str, Tensor], density: Density = 0.001, **budgets: An
 
 def _require_scores(scores: Any) -> None:
     if not isinstance(scores, Mapping):
-        raise SelectionError(f"scores must map names to tensors, not {short(scores)}")
+        raise SelectionError(f"scores must map names to tensors, not {format_value(scores)}")
     for name, tensor in scores.items():
         if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.is_complex():
             raise SelectionError(f"scores of {name!r} must be a tensor of numbers")
 
 
 def select_stream(
-    pieces: Iterable[Piece],
+    pieces: Iterable[ScorePiece],
     shapes: Mapping[str, Sequence[int]],
     budgets: Budgets,
-    apart: bool = False,
+    sharded: bool = False,
 ) -> Mask:
     """`select` for scores that come in pieces, in the order of `shapes`, never held as a whole.
 
     With `apart` every process gives the pieces of other tensors, and all get the same mask.
     """
-    sizes, widths = units_of(shapes, budgets)
+    sizes, widths = count_units(shapes, budgets)
     if budgets.unit == "row":
-        pieces = row_scores(pieces, widths)
-    mask = choose(pieces, sizes, contests(sizes, budgets), budgets.squares, apart)
+        pieces = iter_output_row_sums(pieces, widths)
+    mask = select_units(pieces, sizes, build_topk_groups(sizes, budgets), budgets.squares, sharded)
     if budgets.unit == "row":
         mask = {name: entries_of(rows, widths[name]) for name, rows in mask.items()}
-    return {name: _narrow(index, sizes[name] * widths[name]) for name, index in mask.items()}
+    return {name: _narrow_index(index, sizes[name] * widths[name]) for name, index in mask.items()}
 
 
-def units_of(
+def count_units(
     shapes: Mapping[str, Sequence[int]], budgets: Budgets
 ) -> tuple[dict[str, int], dict[str, int]]:
     """How many units each tensor has, and the entries in each of them."""
@@ -69,80 +69,95 @@ def units_of(
     return {name: counts[name] // widths[name] for name in shapes}, widths
 
 
-def choose(
-    pieces: Iterable[Piece],
+def select_units(
+    pieces: Iterable[ScorePiece],
     sizes: Mapping[str, int],
-    rounds: Sequence[Contest],
+    groups: Sequence[TopKGroup],
     squares: bool,
-    apart: bool = False,
+    sharded: bool = False,
 ) -> Mask:
     """The units that win their contests; int64 indices, tensors in the order of `sizes`."""
-    races = [(contest, _seats(contest, sizes)) for contest in rounds]
-    of = {name: seat for _, seats in races for seat in seats for name in seat.part.names}
+    running_by_group = [(group, _make_running_topks(group, sizes)) for group in groups]
+    running_of = {
+        name: running
+        for _, running_topks in running_by_group
+        for running in running_topks
+        for name in running.subgroup.names
+    }
     for name, offset, flat in pieces:
-        if name in of:
-            of[name].top.add(flat, of[name].starts[name] + offset)
+        if name in running_of:
+            running_of[name].topk.add_scores(flat, running_of[name].offsets[name] + offset)
     chosen: Mask = {}
-    for contest, seats in races:
-        for seat in seats if apart else ():
-            _share(seat.top)
-        chosen |= _local(_winners(contest, seats, squares), seats[0].starts, sizes)
+    for group, running_topks in running_by_group:
+        for running in running_topks if sharded else ():
+            _merge_across_ranks(running.topk)
+        chosen |= _split_by_tensor(
+            _select_positions(group, running_topks, squares), running_topks[0].offsets, sizes
+        )
     return {name: chosen[name] for name in sizes if name in chosen}
 
 
 @dataclass(frozen=True)
-class _Seat:
+class _RunningTopK:
     """The running top-k of one part of a contest."""
 
-    part: Part
-    starts: dict[str, int]  # of the tensors in the contest's own numbering
-    top: TopK
+    subgroup: Subgroup
+    offsets: dict[str, int]  # of the tensors in the contest's own numbering
+    topk: TopK
 
 
-def _share(top: TopK) -> None:
+def _merge_across_ranks(topk: TopK) -> None:
     """Bring the candidates of all processes together."""
-    positions, scores = top.candidates()
-    top.merge(distributed.joined(positions), distributed.joined(scores))
+    positions, scores = topk.list_candidates()
+    topk.replace_candidates(distributed.all_gather(positions), distributed.all_gather(scores))
 
 
-def _seats(contest: Contest, sizes: Mapping[str, int]) -> list[_Seat]:
-    members, starts, total = set(contest.names), {}, 0
+def _make_running_topks(group: TopKGroup, sizes: Mapping[str, int]) -> list[_RunningTopK]:
+    members, offsets, total = set(group.names), {}, 0
     for name in (name for name in sizes if name in members):
-        starts[name], total = total, total + sizes[name]
-    return [_Seat(part, starts, TopK(min(part.high, contest.k))) for part in contest.parts]
+        offsets[name], total = total, total + sizes[name]
+    return [
+        _RunningTopK(subgroup, offsets, TopK(min(subgroup.max_quota, group.k)))
+        for subgroup in group.subgroups
+    ]
 
 
-def _winners(contest: Contest, seats: Sequence[_Seat], squares: bool) -> Tensor:
+def _select_positions(
+    group: TopKGroup, running_topks: Sequence[_RunningTopK], squares: bool
+) -> Tensor:
     """The chosen positions of a contest, sorted: every part's floor, then the highest of all."""
-    if len(seats) == 1 and not contest.auto:
-        return seats[0].top.indices()
-    bests = [seat.top.best() for seat in seats]
+    if len(running_topks) == 1 and not group.auto:
+        return running_topks[0].topk.select_indices()
+    bests = [running.topk.select_best() for running in running_topks]
     positions, scores = (torch.cat(column) for column in zip(*bests, strict=True))
-    k = knee(scores, squares) if contest.auto else contest.k
-    sure = torch.cat(
-        [_highest(best, seat.part.low) for best, seat in zip(bests, seats, strict=True)]
+    k = count_auto_selected(scores, squares) if group.auto else group.k
+    guaranteed = torch.cat(
+        [
+            _mark_highest(best, running.subgroup.min_quota)
+            for best, running in zip(bests, running_topks, strict=True)
+        ]
     )
-    order = numpy.lexsort((positions.numpy(), -scores.numpy(), ~sure.numpy()))
+    order = numpy.lexsort((positions.numpy(), -scores.numpy(), ~guaranteed.numpy()))
     return positions[torch.from_numpy(order[:k])].sort().values
 
 
-def _highest(best: tuple[Tensor, Tensor], low: int) -> Tensor:
+def _mark_highest(best: tuple[Tensor, Tensor], quota: int) -> Tensor:
     """Which candidates are the `low` first ones, by score and then by position."""
     positions, scores = best
-    sure = torch.zeros(len(scores), dtype=torch.bool)
-    sure[torch.from_numpy(numpy.lexsort((positions.numpy(), -scores.numpy()))[:low])] = True
-    return sure
+    guaranteed = torch.zeros(len(scores), dtype=torch.bool)
+    guaranteed[torch.from_numpy(numpy.lexsort((positions.numpy(), -scores.numpy()))[:quota])] = True
+    return guaranteed
 
 
-def _local(chosen: Tensor, starts: Mapping[str, int], sizes: Mapping[str, int]) -> Mask:
+def _split_by_tensor(chosen: Tensor, offsets: Mapping[str, int], sizes: Mapping[str, int]) -> Mask:
     """A contest's positions as indices of the tensors that have any."""
     found = {}
-    for name, start in starts.items():
+    for name, start in offsets.items():
         low, high = torch.searchsorted(chosen, torch.tensor([start, start + sizes[name]])).tolist()
         if high > low:
             found[name] = chosen[low:high] - start
     return found
 
 
-def _narrow(index: Tensor, entries: int) -> Tensor:
-    return index.to(torch.int32) if entries < 2**31 else index
+def _narrow_index(index: Tensor, size: int) -> Tensor:
+    return index.to(torch.int32) if size < 2**31 else index

@@ -12,17 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_piece.importance import Folds
-from mm_piece.selection import Contest, Mask, Part, choose
+from mm_piece.importance import FoldSums
+from mm_piece.selection import Mask, Subgroup, TopKGroup, select_units
 
-Score = Callable[[Mapping[str, Tensor], int], Tensor]  # means by kind, their count -> scores
+ScoreFunction = Callable[
+    [Mapping[str, Tensor], int], Tensor
+]  # means by kind, their count -> scores
 
-_PAIRS = 16  # of disjoint parts for each number of examples
-_LEAST = 10  # places among the sampled entries
-_PARTS = (8, 4, 2)  # an eighth of the examples, a quarter, a half
+_NUM_PAIRS = 16  # of disjoint parts for each number of examples
+_MIN_QUOTA = 10  # places among the sampled entries
+_FOLD_DIVISORS = (8, 4, 2)  # an eighth of the examples, a quarter, a half
 
 
-def overlaps(folds: Folds, score: Score, rounds: Sequence[Contest], seed: int) -> dict[int, float]:
+def estimate_overlaps(
+    folds: FoldSums, score: ScoreFunction, groups: Sequence[TopKGroup], seed: int
+) -> dict[int, float]:
     """The mean share of a mask that a second one has too, by number of examples (ascending).
 
     `score` gives the entries of `folds` their scores, `rounds` are the contests among them, see
@@ -30,77 +34,101 @@ def overlaps(folds: Folds, score: Score, rounds: Sequence[Contest], seed: int) -
     """
     random = torch.Generator().manual_seed(seed)
     examples, found = sum(folds.counts), {}
-    enough = sum(contest.k for contest in rounds) >= _LEAST
-    for size in dict.fromkeys(folds.number // part for part in _PARTS):
+    enough = sum(group.k for group in groups) >= _MIN_QUOTA
+    for size in dict.fromkeys(folds.num_folds // divisor for divisor in _FOLD_DIVISORS):
         if size and enough:
-            pairs = [_pair(folds, score, rounds, size, random) for _ in range(_PAIRS)]
-            found[round(examples * size / folds.number)] = sum(pairs) / _PAIRS
+            pairs = [
+                _compare_disjoint_masks(folds, score, groups, size, random)
+                for _ in range(_NUM_PAIRS)
+            ]
+            found[round(examples * size / folds.num_folds)] = sum(pairs) / _NUM_PAIRS
     return found
 
 
-def told(results: Mapping[str, Any], task: str) -> list[tuple[int, float]]:
+def parse_overlaps(results: Mapping[str, Any], task: str) -> list[tuple[int, float]]:
     """Examples and overlap, ascending, that a store's results tell of a task, if they do."""
     found = results.get("stability", {}).get(task, {})
     plain = {k: v for k, v in found.items() if k.isdecimal() and type(v) in (int, float)}
     return sorted((int(count), share) for count, share in plain.items())
 
 
-def among(
-    folds: Folds, rounds: Sequence[Contest], sizes: Mapping[str, int], chosen: Mapping[str, int]
-) -> list[Contest]:
+def build_sampled_groups(
+    folds: FoldSums,
+    groups: Sequence[TopKGroup],
+    sizes: Mapping[str, int],
+    chosen: Mapping[str, int],
+) -> list[TopKGroup]:
     """The contests among sampled units, at the densities that came out among all of them.
 
     `sizes` counts all units of each tensor, `chosen` those that were selected.
     """
     found = []
-    for contest in rounds:
-        share = sum(chosen.get(name, 0) for name in contest.names) / _sum(sizes, contest.names)
-        parts = [
+    for group in groups:
+        share = sum(chosen.get(name, 0) for name in group.names) / _sum_sizes(sizes, group.names)
+        subgroups = [
             replace(
-                part,
-                low=int(part.low * _sampled(folds, part.names) / _sum(sizes, part.names)),
-                high=_most(part, contest, _sampled(folds, part.names), _sum(sizes, part.names)),
+                subgroup,
+                min_quota=int(
+                    subgroup.min_quota
+                    * _count_sampled(folds, subgroup.names)
+                    / _sum_sizes(sizes, subgroup.names)
+                ),
+                max_quota=_scale_max_quota(
+                    subgroup,
+                    group,
+                    _count_sampled(folds, subgroup.names),
+                    _sum_sizes(sizes, subgroup.names),
+                ),
             )
-            for part in contest.parts
+            for subgroup in group.subgroups
         ]
-        there = sum(part.high for part in parts)
-        complete = there == _sum(sizes, contest.names)
+        total_quota = sum(subgroup.max_quota for subgroup in subgroups)
+        complete = total_quota == _sum_sizes(sizes, group.names)
         # One place of the one or two units that were drawn would always be the same.
-        if there and (complete or share * there >= _LEAST):
-            k = min(there, max(1, round(share * there)))
-            found.append(replace(contest, parts=tuple(parts), k=k, auto=False))
+        if total_quota and (complete or share * total_quota >= _MIN_QUOTA):
+            k = min(total_quota, max(1, round(share * total_quota)))
+            found.append(replace(group, subgroups=tuple(subgroups), k=k, auto=False))
     return found
 
 
-def _pair(
-    folds: Folds, score: Score, rounds: Sequence[Contest], size: int, random: torch.Generator
+def _compare_disjoint_masks(
+    folds: FoldSums,
+    score: ScoreFunction,
+    groups: Sequence[TopKGroup],
+    size: int,
+    random: torch.Generator,
 ) -> float:
     """The overlap of the masks of two disjoint sets of `size` folds."""
-    order = torch.randperm(folds.number, generator=random)
-    one, other = (_mask(folds, score, rounds, part) for part in order[: 2 * size].split(size))
+    order = torch.randperm(folds.num_folds, generator=random)
+    one, other = (
+        _select_from_folds(folds, score, groups, fold_indices)
+        for fold_indices in order[: 2 * size].split(size)
+    )
     shared = sum(int(torch.isin(one[name], other[name]).sum()) for name in one if name in other)
     return shared / sum(len(index) for index in one.values())
 
 
-def _mask(folds: Folds, score: Score, rounds: Sequence[Contest], part: Tensor) -> Mask:
+def _select_from_folds(
+    folds: FoldSums, score: ScoreFunction, groups: Sequence[TopKGroup], fold_indices: Tensor
+) -> Mask:
     """The sampled units that win when only a part of the folds counts."""
-    flat = score(*folds.means(torch.bincount(part, minlength=folds.number)))
+    flat = score(*folds.compute_means(torch.bincount(fold_indices, minlength=folds.num_folds)))
     units = {
         name: scores.view(-1, folds.widths[name]).sum(1)
-        for name, scores in folds.split(flat).items()
+        for name, scores in folds.split_by_tensor(flat).items()
     }
     pieces = ((name, 0, scores) for name, scores in units.items())
-    return choose(pieces, {name: len(s) for name, s in units.items()}, rounds, squares=False)
+    return select_units(pieces, {name: len(s) for name, s in units.items()}, groups, squares=False)
 
 
-def _most(part: Part, contest: Contest, sampled: int, size: int) -> int:
+def _scale_max_quota(subgroup: Subgroup, group: TopKGroup, sampled: int, size: int) -> int:
     """The ceiling among sampled units; there is none where a part may have all places."""
-    return sampled if part.high >= contest.k else round(part.high * sampled / size)
+    return sampled if subgroup.max_quota >= group.k else round(subgroup.max_quota * sampled / size)
 
 
-def _sampled(folds: Folds, names: Sequence[str]) -> int:
+def _count_sampled(folds: FoldSums, names: Sequence[str]) -> int:
     return sum(len(folds.units[name]) for name in names)
 
 
-def _sum(sizes: Mapping[str, int], names: Sequence[str]) -> int:
+def _sum_sizes(sizes: Mapping[str, int], names: Sequence[str]) -> int:
     return sum(sizes[name] for name in names)

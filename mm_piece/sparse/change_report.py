@@ -16,7 +16,9 @@ from mm_piece.sparse.tuning import sparse_tuning
 COLUMNS = ("entries", "patchable", "selected", "changed", "rounded", "norm", "share")
 
 
-def changes(tuning: sparse_tuning, patchable: Mapping[str, int]) -> dict[str, dict[str, float]]:
+def measure_changes(
+    tuning: sparse_tuning, patchable: Mapping[str, int]
+) -> dict[str, dict[str, float]]:
     """Per group, in the order of `GROUPS`: what there is, what could change and what did.
 
     `patchable` maps the weights that a task may change to their number of entries. Columns:
@@ -29,10 +31,10 @@ def changes(tuning: sparse_tuning, patchable: Mapping[str, int]) -> dict[str, di
     rows: dict[str, list[str]] = {group_of(name): [] for name in named}
     for name in named:
         rows[group_of(name)].append(name)
-    return {g: _row(tuning, rows[g], named, patchable) for g in GROUPS if g in rows}
+    return {g: _measure_group(tuning, rows[g], named, patchable) for g in GROUPS if g in rows}
 
 
-def rounding_warning(groups: Mapping[str, Mapping[str, float]]) -> str:
+def format_rounding_warning(groups: Mapping[str, Mapping[str, float]]) -> str:
     """What to say of a task that lost more than half of its changes to its dtype; else nothing.
 
     Values that never moved do not count: they got no gradient, and no dtype would help them.
@@ -48,7 +50,7 @@ def rounding_warning(groups: Mapping[str, Mapping[str, float]]) -> str:
     )
 
 
-def change_rows(info: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def find_change_rows(info: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The change report that a delta carries: none if it carries none, or something else."""
     groups = info.get("groups")
     if not isinstance(groups, dict):
@@ -62,27 +64,27 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 2**63
 
 
-def _row(
+def _measure_group(
     tuning: sparse_tuning,
     names: list[str],
     named: Mapping[str, Tensor],
     patchable: Mapping[str, int],
 ) -> dict[str, float]:
     patches = [tuning.patches[name] for name in names if name in tuning.patches]
-    moved = [patch.entries().double() - patch.before.double() for patch in patches]
+    moved = [patch.copy_entries().double() - patch.entries_before.double() for patch in patches]
     norm = hypot(*(float(change.norm()) for change in moved))
-    whole = hypot(*(norm_of(named[name]) for name in names))
+    total_norm = hypot(*(norm_of(named[name]) for name in names))
     return {
         "entries": sum(shape_of(named[name]).numel() for name in names),
         "patchable": sum(patchable.get(name, 0) for name in names),
         "selected": sum(len(change) for change in moved),
-        "changed": sum(patch.changed() for patch in patches),
-        "rounded": sum(patch.rounded() for patch in patches),
-        "norm": _rounded(norm),
-        "share": _rounded(norm / whole) if whole else 0.0,
+        "changed": sum(patch.count_changed() for patch in patches),
+        "rounded": sum(patch.count_rounded() for patch in patches),
+        "norm": _round_digits(norm),
+        "share": _round_digits(norm / total_norm) if total_norm else 0.0,
     }
 
 
-def _rounded(value: float) -> float:
+def _round_digits(value: float) -> float:
     """Six digits: what a sum's order of addition leaves alone."""
     return float(f"{value:.6g}")

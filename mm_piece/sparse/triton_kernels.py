@@ -10,7 +10,7 @@ from torch import Tensor
 _ENTRIES, _TOKENS = 32, 128  # of one program, and of one step of its loop
 
 
-def sampled(out: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def multiply_sampled(out: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """For each entry the dot product, fp32, of a row of `out` and one of `x`.
 
     `out` (rows, tokens) and `x` (columns, tokens) are contiguous and of any floating dtype; `rows`
@@ -19,12 +19,12 @@ def sampled(out: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     found = torch.empty(len(rows), device=x.device)
     sizes: Any = {"ENTRIES": _ENTRIES, "TOKENS": _TOKENS}
     grid = (triton.cdiv(len(rows), _ENTRIES),)
-    _sampled[grid](out, x, rows, columns, found, len(rows), x.shape[1], **sizes)
+    _multiply_sampled_kernel[grid](out, x, rows, columns, found, len(rows), x.shape[1], **sizes)
     return found
 
 
 @triton.jit
-def _sampled(
+def _multiply_sampled_kernel(
     out, x, rows, columns, found, entries, tokens, ENTRIES: tl.constexpr, TOKENS: tl.constexpr
 ):
     entry = tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)

@@ -18,15 +18,15 @@ from torch.optim.optimizer import (
 )
 from torch.utils.hooks import RemovableHandle
 
-from mm_piece.deltas.delta import Delta, fingerprint
-from mm_piece.distributed import is_cut, put_all, shape_of, whole
-from mm_piece.errors import SelectionError, short
+from mm_piece.deltas.delta import Delta, compute_fingerprint
+from mm_piece.distributed import gathered_parameters, is_partitioned, scatter_entries, shape_of
+from mm_piece.errors import SelectionError, format_value
 from mm_piece.families import weights, why_fixed
 from mm_piece.modules import is_intercepted, owners_of
-from mm_piece.sparse.patches import Pass, Patch, is_in_backward, patched
+from mm_piece.sparse.patches import ForwardState, Patch, is_in_backward, patched_module
 
 # Dtypes whose numbers fp32 values hold exactly.
-TRAINED = (torch.float32, torch.bfloat16, torch.float16)
+PATCHABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
@@ -44,50 +44,52 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
     def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
         self.model = model
         if not isinstance(mask, Mapping):
-            raise SelectionError(f"a mask maps names to flat indices; this is {short(mask)}")
+            raise SelectionError(f"a mask maps names to flat indices; this is {format_value(mask)}")
         for name, index in mask.items():
             if not isinstance(index, Tensor) or index.is_meta:
-                raise SelectionError(f"mask of {name!r}: indices are a tensor, not {short(index)}")
+                raise SelectionError(
+                    f"mask of {name!r}: indices are a tensor, not {format_value(index)}"
+                )
 
         chosen = {name: index.cpu() for name, index in mask.items() if index.numel()}
         named = weights(model)
         _require_untuned(model)
-        _check(chosen, named)
+        _require_valid_mask(chosen, named)
         self.mask = {name: chosen[name] for name in named if name in chosen}
         self.patches: dict[str, Patch] = {}
-        self._forward = Pass()
+        self._forward_state = ForwardState()
         self._is_open = False
 
     def __enter__(self) -> "sparse_tuning":
         _require_untuned(self.model)
         self.weights = named = weights(self.model)  # while the values are not among them
-        self._base = fingerprint(named)
+        self._base_fingerprint = compute_fingerprint(named)
         flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         owners = owners_of(self.model)
         self.patches = {
-            name: Patch(named[name], index, owners[id(named[name])], self._forward)
+            name: Patch(named[name], index, owners[id(named[name])], self._forward_state)
             for name, index in self.mask.items()
         }
-        self._values = {id(values) for values in self.parameters()}
+        self._value_ids = {id(values) for values in self.parameters()}
 
         with ExitStack() as stack:
             stack.callback(_restore_flags, flags)
             self.model.requires_grad_(False)
-            for module, attributes in self._by_module().items():
-                stack.enter_context(patched(module, attributes))
+            for module, attributes in self._group_by_module().items():
+                stack.enter_context(patched_module(module, attributes))
             handles = (
                 register_optimizer_step_pre_hook(self._before_step),
                 register_optimizer_step_post_hook(self._after_step),
-                *_forward_hooks(self),
+                *_register_forward_hooks(self),
             )
             for handle in handles:
                 stack.callback(handle.remove)
-            self._leave = stack.pop_all()
+            self._exit_stack = stack.pop_all()
         self._is_open = True
         return self
 
     def __exit__(self, *_: Any) -> None:
-        with self._leave:
+        with self._exit_stack:
             try:
                 self.write_back()
             finally:
@@ -95,27 +97,27 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
 
     def parameters(self) -> list[nn.Parameter]:
         """The compact fp32 values, one vector per patched weight, in the model's order."""
-        return list(self.named().values())
+        return list(self.named_values().values())
 
-    def named(self) -> dict[str, nn.Parameter]:
+    def named_values(self) -> dict[str, nn.Parameter]:
         """The trained parameters under published names."""
         if not self.patches:
             raise SelectionError("there are no values yet: they are there inside of `with`")
         return {name: patch.values for name, patch in self.patches.items()}
 
-    def values(self) -> dict[str, Tensor]:
+    def detach_values(self) -> dict[str, Tensor]:
         """The compact fp32 values under published names, detached.
 
         Not copied, unless they lie in parts on several processes.
         """
-        with whole(self.parameters()):
+        with gathered_parameters(self.parameters()):
             return {
-                name: values.detach().clone() if is_cut(values) else values.detach()
-                for name, values in self.named().items()
+                name: values.detach().clone() if is_partitioned(values) else values.detach()
+                for name, values in self.named_values().items()
             }
 
     @torch.no_grad()
-    def restore(self, values: Mapping[str, Tensor]) -> None:
+    def restore_values(self, values: Mapping[str, Tensor]) -> None:
         """Take up values saved earlier and write them into the model.
 
         Raises SelectionError outside of the context, and for values of another mask.
@@ -136,7 +138,7 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
         Nothing is left to write once the context is left: the weights are others' then.
         """
         if self._is_open:
-            self._write(self.patches.values())
+            self._scatter_values(self.patches.values())
 
     def delta(self, task: str, base: str | None = None, parent: str = "", **info: Any) -> Delta:
         """What was learned, as a delta against the model as it stood on entering.
@@ -144,25 +146,28 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
         `base` is the fingerprint of position 0; without it, of the model as it stood on entering.
         """
         self.write_back()
-        learned = self.values()
+        learned = self.detach_values()
         return Delta.from_change(
             self.mask,
-            {name: patch.before for name, patch in self.patches.items()},
-            {name: learned[name].to(patch.before.dtype) for name, patch in self.patches.items()},
+            {name: patch.entries_before for name, patch in self.patches.items()},
+            {
+                name: learned[name].to(patch.entries_before.dtype)
+                for name, patch in self.patches.items()
+            },
             {name: patch.shape for name, patch in self.patches.items()},
             task=task,
-            base=self._base if base is None else base,
+            base=self._base_fingerprint if base is None else base,
             parent=parent,
             info=info,
         )
 
-    def _write(self, patches: Collection[Patch]) -> None:
-        with whole([patch.values for patch in patches]):
-            put_all(patch.write() for patch in patches)
+    def _scatter_values(self, patches: Collection[Patch]) -> None:
+        with gathered_parameters([patch.values for patch in patches]):
+            scatter_entries(patch.build_write() for patch in patches)
         for patch in patches:
-            patch.note_written()
+            patch.mark_written()
 
-    def _by_module(self) -> dict[nn.Module, dict[str, Patch]]:
+    def _group_by_module(self) -> dict[nn.Module, dict[str, Patch]]:
         """The patches of each module that holds patched weights, by attribute."""
         found: dict[nn.Module, dict[str, Patch]] = {}
         for patch in self.patches.values():
@@ -170,10 +175,10 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
                 found.setdefault(owner.module, {})[owner.attribute] = patch
         return found
 
-    def _stepped(self, optimizer: Optimizer) -> list[nn.Parameter]:
+    def _find_stepped_values(self, optimizer: Optimizer) -> list[nn.Parameter]:
         """The values that an optimizer steps."""
         every = (one for group in optimizer.param_groups for one in group["params"])
-        return [one for one in every if id(one) in self._values]
+        return [one for one in every if id(one) in self._value_ids]
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -181,7 +186,7 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
 
         Without it an optimizer would skip them, state and decay included; DDP and ZeRO cannot.
         """
-        stepped = self._stepped(optimizer)
+        stepped = self._find_stepped_values(optimizer)
         if any(values.grad is not None for values in stepped):
             for values in stepped:
                 if values.grad is None:
@@ -194,9 +199,9 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
         Later too where each value is stepped as soon as it has its gradient: the rest of the
         backward pass needs the weights as they were.
         """
-        stepped = {id(values) for values in self._stepped(optimizer)}
+        stepped = {id(values) for values in self._find_stepped_values(optimizer)}
         if stepped and not is_in_backward():
-            self._write([p for p in self.patches.values() if id(p.values) in stepped])
+            self._scatter_values([p for p in self.patches.values() if id(p.values) in stepped])
 
     @torch.no_grad()
     def _catch_up(self) -> None:
@@ -206,25 +211,25 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
         """
         patches = self.patches.values()
         if any(patch.is_behind() for patch in patches):
-            self._write(patches)
+            self._scatter_values(patches)
 
 
-def _forward_hooks(tuning: sparse_tuning) -> tuple[RemovableHandle, RemovableHandle]:
+def _register_forward_hooks(tuning: sparse_tuning) -> tuple[RemovableHandle, RemovableHandle]:
     """Have a tuning catch up when a pass of its model begins; a copy of the model does not."""
 
     @torch.compiler.disable
-    def begin(model: nn.Module, *_: Any) -> None:
+    def begin_forward(model: nn.Module, *_: Any) -> None:
         if model is tuning.model and tuning._is_open:
             tuning._catch_up()
-            tuning._forward.runs = True
+            tuning._forward_state.is_active = True
 
     @torch.compiler.disable
-    def end(model: nn.Module, *_: Any) -> None:
+    def end_forward(model: nn.Module, *_: Any) -> None:
         if model is tuning.model:
-            tuning._forward.runs = False
+            tuning._forward_state.is_active = False
 
-    before = tuning.model.register_forward_pre_hook(begin)  # type: ignore[arg-type]
-    return before, tuning.model.register_forward_hook(end, always_call=True)  # type: ignore[arg-type]
+    before = tuning.model.register_forward_pre_hook(begin_forward)  # type: ignore[arg-type]
+    return before, tuning.model.register_forward_hook(end_forward, always_call=True)  # type: ignore[arg-type]
 
 
 def _restore_flags(flags: list[tuple[nn.Parameter, bool]]) -> None:
@@ -237,7 +242,7 @@ def _require_untuned(model: nn.Module) -> None:
         raise SelectionError("the model is being tuned already; leave that context first")
 
 
-def _check(mask: Mapping[str, Tensor], named: Mapping[str, nn.Parameter]) -> None:
+def _require_valid_mask(mask: Mapping[str, Tensor], named: Mapping[str, nn.Parameter]) -> None:
     if not mask:
         raise SelectionError("the mask selects no entry")
     for name, index in mask.items():
@@ -248,9 +253,9 @@ def _check(mask: Mapping[str, Tensor], named: Mapping[str, nn.Parameter]) -> Non
         weight = named[name]
         if reason := why_fixed(weight):
             raise SelectionError(f"{name} {reason}")
-        if weight.dtype not in TRAINED:
+        if weight.dtype not in PATCHABLE_DTYPES:
             raise SelectionError(
-                f"{name} is {weight.dtype}; trained are {', '.join(map(str, TRAINED))}"
+                f"{name} is {weight.dtype}; trained are {', '.join(map(str, PATCHABLE_DTYPES))}"
             )
         size = shape_of(weight).numel()
         ascending = bool((index[1:] > index[:-1]).all())

@@ -13,20 +13,20 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from mm_piece.deltas.delta import Delta, digest, fingerprint, put
-from mm_piece.deltas.merging import replay, union
-from mm_piece.distributed import put_all, shape_of, take
+from mm_piece.deltas.delta import Delta, compute_digest, compute_fingerprint, set_entries
+from mm_piece.deltas.merging import collect_indices, replay_deltas
+from mm_piece.distributed import gather_entries, scatter_entries, shape_of
 from mm_piece.errors import BaseError, MismatchError, StoreError, as_path
 from mm_piece.families import inner_model, why_fixed
 from mm_piece.models.base import tensors
-from mm_piece.models.checkpoint import Checkpoint, fetch
+from mm_piece.models.checkpoint import Checkpoint, fetch_checkpoint
 from mm_piece.modules import is_intercepted
-from mm_piece.store.base_record import reading_of, trained_dtype, where
+from mm_piece.store.base_record import base_source, reading_of, trained_dtype
 from mm_piece.store.delta_store import DeltaStore
 
 
 @dataclass(frozen=True)
-class Undo:
+class UndoRecord:
     """What a delta replaced in a live model: putting it back undoes the delta."""
 
     sha256: str
@@ -40,26 +40,28 @@ class Attachment:
     """The store a live model belongs to, and how to undo each delta it stands on, the last last."""
 
     store: DeltaStore
-    undo: list[Undo] = field(default_factory=list)
+    undo_stack: list[UndoRecord] = field(default_factory=list)
 
-    def apply(self, delta: Delta, live: Mapping[str, Tensor]) -> None:
+    def apply_delta(self, delta: Delta, live: Mapping[str, Tensor]) -> None:
         """Go one position on."""
-        self.note(delta, delta.apply(live))
+        self.record_delta(delta, delta.apply(live))
 
-    def note(self, delta: Delta, replaced: dict[str, Tensor]) -> None:
+    def record_delta(self, delta: Delta, replaced: dict[str, Tensor]) -> None:
         """Take down that a model has gone one position on, and what that replaced."""
-        sha256 = self.store.entries[len(self.undo)].sha256
-        after = {name: digest(values) for name, values in delta.values.items()}
-        self.undo.append(Undo(sha256, delta.indices, replaced, after))
+        sha256 = self.store.entries[len(self.undo_stack)].sha256
+        after = {name: compute_digest(values) for name, values in delta.values.items()}
+        self.undo_stack.append(UndoRecord(sha256, delta.indices, replaced, after))
 
-    def back(self, live: Mapping[str, Tensor]) -> None:
+    def undo_last(self, live: Mapping[str, Tensor]) -> None:
         """Go one position back; MismatchError if the model is not what the last delta left."""
-        undo = self.undo[-1]
-        for name, index in undo.indices.items():
-            if digest(take(live[name], index).cpu()) != undo.after[name]:
+        record = self.undo_stack[-1]
+        for name, index in record.indices.items():
+            if compute_digest(gather_entries(live[name], index).cpu()) != record.after[name]:
                 raise MismatchError(f"{name} was changed since the model was loaded: load it again")
-        self.undo.pop()
-        put_all((live[name], index, undo.values[name]) for name, index in undo.indices.items())
+        self.undo_stack.pop()
+        scatter_entries(
+            (live[name], index, record.values[name]) for name, index in record.indices.items()
+        )
 
 
 _attachments: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
@@ -73,7 +75,7 @@ def lock_of(model: nn.Module) -> RLock:
         return _locks.setdefault(inner_model(model), RLock())
 
 
-def attached(model: nn.Module) -> Attachment:
+def attachment_of(model: nn.Module) -> Attachment:
     """The attachment of a model, wrapped or not; StoreError if it has none."""
     inner = inner_model(model)
     with _registries:
@@ -87,7 +89,7 @@ def attached(model: nn.Module) -> Attachment:
 def position(model: nn.Module) -> int:
     """The position at which a model stands; StoreError if it belongs to no store."""
     with lock_of(model):
-        return len(attached(model).undo)
+        return len(attachment_of(model).undo_stack)
 
 
 def as_store(store: str | Path | DeltaStore) -> DeltaStore:
@@ -97,8 +99,8 @@ def as_store(store: str | Path | DeltaStore) -> DeltaStore:
 
 def attach_base(model: nn.Module, store: DeltaStore) -> Attachment:
     """Tie a model that was just loaded, and stands at the base; BaseError if it is another base."""
-    _require_base(store, tensors(model))
-    return _tie(model, Attachment(store))
+    _require_same_base(store, tensors(model))
+    return _register_attachment(model, Attachment(store))
 
 
 def attach(
@@ -117,18 +119,20 @@ def attach(
         _require_untuned(model)
         live, deltas = tensors(model), opened.deltas()
         _require_dtype(live, opened)
-        _require_weights(live, deltas)
-        index = union(deltas)
-        before = _base_values(opened, base, index)
-        _require_base(opened, live, index, before)
-        attachment, stands, differing = _replay(opened, deltas, last, before, live)
-        if last not in stands:
-            there = f"its values are those of position {stands[0]}" if stands else "of no position"
+        _require_live_weights(live, deltas)
+        index = collect_indices(deltas)
+        before = _read_base_values(opened, base, index)
+        _require_same_base(opened, live, index, before)
+        attachment, matching, differing = _rebuild_attachment(opened, deltas, last, before, live)
+        if last not in matching:
+            found = (
+                f"its values are those of position {matching[0]}" if matching else "of no position"
+            )
             raise MismatchError(
                 f"the model does not stand at position {last} of store {opened.path}: "
-                f"{differing}: {there}"
+                f"{differing}: {found}"
             )
-        _tie(model, attachment)
+        _register_attachment(model, attachment)
 
 
 def checkout(model: nn.Module, at: int) -> None:
@@ -142,40 +146,40 @@ def checkout(model: nn.Module, at: int) -> None:
     """
     with lock_of(model):
         _require_untuned(model)
-        attachment, live = attached(model), tensors(model)
+        attachment, live = attachment_of(model), tensors(model)
         store = DeltaStore.open(attachment.store.path)
-        last, here = store.position(at), len(attachment.undo)
-        _same_history(attachment, store)
+        last, here = store.position(at), len(attachment.undo_stack)
+        _require_known_history(attachment, store)
         _require_dtype(live, store)
         deltas = [store.delta(position) for position in range(here + 1, last + 1)]
-        _require_weights(live, [*attachment.undo[last:], *deltas])
-        _rehearse(deltas, live)
+        _require_live_weights(live, [*attachment.undo_stack[last:], *deltas])
+        _require_applicable(deltas, live)
         attachment.store = store
         for _ in range(last, here):
-            attachment.back(live)
+            attachment.undo_last(live)
         for delta in deltas:
-            attachment.apply(delta, live)
+            attachment.apply_delta(delta, live)
 
 
-def _tie(model: nn.Module, attachment: Attachment) -> Attachment:
+def _register_attachment(model: nn.Module, attachment: Attachment) -> Attachment:
     with _registries:
         _attachments[inner_model(model)] = attachment
     return attachment
 
 
-def _base_values(
+def _read_base_values(
     store: DeltaStore, base: str | Path | None, index: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """What the files of a store's base hold at some entries."""
     if not index:
         return {}
-    source, revision = (base, None) if base else where(store.base, store.path)
+    source, revision = (base, None) if base else base_source(store.base, store.path)
     dtype, files = trained_dtype(store.base, store.path), reading_of(store.base, store.path)
-    named = Checkpoint(fetch(source, revision, **files), dtype, **files).parameters
-    return {name: named[name].take(places) for name, places in index.items()}
+    parameters = Checkpoint(fetch_checkpoint(source, revision, **files), dtype, **files).parameters
+    return {name: parameters[name].read_entries(indices) for name, indices in index.items()}
 
 
-def _replay(
+def _rebuild_attachment(
     store: DeltaStore,
     deltas: Sequence[Delta],
     last: int,
@@ -186,42 +190,50 @@ def _replay(
 
     Beside them the name of a weight that is not what it is at `last`, "" if there is none.
     """
-    index, state = union(deltas), {name: values.clone() for name, values in before.items()}
-    marks = {name: digest(take(live[name], places)) for name, places in index.items()}
-    attachment, stands, differing = Attachment(store), [], ""
+    index, state = (
+        collect_indices(deltas),
+        {name: values.clone() for name, values in before.items()},
+    )
+    digests = {
+        name: compute_digest(gather_entries(live[name], indices)) for name, indices in index.items()
+    }
+    attachment, matching, differing = Attachment(store), [], ""
     for number in range(len(deltas) + 1):
         if number:
-            replaced = _step(deltas[number - 1], index, state)
+            replaced = _apply_to_values(deltas[number - 1], index, state)
             if number <= last:
-                attachment.note(deltas[number - 1], replaced)
-        name = next((n for n, row in state.items() if digest(row) != marks[n]), "")
+                attachment.record_delta(deltas[number - 1], replaced)
+        name = next(
+            (n for n, entry_values in state.items() if compute_digest(entry_values) != digests[n]),
+            "",
+        )
         if not name:
-            stands.append(number)
+            matching.append(number)
         if number == last:
             differing = name
-    return attachment, stands, differing
+    return attachment, matching, differing
 
 
-def _step(
+def _apply_to_values(
     delta: Delta, index: Mapping[str, Tensor], state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Apply a delta to the values of the entries `index`; what it replaced."""
     replaced = {}
     for name, touched in delta.indices.items():
-        places = torch.searchsorted(index[name], touched)
-        replaced[name] = take(state[name], places)
-        delta.check_before(name, digest(replaced[name]))
-        put(state[name], places, delta.values[name])
+        offsets = torch.searchsorted(index[name], touched)
+        replaced[name] = gather_entries(state[name], offsets)
+        delta.require_before_digest(name, compute_digest(replaced[name]))
+        set_entries(state[name], offsets, delta.values[name])
     return replaced
 
 
-def _require_base(
+def _require_same_base(
     store: DeltaStore,
     live: Mapping[str, Tensor],
     *instead: Mapping[str, Tensor],
 ) -> None:
     """Raise BaseError unless a model is a store's base; `instead`: those of `fingerprint`."""
-    found, expected = fingerprint(live, *instead), store.base["fingerprint"]
+    found, expected = compute_fingerprint(live, *instead), store.base["fingerprint"]
     if found != expected:
         raise BaseError(
             f"store {store.path} was made on another base: "
@@ -229,9 +241,11 @@ def _require_base(
         )
 
 
-def _require_weights(live: Mapping[str, Tensor], touching: Sequence[Delta | Undo]) -> None:
+def _require_live_weights(
+    live: Mapping[str, Tensor], changes: Sequence[Delta | UndoRecord]
+) -> None:
     """Raise unless a model has the weights that deltas touch, as tensors that can be written."""
-    for name in dict.fromkeys(name for one in touching for name in one.indices):
+    for name in dict.fromkeys(name for change in changes for name in change.indices):
         if name in live and (reason := why_fixed(live[name])):
             raise MismatchError(f"{name} {reason}")
         if name not in live:
@@ -239,34 +253,38 @@ def _require_weights(live: Mapping[str, Tensor], touching: Sequence[Delta | Undo
                 f"the model has no {name}: were its layers replaced since it was loaded, as by "
                 "PEFT or by quantisation in place?"
             )
-    for one in touching:
-        for name, values in one.values.items():
+    for change in changes:
+        for name, values in change.values.items():
             if live[name].dtype != values.dtype:
                 raise MismatchError(
                     f"{name} is {live[name].dtype}, the store's deltas are {values.dtype}"
                 )
 
 
-def _rehearse(deltas: Sequence[Delta], live: Mapping[str, Tensor]) -> None:
+def _require_applicable(deltas: Sequence[Delta], live: Mapping[str, Tensor]) -> None:
     """Raise unless deltas can be applied one after the other; write nothing to the model.
 
     What later ones are to find is worked out on the entries that all of them touch.
     """
     if deltas:
-        deltas[0].check(live)
+        deltas[0].require_applicable(live)
     if len(deltas) < 2:
         return
-    index = union(deltas)
+    index = collect_indices(deltas)
     for delta in deltas:
         for name in delta.shapes:
-            delta.check_kind(name, shape_of(live[name]), live[name].dtype)
-    replay(deltas, index, {name: take(live[name], places).cpu() for name, places in index.items()})
+            delta.require_tensor_kind(name, shape_of(live[name]), live[name].dtype)
+    replay_deltas(
+        deltas,
+        index,
+        {name: gather_entries(live[name], indices).cpu() for name, indices in index.items()},
+    )
 
 
-def _same_history(attachment: Attachment, store: DeltaStore) -> None:
-    shared = zip(attachment.undo, store.entries, strict=False)
-    same = all(undo.sha256 == entry.sha256 for undo, entry in shared)
-    if not same or len(store) < len(attachment.undo):
+def _require_known_history(attachment: Attachment, store: DeltaStore) -> None:
+    shared = zip(attachment.undo_stack, store.entries, strict=False)
+    is_same = all(undo.sha256 == entry.sha256 for undo, entry in shared)
+    if not is_same or len(store) < len(attachment.undo_stack):
         raise StoreError(f"{store.path}: has another history than when the model was loaded")
 
 

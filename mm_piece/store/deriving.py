@@ -16,18 +16,18 @@ from torch import Tensor
 
 from mm_piece.deltas import file as deltafile
 from mm_piece.deltas import merging
-from mm_piece.deltas.comparison import compare
-from mm_piece.deltas.delta import Delta, difference, record, take
+from mm_piece.deltas.comparison import compare_positions
+from mm_piece.deltas.delta import Delta, find_changed_indices, gather_entries, make_tensor_record
 from mm_piece.deltas.file_layout import layout_of
-from mm_piece.deltas.header import LONGEST_NAME, index_dtype
-from mm_piece.dtypes import bits
+from mm_piece.deltas.header import MAX_NAME_LENGTH, index_dtype
+from mm_piece.dtypes import view_bits
 from mm_piece.errors import BaseError, ConflictError, DeltaError, ModelError, StoreError, as_path
 from mm_piece.files import atomic
-from mm_piece.models.checkpoint import Checkpoint, Weight, fetch
+from mm_piece.models.checkpoint import Checkpoint, CheckpointTensor, fetch_checkpoint
 from mm_piece.recipe import parse_recipe
-from mm_piece.store.base_record import relocated
+from mm_piece.store.base_record import relocate_base
 from mm_piece.store.delta_store import DeltaStore
-from mm_piece.store.exporting import checkpoint_of
+from mm_piece.store.exporting import open_base_checkpoint
 from mm_piece.store.loading import as_store
 
 
@@ -46,13 +46,13 @@ def squash(
     opened = as_store(store)
     last = len(opened) if at is None else at
     deltas, entries = opened.deltas(last), opened.entries[:last]
-    checkpoint = checkpoint_of(opened, base)
-    index = merging.union(deltas)
-    before = _values(checkpoint, index)
-    after = merging.replay(deltas, index, before)
-    parts = [{"task": entry.task, "sha256": entry.sha256} for entry in entries]
-    title = task or _joined([entry.task for entry in entries])
-    return _changed(checkpoint, title, (index, before, after), {"squashed": parts})
+    checkpoint = open_base_checkpoint(opened, base)
+    index = merging.collect_indices(deltas)
+    before = _read_values(checkpoint, index)
+    after = merging.replay_deltas(deltas, index, before)
+    sources = [{"task": entry.task, "sha256": entry.sha256} for entry in entries]
+    title = task or _join_task_names([entry.task for entry in entries])
+    return _make_delta(checkpoint, title, (index, before, after), {"squashed": sources})
 
 
 def merge(
@@ -66,18 +66,18 @@ def merge(
     if not deltas:
         raise DeltaError("nothing to merge: name at least one delta")
     merging.require_mergeable(deltas, rule)
-    checkpoint = Checkpoint(fetch(base), _dtype_of(deltas))
-    if (found := checkpoint.fingerprint()) != deltas[0].base:
+    checkpoint = Checkpoint(fetch_checkpoint(base), _find_common_dtype(deltas))
+    if (found := checkpoint.compute_fingerprint()) != deltas[0].base:
         raise BaseError(
             f"the deltas belong to another base than {base}: "
             f"expected fingerprint {deltas[0].base[:12]}…, found {found[:12]}…"
         )
-    index = merging.union(deltas)
-    before = _values(checkpoint, index)
-    after = merging.merge(deltas, index, before, rule)
+    index = merging.collect_indices(deltas)
+    before = _read_values(checkpoint, index)
+    after = merging.merge_deltas(deltas, index, before, rule)
     facts: dict[str, Any] = {"rule": rule, "merged": [delta.task for delta in deltas]}
-    title = task or _joined(facts["merged"])
-    return _changed(checkpoint, title, (index, before, after), facts)
+    title = task or _join_task_names(facts["merged"])
+    return _make_delta(checkpoint, title, (index, before, after), facts)
 
 
 def extract(
@@ -95,24 +95,24 @@ def extract(
     Raises ModelError where the two have not the same weights.
     """
     to = as_path(to, "the file to write")
-    new = Checkpoint(fetch(tuned), dtype)
-    old = Checkpoint(fetch(base), new.dtype)
-    pairs = list(_pairs(old, new))
-    header = {"task": task or to.stem, "base": old.fingerprint(), "parent": ""}
+    new = Checkpoint(fetch_checkpoint(tuned), dtype)
+    old = Checkpoint(fetch_checkpoint(base), new.dtype)
+    pairs = list(_iter_weight_pairs(old, new))
+    header = {"task": task or to.stem, "base": old.compute_fingerprint(), "parent": ""}
     try:
-        with deltafile.packing(to) as packer, atomic.writing(to) as file:
+        with deltafile.packing_delta(to) as packer, atomic.writing_atomically(to) as file:
             records = dict(_pack_changes(pairs, packer))
             entries = sum(found["entries"] for found in records.values())
             counts = {"method": "extract", "selected": entries, "unchanged": 0}
             info = {**counts, **layout_of(records, old.layout)}
-            packer.finish({**header, "info": info, "tensors": records}, file)
+            packer.write_file({**header, "info": info, "tensors": records}, file)
     except OSError as error:
         raise DeltaError(f"{error.filename or to}: {error.strerror}") from error
-    total = sum(before.place.size for before, _ in pairs)
+    total = sum(before.location.size for before, _ in pairs)
     return {"entries": entries, "of": total, "bytes": to.stat().st_size}
 
 
-def without(store: str | Path | DeltaStore, task: str, to: str | Path) -> DeltaStore:
+def remove_task(store: str | Path | DeltaStore, task: str, to: str | Path) -> DeltaStore:
     """A new store at `to` without one task, whose entries no other task of the store may touch.
 
     The other deltas are the same but for the chain of parents. Results are not carried over: they
@@ -124,58 +124,63 @@ def without(store: str | Path | DeltaStore, task: str, to: str | Path) -> DeltaS
     if task not in names:
         raise StoreError(f"{opened.path} has no task {task!r}; it has {', '.join(names) or 'none'}")
     deltas = opened.deltas()
-    gone = deltas.pop(names.index(task))
+    removed = deltas.pop(names.index(task))
     for other in deltas:
-        _require_disjoint(gone, other)
+        _require_disjoint(removed, other)
     recipe = parse_recipe(opened.recipe, f"{opened.path}/recipe.yaml")
-    left = tuple(item for item in recipe.tasks if item.name != task)
-    cut = recipe.model_copy(update={"tasks": left, "store": str(to)})
-    new = DeltaStore.create(to, relocated(opened.base, opened.path, Path(to)), cut.text())
+    remaining = tuple(item for item in recipe.tasks if item.name != task)
+    new_recipe = recipe.model_copy(update={"tasks": remaining, "store": str(to)})
+    new = DeltaStore.create(
+        to, relocate_base(opened.base, opened.path, Path(to)), new_recipe.to_yaml()
+    )
     for delta in deltas:
         new.append(replace(delta, parent=new.entries[-1].sha256 if len(new) else ""))
     return new
 
 
-def diff(left: str | Path, right: str | Path) -> dict[str, Any]:
+def diff_positions(left: str | Path, right: str | Path) -> dict[str, Any]:
     """Compare two positions: each a store, `STORE@T` or a delta file; see `comparison.compare`."""
-    return compare(deltas_at(left), deltas_at(right))
+    return compare_positions(read_deltas_at(left), read_deltas_at(right))
 
 
-def deltas_at(place: str | Path) -> list[Delta]:
+def read_deltas_at(source: str | Path) -> list[Delta]:
     """The deltas that lead to a place: a store (its last position), `STORE@T`, or a delta file."""
-    if Path(place).is_file():
-        return [Delta.load(place)]
-    match = re.fullmatch(r"(.+)@(\d+)", str(place))
-    if match and not Path(place).exists():
+    if Path(source).is_file():
+        return [Delta.load(source)]
+    match = re.fullmatch(r"(.+)@(\d+)", str(source))
+    if match and not Path(source).exists():
         return DeltaStore.open(match[1]).deltas(int(match[2]))
-    return DeltaStore.open(place).deltas()
+    return DeltaStore.open(source).deltas()
 
 
-def _values(checkpoint: Checkpoint, index: dict[str, Tensor]) -> dict[str, Tensor]:
-    named = checkpoint.parameters
-    if unknown := sorted(index.keys() - named.keys()):
+def _read_values(checkpoint: Checkpoint, index: dict[str, Tensor]) -> dict[str, Tensor]:
+    parameters = checkpoint.parameters
+    if unknown := sorted(index.keys() - parameters.keys()):
         raise ModelError(f"{checkpoint.folder} has no weight {unknown[0]}, which a delta changes")
-    return {name: named[name].take(where) for name, where in index.items()}
+    return {name: parameters[name].read_entries(indices) for name, indices in index.items()}
 
 
-def _changed(
+def _make_delta(
     checkpoint: Checkpoint,
     task: str,
     change: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]],
     info: dict[str, Any],
 ) -> Delta:
     shapes = {name: checkpoint.parameters[name].shape for name in change[0]}
-    base, info = checkpoint.fingerprint(), {**info, **layout_of(change[0], checkpoint.layout)}
+    base, info = (
+        checkpoint.compute_fingerprint(),
+        {**info, **layout_of(change[0], checkpoint.layout)},
+    )
     return Delta.from_change(*change, shapes, task=task, base=base, info=info)
 
 
-def _joined(tasks: Sequence[str]) -> str:
+def _join_task_names(tasks: Sequence[str]) -> str:
     """Return the name of several tasks in one."""
     title = "+".join(tasks) or "base"
-    return title if len(title) <= LONGEST_NAME else f"{len(tasks)} tasks"
+    return title if len(title) <= MAX_NAME_LENGTH else f"{len(tasks)} tasks"
 
 
-def _dtype_of(deltas: Sequence[Delta]) -> torch.dtype:
+def _find_common_dtype(deltas: Sequence[Delta]) -> torch.dtype:
     """Return the floating dtype that the deltas were trained in."""
     found = {values.dtype for delta in deltas for values in delta.values.values()}
     floating = sorted((dtype for dtype in found if dtype.is_floating_point), key=str)
@@ -184,7 +189,9 @@ def _dtype_of(deltas: Sequence[Delta]) -> torch.dtype:
     return floating[0] if floating else torch.float32
 
 
-def _pairs(old: Checkpoint, new: Checkpoint) -> Iterator[tuple[Weight, Weight]]:
+def _iter_weight_pairs(
+    old: Checkpoint, new: Checkpoint
+) -> Iterator[tuple[CheckpointTensor, CheckpointTensor]]:
     """Yield each weight of the base and of the tuned checkpoint, in the base's order."""
     if old.family != new.family:
         raise ModelError(f"{old.folder} is a {old.family} model, {new.folder} a {new.family} model")
@@ -204,34 +211,36 @@ def _pairs(old: Checkpoint, new: Checkpoint) -> Iterator[tuple[Weight, Weight]]:
 
 
 def _pack_changes(
-    pairs: Sequence[tuple[Weight, Weight]], packer: deltafile.Packer
+    pairs: Sequence[tuple[CheckpointTensor, CheckpointTensor]], packer: deltafile.DeltaPacker
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Pack what changed, tensor by tensor; yield what the header says of each."""
     for before, after in pairs:
-        index, values, digest = _changes(before, after)
+        index, values, digest = _find_changes(before, after)
         if len(index):
-            packer.add(before.name, index, values)
-            yield before.name, record(before.shape, values, digest)
+            packer.add_tensor(before.name, index, values)
+            yield before.name, make_tensor_record(before.shape, values, digest)
 
 
-def _changes(before: Weight, after: Weight) -> tuple[Tensor, Tensor, str]:
+def _find_changes(before: CheckpointTensor, after: CheckpointTensor) -> tuple[Tensor, Tensor, str]:
     """Return indices, new values and SHA-256 before of the entries whose bits differ."""
-    small = index_dtype(before.place.size)
-    indices, values = [torch.empty(0, dtype=small)], [torch.empty(0, dtype=after.dtype)]
+    stored_dtype = index_dtype(before.location.size)
+    indices, values = [torch.empty(0, dtype=stored_dtype)], [torch.empty(0, dtype=after.dtype)]
     sha = hashlib.sha256()
-    for (first, old), (_, new) in zip(before.pieces(), after.pieces(), strict=True):
-        where = difference(old, new)
-        sha.update(bits(take(old, where)).numpy().data)
-        indices.append((where.to(torch.int64) + first).to(small))
-        values.append(take(new, where))
+    for (first, old), (_, new) in zip(before.iter_pieces(), after.iter_pieces(), strict=True):
+        changed = find_changed_indices(old, new)
+        sha.update(view_bits(gather_entries(old, changed)).numpy().data)
+        indices.append((changed.to(torch.int64) + first).to(stored_dtype))
+        values.append(gather_entries(new, changed))
     return torch.cat(indices), torch.cat(values), sha.hexdigest()
 
 
-def _require_disjoint(gone: Delta, other: Delta) -> None:
-    counts = {name: len(merging.shared(gone, other, name)[0]) for name in gone.indices}
+def _require_disjoint(removed: Delta, other: Delta) -> None:
+    counts = {
+        name: len(merging.find_shared_entries(removed, other, name)[0]) for name in removed.indices
+    }
     if count := sum(counts.values()):
         name = next(name for name, found in counts.items() if found)
         raise ConflictError(
-            f"{gone.task!r} cannot be taken out: {other.task!r} changes {count:,} of its "
-            f"{gone.entries:,} entries too, in {name} first"
+            f"{removed.task!r} cannot be taken out: {other.task!r} changes {count:,} of its "
+            f"{removed.entries:,} entries too, in {name} first"
         )

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from transformers import TrainingArguments, enable_full_determinism
 
-from mm_piece.errors import RecipeError, reason
+from mm_piece.errors import RecipeError, format_error
 from mm_piece.training.effects import require_effects, require_recomputing
 from mm_piece.training.known_arguments import FIELDS, HARMLESS, HONOURED, REFUSED, default_of
 from mm_piece.training.optimizers import require_optimizer
 from mm_piece.training.reporters import require_reporters
 from mm_piece.training.schedules import require_schedule
-from mm_piece.training.values import require_values, under_todays_names
+from mm_piece.training.values import require_values, with_current_names
 
 # What `accelerate launch` hands on beside a recipe, and what a recipe says instead.
-_LAUNCHED = {
+_LAUNCHER_VARIABLES = {
     "ACCELERATE_MIXED_PRECISION": "train: {bf16: true}",
     "ACCELERATE_DYNAMO_BACKEND": "nothing: a compiled run would not go on bit for bit",
     "ACCELERATE_USE_FSDP": "train: {deepspeed: …}",
@@ -27,22 +27,22 @@ _LAUNCHED = {
 
 def arguments(settings: dict[str, Any], folder: Path, seed: int) -> TrainingArguments:
     """TrainingArguments from a recipe's `train:` as it stands; RecipeError for what is refused."""
-    settings = under_todays_names(settings)
+    settings = with_current_names(settings)
     given = {"output_dir": str(folder), "seed": seed, "remove_unused_columns": False}
     _require_known(settings, given)
     require_values(settings)
     _require_no_launched_settings(settings)
     try:
-        found = TrainingArguments(**{**_defaults(settings), **given})
+        found = TrainingArguments(**{**_with_defaults(settings), **given})
     except Exception as error:  # it may trip over a value in ways of its own
-        message = reason(error).removeprefix("TrainingArguments.__init__() ")
+        message = format_error(error).removeprefix("TrainingArguments.__init__() ")
         raise RecipeError(f"train: {message}") from error
-    _require_sense(found)
+    _require_supported(found)
     _checkpoint_activations(found)
     require_optimizer(found)
     require_schedule(found)
     require_reporters(found)
-    require_effects(found, settings, _defaults({}))
+    require_effects(found, settings, _with_defaults({}))
     if found.full_determinism:  # scores come before Trainer, in a run that goes on as in another
         enable_full_determinism(seed)
     return found
@@ -65,13 +65,13 @@ def _require_known(settings: dict[str, Any], given: dict[str, Any]) -> None:
 def _require_no_launched_settings(settings: dict[str, Any]) -> None:
     """Raise RecipeError for what a launcher would change behind a recipe's back."""
     precision = next((half for half in ("bf16", "fp16") if settings.get(half)), "no")
-    for name, instead in _LAUNCHED.items():
+    for name, instead in _LAUNCHER_VARIABLES.items():
         given = os.environ.get(name, "").lower()
         if given not in ("", "no", "false", precision):
             raise RecipeError(f"{name}={given} is not read: the recipe must say {instead}")
 
 
-def _defaults(settings: dict[str, Any]) -> dict[str, Any]:
+def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings, and what is taken here where they say nothing."""
     found: dict[str, Any] = {"report_to": "none", "save_total_limit": 2, "logging_steps": 10}
     found["dataloader_pin_memory"] = torch.accelerator.is_available()
@@ -83,7 +83,7 @@ def _defaults(settings: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _require_sense(found: TrainingArguments) -> None:
+def _require_supported(found: TrainingArguments) -> None:
     """Raise RecipeError for settings that transformers takes and that make no sense here."""
     if found.save_strategy == "best":
         raise RecipeError("train: save_strategy must be no, steps or epoch; none is the best here")

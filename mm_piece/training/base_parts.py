@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_piece.data import Example, pictured, token_ids, tokenizer_of
-from mm_piece.errors import DataError, ModelError, reason
-from mm_piece.evaluation.answers import pad_of
-from mm_piece.models.base import shell_of
+from mm_piece.data import Example, has_image, token_ids_of, tokenizer_of
+from mm_piece.errors import DataError, ModelError, format_error
+from mm_piece.evaluation.answers import pad_token_of
+from mm_piece.models.base import build_meta_model
 from mm_piece.models.placement import require_devices, require_experts
 
 
-class Parts:
+class BaseParts:
     """The parts of one base: its processor, and its model without values."""
 
     def __init__(self, base: str, revision: str | None, processor: Any, **reading: Any) -> None:
@@ -27,20 +27,20 @@ class Parts:
         `reading`: those of `models.READING`.
         """
         self.base, self.processor = base, processor
-        self.model = shell_of(base, revision, **reading)
-        self.rows: int = self.model.get_input_embeddings().num_embeddings
-        self._seen: dict[str, int | None] = {}
-        pad = pad_of(tokenizer_of(processor))
-        if pad is not None and pad >= self.rows:
-            raise ModelError(f"{base}: the padding token {self._without_row(pad)}")
+        self.model = build_meta_model(base, revision, **reading)
+        self.num_embeddings: int = self.model.get_input_embeddings().num_embeddings
+        self._feature_counts: dict[str, int | None] = {}
+        pad = pad_token_of(tokenizer_of(processor))
+        if pad is not None and pad >= self.num_embeddings:
+            raise ModelError(f"{base}: the padding token {self._describe_unembedded(pad)}")
 
     def require_fit(self, example: Example, inputs: dict[str, Tensor]) -> None:
         """Raise unless the model has a place for every token and image of an encoded example.
 
         DataError for a token, ModelError for an image: the base fits none.
         """
-        self._require_rows(example, inputs["input_ids"][0].tolist())
-        if pictured(inputs):
+        self._require_embedded(example, inputs["input_ids"][0].tolist())
+        if has_image(inputs):
             self._require_image_token()
             self._require_features(example, inputs)
 
@@ -48,43 +48,45 @@ class Parts:
     def notes(self) -> list[str]:
         """What is no fault as long as no row needs it, and what could not be asked; a line each."""
         notes = []
-        if without := self._tokens_without_row():
+        if num_unembedded := self._count_unembedded():
             notes.append(
-                f"{self.base}: its tokenizer has {without} tokens more than its embedding has "
+                f"{self.base}: its tokenizer has {num_unembedded} tokens more than its "
+                "embedding has "
                 "rows; rows that hold one are refused"
             )
-        if None in self._seen.values():
+        if None in self._feature_counts.values():
             notes.append(
                 f"{self.base}: its vision tower does not run without its values, so whether images "
                 "fit it shows when it trains"
             )
         return notes
 
-    def _tokens_without_row(self) -> int:
+    def _count_unembedded(self) -> int:
         tokens = tokenizer_of(self.processor).get_vocab().values()
-        return sum(token >= self.rows for token in tokens)
+        return sum(token >= self.num_embeddings for token in tokens)
 
     def require_tokens(self, examples: Iterable[Example], generation: bool = False) -> None:
         """Raise DataError for the first of all examples that has a token without a row.
 
         They are looked through only if the tokenizer has such tokens.
         """
-        if not self._tokens_without_row():
+        if not self._count_unembedded():
             return
         for example in examples:
-            self._require_rows(example, token_ids(example, self.processor, generation))
+            self._require_embedded(example, token_ids_of(example, self.processor, generation))
 
-    def _require_rows(self, example: Example, ids: Sequence[int]) -> None:
-        if max(ids, default=0) >= self.rows:
+    def _require_embedded(self, example: Example, ids: Sequence[int]) -> None:
+        if max(ids, default=0) >= self.num_embeddings:
             raise DataError(
-                f"{example.source} row {example.row}: its token {self._without_row(max(ids))}"
+                f"{example.source} row {example.row}: its token "
+                f"{self._describe_unembedded(max(ids))}"
             )
 
-    def _without_row(self, token: int) -> str:
+    def _describe_unembedded(self, token: int) -> str:
         text = tokenizer_of(self.processor).convert_ids_to_tokens(token)
         return (
             f"{text!r} ({token}) has no row in the embedding of {self.base}, which has "
-            f"{self.rows}: tokens were added and the embedding was not resized"
+            f"{self.num_embeddings}: tokens were added and the embedding was not resized"
         )
 
     def _require_image_token(self) -> None:
@@ -98,33 +100,34 @@ class Parts:
 
     def _require_features(self, example: Example, inputs: dict[str, Tensor]) -> None:
         """Raise ModelError unless there are as many places for image features as features."""
-        places = int((inputs["input_ids"] == self.processor.image_token_id).sum())
-        made = self._features(example, inputs)
-        if made is not None and made != places:
+        num_placeholders = int((inputs["input_ids"] == self.processor.image_token_id).sum())
+        num_features = self._cached_feature_count(example, inputs)
+        if num_features is not None and num_features != num_placeholders:
             raise ModelError(
-                f"{self.base}: the processor leaves {places} places for the images of "
-                f"{example.source} row {example.row}, the model makes {made} features of them: "
+                f"{self.base}: the processor leaves {num_placeholders} places for the images of "
+                f"{example.source} row {example.row}, the model makes {num_features} features "
+                "of them: "
                 "their patch_size, image size or vision_feature_select_strategy differ"
             )
 
-    def _features(self, example: Example, inputs: dict[str, Tensor]) -> int | None:
+    def _cached_feature_count(self, example: Example, inputs: dict[str, Tensor]) -> int | None:
         """How many image features the model makes, once for images of like sizes."""
-        given = {key: inputs[key] for key in _VISUAL if key in inputs}
+        given = {key: inputs[key] for key in _IMAGE_INPUTS if key in inputs}
         sizes = [value.tolist() for key, value in given.items() if key != "pixel_values"]
         key = f"{list(given['pixel_values'].shape)} {sizes}"
-        if key not in self._seen:
+        if key not in self._feature_counts:
             try:
-                self._seen[key] = _count_features(self.model, given)
+                self._feature_counts[key] = _count_features(self.model, given)
             except ModelError as error:
                 raise ModelError(f"{self.base}: {error}") from error
             except Exception as error:  # a tower raises whatever it trips over
                 if "meta" not in str(error):
                     raise ModelError(
                         f"{self.base}: its vision tower cannot take the image of {example.source} "
-                        f"row {example.row} as its processor makes it: {reason(error)}"
+                        f"row {example.row} as its processor makes it: {format_error(error)}"
                     ) from error
-                self._seen[key] = None  # it reads values, which meta tensors have not
-        return self._seen[key]
+                self._feature_counts[key] = None  # it reads values, which meta tensors have not
+        return self._feature_counts[key]
 
 
 def require_options_fit(base: str, revision: str | None, options: Mapping[str, Any]) -> None:
@@ -132,11 +135,11 @@ def require_options_fit(base: str, revision: str | None, options: Mapping[str, A
 
     Nothing is loaded for it.
     """
-    require_experts(shell_of(base, revision, **options), options)
+    require_experts(build_meta_model(base, revision, **options), options)
     require_devices(options)
 
 
-_VISUAL = ("pixel_values", "image_sizes", "image_grid_thw")
+_IMAGE_INPUTS = ("pixel_values", "image_sizes", "image_grid_thw")
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
-class Progress(TrainerCallback):
+class ProgressBar(TrainerCallback):
     """One progress bar with rate, ETA and the last loss."""
 
     def on_train_begin(
@@ -42,7 +42,7 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
-class OneStep(TrainerCallback):
+class StopAfterOneStep(TrainerCallback):
     """Stops after the first step."""
 
     def on_step_end(

@@ -10,23 +10,23 @@ from torch import Tensor, nn
 from transformers.trainer_utils import SaveStrategy
 
 from mm_piece import distributed
-from mm_piece.data import pictured
-from mm_piece.errors import PieceError, RecipeError, reason
+from mm_piece.data import has_image
+from mm_piece.errors import PieceError, RecipeError, format_error
 from mm_piece.families import GROUPS, group_of, weights
 from mm_piece.sparse.tuning import sparse_tuning
 from mm_piece.training.arguments import arguments
-from mm_piece.training.callbacks import OneStep
-from mm_piece.training.trainer import SparseTrainer, require_a_step
+from mm_piece.training.callbacks import StopAfterOneStep
+from mm_piece.training.trainer import SparseTrainer, require_any_step
 
-_OF_IMAGES = ("vision", "projector")  # groups that a step without images does not reach
+_IMAGE_GROUPS = ("vision", "projector")  # groups that a step without images does not reach
 
 
-def rehearse(
+def dry_run_step(
     model: nn.Module,
     examples: Sequence[dict[str, Tensor]],
     settings: dict[str, Any],
     pad: int,
-    trained: Collection[str] | None = None,
+    trained_names: Collection[str] | None = None,
 ) -> None:
     """One training step that leaves no trace; RecipeError for settings that Trainer trips over.
 
@@ -34,37 +34,41 @@ def rehearse(
     first of the `trained` weights (default: all) that the examples reach.
     """
     named = weights(model)
-    first = _first(named if trained is None else trained, pictured(examples[0]), named)
+    first = _find_first_trained(
+        named if trained_names is None else trained_names, has_image(examples[0]), named
+    )
     # The last weight is reached in any case: a step of which nothing is reached has no gradient.
     entry = torch.zeros(1, dtype=torch.int64)
     mask = dict.fromkeys((first, next(reversed(named))), entry)
-    before = [(named[name], entry, distributed.take(named[name], entry)) for name in mask]
+    before = [(named[name], entry, distributed.gather_entries(named[name], entry)) for name in mask]
     try:
-        with TemporaryDirectory() as folder, distributed.lost():
+        with TemporaryDirectory() as folder, distributed.translate_errors():
             args = arguments(settings, Path(folder), seed=0)
             args.disable_tqdm, args.save_strategy = True, SaveStrategy.NO
             with sparse_tuning(model, mask) as tuning:
                 trainer = SparseTrainer(tuning, args, examples, pad)
-                trainer.add_callback(OneStep())
-                require_a_step(trainer.train().global_step, len(examples))
+                trainer.add_callback(StopAfterOneStep())
+                require_any_step(trainer.train().global_step, len(examples))
                 trainer.close()
     except PieceError:
         raise
     except Exception as error:  # Trainer, optimizer and model raise whatever they trip over
-        raise RecipeError(f"train: {reason(error)}") from error
+        raise RecipeError(f"train: {format_error(error)}") from error
     finally:
-        distributed.put_all(before)
+        distributed.scatter_entries(before)
 
 
-def _first(trained: Collection[str], with_image: bool, named: Collection[str]) -> str:
+def _find_first_trained(
+    trained_names: Collection[str], with_image: bool, named: Collection[str]
+) -> str:
     """The weight next to the inputs among the trained ones that a step reaches.
 
     Layers before embeddings: theirs reaches no deeper, and has the gradient of a whole weight.
     """
     order = [group for group in GROUPS if group != "embedding"] + ["embedding"]
-    reached = [group for group in order if with_image or group not in _OF_IMAGES]
-    for group in reached:
+    groups_with_gradient = [group for group in order if with_image or group not in _IMAGE_GROUPS]
+    for group in groups_with_gradient:
         for name in named:
-            if name in trained and group_of(name) == group:
+            if name in trained_names and group_of(name) == group:
                 return name
     return [*named][-1]

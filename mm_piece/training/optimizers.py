@@ -14,7 +14,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from mm_piece.errors import RecipeError, reason, short
+from mm_piece.errors import RecipeError, format_error, format_value
 
 # Name -> what it reads of `optim_args`.
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
@@ -26,15 +26,16 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "sgd": ("momentum", "dampening", "nesterov"),
 }
 _FLAGS = ("centered", "nesterov")
-_ADAM = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
+_ADAM_DEFAULTS = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 
 
-def text_of(options: Mapping[str, Any]) -> str:
+def format_optim_args(options: Mapping[str, Any]) -> str:
     """`optim_args` as transformers reads them, from a mapping."""
     for key, value in options.items():
         if not isinstance(value, bool | int | float | str):
             raise RecipeError(
-                f"train: optim_args: {key} must be a number or true or false, not {short(value)}"
+                f"train: optim_args: {key} must be a number or true or false, not "
+                f"{format_value(value)}"
             )
     return ",".join(f"{key}={value}" for key, value in options.items())
 
@@ -47,32 +48,32 @@ def require_optimizer(args: TrainingArguments) -> None:
             f"train: optim {name!r} is not known to go on bit for bit after a stop; "
             f"allowed: {', '.join(OPTIMIZERS)}"
         )
-    options = _options(args.optim_args)
+    options = _parse_optim_args(args.optim_args)
     for key, value in options.items():
         if key not in OPTIMIZERS[name]:
             allowed = ", ".join(OPTIMIZERS[name]) or "nothing"
             raise RecipeError(f"train: optim_args: {name} reads {allowed} there, not {key!r}")
-        _require_value(key, value)
+        _require_option_value(key, value)
     if float(options.get("dampening", 0)) and not float(options.get("momentum", 0)):
         raise RecipeError(
             "train: optim_args: dampening does nothing without momentum; leave it out"
         )
-    for key, default in _ADAM.items():
+    for key, default in _ADAM_DEFAULTS.items():
         if not name.startswith("adam") and vars(args)[key] != default:
             raise RecipeError(f"train: {key} does nothing with optim {name!r}; leave it out")
-    _require_made(name, args)
+    _require_constructible(name, args)
 
 
-def _require_made(name: str, args: TrainingArguments) -> None:
+def _require_constructible(name: str, args: TrainingArguments) -> None:
     """Raise RecipeError for settings of which no optimizer can be made."""
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
         kind([nn.Parameter(torch.zeros(1))], **options)
     except Exception as error:  # an optimizer refuses values in ways of its own
-        raise RecipeError(f"train: optim {name}: {reason(error)}") from error
+        raise RecipeError(f"train: optim {name}: {format_error(error)}") from error
 
 
-def _options(written: str | None) -> dict[str, str]:
+def _parse_optim_args(written: str | None) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in (written or "").replace(" ", "").split(",") if pair]
     if strange := [key for key, equals, value in pairs if not (equals and value)]:
         raise RecipeError(f"train: optim_args: {strange[0]!r} must be key=value, separated by ,")
@@ -82,7 +83,7 @@ def _options(written: str | None) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def _require_value(key: str, value: str) -> None:
+def _require_option_value(key: str, value: str) -> None:
     """Raise RecipeError for a value of `optim_args` that transformers would read as another."""
     if key in _FLAGS:
         if value.lower() not in ("true", "false"):

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 
-def hold(optimizer: torch.optim.Optimizer, held: Mapping[Tensor, tuple[Tensor, Tensor]]) -> None:
+def register_penalty(
+    optimizer: torch.optim.Optimizer, penalized: Mapping[Tensor, tuple[Tensor, Tensor]]
+) -> None:
     """Add pull * (value - start) to each gradient before every step of an optimizer.
 
     `held` maps parameters as the optimizer steps them to `(start, pull)`, fp32, of their shape.
@@ -18,13 +20,13 @@ def hold(optimizer: torch.optim.Optimizer, held: Mapping[Tensor, tuple[Tensor, T
     """
 
     @torch.no_grad()
-    def pull_back(stepped: torch.optim.Optimizer, *_: Any) -> None:
+    def add_penalty_gradients(stepped: torch.optim.Optimizer, *_: Any) -> None:
         scale = getattr(stepped, "grad_scale", None)
         for group in stepped.param_groups:
             for values in group["params"]:
-                if values in held and values.grad is not None:
-                    start, pull = held[values]
-                    pulled = pull if scale is None else pull * scale
-                    values.grad.addcmul_(pulled, values - start)
+                if values in penalized and values.grad is not None:
+                    start, strength = penalized[values]
+                    scaled_strength = strength if scale is None else strength * scale
+                    values.grad.addcmul_(scaled_strength, values - start)
 
-    optimizer.register_step_pre_hook(pull_back)
+    optimizer.register_step_pre_hook(add_penalty_gradients)

@@ -8,29 +8,36 @@ from pathlib import Path
 from typing import Any
 
 from mm_piece import importance
-from mm_piece.data import IGNORED, Example, Rows, fitted, problems, tokenizer_of
-from mm_piece.data.answers import left_out
-from mm_piece.data.special_tokens import special_in
-from mm_piece.distributed import alone, zero_of
+from mm_piece.data import (
+    IGNORE_INDEX,
+    Example,
+    ExampleDataset,
+    encode_truncated,
+    iter_problems,
+    tokenizer_of,
+)
+from mm_piece.data.answers import find_omitted_texts
+from mm_piece.data.special_tokens import has_special_token
+from mm_piece.distributed import without_deepspeed, zero_config
 from mm_piece.dtypes import as_dtype
 from mm_piece.errors import DataError
-from mm_piece.evaluation.matrix import absent_columns, rows_of
+from mm_piece.evaluation.matrix import find_absent_columns, read_task_source
 from mm_piece.families import weights
-from mm_piece.metrics.answers import METRICS
-from mm_piece.models.base import load_processor, positions_of, reading
-from mm_piece.models.generation import generation_aside
+from mm_piece.metrics.answers import ANSWER_METRICS
+from mm_piece.models.base import load_processor, max_positions_of, pick_reading_options
+from mm_piece.models.generation import find_ignored_settings
 from mm_piece.recipe import GeneralTask, Recipe, Task, load_recipe
-from mm_piece.selection.task import require_places
+from mm_piece.selection.task import require_selectable
 from mm_piece.training.arguments import arguments
-from mm_piece.training.base_parts import Parts, require_options_fit
-from mm_piece.training.store_setup import checkpoint_of
+from mm_piece.training.base_parts import BaseParts, require_options_fit
+from mm_piece.training.store_setup import base_checkpoint_of
 
-Progress = Callable[[Iterable[Any], str], Iterable[Any]]
-Token = tuple[str, bool]  # its text, and whether it is supervised
+ProgressWrapper = Callable[[Iterable[Any], str], Iterable[Any]]
+TokenText = tuple[str, bool]  # its text, and whether it is supervised
 
 
 @dataclass
-class Split:
+class SplitCheck:
     """A train or test source: what it holds, and what is wrong with it."""
 
     source: str
@@ -57,31 +64,31 @@ class TaskCheck:
     name: str
     metric: str
     max_length: int | None
-    train: Split | None
-    test: Split
+    train: SplitCheck | None
+    test: SplitCheck
     shared: int = 0  # test rows whose question and images stand in the train set too
     commonest: str = ""  # the commonest answer of the test set
     floor: float = 0.0  # what always giving it would score
-    example: list[Token] = field(default_factory=list)
+    example: list[TokenText] = field(default_factory=list)
 
 
 @dataclass
-class Check:
+class RecipeCheck:
     """Every task of a recipe; sound if no split has an error."""
 
     tasks: list[TaskCheck]
-    positions: int  # that the base was made for
-    base: list[str] = field(default_factory=list)  # notes on it
+    max_positions: int  # that the base was made for
+    base_notes: list[str] = field(default_factory=list)  # notes on it
 
     @property
     def notes(self) -> list[str]:
         """What is no error and most likely not meant, a line each."""
-        return self.base + [
+        return self.base_notes + [
             f"{split.source}: {note}"
             for task in self.tasks
             for split in (task.train, task.test)
             if split
-            for note in _notes(split, task.max_length, self.positions)
+            for note in _iter_notes(split, task.max_length, self.max_positions)
         ]
 
     @property
@@ -90,7 +97,7 @@ class Check:
         splits = [s for task in self.tasks for s in (task.train, task.test) if s]
         return list(dict.fromkeys(error for split in splits for error in split.errors))
 
-    def content(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The whole as plain values, for JSON."""
         tasks = [asdict(task) for task in self.tasks]
         return {"tasks": tasks, "notes": self.notes, "errors": self.errors}
@@ -100,8 +107,8 @@ def check(
     recipe: str | Path | Recipe,
     *overrides: str,
     rows: int = 1000,
-    progress: Progress = lambda items, title: items,
-) -> Check:
+    progress: ProgressWrapper = lambda items, title: items,
+) -> RecipeCheck:
     """Look at a recipe's settings, base and data as training would, and write nothing.
 
     Every row is read and its images' headers are looked at; `rows` of each source, evenly spread,
@@ -110,35 +117,37 @@ def check(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
-    zero_of(recipe.train, "float32")
-    arguments(alone(recipe.train), Path(recipe.store) / "work", recipe.seed)
-    importance.resolve(recipe.select.method)
+    zero_config(recipe.train, "float32")
+    arguments(without_deepspeed(recipe.train), Path(recipe.store) / "work", recipe.seed)
+    importance.resolve_method(recipe.select.method)
     for task in (*recipe.tasks, *recipe.general):
-        METRICS[task.metric]([], [])  # its library is there
-    files = reading(recipe.model)
+        ANSWER_METRICS[task.metric]([], [])  # its library is there
+    files = pick_reading_options(recipe.model)
     processor = load_processor(recipe.base, recipe.revision, **files)
     require_options_fit(recipe.base, recipe.revision, recipe.model)
-    parts = Parts(recipe.base, recipe.revision, processor, **files)
+    parts = BaseParts(recipe.base, recipe.revision, processor, **files)
     notes = _require_base(recipe, parts)
     tasks = (*recipe.tasks, *recipe.general)
-    if aside := generation_aside(recipe.base, recipe.revision, **files):
-        left = ", ".join(aside)
-        notes.append(f"base: answers are greedy, of its generation settings nothing reads {left}")
-    found = [_task(task, parts, rows, progress) for task in tasks]
+    if ignored_settings := find_ignored_settings(recipe.base, recipe.revision, **files):
+        ignored_names = ", ".join(ignored_settings)
+        notes.append(
+            f"base: answers are greedy, of its generation settings nothing reads {ignored_names}"
+        )
+    found = [_check_task(task, parts, rows, progress) for task in tasks]
     notes = [*parts.notes, *notes]
-    return Check(found, positions_of(recipe.base, recipe.revision, **files), notes)
+    return RecipeCheck(found, max_positions_of(recipe.base, recipe.revision, **files), notes)
 
 
-def _require_base(recipe: Recipe, parts: Parts) -> list[str]:
+def _require_base(recipe: Recipe, parts: BaseParts) -> list[str]:
     """Raise unless the base has entries to select and, where it is a folder, all finite weights.
 
     Returns a note on what its files hold besides.
     """
     shapes = {name: tuple(weight.shape) for name, weight in weights(parts.model).items()}
-    require_places(recipe, shapes)
+    require_selectable(recipe, shapes)
     if not Path(recipe.base).is_dir():
         return []
-    checkpoint = checkpoint_of(recipe, as_dtype(recipe.model.get("dtype", "float32")))
+    checkpoint = base_checkpoint_of(recipe, as_dtype(recipe.model.get("dtype", "float32")))
     checkpoint.require_finite()
     if unread := checkpoint.skeleton.unread:
         return [
@@ -147,85 +156,91 @@ def _require_base(recipe: Recipe, parts: Parts) -> list[str]:
     return []
 
 
-def _task(task: GeneralTask, parts: Parts, rows: int, progress: Progress) -> TaskCheck:
-    train: Split | None = None
-    taught: Rows | None = None
+def _check_task(
+    task: GeneralTask, parts: BaseParts, rows: int, progress: ProgressWrapper
+) -> TaskCheck:
+    train: SplitCheck | None = None
+    training_examples: ExampleDataset | None = None
     if isinstance(task, Task):
-        train, taught = _split(task, task.train, parts, rows, progress)
-    test, asked = _split(task, task.test, parts, rows, progress, asked=True)
+        train, training_examples = _check_split(task, task.train, parts, rows, progress)
+    test, test_examples = _check_split(task, task.test, parts, rows, progress, asked=True)
     if not (test.errors or (train and train.errors)):
-        test.errors += absent_columns(task, [part for part in (taught, asked) if part])
-    known = {_question(example) for example in taught or ()}
-    shared = sum(_question(example) in known for example in asked or ())
+        test.errors += find_absent_columns(
+            task, [part for part in (training_examples, test_examples) if part]
+        )
+    known = {_question_digest(example) for example in training_examples or ()}
+    shared = sum(_question_digest(example) in known for example in test_examples or ())
     found = TaskCheck(task.name, task.metric, task.max_length, train, test, shared)
-    if asked:
-        found.commonest, found.floor = _floor(task, asked)
-        _look_at_answers(test, asked, task.metric)
-    shown = taught or asked
+    if test_examples:
+        found.commonest, found.floor = _score_commonest_answer(task, test_examples)
+        _check_answers(test, test_examples, task.metric)
+    shown = training_examples or test_examples
     if shown and not (test.errors or (train and train.errors)):
-        found.example = _tokens(shown[0], parts.processor, task)
+        found.example = _decode_tokens(shown[0], parts.processor, task)
     return found
 
 
-def _split(
+def _check_split(
     task: GeneralTask,
     source: str,
-    parts: Parts,
+    parts: BaseParts,
     most: int,
-    progress: Progress,
+    progress: ProgressWrapper,
     *,
     asked: bool = False,
-) -> tuple[Split, Rows | None]:
-    split = Split(source, asked)
+) -> tuple[SplitCheck, ExampleDataset | None]:
+    split = SplitCheck(source, asked)
     split.errors = [
-        str(error) for error in problems(source, task.images, task.columns, task.prompt)
+        str(error) for error in iter_problems(source, task.images, task.columns, task.prompt)
     ]
     if split.errors:
         return split, None
-    examples = rows_of(task, source)
+    examples = read_task_source(task, source)
     split.rows = len(examples)
     split.images = sum(len(example.images) for example in examples)
     split.text_only = sum(not example.images for example in examples)
-    split.unread = sorted(examples.unread())
-    split.repeated = split.rows - len({example.digest() for example in examples})
-    chosen = _spread(split.rows, most)
+    split.unread = sorted(examples.find_unread_fields())
+    split.repeated = split.rows - len({example.compute_digest() for example in examples})
+    chosen = _spread_evenly(split.rows, most)
     for position in progress(chosen, f"{task.name}: {source}"):
-        _look(split, examples[position], parts, task)
+        _check_example(split, examples[position], parts, task)
     return split, examples
 
 
-def _look(split: Split, example: Example, parts: Parts, task: GeneralTask) -> None:
+def _check_example(
+    split: SplitCheck, example: Example, parts: BaseParts, task: GeneralTask
+) -> None:
     """Decode and tokenize one row."""
     processor = parts.processor
     split.encoded += 1
-    split.special += bool(special_in(example, processor))
+    split.special += bool(has_special_token(example, processor))
     try:
-        inputs, _ = fitted(example, processor, None, split.asked)
+        inputs, _ = encode_truncated(example, processor, None, split.asked)
         parts.require_fit(example, inputs)
-        for name in left_out(example, processor):
+        for name in find_omitted_texts(example, processor):
             split.left_out[name] = split.left_out.get(name, 0) + 1
         split.lengths.append(inputs["input_ids"].shape[1])
         if split.lengths[-1] > (task.max_length or sys.maxsize):
-            split.truncated += fitted(example, processor, task.max_length, split.asked)[1]
+            split.truncated += encode_truncated(example, processor, task.max_length, split.asked)[1]
     except DataError as error:
         split.errors.append(str(error))
 
 
-def _look_at_answers(split: Split, examples: Sequence[Example], metric: str) -> None:
+def _check_answers(split: SplitCheck, examples: Sequence[Example], metric: str) -> None:
     """Count the rows whose `answers` most likely are not meant as all that count as right."""
     rows = [(example.answer, example.accepted) for example in examples if example.accepted]
     if not rows:
         return
-    scores = METRICS[metric]([own for own, _ in rows], [accepted for _, accepted in rows])
+    scores = ANSWER_METRICS[metric]([own for own, _ in rows], [accepted for _, accepted in rows])
     split.unrewarded = sum(score == 0 for score in scores)
     if metric == "choice":
         split.ambiguous = sum(
-            not all(METRICS[metric](accepted, [accepted[:1]] * len(accepted)))
+            not all(ANSWER_METRICS[metric](accepted, [accepted[:1]] * len(accepted)))
             for _, accepted in rows
         )
 
 
-def _notes(split: Split, max_length: int | None, positions: int) -> Iterator[str]:
+def _iter_notes(split: SplitCheck, max_length: int | None, max_positions: int) -> Iterator[str]:
     if split.unread:
         yield f"nothing reads the fields {', '.join(split.unread)}"
     for name, rows in split.left_out.items():
@@ -239,36 +254,36 @@ def _notes(split: Split, max_length: int | None, positions: int) -> Iterator[str
         )
     if split.special:
         yield f"{split.special} rows hold special tokens of the base, which are not read as text"
-    long = sum(length > positions for length in split.lengths) if max_length is None else 0
+    long = sum(length > max_positions for length in split.lengths) if max_length is None else 0
     if long:
-        yield f"{long} rows are longer than the base's {positions} positions; set max_length"
+        yield f"{long} rows are longer than the base's {max_positions} positions; set max_length"
 
 
-def _spread(count: int, most: int) -> Sequence[int]:
+def _spread_evenly(count: int, most: int) -> Sequence[int]:
     """At most `most` positions out of `count`, evenly spread."""
     return range(count) if count <= most else [count * n // most for n in range(most)]
 
 
-def _question(example: Example) -> str:
+def _question_digest(example: Example) -> str:
     """What identifies a question: its texts and images, without the answer."""
-    return replace(example, messages=example.messages[:-1], unlearned=()).digest()
+    return replace(example, messages=example.messages[:-1], untrained_turns=()).compute_digest()
 
 
-def _floor(task: GeneralTask, examples: Sequence[Example]) -> tuple[str, float]:
+def _score_commonest_answer(task: GeneralTask, examples: Sequence[Example]) -> tuple[str, float]:
     """The commonest answer, and what a model that always gives it would score."""
     accepted = [example.accepted or [example.answer] for example in examples]
     commonest = Counter(answers[0] for answers in accepted).most_common(1)[0][0]
-    scores = METRICS[task.metric]([commonest] * len(accepted), accepted)
+    scores = ANSWER_METRICS[task.metric]([commonest] * len(accepted), accepted)
     return commonest, sum(scores) / len(scores)
 
 
-def _tokens(example: Example, processor: Any, task: GeneralTask) -> list[Token]:
+def _decode_tokens(example: Example, processor: Any, task: GeneralTask) -> list[TokenText]:
     """The tokens of an encoded example as text, neighbours of one kind joined."""
-    inputs, _ = fitted(example, processor, task.max_length)
+    inputs, _ = encode_truncated(example, processor, task.max_length)
     tokenizer = tokenizer_of(processor)
     runs: list[tuple[list[int], bool]] = []
     for token, label in zip(inputs["input_ids"][0], inputs["labels"][0], strict=True):
-        supervised = int(label) != IGNORED
+        supervised = int(label) != IGNORE_INDEX
         if not runs or runs[-1][1] != supervised:
             runs.append(([], supervised))
         runs[-1][0].append(int(token))

@@ -5,7 +5,7 @@ import os
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from mm_piece.errors import RecipeError, short
+from mm_piece.errors import RecipeError, format_value
 
 _WITHOUT_LOGIN = ("offline", "disabled", "dryrun")
 
@@ -24,7 +24,7 @@ def require_reporters(args: TrainingArguments) -> None:
             if name == "wandb":
                 _log_in()
         except Exception as error:  # a reporter may raise anything
-            raise RecipeError(f"train: report_to: {name}: {short(error, 200)}") from error
+            raise RecipeError(f"train: report_to: {name}: {format_value(error, 200)}") from error
 
 
 def _log_in() -> None:

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from mm_piece import distributed, importance
-from mm_piece.data import Alike, Encoded, Example, tokenizer_of
+from mm_piece.data import EncodedDataset, Example, LengthGroupedBatches, tokenizer_of
 from mm_piece.distributed import shape_of
-from mm_piece.distributed.progress import bar
-from mm_piece.evaluation.answers import pad_of, with_own_answers
+from mm_piece.distributed.progress import progress_bar
+from mm_piece.evaluation.answers import pad_token_of, relabel_examples
 from mm_piece.families import weights
 from mm_piece.files import sealed
-from mm_piece.importance import Compact, compact
-from mm_piece.importance.factored import Kept
+from mm_piece.importance import FactoredImportance, factor_scores
+from mm_piece.importance.factored import RetentionImportance
 from mm_piece.importance.rows import width_of
-from mm_piece.recipe import Select, parse_bytes
+from mm_piece.recipe import SelectionSettings, parse_bytes
 
 PROMPTS = (
     "Describe the image.",
@@ -33,14 +33,18 @@ PROMPTS = (
     "What text is in the image?",
     "Where is the largest thing in the image?",
 )
-_ANSWERS = 96  # of its own that tell what a model stands on
-_OF = "stakes"  # what a kept file holds: another kind is made again
-_TOKENS = 32  # of an answer, at most
+_RETENTION_ANSWERS = 96  # of its own that tell what a model stands on
+_HEADER_KIND = "stakes"  # what a kept file holds: another kind is made again
+_MAX_NEW_TOKENS = 32  # of an answer, at most
 
 
-def own_answers(
-    model: nn.Module, encoded: Encoded, select: Select, seed: int, number: int
-) -> Encoded:
+def generate_rehearsal(
+    model: nn.Module,
+    encoded: EncodedDataset,
+    select: SelectionSettings,
+    seed: int,
+    num_answers: int,
+) -> EncodedDataset:
     """What the model says to general prompts about a task's images, as further examples.
 
     Each of at most `number` images, drawn by `seed`, is asked about by the next prompt in turn.
@@ -48,71 +52,84 @@ def own_answers(
     are left out.
     """
     prompts, examples = select.prompts or PROMPTS, encoded.examples
-    pictured = [example for example in examples if example.images]
-    order = torch.randperm(len(pictured), generator=torch.Generator().manual_seed(seed)).tolist()
-    images = [pictured[place].images[:1] for place in order[:number]] or [[] for _ in prompts]
-    asked = [_turns(row, prompts[row % len(prompts)], images[row]) for row in range(len(images))]
-    options = {"max_new_tokens": _TOKENS, "title": "own answers"}
-    return encoded.of(with_own_answers(model, encoded.processor, asked, **options))
+    with_images = [example for example in examples if example.images]
+    order = torch.randperm(len(with_images), generator=torch.Generator().manual_seed(seed)).tolist()
+    images = [with_images[place].images[:1] for place in order[:num_answers]] or [
+        [] for _ in prompts
+    ]
+    questions = [
+        _make_question(row, prompts[row % len(prompts)], images[row]) for row in range(len(images))
+    ]
+    options = {"max_new_tokens": _MAX_NEW_TOKENS, "title": "own answers"}
+    return encoded.with_examples(relabel_examples(model, encoded.processor, questions, **options))
 
 
-def _turns(row: int, prompt: str, images: list[Any]) -> Example:
+def _make_question(row: int, prompt: str, images: list[Any]) -> Example:
     content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
     turns = [{"role": "user", "content": content}, {"role": "assistant", "content": []}]
     return Example(row, turns, images, "own answers")
 
 
-def kept_by(
+def make_retention_importance(
     model: nn.Module,
-    encoded: Encoded,
-    select: Select,
+    encoded: EncodedDataset,
+    select: SelectionSettings,
     seed: int,
-    earlier: Sequence[Compact | None],
-) -> Kept:
+    earlier: Sequence[FactoredImportance | None],
+) -> RetentionImportance:
     """What a model is to keep before it learns a task: its own answers, and earlier tasks."""
-    own = own_answers(model, encoded, select, seed, _ANSWERS)
-    parts = [importance_of(model, own, select)] if len(own) else []
-    return Kept([*parts, *(found for found in earlier if found is not None)])
+    rehearsal = generate_rehearsal(model, encoded, select, seed, _RETENTION_ANSWERS)
+    sensitivities = [estimate_sensitivity(model, rehearsal, select)] if len(rehearsal) else []
+    return RetentionImportance([*sensitivities, *(found for found in earlier if found is not None)])
 
 
-def importance_of(model: nn.Module, encoded: Encoded, select: Select) -> Compact:
+def estimate_sensitivity(
+    model: nn.Module, encoded: EncodedDataset, select: SelectionSettings
+) -> FactoredImportance:
     """The compact stakes of some examples, over the weights that a task may change."""
-    batches = Alike(encoded, select.batch_size, pad_of(tokenizer_of(encoded.processor)))
-    names = importance.scorable(model, batches, "piece-f", select.exclude)
+    batches = LengthGroupedBatches(
+        encoded, select.batch_size, pad_token_of(tokenizer_of(encoded.processor))
+    )
+    names = importance.find_scorable_names(model, batches, "piece-f", select.exclude)
     named = weights(model)
     shapes = {name: tuple(shape_of(named[name])) for name in names}
-    shares = {n: distributed.share(prod(shape), width_of(shape)) for n, shape in shapes.items()}
-    pieces = importance.stream(
+    shares = {
+        n: distributed.assign_entry_range(prod(shape), width_of(shape))
+        for n, shape in shapes.items()
+    }
+    pieces = importance.stream_scores(
         model,
         batches,
         names=shares,
         memory=parse_bytes(select.memory),
         host=select.accumulators == "host",
-        objective=importance.stakes,
-        progress=lambda items, title: bar(items, f"{title}, to keep", "batch"),
+        objective=importance.margin_sensitivity,
+        progress=lambda items, title: progress_bar(items, f"{title}, to keep", "batch"),
     )
-    return compact(pieces, shapes)
+    return factor_scores(pieces, shapes)
 
 
-def write(file: Path, found: Compact, delta: str) -> None:
+def write_sensitivity(file: Path, sensitivity: FactoredImportance, delta: str) -> None:
     """Keep an importance beside the delta (its SHA-256) that it was estimated after."""
     file.parent.mkdir(exist_ok=True)
-    sealed.write(file, dict(_flat(found)), {"of": _OF, "delta": delta})
+    sealed.write_checksummed(
+        file, dict(_flatten_tensors(sensitivity)), {"of": _HEADER_KIND, "delta": delta}
+    )
 
 
-def read(file: Path, delta: str) -> Compact | None:
+def read_sensitivity(file: Path, delta: str) -> FactoredImportance | None:
     """The importance that stands beside a delta; None if there is none, or not whole."""
-    kept = sealed.read(file)
-    if kept is None or kept[1] != {"of": _OF, "delta": delta}:
+    stored = sealed.read_checksummed(file)
+    if stored is None or stored[1] != {"of": _HEADER_KIND, "delta": delta}:
         return None
     parts = {"rows": {}, "columns": {}}
-    for key, values in kept[0].items():
+    for key, values in stored[0].items():
         kind, _, name = key.partition(".")
         parts[kind][name] = values
-    return Compact(**parts)
+    return FactoredImportance(**parts)
 
 
-def _flat(found: Compact) -> Iterator[tuple[str, Tensor]]:
-    for kind, parts in (("rows", found.rows), ("columns", found.columns)):
+def _flatten_tensors(sensitivity: FactoredImportance) -> Iterator[tuple[str, Tensor]]:
+    for kind, parts in (("rows", sensitivity.rows), ("columns", sensitivity.columns)):
         for name, values in parts.items():
             yield f"{kind}.{name}", values

@@ -17,15 +17,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 from mm_piece import distributed
 from mm_piece.errors import RecipeError
 from mm_piece.sparse.tuning import sparse_tuning
-from mm_piece.training.batches import Company, Feed
-from mm_piece.training.callbacks import Progress
-from mm_piece.training.loss import loss_of
+from mm_piece.training.batches import DistributedBatchSampler, PaddedDataset
+from mm_piece.training.callbacks import ProgressBar
+from mm_piece.training.loss import make_loss_function
 from mm_piece.training.optimizer_state import restore_order, save_order
-from mm_piece.training.penalty import hold
-from mm_piece.training.stopping import Stop, leave_signals_to_the_main_process
-from mm_piece.training.write_errors import reported_writes
+from mm_piece.training.penalty import register_penalty
+from mm_piece.training.stopping import GracefulStop, ignore_stop_signals
+from mm_piece.training.write_errors import translate_write_errors
 
-_VALUES = "values.safetensors"
+_VALUES_FILE = "values.safetensors"
 
 
 class SparseTrainer(Trainer):
@@ -42,39 +42,43 @@ class SparseTrainer(Trainer):
         args: TrainingArguments,
         examples: Sequence[dict[str, Tensor]],
         pad: int,
-        pulls: Mapping[str, Tensor] | None = None,
+        penalty_strengths: Mapping[str, Tensor] | None = None,
     ) -> None:
         """`examples` are encoded ones, batch dimension 1 each; `pad` is the padding token.
 
         `pulls` has a number for each entry of the mask: how hard it is pulled back (`hold`).
         """
-        self.tuning, self.company, self.pulls = tuning, Company(examples, pad), pulls
+        self.tuning, self.padded_dataset, self.penalty_strengths = (
+            tuning,
+            PaddedDataset(examples, pad),
+            penalty_strengths,
+        )
         super().__init__(
             model=tuning.model,  # type: ignore[arg-type]
             args=args,
-            train_dataset=self.company,  # type: ignore[arg-type]
-            data_collator=self.company.collate,
+            train_dataset=self.padded_dataset,  # type: ignore[arg-type]
+            data_collator=self.padded_dataset.collate,
         )
         if args.label_smoothing_factor or not self.model_accepts_loss_kwargs:
-            self.compute_loss_func = loss_of(args.label_smoothing_factor)
+            self.compute_loss_func = make_loss_function(args.label_smoothing_factor)
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         if not args.disable_tqdm:
-            self.add_callback(Progress())
+            self.add_callback(ProgressBar())
 
     def get_train_dataloader(self) -> DataLoader:
         """This process's part of the examples."""
         args = self.args
-        feed = Feed(
-            len(self.company),
+        sampler = DistributedBatchSampler(
+            len(self.padded_dataset),
             args.per_device_train_batch_size,
             args.seed if args.data_seed is None else args.data_seed,
             args.dataloader_drop_last,
         )
-        return _Loader(
-            self.company,  # type: ignore[arg-type]
-            batch_sampler=feed,  # type: ignore[arg-type]
-            collate_fn=self.company.collate,
-            worker_init_fn=leave_signals_to_the_main_process,
+        return _EpochDataLoader(
+            self.padded_dataset,  # type: ignore[arg-type]
+            batch_sampler=sampler,  # type: ignore[arg-type]
+            collate_fn=self.padded_dataset.collate,
+            worker_init_fn=ignore_stop_signals,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             prefetch_factor=args.dataloader_prefetch_factor,
@@ -85,19 +89,19 @@ class SparseTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the values; all processes call it, one writes."""
-        values, folder = self.tuning.values(), Path(output_dir or str(self.args.output_dir))
+        values, folder = self.tuning.detach_values(), Path(output_dir or str(self.args.output_dir))
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(values, folder / _VALUES)
+            save_file(values, folder / _VALUES_FILE)
 
     def _save_checkpoint(self, *arguments: Any) -> None:
-        with reported_writes(Path(str(self.args.output_dir))):
+        with translate_write_errors(Path(str(self.args.output_dir))):
             super()._save_checkpoint(*arguments)
 
     def close(self) -> None:
         """Let go of the model."""
         if distributed.has_engine(self.accelerator):
-            distributed.leave(self.model_wrapped)
+            distributed.destroy_engine(self.model_wrapped)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer; on every engine the same values decay."""
@@ -125,27 +129,29 @@ class SparseTrainer(Trainer):
         resumed = None if engine else resume_from_checkpoint
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resumed)
         if engine and resume_from_checkpoint is not None:
-            state = (self.model_wrapped, self.tuning.named(), self.lr_scheduler)
+            state = (self.model_wrapped, self.tuning.named_values(), self.lr_scheduler)
             distributed.load_state(*state, Path(resume_from_checkpoint))
-        if self.pulls is not None:
-            self._hold(self.pulls, engine)
+        if self.penalty_strengths is not None:
+            self._register_penalty(self.penalty_strengths, engine)
         return prepared
 
-    def _hold(self, pulls: Mapping[str, Tensor], engine: bool) -> None:
-        named, wrapped = self.tuning.named(), self.model_wrapped
-        starts = {name: patch.before.float() for name, patch in self.tuning.patches.items()}
-        held: dict[Tensor, tuple[Tensor, Tensor]]
+    def _register_penalty(self, penalty_strengths: Mapping[str, Tensor], engine: bool) -> None:
+        named, wrapped = self.tuning.named_values(), self.model_wrapped
+        starts = {name: patch.entries_before.float() for name, patch in self.tuning.patches.items()}
+        penalized: dict[Tensor, tuple[Tensor, Tensor]]
         if engine:
-            pulled = distributed.laid_out(wrapped, named, pulls)
-            laid = distributed.laid_out(wrapped, named, starts)
-            held = {flat: (start, pulled[flat]) for flat, start in laid.items()}
+            flat_strengths = distributed.to_optimizer_layout(wrapped, named, penalty_strengths)
+            flat_starts = distributed.to_optimizer_layout(wrapped, named, starts)
+            penalized = {flat: (start, flat_strengths[flat]) for flat, start in flat_starts.items()}
         else:
-            held = {one: (starts[name], pulls[name].to(one)) for name, one in named.items()}
+            penalized = {
+                one: (starts[name], penalty_strengths[name].to(one)) for name, one in named.items()
+            }
         owner: Any = wrapped if engine else self
-        hold(owner.optimizer.optimizer, held)
+        register_penalty(owner.optimizer.optimizer, penalized)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        folder, named = Path(output_dir), self.tuning.named()
+        folder, named = Path(output_dir), self.tuning.named_values()
         if distributed.has_engine(self.accelerator):
             state = (self.model_wrapped, named, self.lr_scheduler)
             distributed.save_state(*state, folder, self.args.should_save)
@@ -158,21 +164,21 @@ class SparseTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            restore_order(self.optimizer, self.tuning.named(), Path(checkpoint))
+            restore_order(self.optimizer, self.tuning.named_values(), Path(checkpoint))
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        distributed.wait()  # the state that makes a checkpoint whole is written after this
+        distributed.barrier()  # the state that makes a checkpoint whole is written after this
 
 
-class _Loader(DataLoader):
+class _EpochDataLoader(DataLoader):
     """A DataLoader that hands the number of the epoch on."""
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
-def require_a_step(steps: int, examples: int) -> None:
+def require_any_step(steps: int, examples: int) -> None:
     """Raise RecipeError for a training that was over before its first step."""
     if steps == 0:
         raise RecipeError(f"train: these settings train no step on {examples} examples")
@@ -184,33 +190,33 @@ def fit(
     pad: int,
     args: TrainingArguments,
     logs: Path,
-    pulls: Mapping[str, Tensor] | None = None,
-    stop: Stop | None = None,
+    penalty_strengths: Mapping[str, Tensor] | None = None,
+    stop: GracefulStop | None = None,
 ) -> dict[str, float]:
     """Train the values on encoded examples, from the last checkpoint if any; Trainer's metrics.
 
     `pulls`: those of SparseTrainer. Loss, learning rate and gradient norm go to TensorBoard files
     in `logs`. Where a `stop` is asked for: a checkpoint and SystemExit.
     """
-    checkpoint = distributed.told(last_checkpoint(Path(str(args.output_dir))))
+    checkpoint = distributed.broadcast(find_last_checkpoint(Path(str(args.output_dir))))
     if checkpoint is not None:
-        tuning.restore(load_file(Path(checkpoint) / _VALUES))
-    trainer = SparseTrainer(tuning, args, examples, pad, pulls)
+        tuning.restore_values(load_file(Path(checkpoint) / _VALUES_FILE))
+    trainer = SparseTrainer(tuning, args, examples, pad, penalty_strengths)
     if distributed.is_main():
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(logs))))
-    stop = stop or Stop()
+    stop = stop or GracefulStop()
     trainer.add_callback(stop)
     done = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.close()
-    if stop.saved:
-        stop.leave(f" at step {done.global_step}")
-    require_a_step(done.global_step, len(examples))
-    if not all(values.isfinite().all() for values in tuning.values().values()):
+    if stop.has_checkpoint:
+        stop.exit_run(f" at step {done.global_step}")
+    require_any_step(done.global_step, len(examples))
+    if not all(values.isfinite().all() for values in tuning.detach_values().values()):
         raise RecipeError("train: the values are no longer finite; a lower learning_rate may help")
     return done.metrics
 
 
-def last_checkpoint(folder: Path) -> str | None:
+def find_last_checkpoint(folder: Path) -> str | None:
     """The newest whole checkpoint of a folder: one with the state, which Trainer writes last."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
     for checkpoint in reversed(found):

@@ -10,22 +10,22 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
-from mm_piece.errors import RecipeError, short
+from mm_piece.errors import RecipeError, format_value
 from mm_piece.training.known_arguments import ALIASES, FIELDS, HARMLESS, HONOURED
-from mm_piece.training.optimizers import text_of
+from mm_piece.training.optimizers import format_optim_args
 
 
-class Range(NamedTuple):
+class NumberRange(NamedTuple):
     """Which numbers a setting takes, and how a message says so."""
 
-    words: str
-    holds: Callable[[float], bool]
+    description: str
+    contains: Callable[[float], bool]
 
 
-_FROM_0 = Range("of at least 0", lambda value: 0 <= value < inf)
-_FROM_1 = Range("of at least 1", lambda value: 1 <= value < inf)
-_ABOVE_0 = Range("above 0", lambda value: 0 < value < inf)
-_BELOW_1 = Range("of at least 0 and below 1", lambda value: 0 <= value < 1)
+_FROM_0 = NumberRange("of at least 0", lambda value: 0 <= value < inf)
+_FROM_1 = NumberRange("of at least 1", lambda value: 1 <= value < inf)
+_ABOVE_0 = NumberRange("above 0", lambda value: 0 < value < inf)
+_BELOW_1 = NumberRange("of at least 0 and below 1", lambda value: 0 <= value < 1)
 # Of every setting that is a number.
 RANGES = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), _FROM_1),
@@ -35,19 +35,19 @@ RANGES = {
     **dict.fromkeys(("adam_epsilon", "neftune_noise_alpha", "dataloader_num_workers"), _FROM_0),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), _BELOW_1),
     **dict.fromkeys(("save_steps", "logging_steps"), _ABOVE_0),
-    "ddp_timeout": Range("above 0 and at most 10**9", lambda value: 0 < value <= 10**9),
-    "data_seed": Range("of at least 0 and below 2**63", lambda value: 0 <= value < 2**63),
-    "max_grad_norm": Range("of at least 0 (no clipping)", lambda value: value >= 0),
-    "max_steps": Range(
+    "ddp_timeout": NumberRange("above 0 and at most 10**9", lambda value: 0 < value <= 10**9),
+    "data_seed": NumberRange("of at least 0 and below 2**63", lambda value: 0 <= value < 2**63),
+    "max_grad_norm": NumberRange("of at least 0 (no clipping)", lambda value: value >= 0),
+    "max_steps": NumberRange(
         "of at least 1 (or -1: num_train_epochs says it)", lambda value: value >= 1 or value == -1
     ),
-    "warmup_steps": Range(
+    "warmup_steps": NumberRange(
         "of at least 0, whole or below 1 (a share of all steps)",
         lambda value: 0 <= value < inf and (value < 1 or value == int(value)),
     ),
 }
 _CHOICES = {"include_num_input_tokens_seen": (True, False, "all", "non_padding", "no")}
-_KINDS = {
+_TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
@@ -57,7 +57,7 @@ _KINDS = {
 }
 
 
-def under_todays_names(settings: dict[str, Any]) -> dict[str, Any]:
+def with_current_names(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings as transformers takes them today.
 
     Raises RecipeError for two names of one setting that disagree.
@@ -70,50 +70,54 @@ def under_todays_names(settings: dict[str, Any]) -> dict[str, Any]:
             if found.setdefault(new, value) != value:
                 raise RecipeError(f"train: {old} and {new} are one setting, and disagree")
     if isinstance(options := found.get("optim_args"), dict):
-        found["optim_args"] = text_of(options)
+        found["optim_args"] = format_optim_args(options)
     return found
 
 
 def require_values(settings: dict[str, Any]) -> None:
     """Raise RecipeError for a value that is not of its setting's type, or is out of range."""
-    for key, value in under_todays_names(settings).items():
+    for key, value in with_current_names(settings).items():
         if key not in FIELDS or key not in HONOURED | HARMLESS:
             continue
-        if not _is_of_type(key, value) or not _in_range(key, value):
-            raise RecipeError(f"train: {key} must be {_wanted(key)}, not {short(value)}")
+        if not _is_of_type(key, value) or not _is_in_range(key, value):
+            raise RecipeError(
+                f"train: {key} must be {_describe_type(key)}, not {format_value(value)}"
+            )
         _require_choice(key, value)
 
 
 def _is_of_type(key: str, value: Any) -> bool:
     try:
-        _adapter(key).validate_python(value)
+        _type_adapter_of(key).validate_python(value)
     except ValidationError:
         return False
     return True
 
 
 @cache
-def _adapter(key: str) -> TypeAdapter:
-    return TypeAdapter(_hints()[key], config=ConfigDict(strict=True))
+def _type_adapter_of(key: str) -> TypeAdapter:
+    return TypeAdapter(_load_type_hints()[key], config=ConfigDict(strict=True))
 
 
 @cache
-def _hints() -> dict[str, Any]:
+def _load_type_hints() -> dict[str, Any]:
     return get_type_hints(TrainingArguments)
 
 
-def _in_range(key: str, value: Any) -> bool:
-    return key not in RANGES or value is None or RANGES[key].holds(value)
+def _is_in_range(key: str, value: Any) -> bool:
+    return key not in RANGES or value is None or RANGES[key].contains(value)
 
 
-def _wanted(key: str) -> str:
+def _describe_type(key: str) -> str:
     """What a setting must be."""
-    hint = _hints()[key]
+    hint = _load_type_hints()[key]
     members = {get_origin(member) or member for member in (get_args(hint) or (hint,))}
-    words = " or ".join(words for kind, words in _KINDS.items() if kind in members)
+    description = " or ".join(
+        description for kind, description in _TYPE_NAMES.items() if kind in members
+    )
     if key in RANGES:
-        words += f" {RANGES[key].words}"
-    return f"{words} (or null)" if NoneType in members else words
+        description += f" {RANGES[key].description}"
+    return f"{description} (or null)" if NoneType in members else description
 
 
 def _require_choice(key: str, value: Any) -> None:
@@ -123,4 +127,4 @@ def _require_choice(key: str, value: Any) -> None:
     close = get_close_matches(str(value), map(str, choices), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     allowed = ", ".join(str(c).lower() for c in choices)
-    raise RecipeError(f"train: {key}: unknown {short(value)}{hint} (allowed: {allowed})")
+    raise RecipeError(f"train: {key}: unknown {format_value(value)}{hint} (allowed: {allowed})")

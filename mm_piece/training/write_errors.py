@@ -8,14 +8,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from mm_piece.errors import StoreError, short
+from mm_piece.errors import StoreError, format_value
 
 # What torch says when it cannot write a file; the system's own reason is lost on the way.
-_TORCH = ("PytorchStreamWriter", "inline_container")
+_TORCH_WRITERS = ("PytorchStreamWriter", "inline_container")
 
 
 @contextmanager
-def reported_writes(folder: Path) -> Iterator[None]:
+def translate_write_errors(folder: Path) -> Iterator[None]:
     """Context that turns what the writers of a checkpoint or a log raise into a StoreError."""
     try:
         with _quiet_threads():
@@ -23,9 +23,9 @@ def reported_writes(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise StoreError(f"{error.filename or folder}: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise StoreError(f"{folder}: {short(error, 200)}") from error
+        raise StoreError(f"{folder}: {format_value(error, 200)}") from error
     except RuntimeError as error:
-        if not any(word in str(error) for word in _TORCH):
+        if not any(word in str(error) for word in _TORCH_WRITERS):
             raise
         raise StoreError(f"{folder}: cannot be written, the disk may be full") from error
 
@@ -35,11 +35,11 @@ def _quiet_threads() -> Iterator[None]:
     """Context in which TensorBoard's thread prints no traceback: its user is told once more."""
     before = threading.excepthook
 
-    def hook(failure: Any) -> None:
+    def handle_thread_error(failure: Any) -> None:
         if not type(failure.thread).__module__.startswith("tensorboard."):
             before(failure)
 
-    threading.excepthook = hook
+    threading.excepthook = handle_thread_error
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from tiny_recipe import RECIPE
 import mm_piece
 from mm_piece.cli import main
 from mm_piece.deltas.delta import Delta
-from mm_piece.dtypes import bits
+from mm_piece.dtypes import view_bits
 from mm_piece.models.base import load_base, tensors
 from mm_piece.store.delta_store import DeltaStore
 
@@ -214,7 +214,7 @@ def test_debug_shows_the_traceback(tmp_path):
 
 def same_model(left, right):
     left, right = tensors(left), tensors(right)
-    return all(torch.equal(bits(left[name]), bits(right[name])) for name in right)
+    return all(torch.equal(view_bits(left[name]), view_bits(right[name])) for name in right)
 
 
 def test_squash_export_and_extract_are_one_position(store, base, tmp_path):

@@ -16,12 +16,12 @@ import mm_piece
 from mm_piece.cli import main, options
 from mm_piece.deltas.delta import Delta
 from mm_piece.distributed import progress
-from mm_piece.distributed.progress import say
+from mm_piece.distributed.progress import print_line
 from mm_piece.errors import PieceError
 from mm_piece.plaintext import make_printable
 from mm_piece.report import report_store
 from mm_piece.store.delta_store import DeltaStore
-from mm_piece.store.model_card import model_card
+from mm_piece.store.model_card import format_model_card
 
 PACKAGE = Path(mm_piece.__file__).parent
 # Colour, a title, a link, C1's own introducer, direction, no width, line breaks, rich's markup.
@@ -106,7 +106,7 @@ def test_everything_goes_through_the_seam():
 
 def test_one_line_stays_one_line(capsys):
     options.echo(HOSTILE)
-    say(HOSTILE)
+    print_line(HOSTILE)
     out = require_clean(capsys.readouterr().out)
     assert out.count("\n") == 2
     assert out.count(MARKUP) == 2
@@ -117,7 +117,7 @@ def test_one_line_stays_one_line(capsys):
 def test_bars_show_titles_that_are_safe(monkeypatch):
     titles = []
     monkeypatch.setattr(progress, "tqdm", lambda items, title, *_, **__: titles.append(title))
-    progress.bar([], HOSTILE, "row")
+    progress.progress_bar([], HOSTILE, "row")
     assert titles == [make_printable(HOSTILE)]
 
 
@@ -226,11 +226,11 @@ def test_file_names_in_errors_are_text(tmp_path):
 
 
 def test_an_error_of_the_system_names_its_file():
-    assert options.line_of(OSError(28, "No space left on device", "a/b")) == (
+    assert options.format_error(OSError(28, "No space left on device", "a/b")) == (
         "a/b: No space left on device"
     )
-    assert options.line_of(OSError(28, "No space left on device")) == "No space left on device"
-    assert options.line_of(PieceError("x: y")) == "x: y"
+    assert options.format_error(OSError(28, "No space left on device")) == "No space left on device"
+    assert options.format_error(PieceError("x: y")) == "x: y"
 
 
 # --- facts ----------------------------------------------------------------------------------------
@@ -293,11 +293,11 @@ def test_the_report_and_the_card_hold_no_controls(store):
     assert not [char for char in page if not char.isprintable() and char not in "\n\t\xa0\u3000"]
     assert tag not in page and "&lt;script&gt;" in page
     run("report", store.path)
-    card = model_card({**store.base, "family": HOSTILE}, store.entries, results, "me/mine")
+    card = format_model_card({**store.base, "family": HOSTILE}, store.entries, results, "me/mine")
     require_clean(card)
     assert tag not in card
     for text, escaped in (("www.x.y", r"www\.x.y"), ("http://x", r"http\://x"), ("a@b", r"a\@b")):
-        assert escaped in model_card({**store.base, "family": text}, [], {}, "me/mine")
+        assert escaped in format_model_card({**store.base, "family": text}, [], {}, "me/mine")
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -342,8 +342,8 @@ def test_ask_prints_what_the_model_says(base, tmp_path, monkeypatch):
 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     monkeypatch.setattr(loading, "load", lambda **_: (None, None))
-    monkeypatch.setattr(evaluation, "on_accelerator", lambda model: model)
-    monkeypatch.setattr(evaluation, "ask", lambda *_: "first\n" + HOSTILE)
+    monkeypatch.setattr(evaluation, "move_to_accelerator", lambda model: model)
+    monkeypatch.setattr(evaluation, "answer_question", lambda *_: "first\n" + HOSTILE)
     out = run("ask", tmp_path / "a.png", "?", "--base", base).output
     assert out.startswith("first\n")
     require_clean(out.replace("\t", ""))

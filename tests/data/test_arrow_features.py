@@ -13,9 +13,9 @@ from made_up_rows import data_of
 from pyarrow import parquet
 
 from mm_piece.data import read
-from mm_piece.data.arrow import Parquet
-from mm_piece.data.arrow_features import Unsupported
-from mm_piece.data.sources import raw_rows
+from mm_piece.data.arrow import ParquetRows
+from mm_piece.data.arrow_features import UnsupportedValue
+from mm_piece.data.sources import open_raw_rows
 from mm_piece.errors import DataError
 
 FILE = {"bytes": b"\1\2", "path": None}
@@ -41,7 +41,7 @@ TYPES = {
     "Array5D": (datasets.Array5D((1, 1, 1, 1, 2), "int32"), [[[[[1, 2]]]]], None),
     "Image": (datasets.Image(), PICTURE, None),
     "Json": (datasets.Json(), JSON, {"a": [1, 2.4595, None, "x"]}),
-    **{name: (_FEATURE_TYPES[name](), FILE, Unsupported(name)) for name in OTHERS},
+    **{name: (_FEATURE_TYPES[name](), FILE, UnsupportedValue(name)) for name in OTHERS},
 }
 
 
@@ -116,7 +116,7 @@ def test_values_are_what_they_stand_for(tmp_path, monkeypatch, save, part):
     # `datasets` 5.2 fails to weigh translations, which it does before it saves.
     monkeypatch.setattr(datasets.Dataset, "_estimate_nbytes", lambda self: 1)
     stored, wanted = table()
-    raw, _ = raw_rows(save(stored), (0, 1 if part else None))
+    raw, _ = open_raw_rows(save(stored), (0, 1 if part else None))
     assert raw[0] == wanted
 
 
@@ -124,7 +124,7 @@ def test_without_what_datasets_knows_values_are_what_arrow_says(tmp_path):
     """JSON is a type of parquet's own; class names and types of files stand in metadata alone."""
     stored, wanted = table()
     parquet.write_table(stored.replace_schema_metadata({}), tmp_path / "rows.parquet")
-    row = Parquet(tmp_path / "rows.parquet")[0]
+    row = ParquetRows(tmp_path / "rows.parquet")[0]
     assert row["Json alone"] == wanted["Json alone"]
     assert row["Json deep"] == wanted["Json deep"]
     assert (row["ClassLabel alone"], row["Audio alone"], row["Image alone"]) == (1, FILE, PICTURE)
@@ -152,7 +152,7 @@ def test_plain_values_are_as_datasets_gives_them(tmp_path):
     features = datasets.Features({name: datasets.Value(name) for name in VALUES})
     rows = datasets.Dataset.from_dict({n: [value] for n, value in VALUES.items()}, features)
     parquet.write_table(rows.data.table, tmp_path / "rows.parquet")
-    assert Parquet(tmp_path / "rows.parquet")[0] == rows[0]
+    assert ParquetRows(tmp_path / "rows.parquet")[0] == rows[0]
 
 
 def one_row(tmp_path, feature, **columns):
@@ -199,7 +199,7 @@ def test_types_of_files_are_refused_by_name(tmp_path, field, message):
 def test_a_file_that_nothing_reads_beside_an_image_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(data_of("red"))
     rows = read(one_row(tmp_path, (datasets.Pdf(), FILE), answer="x", image="a.png"))
-    assert rows.unread() == {"value"}
+    assert rows.find_unread_fields() == {"value"}
 
 
 def test_an_image_that_nothing_reads_is_named(tmp_path):
@@ -210,7 +210,7 @@ def test_an_image_that_nothing_reads_is_named(tmp_path):
 
 def test_images_have_the_mode_that_their_feature_says(tmp_path):
     source = one_row(tmp_path, (datasets.Image(mode="L"), PICTURE), answer="x")
-    (image,) = read(source, columns={"image": "value"})[0].pictures()
+    (image,) = read(source, columns={"image": "value"})[0].open_images()
     assert image.getpixel((0, 0)) == (76, 76, 76)  # red as grey
 
 
@@ -229,7 +229,7 @@ def test_images_may_stand_in_objects_and_lists(tmp_path):
     parquet.write_table(rows.data.table, tmp_path / "rows.parquet")
     found = read(str(tmp_path / "rows.parquet"))
     assert found[0].images == [PICTURE["bytes"]]
-    assert found.unread() == set()
+    assert found.find_unread_fields() == set()
 
 
 def test_a_type_that_datasets_lacks_is_left_as_it_is(tmp_path):
@@ -242,7 +242,7 @@ def test_a_type_that_datasets_lacks_is_left_as_it_is(tmp_path):
     table = pyarrow.Table.from_pylist(rows, schema=schema)
     parquet.write_table(table, tmp_path / "rows.parquet")
     found = read(str(tmp_path / "rows.parquet"))
-    assert (found[0].answer, found.unread()) == ("dog", {"more"})
+    assert (found[0].answer, found.find_unread_fields()) == ("dog", {"more"})
 
 
 def test_damaged_values_and_doubled_columns_are_one_line(tmp_path):

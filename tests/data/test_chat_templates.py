@@ -19,12 +19,20 @@ from PIL import Image
 from tiny_families import BUILDERS, TEXT
 from transformers import AutoModelForCausalLM
 
-from mm_piece.data import IGNORED, Example, collate, encode, encode_prompt, fitted, tokenizer_of
-from mm_piece.data.answers import answer_in, left_out
-from mm_piece.data.prompts import prompt, turn_end, turn_ends
-from mm_piece.data.thoughts import THOUGHT_FIELDS, thoughts_of
+from mm_piece.data import (
+    IGNORE_INDEX,
+    Example,
+    collate,
+    encode,
+    encode_prompt,
+    encode_truncated,
+    tokenizer_of,
+)
+from mm_piece.data.answers import extract_answer, find_omitted_texts
+from mm_piece.data.prompts import render_prompt, turn_end_token_of, turn_end_tokens_of
+from mm_piece.data.thoughts import THOUGHT_FIELDS, split_thoughts
 from mm_piece.errors import DataError, ModelError, PieceError
-from mm_piece.evaluation.answers import generate
+from mm_piece.evaluation.answers import generate_batch
 from mm_piece.models.base import load_processor
 
 # The `test` extra brings trl, whose wheel holds published templates; only its data files are read.
@@ -128,7 +136,7 @@ def processor_with(template, family):
     if family not in TEXT and (token := image_token(template)):
         template = template.replace(token, processor.image_token)
     processor.chat_template = template
-    shown = prompt(example("a", "b"), processor)
+    shown = render_prompt(example("a", "b"), processor)
     found = set(re.findall(r"<[^<>\s]+>", shown + template)) - {"<think>", "</think>"}
     written = sorted(t for t in found if not set(t) & set("'\"{}=/") or t == "</s>")
     tokenizer.add_special_tokens(
@@ -145,7 +153,7 @@ def template_named(name):
 def runs_of(encoded, processor):
     """The supervised runs, as texts."""
     pairs = zip(encoded["input_ids"][0].tolist(), encoded["labels"][0].tolist(), strict=True)
-    runs = [[*run] for key, run in groupby(pairs, key=lambda pair: pair[1] != IGNORED) if key]
+    runs = [[*run] for key, run in groupby(pairs, key=lambda pair: pair[1] != IGNORE_INDEX) if key]
     assert all(token == label for run in runs for token, label in run)
     return [tokenizer_of(processor).decode([token for token, _ in run]) for run in runs]
 
@@ -163,16 +171,16 @@ def require_right(name, shown, processor):
     asked = encode_prompt(shown, processor)
     length = asked["input_ids"].shape[1]
     assert encoded["input_ids"][0, :length].tolist() == asked["input_ids"][0].tolist()
-    assert (encoded["labels"][0, length:] != IGNORED)[0]
+    assert (encoded["labels"][0, length:] != IGNORE_INDEX)[0]
     for key, value in asked.items():
         assert torch.equal(encoded[key][:, :length] if key in PER_TOKEN else encoded[key], value)
 
     said = runs[-1].removesuffix(end)
-    assert answer_in(said, shown, processor).strip() == answers[-1]
+    assert extract_answer(said, shown, processor).strip() == answers[-1]
     if shown.images:
         image = encoded["input_ids"] == processor.image_token_id
         assert image.any()
-        assert (encoded["labels"][image] == IGNORED).all()
+        assert (encoded["labels"][image] == IGNORE_INDEX).all()
     return encoded
 
 
@@ -192,7 +200,7 @@ def require_published_prompt(shown, processor):
         except Exception:
             continue
         asked.add(text.removeprefix(tokenizer.bos_token))
-    assert prompt(shown, processor).removeprefix(tokenizer.bos_token) in asked
+    assert render_prompt(shown, processor).removeprefix(tokenizer.bos_token) in asked
 
 
 def require_all(name, family):
@@ -213,14 +221,14 @@ def require_all(name, family):
         with pytest.raises(DataError, match="chat template shows none"):
             encode(example("a", images=1), processor)
     encoded = [require_right(name, row, processor) for row in rows]
-    assert of(ENDS, name).endswith(turn_end(processor))
-    assert turn_end(processor) in turn_ends(processor)
-    assert not left_out(rows[-1], processor)
+    assert of(ENDS, name).endswith(turn_end_token_of(processor))
+    assert turn_end_token_of(processor) in turn_end_tokens_of(processor)
+    assert not find_omitted_texts(rows[-1], processor)
     batch = collate(encoded, tokenizer_of(processor).pad_token_id)
     for row, single in enumerate(encoded):
         length = single["input_ids"].shape[1]
         assert torch.equal(batch["labels"][row, :length], single["labels"][0])
-        assert (batch["labels"][row, length:] == IGNORED).all()
+        assert (batch["labels"][row, length:] == IGNORE_INDEX).all()
 
 
 VISION = [family for family in BUILDERS if family not in TEXT]
@@ -272,7 +280,7 @@ def test_a_blank_before_the_end_token_hides_it_in_no_turn(family):
         runs = runs_of(encode(row, processor), processor)
         answers = [m["content"][0]["text"] for m in row.messages if m["role"] == "assistant"]
         assert [run.strip() for run in runs] == [f"{answer} {end}" for answer in answers]
-    assert turn_ends(processor) == {end}
+    assert turn_end_tokens_of(processor) == {end}
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
@@ -315,8 +323,8 @@ def test_thoughts_in_a_field_are_learned(name):
     asked = encode_prompt(shown, processor)["input_ids"][0]
     assert encoded["input_ids"][0, : len(asked)].tolist() == asked.tolist()
     said = THOUGHTS[name].replace("hm", "something else")
-    assert answer_in(said, shown, processor).strip() == "a dog"
-    assert not left_out(shown, processor)
+    assert extract_answer(said, shown, processor).strip() == "a dog"
+    assert not find_omitted_texts(shown, processor)
 
 
 IN_TEXT = "<think>\nhm\n</think>\n\na dog"
@@ -332,21 +340,21 @@ def test_thoughts_in_an_answer_are_learned(name):
     said = run.removesuffix(of(ENDS, name))
     assert "".join(said.split()).endswith("hm</think>adog")
     assert run.count("</think>") == 1
-    before = prompt(shown, processor)
+    before = render_prompt(shown, processor)
     assert not before.rstrip().endswith("</think>")
     # What was trained is, with the tag that the prompt holds, the row's answer.
-    found = answer_in(said, shown, processor)
+    found = extract_answer(said, shown, processor)
     assert "".join(found.split()).endswith("<think>hm</think>adog")
 
 
 def test_thoughts_that_a_template_has_no_place_for_are_named():
     processor = processor_with(template_named("llama3"), "llama")
-    assert left_out(example("a dog", reasoning_content="hm"), processor)
-    assert not left_out(example("a dog"), processor)
+    assert find_omitted_texts(example("a dog", reasoning_content="hm"), processor)
+    assert not find_omitted_texts(example("a dog"), processor)
     # Qwen3 shows no thoughts of earlier answers.
     processor = processor_with(template_named("qwen3"), "qwen3")
-    assert left_out(example(IN_TEXT, "a dog"), processor)
-    assert not left_out(example("a cat", IN_TEXT), processor)
+    assert find_omitted_texts(example(IN_TEXT, "a dog"), processor)
+    assert not find_omitted_texts(example("a cat", IN_TEXT), processor)
 
 
 def test_thoughts_that_hold_an_image_token_are_refused():
@@ -367,8 +375,8 @@ def test_a_model_that_always_thinks_learns_plain_answers():
     assert runs_of(encoded, processor) == ["\n</think>\n\na dog<|im_end|>"]
     asked = encode_prompt(shown, processor)["input_ids"][0]
     assert encoded["input_ids"][0, : len(asked)].tolist() == asked.tolist()
-    assert answer_in("\n</think>\n\na dog", shown, processor).strip() == "a dog"
-    assert answer_in("well\n</think>\n\na dog", shown, processor).strip() == "a dog"
+    assert extract_answer("\n</think>\n\na dog", shown, processor).strip() == "a dog"
+    assert extract_answer("well\n</think>\n\na dog", shown, processor).strip() == "a dog"
 
 
 @pytest.mark.parametrize("name", ["gptoss", "cohere2", "glm4moe", "qwen3", "deepseekv3", "phi3"])
@@ -388,7 +396,7 @@ def test_a_model_that_says_what_was_trained_answers_right(name, monkeypatch):
         ends = {*generation_config.eos_token_id}
         said = []
         for row in told:
-            labels = groupby(row["labels"][0].tolist(), key=lambda label: label != IGNORED)
+            labels = groupby(row["labels"][0].tolist(), key=lambda label: label != IGNORE_INDEX)
             *_, run = ([*labels] for learned, labels in labels if learned)
             assert run[-1] in ends
             assert not set(run[:-1]) & ends
@@ -397,18 +405,18 @@ def test_a_model_that_says_what_was_trained_answers_right(name, monkeypatch):
         return torch.cat([input_ids, torch.nn.utils.rnn.pad_sequence(said, True)], dim=1)
 
     monkeypatch.setattr(model, "generate", say)
-    answers = generate(model, processor, rows, max_new_tokens=99)
+    answers = generate_batch(model, processor, rows, max_new_tokens=99)
     assert answers == ["a dog", "two <|eom_id|> words"]
-    plain = generate(model, processor, rows, max_new_tokens=99, skip_special_tokens=True)
+    plain = generate_batch(model, processor, rows, max_new_tokens=99, skip_special_tokens=True)
     assert [" ".join(text.split()) for text in plain] == ["a dog", "two words"]
 
 
 def test_another_answer_has_no_thoughts_of_the_one_before():
     shown = example("a cat", "a dog", reasoning_content="hm")
-    assert thoughts_of(shown.messages[-1])[0] == "hm"
-    own = shown.answered("a bird")
+    assert split_thoughts(shown.messages[-1])[0] == "hm"
+    own = shown.with_answer("a bird")
     assert own.answer == "a bird"
-    assert thoughts_of(own.messages[-1])[0] == ""
+    assert split_thoughts(own.messages[-1])[0] == ""
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["in the text", "in a field"])
@@ -416,7 +424,7 @@ def test_long_thoughts_lose_their_end(inside):
     processor = processor_with(template_named("qwen3"), "qwen3")
     long = "so many words " * 60
     shown = example(IN_TEXT.replace("hm", long)) if inside else example("a dog", thinking=long)
-    encoded, cut = fitted(shown, processor, 90)
+    encoded, cut = encode_truncated(shown, processor, 90)
     assert cut and encoded["input_ids"].shape[1] <= 90
     (run,) = runs_of(encoded, processor)
     assert run.startswith("<think>\nso many words so")
@@ -445,7 +453,7 @@ def test_every_way_to_write_the_day():
     processor.chat_template = (
         "\n{{ strftime_now('%A %-d. %B %Y, %H:%M %j %%') }}|" + processor.chat_template
     )
-    begun = prompt(example("a dog"), processor)
+    begun = render_prompt(example("a dog"), processor)
     assert begun.startswith("\nFriday 26. July 2024, 00:00 208 %|<|begin_of_text|>")
 
 
@@ -467,7 +475,7 @@ def test_a_text_does_not_begin_with_what_the_tokenizer_only_ends_it_with():
     processor.bos_token = processor.eos_token
     processor.add_bos_token, processor.add_eos_token = False, True
     assert processor("")["input_ids"] == [processor.eos_token_id]
-    assert not prompt(example("a dog"), processor).startswith(processor.eos_token)
+    assert not render_prompt(example("a dog"), processor).startswith(processor.eos_token)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2_vl"])
@@ -527,8 +535,8 @@ def test_what_a_template_leaves_out_is_told():
         encode(example("a dog"), processor)
     keeps = "{% for m in messages if m.role != 'system' %}{{ m.content }}<|im_end|>{% endfor %}"
     processor.chat_template = keeps
-    assert left_out(example("a dog", system="Be short."), processor)
-    assert not left_out(example("a dog"), processor)
+    assert find_omitted_texts(example("a dog", system="Be short."), processor)
+    assert not find_omitted_texts(example("a dog"), processor)
 
 
 def test_an_answer_that_nothing_could_end_is_refused():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mm_piece.data import IGNORED, collate, encode, encode_prompt, read, tokenizer_of
+from mm_piece.data import IGNORE_INDEX, collate, encode, encode_prompt, read, tokenizer_of
 from mm_piece.models.base import load_base
 
 
@@ -31,7 +31,7 @@ def write(tmp_path):
 
 def supervised(processor, encoded):
     labels = encoded["labels"][0]
-    return tokenizer_of(processor).decode(labels[labels != IGNORED])
+    return tokenizer_of(processor).decode(labels[labels != IGNORE_INDEX])
 
 
 LLAVA = {
@@ -81,7 +81,7 @@ def test_only_the_answer_is_supervised(write, processor):
     encoded = encode(example, processor)
     assert supervised(processor, encoded) == "a box<|end|>"
     prompt = encode_prompt(example, processor)["input_ids"]
-    answer = encoded["labels"][0] != IGNORED
+    answer = encoded["labels"][0] != IGNORE_INDEX
     assert torch.equal(encoded["input_ids"][0][: prompt.shape[1]], prompt[0])
     assert answer.nonzero()[0] == prompt.shape[1]
     assert (encoded["input_ids"] == processor.image_token_id).sum() == 4
@@ -104,7 +104,7 @@ def test_every_answer_of_a_long_conversation_is_supervised(write, processor):
     assert supervised(processor, encoded) == "one<|end|>two<|end|>three<|end|>"
     assert encoded["pixel_values"].shape[0] == 2
     labels, ids = encoded["labels"], encoded["input_ids"]
-    assert torch.equal(labels[labels != IGNORED], ids[labels != IGNORED])
+    assert torch.equal(labels[labels != IGNORE_INDEX], ids[labels != IGNORE_INDEX])
 
 
 def test_text_only_rows(write, processor):
@@ -126,4 +126,4 @@ def test_collate_pads_tokens_and_stacks_images(write, processor):
             mask = batch["attention_mask"][number].bool()
             assert torch.equal(batch["input_ids"][number][mask], example["input_ids"][0])
             assert torch.equal(batch["labels"][number][mask], example["labels"][0])
-            assert (batch["labels"][number][~mask] == IGNORED).all()
+            assert (batch["labels"][number][~mask] == IGNORE_INDEX).all()

@@ -5,10 +5,10 @@ import json
 import pytest
 from row_styles import LLAVA, PLAIN, meaning
 
-from mm_piece.data import IGNORED, encode, fitted, read
-from mm_piece.data.answers import left_out
-from mm_piece.data.image_folder import Named
-from mm_piece.data.special_tokens import special_in
+from mm_piece.data import IGNORE_INDEX, encode, encode_truncated, read
+from mm_piece.data.answers import find_omitted_texts
+from mm_piece.data.image_folder import MetadataRows
+from mm_piece.data.special_tokens import has_special_token
 from mm_piece.errors import DataError
 from mm_piece.models.base import load_processor
 
@@ -38,7 +38,7 @@ BLANKS = ("", " ", [], [None], [""], None, float("nan"), {}, {"bytes": None, "pa
 def test_what_is_empty_hides_nothing(read_rows, field, row, blank):
     rows = read_rows({field: blank, **row}, LLAVA)
     assert meaning(rows[0])[:2] == meaning(rows[1])[:2]
-    assert rows.unread() == set()
+    assert rows.find_unread_fields() == set()
 
 
 @pytest.mark.parametrize("blank", BLANKS, ids=str)
@@ -118,14 +118,14 @@ def test_fields_that_nothing_reads_are_told(read_rows, row, unread):
         8: {"answers[].text", "answers[].answer_start"},
     }
     number = 2 if "response" in row else 8
-    assert read_rows(row).unread() == (others[number] if unread is None else unread)
+    assert read_rows(row).find_unread_fields() == (others[number] if unread is None else unread)
 
 
 def test_columns_that_were_not_asked_for_are_told(read_rows):
     row = ASK | {"photo": "green.png", "messages": answered()["messages"], "q": "Which?"}
     rows = read_rows(row, columns={"image": "photo", "prompt": "q"})
     assert rows[0].images[0].name == "green.png"
-    assert rows.unread() == {"image", "messages", "prompt"}
+    assert rows.find_unread_fields() == {"image", "messages", "prompt"}
 
 
 def test_fields_of_parts_are_told(read_rows):
@@ -136,7 +136,7 @@ def test_fields_of_parts_are_told(read_rows):
         {"role": "user", "content": [image, url, text], "weight": 1},
         {"role": "assistant", "content": "x", "weight": 1},
     ]
-    assert read_rows({"messages": turns}).unread() == {
+    assert read_rows({"messages": turns}).find_unread_fields() == {
         "messages[].weight",  # of the question, which is not learned
         "messages[].content[].max_pixels",
         "messages[].content[].resized_height",
@@ -168,7 +168,7 @@ MARKS = [
 def supervised(example, processor):
     inputs = encode(example, processor)
     labels = inputs["labels"][0]
-    return processor.tokenizer.decode(labels[labels != IGNORED])
+    return processor.tokenizer.decode(labels[labels != IGNORE_INDEX])
 
 
 @pytest.mark.parametrize(("name", "off"), MARKS)
@@ -184,8 +184,8 @@ def test_turns_marked_so_are_not_learned(read_rows, base, name, off):
         "bad<|end|>good<|end|>",
         "good<|end|>",
     ]
-    assert rows.unread() == set()
-    assert rows[0].digest() != rows[1].digest()
+    assert rows.find_unread_fields() == set()
+    assert rows[0].compute_digest() != rows[1].compute_digest()
 
 
 def test_an_answer_of_another_s_is_learned(read_rows, base):
@@ -193,7 +193,7 @@ def test_an_answer_of_another_s_is_learned(read_rows, base):
     row["messages"][3]["loss"] = False
     (example,) = read_rows(row)
     assert supervised(example, load_processor(base)) == "bad<|end|>"
-    assert supervised(example.answered("new"), load_processor(base)) == "bad<|end|>new<|end|>"
+    assert supervised(example.with_answer("new"), load_processor(base)) == "bad<|end|>new<|end|>"
 
 
 @pytest.mark.parametrize(
@@ -241,15 +241,15 @@ def test_reasoning_reaches_a_template_that_reads_it(read_rows, base):
     row = answered(reasoning_content="hm", thinking="so")
     row["messages"][3]["reasoning_content"] = "aha"
     (example,) = read_rows(row)
-    assert left_out(example, processor) == UNSEEN
+    assert find_omitted_texts(example, processor) == UNSEEN
     assert supervised(example, processor) == "bad<|end|>good<|end|>"
     processor.chat_template = THINKING
     assert supervised(example, processor) == "bad<|end|>[aha]good<|end|>"
     # of an earlier turn
-    assert left_out(example, processor) == UNSEEN
+    assert find_omitted_texts(example, processor) == UNSEEN
     last = example.messages[2:]
     example = type(example)(0, last, [], "rows")
-    assert left_out(example, processor) == set()
+    assert find_omitted_texts(example, processor) == set()
 
 
 def test_long_reasoning_is_cut_like_other_texts(read_rows, base):
@@ -258,7 +258,7 @@ def test_long_reasoning_is_cut_like_other_texts(read_rows, base):
     turns = answered()["messages"][2:]
     turns[1] |= {"content": "good answer", "reasoning_content": "m" * 99}
     (example,) = read_rows({"messages": turns})
-    inputs, cut = fitted(example, processor, 40)
+    inputs, cut = encode_truncated(example, processor, 40)
     assert inputs["input_ids"].shape[1] <= 40
     assert cut
     text = processor.tokenizer.decode(inputs["input_ids"][0])
@@ -267,7 +267,7 @@ def test_long_reasoning_is_cut_like_other_texts(read_rows, base):
 
 def test_special_tokens_in_reasoning_are_seen(read_rows, base):
     (example,) = read_rows(answered(reasoning_content="<|end|>"))
-    assert special_in(example, load_processor(base))
+    assert has_special_token(example, load_processor(base))
 
 
 def test_an_object_has_each_field_once(tmp_path):
@@ -285,7 +285,7 @@ def test_names_of_metadata_are_not_hidden():
         {"file_name": "", "image": "b.png"},
         {"file_name": "a.png", "image": "b.png"},
     ]
-    named = Named(rows)
+    named = MetadataRows(rows)
     assert [named[0], named[1]] == [{"image": "a.png"}, {"image": "b.png"}]
     with pytest.raises(DataError, match="row 2 has both file_name"):
         named[2]

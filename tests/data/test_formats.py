@@ -116,8 +116,8 @@ def test_every_format_says_the_same(read_rows, turns, system, seed):
     rows = read_rows(*(write(turns, images, system) for write in FORMATS))
     for example in rows:
         assert example.messages == expected(turns, system)
-        assert example.digest() == rows[0].digest()
+        assert example.compute_digest() == rows[0].compute_digest()
     colours = dict(zip(IMAGES, COLOURS, strict=True))
     shown = [Image.new("RGB", (1, 1), colours[name]).getpixel((0, 0)) for name in images]
     for example in rows:
-        assert [picture.getpixel((0, 0)) for picture in example.pictures()] == shown
+        assert [picture.getpixel((0, 0)) for picture in example.open_images()] == shown

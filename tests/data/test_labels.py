@@ -8,16 +8,16 @@ from PIL import Image
 from tiny_families import BUILDERS, TEXT
 
 from mm_piece.data import (
-    IGNORED,
-    Encoded,
+    IGNORE_INDEX,
+    EncodedDataset,
     Example,
     collate,
     encode,
     encode_prompt,
-    fitted,
+    encode_truncated,
     tokenizer_of,
 )
-from mm_piece.data.prompts import turn_end
+from mm_piece.data.prompts import turn_end_token_of
 from mm_piece.errors import DataError, ModelError
 from mm_piece.models.base import load_base
 
@@ -66,11 +66,11 @@ def conversation(family, *turns, pictures=()):
 
 def supervised(processor, encoded):
     labels = encoded["labels"][0]
-    return tokenizer_of(processor).decode(labels[labels != IGNORED])
+    return tokenizer_of(processor).decode(labels[labels != IGNORE_INDEX])
 
 
 def test_every_family_has_an_end(family, processor):
-    assert turn_end(processor) == ENDS[family]
+    assert turn_end_token_of(processor) == ENDS[family]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_the_prompt_begins_what_is_trained(family, processor):
     example = conversation(family, ("What is it?", "a dog"), pictures=[picture()])
     encoded = encode(example, processor)
     before = encode_prompt(example, processor)["input_ids"][0]
-    first = int((encoded["labels"][0] != IGNORED).nonzero()[0])
+    first = int((encoded["labels"][0] != IGNORE_INDEX).nonzero()[0])
     assert encoded["input_ids"][0][:first].tolist() == before.tolist()
 
 
@@ -119,7 +119,7 @@ def test_image_tokens_are_never_supervised(family, processor):
     encoded = encode(example, processor)
     image = encoded["input_ids"] == processor.image_token_id
     assert image.sum() > 0
-    assert (encoded["labels"][image] == IGNORED).all()
+    assert (encoded["labels"][image] == IGNORE_INDEX).all()
 
 
 @pytest.mark.parametrize("room", [0, 1, 7, 20])
@@ -128,7 +128,7 @@ def test_long_questions_lose_their_middle(family, processor, room):
     question = "Say. " + "a long story with many words, " * 30 + "End?"
     long = conversation(family, (question, "yes"), pictures=[picture()])
     most = encode(short, processor)["input_ids"].shape[1] + 8 + room
-    encoded, cut = fitted(long, processor, most)
+    encoded, cut = encode_truncated(long, processor, most)
     assert cut
     assert most - 4 <= encoded["input_ids"].shape[1] <= most
     assert supervised(processor, encoded).lstrip(" ") == "yes" + ENDS[family]
@@ -141,7 +141,7 @@ def test_long_questions_lose_their_middle(family, processor, room):
     if family not in TEXT:
         image = processor.image_token_id
         assert (encoded["input_ids"] == image).sum() == (whole["input_ids"] == image).sum()
-    prompt, cut = fitted(long, processor, most - 6, generation=True)
+    prompt, cut = encode_truncated(long, processor, most - 6, generation=True)
     assert cut
     assert prompt["input_ids"].shape[1] <= most - 6
 
@@ -150,7 +150,7 @@ def test_long_answers_lose_their_end(family, processor):
     example = conversation(family, ("Say.", "one two three four five " * 40), pictures=[picture()])
     short = conversation(family, ("Say.", "one"), pictures=[picture()])
     most = encode(short, processor)["input_ids"].shape[1] + 10
-    encoded, cut = fitted(example, processor, most)
+    encoded, cut = encode_truncated(example, processor, most)
     assert cut
     assert encoded["input_ids"].shape[1] <= most
     assert supervised(processor, encoded).lstrip(" ").startswith("one two")
@@ -161,7 +161,7 @@ def test_what_fits_is_left_alone(family, processor):
     example = conversation(family, ("Say.", "one"), pictures=[picture()])
     whole = encode(example, processor)
     for most in (None, whole["input_ids"].shape[1]):
-        encoded, cut = fitted(example, processor, most)
+        encoded, cut = encode_truncated(example, processor, most)
         assert not cut
         assert all(torch.equal(encoded[key], whole[key]) for key in whole)
 
@@ -169,7 +169,7 @@ def test_what_fits_is_left_alone(family, processor):
 def test_images_that_are_too_long_alone_are_named(family, processor):
     example = conversation(family, ("Say.", "one"), pictures=[picture()])
     with pytest.raises(DataError, match=r"rows\.json row 0: max_length 5 leaves no room"):
-        fitted(example, processor, 5)
+        encode_truncated(example, processor, 5)
 
 
 def test_a_literal_image_token_is_refused(family, processor):
@@ -235,25 +235,25 @@ def test_a_batch_is_its_examples(family, family_base, processor):
     model = load_base(family_base(family))[0]
     encoded = [encode(example, processor) for example in mixed(family)]
     batch = collate(encoded, tokenizer_of(processor).pad_token_id)
-    counts = [int((example["labels"][:, 1:] != IGNORED).sum()) for example in encoded]
+    counts = [int((example["labels"][:, 1:] != IGNORE_INDEX).sum()) for example in encoded]
     single = [float(model(**example).loss) * n for example, n in zip(encoded, counts, strict=True)]
     assert float(model(**batch).loss) == pytest.approx(sum(single) / sum(counts), abs=2e-5)
 
 
 def test_encoded_examples_are_kept_by_content(family, processor, tmp_path):
     examples = mixed(family)
-    encoded = Encoded(examples, processor, tmp_path)
+    encoded = EncodedDataset(examples, processor, tmp_path)
     direct = [encode(example, processor) for example in examples]
     for again in range(2):
         for found, expected in zip(encoded, direct, strict=True):
             assert found.keys() == expected.keys()
             assert all(torch.equal(found[key], expected[key]) for key in found), again
-    assert len(list(tmp_path.iterdir())) == len({example.digest() for example in examples})
-    assert torch.equal(encoded.part([2, 0])[0]["input_ids"], direct[2]["input_ids"])
+    assert len(list(tmp_path.iterdir())) == len({example.compute_digest() for example in examples})
+    assert torch.equal(encoded.select_positions([2, 0])[0]["input_ids"], direct[2]["input_ids"])
     assert [len(part) for part in (encoded[:1], encoded[1:])] == [1, 2]
     first = sorted(file.name for file in tmp_path.iterdir())
     changed = replace(examples[1], messages=[*examples[1].messages[:-1], message("assistant", "x")])
-    other = Encoded([changed, examples[2]], processor, tmp_path)
+    other = EncodedDataset([changed, examples[2]], processor, tmp_path)
     assert supervised(processor, other[0]).lstrip(" ") == "x" + ENDS[family]
     assert len(other) == 2
     assert set(first) < {file.name for file in tmp_path.iterdir()}
@@ -263,15 +263,17 @@ def test_truncated_examples_are_told(family, processor, tmp_path):
     short = conversation(family, ("Say.", "one"), pictures=[picture()])
     long = conversation(family, ("Say " + "words " * 100, "one"), pictures=[picture()])
     most = encode(short, processor)["input_ids"].shape[1] + 5
-    encoded = Encoded([short, long], processor, tmp_path, most)
+    encoded = EncodedDataset([short, long], processor, tmp_path, most)
     for again in range(2):  # made, and then read
-        assert [encoded.fitted(position)[1] for position in range(2)] == [False, True], again
+        assert [encoded.encode_truncated(position)[1] for position in range(2)] == [False, True], (
+            again
+        )
     assert max(example["input_ids"].shape[1] for example in encoded) <= most
 
 
 def test_a_full_folder_takes_no_more(family, processor, tmp_path):
     examples = mixed(family)
-    encoded = Encoded(examples, processor, tmp_path, room=1)
+    encoded = EncodedDataset(examples, processor, tmp_path, max_bytes=1)
     for _ in range(2):
         assert len([example["input_ids"] for example in encoded]) == 3
     assert len(list(tmp_path.iterdir())) == 1
@@ -283,7 +285,7 @@ def test_long_texts_are_cut_to_one_length(family, processor):
     question = "Say it. " + "many words " * 6 + "End?"
     example = conversation(family, (question, "one two three " * 60), pictures=[picture()])
     whole = encode(example, processor)["input_ids"].shape[1]
-    encoded, cut = fitted(example, processor, whole // 2)
+    encoded, cut = encode_truncated(example, processor, whole // 2)
     assert cut
     assert question in tokenizer_of(processor).decode(encoded["input_ids"][0])
     assert supervised(processor, encoded).count("three") > 10
@@ -318,6 +320,7 @@ def test_what_stands_between_prompt_and_answer_is_supervised(family, processor):
 def test_another_length_is_encoded_anew(family, processor, tmp_path):
     long = conversation(family, ("Say " + "words " * 100, "one"), pictures=[picture()])
     lengths = [
-        Encoded([long], processor, tmp_path, most)[0]["input_ids"].shape[1] for most in (None, 90)
+        EncodedDataset([long], processor, tmp_path, most)[0]["input_ids"].shape[1]
+        for most in (None, 90)
     ]
     assert lengths[0] > 90 >= lengths[1]

@@ -214,4 +214,4 @@ def test_images_may_lie_elsewhere(read_rows, tmp_path):
     Image.new("RGB", (3, 2)).save(tmp_path / "red.png")
     (example,) = read_rows(LLAVA, images=str(tmp_path))
     assert example.images == [Path(tmp_path / "red.png")]
-    assert example.pictures()[0].size == (3, 2)
+    assert example.open_images()[0].size == (3, 2)

@@ -17,7 +17,11 @@ DOWNSTREAM = tuple(name for name in NAMES if name != "base")
 @pytest.fixture(scope="module")
 def data() -> dict:
     """Every split of every task, drawn once."""
-    return {(name, split): scenes.rows(name, split) for name in NAMES for split in scenes.SPLITS}
+    return {
+        (name, split): scenes.make_rows(name, split)
+        for name in NAMES
+        for split in scenes.SPLIT_SIZES
+    }
 
 
 def prints(rows: list[dict]) -> list[str]:
@@ -34,7 +38,7 @@ def same(first: list[dict], second: list[dict]) -> bool:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_do_not_depend_on_the_order_of_calls(data, name):
-    assert same(data[name, "test"], scenes.rows(name, "test"))
+    assert same(data[name, "test"], scenes.make_rows(name, "test"))
 
 
 def test_the_questions_are_those_that_were_published(data):
@@ -42,17 +46,17 @@ def test_the_questions_are_those_that_were_published(data):
     texts = [
         f"{r['prompt']}|{r['answer']}|{r['kind']}"
         for name in NAMES
-        for split in scenes.SPLITS
+        for split in scenes.SPLIT_SIZES
         for r in data[name, split]
     ]
     assert hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16] == "8638841fa33a5624"
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("split", scenes.SPLITS)
+@pytest.mark.parametrize("split", scenes.SPLIT_SIZES)
 def test_each_row_is_a_small_picture_with_a_question_and_an_answer(data, name, split):
     rows = data[name, split]
-    assert len(rows) == scenes.SPLITS[split]
+    assert len(rows) == scenes.SPLIT_SIZES[split]
     for row in rows:
         assert list(row) == ["image", "prompt", "answer", "kind"]
         assert row["image"].size == (48, 48) and row["image"].mode == "RGB"
@@ -61,20 +65,20 @@ def test_each_row_is_a_small_picture_with_a_question_and_an_answer(data, name, s
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_question_about_a_picture_occurs_twice(data, name):
-    seen = [digest for split in scenes.SPLITS for digest in prints(data[name, split])]
+    seen = [digest for split in scenes.SPLIT_SIZES for digest in prints(data[name, split])]
     assert len(set(seen)) == len(seen)
 
 
 def test_handwriting_of_one_split_is_in_no_other():
-    ranges = [set(range(*bounds)) for bounds in scenes.downstream.POOLS.values()]
+    ranges = [set(range(*bounds)) for bounds in scenes.downstream.SCAN_RANGES.values()]
     assert len(set().union(*ranges)) == sum(map(len, ranges)) == 1797
 
 
 @pytest.mark.parametrize("name", DOWNSTREAM)
-@pytest.mark.parametrize("split", scenes.SPLITS)
+@pytest.mark.parametrize("split", scenes.SPLIT_SIZES)
 def test_no_answer_of_a_later_task_is_frequent(data, name, split):
     counts = Counter(row["answer"] for row in data[name, split])
-    assert counts.most_common(1)[0][1] <= 0.35 * scenes.SPLITS[split]
+    assert counts.most_common(1)[0][1] <= 0.35 * scenes.SPLIT_SIZES[split]
     assert len(counts) >= 9
 
 
@@ -89,28 +93,32 @@ def test_the_base_asks_every_kind_equally_often_and_answers_evenly(data):
 
 
 def test_some_wordings_are_kept_for_validation_and_test(data):
-    kept = {text for texts in wordings.WORDINGS.values() for text in texts[-wordings.HELD_OUT :]}
+    kept = {
+        text for texts in wordings.WORDINGS.values() for text in texts[-wordings.NUM_HELD_OUT :]
+    }
     fixed = {text for text in kept if "{" not in text}
-    prompts = {split: {row["prompt"] for row in data["base", split]} for split in scenes.SPLITS}
+    prompts = {
+        split: {row["prompt"] for row in data["base", split]} for split in scenes.SPLIT_SIZES
+    }
     assert not fixed & prompts["train"]
     assert fixed & prompts["test"] and fixed & prompts["validation"]
-    assert all(len(texts) - wordings.HELD_OUT >= 4 for texts in wordings.WORDINGS.values())
+    assert all(len(texts) - wordings.NUM_HELD_OUT >= 4 for texts in wordings.WORDINGS.values())
 
 
 def test_a_question_points_at_one_thing_only():
     """Colour, shape, size and place are asked only where the picture gives one answer."""
-    for scene, turns in islice(scenes.stream(seed=3), 300):
+    for scene, turns in islice(scenes.iter_scenes(seed=3), 300):
         for prompt, answer, kind in turns:
-            assert facts_agree(scene, prompt.lower(), answer, kind), (prompt, answer, scene.things)
+            assert facts_agree(scene, prompt.lower(), answer, kind), (prompt, answer, scene.objects)
 
 
 def facts_agree(scene, prompt: str, answer: str, kind: str) -> bool:
     """Check an answer from the scene's facts, by another road than the one that wrote it."""
     fitting = {
-        "colour": lambda: {t.colour for t in scene.things if described(t, prompt)},
-        "shape": lambda: {t.shape for t in scene.things if described(t, prompt)},
-        "size": lambda: {t.size for t in scene.things if described(t, prompt)},
-        "exists": lambda: {"yes" if any(described(t, prompt) for t in scene.things) else "no"},
+        "colour": lambda: {t.colour for t in scene.objects if described(t, prompt)},
+        "shape": lambda: {t.shape for t in scene.objects if described(t, prompt)},
+        "size": lambda: {t.size for t in scene.objects if described(t, prompt)},
+        "exists": lambda: {"yes" if any(described(t, prompt) for t in scene.objects) else "no"},
         "glyph": lambda: {scene.sign[0]},
     }
     return kind not in fitting or fitting[kind]() == {answer}
@@ -120,7 +128,7 @@ def described(thing, prompt: str) -> bool:
     """Whether every colour, shape and place that the prompt names is the thing's."""
     words = set(prompt.replace("?", " ").replace(".", " ").split())
     colours, shapes = words & set(base.COLOURS), words & set(base.SHAPES)
-    placed = f"thing {base.AT[thing.cell]}"
+    placed = f"thing {base.CELL_PHRASES[thing.cell]}"
     elsewhere = (
         "thing at the" in prompt or "thing on the" in prompt or "thing in the middle" in prompt
     )
@@ -129,9 +137,9 @@ def described(thing, prompt: str) -> bool:
 
 
 def test_the_stream_repeats_by_its_seed_and_never_repeats_a_training_picture(data):
-    first, again = (list(islice(scenes.stream(seed=5), 50)) for _ in range(2))
+    first, again = (list(islice(scenes.iter_scenes(seed=5), 50)) for _ in range(2))
     assert first == again
-    assert first != list(islice(scenes.stream(seed=6), 50))
+    assert first != list(islice(scenes.iter_scenes(seed=6), 50))
     drawn = {scene.image.tobytes() for scene, _ in first}
     assert not drawn & {row["image"].tobytes() for row in data["base", "test"]}
 
@@ -141,5 +149,5 @@ def test_the_stream_repeats_by_its_seed_and_never_repeats_a_training_picture(dat
 )
 def test_a_wrong_name_is_answered_with_the_allowed_ones(name, split, allowed):
     with pytest.raises(errors.DataError) as caught:
-        scenes.rows(name, split)
+        scenes.make_rows(name, split)
     assert allowed in str(caught.value) and "\n" not in str(caught.value)

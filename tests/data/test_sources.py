@@ -8,7 +8,7 @@ import pytest
 from made_up_rows import COLOURS, SAVED, data_of, labelled, meaning, read_all, write_json
 from PIL import ImageFile
 
-from mm_piece.data import problems, read
+from mm_piece.data import iter_problems, read
 from mm_piece.errors import DataError
 
 
@@ -87,7 +87,7 @@ def test_reading_decodes_no_image(tmp_path, monkeypatch, kind):
     examples = read_all(source)
     assert len(examples[0].images) == 1
     with pytest.raises(DataError, match="decoded"):
-        examples[0].pictures()
+        examples[0].open_images()
 
 
 def test_lines_are_not_held(tmp_path):
@@ -105,11 +105,11 @@ def test_all_problems_are_told(tmp_path):
     rows[1] = {"prompt": "?"}
     (tmp_path / "4.png").write_bytes(b"")
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    told = [str(error) for error in problems(str(tmp_path / "rows.json"))]
+    told = [str(error) for error in iter_problems(str(tmp_path / "rows.json"))]
     assert len(told) == 2
     assert "row 1: no known format" in told[0]
     assert "row 4: image" in told[1]
-    assert len(list(problems(str(tmp_path / "absent.json")))) == 1
+    assert len(list(iter_problems(str(tmp_path / "absent.json")))) == 1
 
 
 @pytest.mark.parametrize(

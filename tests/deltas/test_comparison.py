@@ -5,19 +5,21 @@ import torch
 from edits import EDITS, base_of, change
 from hypothesis import given
 
-from mm_piece.deltas.comparison import compare, overlap
-from mm_piece.dtypes import bits
+from mm_piece.deltas.comparison import compare_positions, count_overlap
+from mm_piece.dtypes import view_bits
 from mm_piece.errors import MismatchError
 
 
 def entries(edits, name):
-    return {index: bits(torch.tensor(value)).item() for index, value in edits.get(name, {}).items()}
+    return {
+        index: view_bits(torch.tensor(value)).item() for index, value in edits.get(name, {}).items()
+    }
 
 
 @given(EDITS, EDITS)
 def test_counts_are_those_of_sets(left, right):
     base = {"a": torch.full((20,), 9.0), "b": torch.full((20,), 9.0)}
-    found = compare([change(base, left)], [change(base, right)])
+    found = compare_positions([change(base, left)], [change(base, right)])
     for row in found["tensors"]:
         ours, theirs = entries(left, row["name"]), entries(right, row["name"])
         both = ours.keys() & theirs.keys()
@@ -38,7 +40,7 @@ def test_a_position_is_compared_by_what_it_holds_in_the_end():
     first.apply(live)
     second = change(live, {"a": {2: 5.0, 3: 5.0}}, "charts", parent="f" * 64)
     second = type(second)(**{**vars(second), "base": first.base})
-    found = compare([first], [first, second])
+    found = compare_positions([first], [first, second])
     assert {key: found["tensors"][0][key] for key in ("left", "right", "equal", "different")} == {
         "left": 0,
         "right": 1,
@@ -57,12 +59,12 @@ def test_one_delta_on_both_sides_has_one_row():
     delta = change(base_of(), {"a": {1: 1.0}})
     again = type(delta).from_bytes(delta.to_bytes())
     other = change(base_of(), {"a": {1: 2.0}})
-    assert overlap([delta, again, other])["entries"] == [[1, 1], [1, 1]]
+    assert count_overlap([delta, again, other])["entries"] == [[1, 1], [1, 1]]
 
 
 def test_bases_and_kinds():
     left, right = change(base_of(), {"a": {1: 1.0}}), change(base_of(seed=1), {"a": {1: 1.0}})
-    assert not compare([left], [right])["same_base"]
-    assert compare([], [])["tensors"] == []
+    assert not compare_positions([left], [right])["same_base"]
+    assert compare_positions([], [])["tensors"] == []
     with pytest.raises(MismatchError, match="bfloat16"):
-        compare([left], [change(base_of(torch.bfloat16), {"a": {1: 1.0}})])
+        compare_positions([left], [change(base_of(torch.bfloat16), {"a": {1: 1.0}})])

@@ -11,10 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_deltas import BASE, change, clones, noise, same, small
 
-from mm_piece.deltas.delta import Delta, difference, fingerprint, full_digest, put, take
+from mm_piece.deltas.delta import (
+    Delta,
+    compute_fingerprint,
+    compute_full_digest,
+    find_changed_indices,
+    gather_entries,
+    set_entries,
+)
 from mm_piece.deltas.header import DELTA_DTYPES
-from mm_piece.deltas.merging import compose
-from mm_piece.dtypes import bits
+from mm_piece.deltas.merging import compose_deltas
+from mm_piece.dtypes import view_bits
 from mm_piece.errors import MismatchError
 
 ODD_PATTERNS = {  # negative zero, a NaN with a payload, a signalling NaN, the smallest denormal
@@ -68,7 +75,7 @@ def test_apply_gives_the_tensors_after_bit_for_bit(situation):
     live = clones(tensors)
     delta.apply(live)
     assert all(same(live[name], after[name]) for name in tensors)
-    changed = sum(int((bits(tensors[n]) != bits(after[n])).sum()) for n in tensors)
+    changed = sum(int((view_bits(tensors[n]) != view_bits(after[n])).sum()) for n in tensors)
     assert delta.entries == changed
     assert delta.info["selected"] == sum(len(index) for index in indices.values())
     assert delta.info["unchanged"] == delta.info["selected"] - changed
@@ -82,12 +89,12 @@ def test_odd_bit_patterns_survive(name, tmp_path):
     tensors = {"w": torch.zeros(3, 4, dtype=dtype)}
     where = {"w": torch.tensor([0, 5, 6, 11])}
     shapes = {"w": (3, 4)}
-    before = {"w": take(tensors["w"], where["w"])}
+    before = {"w": gather_entries(tensors["w"], where["w"])}
     after = {"w": patterns.view(dtype)}
     delta = Delta.from_change(where, before, after, shapes, task="t", base=BASE, info={})
     delta.save(tmp_path / "d.safetensors")
     Delta.load(tmp_path / "d.safetensors").apply(tensors)
-    assert torch.equal(bits(tensors["w"])[where["w"]], patterns)
+    assert torch.equal(view_bits(tensors["w"])[where["w"]], patterns)
     assert delta.entries == 4  # the negative zero differs from zero
 
 
@@ -178,9 +185,9 @@ def test_composing_equals_applying_one_after_the_other(situation, seeds, data):
         delta, live = change(live, indices, seed)
         deltas.append(delta)
     merged = clones(tensors)
-    for name, (index, values) in compose(deltas).items():
+    for name, (index, values) in compose_deltas(deltas).items():
         assert (index[1:] > index[:-1]).all()
-        put(merged[name], index, values)
+        set_entries(merged[name], index, values)
     assert all(same(merged[name], live[name]) for name in tensors)
 
 
@@ -189,11 +196,11 @@ def test_deltas_that_do_not_belong_together_do_not_compose():
     first, after = change(tensors, indices, 1)
     other_base, _ = change(after, indices, 2, base="1" * 64)
     with pytest.raises(MismatchError, match="different bases"):
-        compose([first, other_base])
+        compose_deltas([first, other_base])
     reshaped = {name: tensor.reshape(-1, 1) for name, tensor in after.items()}
     other_shape, _ = change(reshaped, indices, 2)
     with pytest.raises(MismatchError, match="one shape"):
-        compose([first, other_shape])
+        compose_deltas([first, other_shape])
 
 
 # --- identity -------------------------------------------------------------------------------------
@@ -202,19 +209,19 @@ def test_deltas_that_do_not_belong_together_do_not_compose():
 def test_difference_sees_bits():
     before = torch.tensor([[0.0, math.nan], [1.0, 2.0]])
     after = torch.tensor([[-0.0, math.nan], [1.0, 3.0]])
-    assert difference(before, after).tolist() == [0, 3]
-    assert difference(before.t(), after.t()).tolist() == [0, 3]
+    assert find_changed_indices(before, after).tolist() == [0, 3]
+    assert find_changed_indices(before.t(), after.t()).tolist() == [0, 3]
     with pytest.raises(MismatchError):
-        difference(before, after.half())
+        find_changed_indices(before, after.half())
 
 
 def test_fingerprint_is_what_the_specification_says():
     tensors = {"w": noise((100, 70), torch.bfloat16, 0), "b": torch.tensor(1.5)}
     sha = hashlib.sha256()
     sha.update(b'["b", [], "float32"]' + hashlib.sha256(struct.pack("<f", 1.5)).digest())
-    sample = bits(tensors["w"]).numpy()[:: 7000 // 64 | 1].tobytes()
+    sample = view_bits(tensors["w"]).numpy()[:: 7000 // 64 | 1].tobytes()
     sha.update(b'["w", [100, 70], "bfloat16"]' + hashlib.sha256(sample).digest())
-    assert fingerprint(tensors) == sha.hexdigest()
+    assert compute_fingerprint(tensors) == sha.hexdigest()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int64, torch.bool])
@@ -227,14 +234,14 @@ def test_identity_tells_bases_apart(dtype):
         {**tensors, "v": tensors["v"].to(torch.float16)},
         {**tensors, "v": torch.zeros_like(tensors["v"])},
     ]
-    for identity in (fingerprint, full_digest):
+    for identity in (compute_fingerprint, compute_full_digest):
         assert identity(tensors) == identity(dict(reversed(clones(tensors).items())))
         assert len({identity(case) for case in [tensors, *others]}) == 6
 
 
 def test_the_full_digest_sees_every_bit():
     tensors = {"w": noise((300, 70), torch.bfloat16, 0)}
-    whole, glance = full_digest(tensors), fingerprint(tensors)
-    bits(tensors["w"])[1] ^= 1
-    assert full_digest(tensors) != whole
-    assert fingerprint(tensors) == glance
+    whole, glance = compute_full_digest(tensors), compute_fingerprint(tensors)
+    view_bits(tensors["w"])[1] ^= 1
+    assert compute_full_digest(tensors) != whole
+    assert compute_fingerprint(tensors) == glance

@@ -292,7 +292,7 @@ def test_names_that_no_message_could_show_are_neither_written_nor_read(key):
         else:
             bad = {**header, key: text}
         with pytest.raises(DamageError):
-            deltafile.pack(bad, {})
+            deltafile.pack_delta(bad, {})
         with pytest.raises(DamageError):
             Delta.from_bytes(forge(json.dumps(bad), {}))
 

@@ -11,15 +11,15 @@ import torch
 from made_deltas import BASE, change, clones, same, small
 
 from mm_piece.deltas import file as deltafile
-from mm_piece.deltas.delta import Delta, digest
-from mm_piece.dtypes import bits
+from mm_piece.deltas.delta import Delta, compute_digest
+from mm_piece.dtypes import view_bits
 from mm_piece.errors import DamageError, DeltaError, FormatError, MismatchError
 
 
 def spoiled(tensors) -> dict[str, dict[str, torch.Tensor]]:
     last = tensors["b.weight"]
     touched = last.clone()
-    bits(touched)[7] ^= 1
+    view_bits(touched)[7] ^= 1
     return {
         "which is not there": {"a.weight": tensors["a.weight"]},
         "shape": {**tensors, "b.weight": last.reshape(5, 8)},
@@ -46,10 +46,10 @@ def test_apply_writes_all_or_nothing(problem):
 def test_a_delta_applies_once_and_only_to_its_base():
     tensors, indices = small()
     delta, _ = change(tensors, indices, 1)
-    delta.check(tensors)
+    delta.require_applicable(tensors)
     delta.apply(tensors)
     with pytest.raises(MismatchError, match="expected .*, found"):
-        delta.check(tensors)
+        delta.require_applicable(tensors)
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,10 @@ def test_unsound_indices_make_no_delta(index):
     fields = {"task": "t", "base": BASE, "parent": "", "info": {}}
     row = torch.tensor(index, dtype=torch.int32)
     with pytest.raises(DamageError):
-        Delta({"w": row}, {"w": values}, {"w": (3, 4)}, {"w": digest(values)}, **fields)
-    record = {"shape": [3, 4], "dtype": "F32", "entries": 2, "before": digest(values)}
+        Delta({"w": row}, {"w": values}, {"w": (3, 4)}, {"w": compute_digest(values)}, **fields)
+    record = {"shape": [3, 4], "dtype": "F32", "entries": 2, "before": compute_digest(values)}
     header = {"task": "t", "base": BASE, "parent": "", "info": {}, "tensors": {"w": record}}
-    data = deltafile.pack(header, {"w": (row, values)}, "raw")
+    data = deltafile.pack_delta(header, {"w": (row, values)}, "raw")
     with pytest.raises(DamageError):
         Delta.from_bytes(data)
 
@@ -127,7 +127,7 @@ def test_rows_may_share_memory():
     rows = torch.arange(3, dtype=torch.int32)
     values = torch.ones(3)
     both = [{"v": part, "w": part} for part in (rows, values)]
-    shapes, before = {"v": (4,), "w": (4,)}, dict.fromkeys("vw", digest(values))
+    shapes, before = {"v": (4,), "w": (4,)}, dict.fromkeys("vw", compute_digest(values))
     delta = Delta(*both, shapes, before, "t", BASE, "", {})
     for kind in ("gap", "raw"):
         assert same(Delta.from_bytes(delta.to_bytes(kind)).values["w"], values)

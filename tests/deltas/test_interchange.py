@@ -12,11 +12,16 @@ from made_deltas import noise, same
 
 from mm_piece import families
 from mm_piece.deltas import interchange
-from mm_piece.deltas.delta import Delta, fingerprint
+from mm_piece.deltas.delta import Delta, compute_fingerprint
 from mm_piece.deltas.header import DELTA_DTYPES
-from mm_piece.deltas.interchange import checkpoint_patches, read, sparse_patches, write
-from mm_piece.deltas.interchange.shira import MERGEABLE
-from mm_piece.dtypes import bits
+from mm_piece.deltas.interchange import (
+    make_checkpoint_patches,
+    make_sparse_patches,
+    read_foreign_delta,
+    write_foreign_delta,
+)
+from mm_piece.deltas.interchange.shira import MERGEABLE_DTYPES
+from mm_piece.dtypes import view_bits
 from mm_piece.errors import DamageError, DeltaError, FormatError, MismatchError, PieceError
 
 SHAPES = {"scale": (), "a.bias": (7,), "b": (5, 6), "c": (2, 3, 4), "d.values": (2, 1, 3, 2)}
@@ -36,7 +41,9 @@ def between(base, after) -> Delta:
     every = {name: torch.arange(tensor.numel()) for name, tensor in base.items()}
     flat = [{name: tensor.reshape(-1) for name, tensor in side.items()} for side in (base, after)]
     shapes = {name: tensor.shape for name, tensor in base.items()}
-    return Delta.from_change(every, *flat, shapes, task="ocr", base=fingerprint(base), info={})
+    return Delta.from_change(
+        every, *flat, shapes, task="ocr", base=compute_fingerprint(base), info={}
+    )
 
 
 def situation(dtype, nan: bool):
@@ -44,11 +51,11 @@ def situation(dtype, nan: bool):
     base = {name: noise(shape, dtype, seed) for seed, (name, shape) in enumerate(SHAPES.items())}
     after = {name: tensor.clone() for name, tensor in base.items()}
     for seed, tensor in enumerate(after.values()):
-        bits(tensor)[::2] = bits(noise((tensor.numel(),), dtype, 100 + seed))[::2]
+        view_bits(tensor)[::2] = view_bits(noise((tensor.numel(),), dtype, 100 + seed))[::2]
     zero = -(2 ** (8 * dtype.itemsize - 1))  # negative zero, then denormals
-    bits(after["b"])[:3] = torch.tensor([zero, 1, zero + 1])
+    view_bits(after["b"])[:3] = torch.tensor([zero, 1, zero + 1])
     for row in () if nan else after.values():
-        bits(row)[row.view(-1).float().isnan()] = 0
+        view_bits(row)[row.view(-1).float().isnan()] = 0
     return base, between(base, after), after
 
 
@@ -90,15 +97,15 @@ def renamed(old, new):
 @pytest.mark.parametrize(("form", "dtype"), KINDS, ids=str)
 def test_there_and_back(form, dtype, tmp_path):
     base, delta, after = situation(dtype, nan=form == "coo")
-    write(delta, tmp_path / "x", form)
-    back = read(tmp_path / "x", form, base, task="ocr")
+    write_foreign_delta(delta, tmp_path / "x", form)
+    back = read_foreign_delta(tmp_path / "x", form, base, task="ocr")
     assert leads_to(back, base, after)
-    assert (back.base, back.parent, back.task) == (fingerprint(base), "", "ocr")
+    assert (back.base, back.parent, back.task) == (compute_fingerprint(base), "", "ocr")
     assert back.shapes == delta.shapes and back.before == delta.before
     (tmp_path / "old").hardlink_to(tmp_path / "x")  # a write replaces the file, not its content
-    write(between(base, base), tmp_path / "x", form)
-    assert read(tmp_path / "x", form, base, task="ocr").entries == 0
-    write(back, tmp_path / "x", form)
+    write_foreign_delta(between(base, base), tmp_path / "x", form)
+    assert read_foreign_delta(tmp_path / "x", form, base, task="ocr").entries == 0
+    write_foreign_delta(back, tmp_path / "x", form)
     assert (tmp_path / "x").read_bytes() == (tmp_path / "old").read_bytes()
     assert not (tmp_path / "x").samefile(tmp_path / "old")
 
@@ -106,28 +113,30 @@ def test_there_and_back(form, dtype, tmp_path):
 @pytest.mark.parametrize("form", FORMS)
 def test_any_order_is_read_and_unchanged_entries_are_dropped(form, tmp_path):
     base, delta, after = situation(torch.float32, nan=False)
-    write(delta, tmp_path / "x", form)
+    write_foreign_delta(delta, tmp_path / "x", form)
 
     def turn(rows, _):
         for key, row in rows.items():
             rows[key] = row.flip(-1) if row.is_floating_point() else row.flip(-1).long()
 
     rewrite(tmp_path / "x", turn)
-    bits(base["b"])[::4] = bits(after["b"])[::4]  # some of it already stands
-    back = read(tmp_path / "x", form, base, task="t")
+    view_bits(base["b"])[::4] = view_bits(after["b"])[::4]  # some of it already stands
+    back = read_foreign_delta(tmp_path / "x", form, base, task="t")
     assert leads_to(back, base, after)
     assert back.info["imported"] == form and back.info["unchanged"] > 0
 
 
 def test_the_lines_in_the_docstring_make_vllm_patches(tmp_path):
     base, delta, after = situation(torch.bfloat16, nan=False)
-    write(delta, tmp_path / "x", "vllm")
+    write_foreign_delta(delta, tmp_path / "x", "vllm")
     text = (interchange.__doc__ or "").split("without us:\n\n")[1].split("\n\n")[0]
     scope = {"path": tmp_path / "x", "json": json, "safetensors": safetensors, "torch": torch}
     scope["CheckpointWeightPatch"] = CheckpointWeightPatch
     exec("if True:\n" + text, scope)
     patches = {patch.name: patch for patch in scope["patches"]}
-    for fields, sent in zip(checkpoint_patches(delta), sparse_patches(delta), strict=True):
+    for fields, sent in zip(
+        make_checkpoint_patches(delta), make_sparse_patches(delta), strict=True
+    ):
         patch, own = patches.pop(fields["name"]), CheckpointWeightPatch(**fields)
         assert patch[:3] == own[:3] and patch.shape == SHAPES[patch.name]
         assert list(sent) == ["name", "indices", "values", "full_shape"]
@@ -145,7 +154,11 @@ def test_the_lines_in_the_docstring_make_vllm_patches(tmp_path):
 def test_vllm_gets_no_nan_and_no_integers(dtype, tmp_path):
     after = torch.tensor([0, 1, math.nan if dtype in FLOATS else 1, 0]).to(dtype)
     delta = between({"a": torch.zeros(4).to(dtype)}, {"a": after})
-    for make in (checkpoint_patches, sparse_patches, lambda d: write(d, tmp_path / "x", "vllm")):
+    for make in (
+        make_checkpoint_patches,
+        make_sparse_patches,
+        lambda d: write_foreign_delta(d, tmp_path / "x", "vllm"),
+    ):
         with pytest.raises(FormatError, match="a: expected floating numbers"):
             make(delta)
     assert not list(tmp_path.iterdir())
@@ -155,43 +168,47 @@ def test_names_are_translated(tmp_path):
     base = {"language_model.lm_head.weight": torch.zeros(2, 2), "b": torch.zeros(2)}
     live = {"lm_head.weight": torch.ones(2, 2), "b": torch.ones(2)}
     file = tmp_path / "x", "coo"
-    write(between({name: tensor * 0 for name, tensor in live.items()}, live), *file)
-    delta = read(*file, base, task="t", rename=lambda name: families.hub_name(name, "llava"))
+    write_foreign_delta(between({name: tensor * 0 for name, tensor in live.items()}, live), *file)
+    delta = read_foreign_delta(
+        *file, base, task="t", rename=lambda name: families.hub_name(name, "llava")
+    )
     assert delta.indices.keys() == base.keys()
     with pytest.raises(MismatchError, match=r"found lm_head.weight \(1 of 2 names not there\)"):
-        read(*file, base, task="t")
+        read_foreign_delta(*file, base, task="t")
     with pytest.raises(MismatchError, match="expected 2 names in the base, found 1"):
-        read(*file, base, task="t", rename=lambda _: "b")
+        read_foreign_delta(*file, base, task="t", rename=lambda _: "b")
 
 
 def test_formats_and_files_that_are_not_there(tmp_path):
     delta = between({"a": torch.zeros(3)}, {"a": torch.ones(3)})
     with pytest.raises(FormatError, match="unknown format 'x'; known: vllm, coo, shira"):
-        read(tmp_path / "x", "x", {}, task="t")
+        read_foreign_delta(tmp_path / "x", "x", {}, task="t")
     with pytest.raises(FormatError, match="'shira' can be read only"):
-        write(delta, tmp_path / "x", "shira")
+        write_foreign_delta(delta, tmp_path / "x", "shira")
     with pytest.raises(DeltaError, match="cannot be written"):
-        write(delta, tmp_path / "no" / "x", "coo")
+        write_foreign_delta(delta, tmp_path / "no" / "x", "coo")
     for form in interchange.FORMATS:
         with pytest.raises(FormatError, match="No such file"):
-            read(tmp_path / "x", form, {}, task="t")
+            read_foreign_delta(tmp_path / "x", form, {}, task="t")
     delta.save(tmp_path / "own", codec="raw")
     with pytest.raises(FormatError, match="JSON in the metadata field weight_patches"):
-        read(tmp_path / "own", "vllm", {}, task="t")
+        read_foreign_delta(tmp_path / "own", "vllm", {}, task="t")
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_damage_never_escapes_as_another_error(form, tmp_path):
     base = {"a": torch.zeros(2, 3), "b\nc": torch.zeros(2)}
     path = tmp_path / "x"
-    write(between(base, {name: tensor + 1 for name, tensor in base.items()}), path, form)
+    write_foreign_delta(
+        between(base, {name: tensor + 1 for name, tensor in base.items()}), path, form
+    )
     whole, refused = path.read_bytes(), 0
     for at in range(0, len(whole), 2):
         flipped = bytes([whole[at] ^ (1, 4, 128)[at % 3]])
         for data in (whole[:at], whole[:at] + flipped + whole[at + 1 :]):
             path.write_bytes(data)
             try:
-                read(path, form, base, task="t")
+                read_foreign_delta(path, form, base, task="t")
             except PieceError as error:
                 refused += 1
                 assert len(str(error).splitlines()) == 1
@@ -224,24 +241,24 @@ def adapt(model, folder, targets=("0", "1")):
     return before, weights_of(merged)
 
 
-@pytest.mark.parametrize("dtype", MERGEABLE, ids=str)
+@pytest.mark.parametrize("dtype", MERGEABLE_DTYPES, ids=str)
 def test_shira_is_what_peft_merges(dtype, tmp_path):
     base, merged = adapt(small_model(dtype), tmp_path / "x")
-    delta = read(tmp_path / "x", "shira", base, task="t")
+    delta = read_foreign_delta(tmp_path / "x", "shira", base, task="t")
     assert leads_to(delta, base, merged)
     assert delta.info["imported"] == "shira" and delta.info["unchanged"] > 0
     assert (delta.values["0.weight"] == 0).any()  # -0 + 0 is 0
     rewrite(tmp_path / "x" / "adapter_model.safetensors", swap(WHERE, torch.Tensor.float))
-    assert leads_to(read(tmp_path / "x", "shira", base, task="t"), base, merged)
+    assert leads_to(read_foreign_delta(tmp_path / "x", "shira", base, task="t"), base, merged)
 
 
 def test_shira_of_a_transformers_model(base, tmp_path):
     from transformers import LlavaForConditionalGeneration
 
     model = LlavaForConditionalGeneration.from_pretrained(base, dtype=torch.bfloat16)
-    rename = families.translator(model)
+    rename = families.make_translator(model)
     before, merged = adapt(model, tmp_path / "x", targets=("q_proj", "linear_1"))
-    delta = read(tmp_path / "x", "shira", before, task="t", rename=rename)
+    delta = read_foreign_delta(tmp_path / "x", "shira", before, task="t", rename=rename)
     assert len(delta.indices) == 5  # two layers of the text, two of the vision tower, the projector
     assert leads_to(delta, before, merged)
 
@@ -251,7 +268,7 @@ def lay_out(form, path):
     if form == "shira":
         return path / "adapter_model.safetensors", adapt(small_model(torch.float32), path)[0]
     base, delta, _ = situation(torch.float32, nan=False)
-    write(delta, path, form)
+    write_foreign_delta(delta, path, form)
     return path, base
 
 
@@ -287,7 +304,7 @@ def test_refusals(problem, tmp_path):
     path, (rows, base) = tmp_path / "x", lay_out(form, tmp_path / "x")
     rewrite(rows, edit)
     with pytest.raises(error, match=match) as caught:
-        read(path, form, base, task="t")
+        read_foreign_delta(path, form, base, task="t")
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
@@ -295,12 +312,12 @@ def test_shira_needs_floating_matrices_and_its_settings(tmp_path):
     path, (_, base) = tmp_path / "x", lay_out("shira", tmp_path / "x")
     for weight in (torch.ones(12), torch.ones(12, 20).to(torch.float8_e5m2)):
         with pytest.raises(MismatchError, match="0.weight: expected a floating matrix"):
-            read(path, "shira", {**base, "0.weight": weight}, task="t")
+            read_foreign_delta(path, "shira", {**base, "0.weight": weight}, task="t")
     settings = path / "adapter_config.json"
     for text in ("[]", "[" * 10**5, '{"peft_type": "LORA", "r": 2}', '{"peft_type": "SHIRA"}'):
         settings.write_text(text)
         with pytest.raises(FormatError, match="adapter_config.json"):
-            read(path, "shira", base, task="t")
+            read_foreign_delta(path, "shira", base, task="t")
     settings.write_text('{"peft_type": "SHIRA", "r": 3}')
     with pytest.raises(DamageError, match="shira_weight: expected .*96.*, found .*64"):
-        read(path, "shira", base, task="t")
+        read_foreign_delta(path, "shira", base, task="t")

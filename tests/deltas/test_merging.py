@@ -8,38 +8,38 @@ from edits import EDITS, base_of, change
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mm_piece.deltas.delta import fingerprint, take
+from mm_piece.deltas.delta import compute_fingerprint, gather_entries
 from mm_piece.deltas.merging import (
-    RULES,
-    clash,
-    merge,
-    replay,
+    MERGE_RULES,
+    collect_indices,
+    find_conflicts,
+    find_shared_entries,
+    merge_deltas,
+    replay_deltas,
     require_agreement,
     require_mergeable,
-    shared,
-    union,
 )
-from mm_piece.dtypes import bits
+from mm_piece.dtypes import view_bits
 from mm_piece.errors import BaseError, ConflictError, MismatchError, OrderError, PieceError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def merged(base, deltas, rule):
-    index = union(deltas)
-    values = {name: take(base[name], at) for name, at in index.items()}
+    index = collect_indices(deltas)
+    values = {name: gather_entries(base[name], at) for name, at in index.items()}
     after = {name: tensor.clone() for name, tensor in base.items()}
-    for name, row in merge(deltas, index, values, rule).items():
+    for name, row in merge_deltas(deltas, index, values, rule).items():
         after[name].view(-1)[index[name].long()] = row
     return after
 
 
 def same(left, right):
-    return all(torch.equal(bits(left[name]), bits(right[name])) for name in left)
+    return all(torch.equal(view_bits(left[name]), view_bits(right[name])) for name in left)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", MERGE_RULES)
 def test_disjoint_deltas_merge_to_the_same_bits_under_every_rule(dtype, rule):
     base = base_of(dtype)
     ours = change(base, {"a": {0: -0.0, 3: float("nan"), 5: 1e-3}})
@@ -129,14 +129,16 @@ def test_replay_is_one_delta_after_the_other(edits, dtype):
         deltas.append(change(live, edit))
         deltas[-1].apply(live)
     deltas = [change_base(delta, base) for delta in deltas]
-    index = union(deltas)
-    state = replay(deltas, index, {name: take(base[name], at) for name, at in index.items()})
+    index = collect_indices(deltas)
+    state = replay_deltas(
+        deltas, index, {name: gather_entries(base[name], at) for name, at in index.items()}
+    )
     for name, at in index.items():
-        assert torch.equal(bits(state[name]), bits(take(live[name], at)))
+        assert torch.equal(view_bits(state[name]), view_bits(gather_entries(live[name], at)))
 
 
 def change_base(delta, base):
-    return replace(delta, base=fingerprint(base))
+    return replace(delta, base=compute_fingerprint(base))
 
 
 def test_replay_in_another_order_is_refused():
@@ -145,10 +147,10 @@ def test_replay_in_another_order_is_refused():
     live = {name: tensor.clone() for name, tensor in base.items()}
     first.apply(live)
     second = change_base(change(live, {"a": {1: 2.0}}, parent="e" * 64), base)
-    index = union([first, second])
-    values = {name: take(base[name], at) for name, at in index.items()}
+    index = collect_indices([first, second])
+    values = {name: gather_entries(base[name], at) for name, at in index.items()}
     with pytest.raises(OrderError, match="eeeeeeeeeeee"):
-        replay([second, first], index, values)
+        replay_deltas([second, first], index, values)
 
 
 @given(EDITS, EDITS)
@@ -158,13 +160,15 @@ def test_shared_and_clash_count_as_sets_do(left, right):
     for name in base:
         mine, yours = left.get(name, {}), right.get(name, {})
         both = sorted(mine.keys() & yours.keys())
-        assert shared(ours, theirs, name)[0].tolist() == both
-        differ = [i for i in both if bits(torch.tensor(mine[i])) != bits(torch.tensor(yours[i]))]
-        assert clash(ours, theirs, name).tolist() == differ
+        assert find_shared_entries(ours, theirs, name)[0].tolist() == both
+        differ = [
+            i for i in both if view_bits(torch.tensor(mine[i])) != view_bits(torch.tensor(yours[i]))
+        ]
+        assert find_conflicts(ours, theirs, name).tolist() == differ
 
 
 def test_shapes_that_differ_are_refused():
     left = change({"a": torch.zeros(4)}, {"a": {1: 1.0}})
     right = change({"a": torch.zeros(2, 2)}, {"a": {1: 1.0}})
     with pytest.raises(MismatchError, match=r"\[4\] and \[2, 2\]"):
-        clash(left, right, "a")
+        find_conflicts(left, right, "a")

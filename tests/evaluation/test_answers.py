@@ -7,24 +7,24 @@ import torch
 from tiny_families import BUILDERS
 from transformers import AddedToken
 
-from mm_piece.data import IGNORED, Example, fitted, read, tokenizer_of
+from mm_piece.data import IGNORE_INDEX, Example, encode_truncated, read, tokenizer_of
 from mm_piece.evaluation.answers import (
-    by_kind,
     evaluate,
-    generate,
+    generate_batch,
     mean_score,
-    pad_of,
-    with_own_answers,
+    pad_token_of,
+    relabel_examples,
+    scores_by_kind,
 )
-from mm_piece.metrics.answers import METRICS
+from mm_piece.metrics.answers import ANSWER_METRICS
 from mm_piece.models.base import load_base
 
 
 def test_answers_do_not_depend_on_the_batch(base):
     model, processor = load_base(base)
     examples = [*read("scenes:charts/test[:5]"), *read("scenes:digits/test[:3]")]
-    together = generate(model, processor, examples, 4)
-    alone = [generate(model, processor, [example], 4)[0] for example in examples]
+    together = generate_batch(model, processor, examples, 4)
+    alone = [generate_batch(model, processor, [example], 4)[0] for example in examples]
     assert together == alone
 
 
@@ -34,8 +34,11 @@ def test_evaluate_scores_every_row(base):
     answers = evaluate(model, processor, examples, max_new_tokens=2)
     assert [answer["row"] for answer in answers] == list(range(7))
     for answer in answers:
-        assert answer["score"] == METRICS["exact"]([answer["prediction"]], [[answer["answer"]]])[0]
-    kinds = by_kind(answers)
+        assert (
+            answer["score"]
+            == ANSWER_METRICS["exact"]([answer["prediction"]], [[answer["answer"]]])[0]
+        )
+    kinds = scores_by_kind(answers)
     assert set(kinds) == {example.kind for example in examples}
     assert mean_score(answers) == sum(answer["score"] for answer in answers) / 7
 
@@ -45,11 +48,11 @@ class Parrot(torch.nn.Module):
 
     def __init__(self, model, processor, examples):
         super().__init__()
-        self.model, self.pad = model, pad_of(tokenizer_of(processor))
+        self.model, self.pad = model, pad_token_of(tokenizer_of(processor))
         self.dtype, self.device = torch.float32, torch.device("cpu")
         self.generation_config = model.generation_config
-        rows = [fitted(example, processor, None)[0] for example in examples]
-        self.taught = [row["input_ids"][row["labels"] != IGNORED] for row in rows]
+        rows = [encode_truncated(example, processor, None)[0] for example in examples]
+        self.taught = [row["input_ids"][row["labels"] != IGNORE_INDEX] for row in rows]
 
     def generate(self, input_ids, **_):
         said = self.taught[: len(input_ids)]
@@ -108,5 +111,5 @@ def test_own_answers_that_would_be_read_as_images_are_left_out(base):
     parrot = Parrot(model, processor, examples)
     image = tokenizer_of(processor).convert_tokens_to_ids("<image>")
     parrot.taught[1][0] = image
-    own = with_own_answers(parrot, processor, examples, max_new_tokens=9)
+    own = relabel_examples(parrot, processor, examples, max_new_tokens=9)
     assert [example.answer for example in own] == ["a", "c"]

@@ -12,14 +12,14 @@ from tiny_families import make, tokenizer_for
 
 import mm_piece
 from mm_piece.data import Example, read
-from mm_piece.data.prompts import message_of, prompt
+from mm_piece.data.prompts import make_message, render_prompt
 from mm_piece.errors import DataError, RecipeError
-from mm_piece.evaluation.answers import ends_of, evaluate
-from mm_piece.evaluation.divergence import divergence
-from mm_piece.evaluation.suites import HARNESSES, SUITES, load_suite, run
-from mm_piece.evaluation.suites.scores import readable
+from mm_piece.evaluation.answers import end_tokens_of, evaluate
+from mm_piece.evaluation.divergence import measure_divergence
+from mm_piece.evaluation.suites import HARNESSES, SUITES, load_suite, run_suite
+from mm_piece.evaluation.suites.scores import parse_harness_results
 from mm_piece.models.base import load_base
-from mm_piece.store.base_record import describe
+from mm_piece.store.base_record import describe_base
 from mm_piece.store.delta_store import DeltaStore
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def _images(folder):
     """Twelve rows of the base's own data: half of them with the image where the text says."""
     lines = []
     for number, example in enumerate(read("scenes:base/test[:12]")):
-        (image,) = example.pictures()
+        (image,) = example.open_images()
         image.save(folder / f"{number}.png")
         text = f"<image>{example.prompt}" if number % 2 else example.prompt
         row = {"file": str(folder / f"{number}.png"), "question": text, "answer": example.answer}
@@ -138,7 +138,7 @@ def said(model, processor, question, most):
     ids = tokenizer(question, add_special_tokens=False)["input_ids"]
     for _ in range(most):
         token = int(model(input_ids=torch.tensor([[*ids, *new]])).logits[0, -1].argmax())
-        if token in ends_of(model, processor):
+        if token in end_tokens_of(model, processor):
             break
         new.append(token)
     return tokenizer.decode(new).strip()
@@ -163,7 +163,7 @@ def test_both_harnesses_and_the_divergence_see_the_model_at_its_position(folder,
     assert found["lm-eval"]["toy_choice"]["acc"]["value"] == pytest.approx(accuracy)
     assert found["lm-eval"]["toy_choice"]["acc"]["stderr"] is not None
     nats = found["kl"]["base"]["nats a token"]["value"]
-    apart = divergence(model, processor, read("scenes:base/test"), 1, max_new_tokens=24)
+    apart = measure_divergence(model, processor, read("scenes:base/test"), 1, max_new_tokens=24)
     assert nats == pytest.approx(apart, rel=1e-4)
 
 
@@ -172,7 +172,7 @@ def test_texts_are_greedy_and_as_long_as_the_task_says(folder):
     from lm_eval.models.huggingface import HFLM
 
     from mm_piece.evaluation.suites import lm_eval
-    from mm_piece.evaluation.suites.schema import Texts
+    from mm_piece.evaluation.suites.schema import TextHarnessConfig
 
     model, processor = mm_piece.load(TINY / "base")
     own = model.generation_config
@@ -184,10 +184,10 @@ def test_texts_are_greedy_and_as_long_as_the_task_says(folder):
             given.extend(super().generate_until(requests, **options))
             return given
 
-    part = Texts(tasks=("toy_say",), include=str(folder / "lm"), batch_size=3)
+    part = TextHarnessConfig(tasks=("toy_say",), include=str(folder / "lm"), batch_size=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lm_eval, "_Model", Listening)
-        lm_eval.Harness(part).scores(model, processor)
+        lm_eval.Harness(part).measure_scores(model, processor)
     assert given == [said(model, processor, question, 3) for question, _ in QUESTIONS]
     assert model.generation_config is own
 
@@ -195,7 +195,7 @@ def test_texts_are_greedy_and_as_long_as_the_task_says(folder):
 def asked_of(harness_tasks, model, processor, folder, **options):
     """The contexts that lm-eval asks a model, and the answers to those that it generates."""
     from mm_piece.evaluation.suites import lm_eval
-    from mm_piece.evaluation.suites.schema import Texts
+    from mm_piece.evaluation.suites.schema import TextHarnessConfig
 
     asked = []
 
@@ -208,10 +208,12 @@ def asked_of(harness_tasks, model, processor, folder, **options):
             asked.extend(request.args[0] for request in requests)
             return super().loglikelihood(requests, **more)
 
-    part = Texts(tasks=harness_tasks, include=str(folder / "lm"), batch_size=3, **options)
+    part = TextHarnessConfig(
+        tasks=harness_tasks, include=str(folder / "lm"), batch_size=3, **options
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lm_eval, "_Model", Listening)
-        lm_eval.Harness(part).scores(model, processor)
+        lm_eval.Harness(part).measure_scores(model, processor)
     return asked
 
 
@@ -226,7 +228,7 @@ def test_a_chat_asks_what_the_base_was_trained_on(folder, typed):
             "{% for part in message.content if part.type == 'text' %}{{ part.text }} {% endfor %}"
             "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
         )
-    expected = [prompt(_question(text), processor) for text, _ in QUESTIONS]
+    expected = [render_prompt(_question(text), processor) for text, _ in QUESTIONS]
     assert all(text in shown for shown, (text, _) in zip(expected, QUESTIONS, strict=True))
     asked = asked_of(("toy_say",), model, processor, folder, chat=True)
     assert asked == expected
@@ -236,56 +238,58 @@ def test_a_chat_asks_what_the_base_was_trained_on(folder, typed):
 
 def _question(text):
     turns = [("user", text), ("assistant", "x")]
-    return Example(0, [message_of(role, said) for role, said in turns], [], "lm-eval")
+    return Example(0, [make_message(role, said) for role, said in turns], [], "lm-eval")
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_chat_with_examples_and_a_begun_answer():
-    from mm_piece.evaluation.suites.lm_eval import _asked
+    from mm_piece.evaluation.suites.lm_eval import _format_question
 
     processor = tokenizer_for("gemma", "gemma")
     turns = [("system", "Be short."), ("user", "A?"), ("assistant", "a"), ("user", "B?")]
     turns = [{"role": role, "content": text} for role, text in turns]
-    shown = _asked(processor, turns)
+    shown = _format_question(processor, turns)
     assert shown == (
         "<bos><start_of_turn>system\nBe short.<end_of_turn>\n<start_of_turn>user\nA?<end_of_turn>\n"
         "<start_of_turn>model\na<end_of_turn>\n<start_of_turn>user\nB?<end_of_turn>\n"
         "<start_of_turn>model\n"
     )
     begun = {"role": "assistant", "content": "It is"}
-    assert _asked(processor, [*turns, begun], add_generation_prompt=False) == shown + "It is"
+    assert (
+        _format_question(processor, [*turns, begun], add_generation_prompt=False) == shown + "It is"
+    )
     refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
     processor.chat_template = refuses + processor.chat_template
-    assert "<start_of_turn>user\nBe short.\n\nA?<end_of_turn>" in _asked(processor, turns)
+    assert "<start_of_turn>user\nBe short.\n\nA?<end_of_turn>" in _format_question(processor, turns)
     with pytest.raises(DataError, match="refuses it: no"):
         processor.chat_template = "{{ raise_exception('no') }}"
-        _asked(processor, turns[1:])
+        _format_question(processor, turns[1:])
 
 
 def test_a_text_that_is_continued_has_no_end():
-    from mm_piece.evaluation.suites.lm_eval import _unended
+    from mm_piece.evaluation.suites.lm_eval import _strip_end_token
 
     tokenizer = tokenizer_for("llama", "llama", add_bos_token=True, add_eos_token=True)
     first, *_, last = tokenizer("a dog")["input_ids"]
     assert (first, last) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    assert _unended(tokenizer)("a dog")["input_ids"] == tokenizer("a dog")["input_ids"][:-1]
+    assert _strip_end_token(tokenizer)("a dog")["input_ids"] == tokenizer("a dog")["input_ids"][:-1]
     assert tokenizer("a dog")["input_ids"][-1] == last
     begins_alone = tokenizer_for("llava", "llava")
-    assert _unended(begins_alone) is begins_alone
+    assert _strip_end_token(begins_alone) is begins_alone
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_code_that_a_model_writes_is_not_run_unasked(folder, monkeypatch, capsys):
     from mm_piece.evaluation.suites import lm_eval
-    from mm_piece.evaluation.suites.schema import Texts
+    from mm_piece.evaluation.suites.schema import TextHarnessConfig
 
     model, processor = mm_piece.load(TINY / "base")
-    part = Texts(tasks=("toy_code",), include=str(folder / "lm"))
+    part = TextHarnessConfig(tasks=("toy_code",), include=str(folder / "lm"))
     monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
-    assert lm_eval.Harness(part).scores(model, processor) == {}
+    assert lm_eval.Harness(part).measure_scores(model, processor) == {}
     assert "toy_code: left out" in capsys.readouterr().out
     monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
-    assert "exact_match" in lm_eval.Harness(part).scores(model, processor)["toy_code"]
+    assert "exact_match" in lm_eval.Harness(part).measure_scores(model, processor)["toy_code"]
 
 
 def test_what_was_found_is_shown_when_a_harness_fails(folder, tmp_path):
@@ -303,11 +307,11 @@ def test_what_was_found_is_shown_when_a_harness_fails(folder, tmp_path):
 
 def test_a_base_without_eyes_is_shown_no_images(tmp_path, monkeypatch, capsys):
     base = make("qwen2", tmp_path / "base")
-    described = describe(load_base(base)[0], str(base), None, tmp_path / "store")
+    described = describe_base(load_base(base)[0], str(base), None, tmp_path / "store")
     store = DeltaStore.create(tmp_path / "store", described, _recipe(tmp_path))
-    monkeypatch.setattr("mm_piece.evaluation.suites._harness", lambda name, part: None)
+    monkeypatch.setattr("mm_piece.evaluation.suites._load_harness", lambda name, part: None)
     suite = write(tmp_path / "suite.yaml", "kl: false\nlmms-eval: {tasks: [pope]}\n")
-    assert list(run(store.path, load_suite(suite))) == []
+    assert list(run_suite(store.path, load_suite(suite))) == []
     said = capsys.readouterr()
     assert "the base sees no images" in said.err and "left out" not in said.out
 
@@ -334,7 +338,7 @@ def _recipe(folder):
 )
 def test_a_wrong_suite_is_told_in_one_line(content, told, tmp_path):
     with pytest.raises(RecipeError) as error:
-        list(run(TINY, load_suite(write(tmp_path / "suite.yaml", content))))
+        list(run_suite(TINY, load_suite(write(tmp_path / "suite.yaml", content))))
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
@@ -346,7 +350,7 @@ def test_an_unknown_suite_names_those_there_are():
 def test_a_harness_that_is_not_installed_is_named_with_what_brings_it(monkeypatch):
     monkeypatch.setattr("mm_piece.evaluation.suites.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"lm-eval is not installed: pip install 'mm-piece\[suit"):
-        list(run(TINY, SUITES["general"]))
+        list(run_suite(TINY, SUITES["general"]))
 
 
 def test_suite_takes_the_place_of_other_choices():
@@ -358,17 +362,18 @@ def test_suite_takes_the_place_of_other_choices():
 def test_the_general_suite_names_tasks_that_the_harnesses_have():
     from lm_eval.tasks import TaskManager
 
-    assert set(SUITES["general"].parts()) == set(HARNESSES)
-    assert set(SUITES["general"].parts()["lm-eval"].tasks) <= set(TaskManager().all_tasks)
+    assert set(SUITES["general"].harness_configs()) == set(HARNESSES)
+    assert set(SUITES["general"].harness_configs()["lm-eval"].tasks) <= set(TaskManager().all_tasks)
     code = (
         "from lmms_eval.tasks import TaskManager; from mm_piece.evaluation.suites import SUITES\n"
-        "assert {*SUITES['general'].parts()['lmms-eval'].tasks} <= {*TaskManager().all_tasks}"
+        "assert {*SUITES['general'].harness_configs()['lmms-eval'].tasks} <= "
+        "{*TaskManager().all_tasks}"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=200)
 
 
 def test_numbers_of_a_harness_become_scores():
-    found = readable(
+    found = parse_harness_results(
         {
             "group": {"alias": "group", "sample_len": 3},
             "gsm": {

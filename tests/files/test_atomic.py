@@ -24,7 +24,7 @@ def test_a_link_that_was_planted_is_not_followed(tmp_path, monkeypatch):
     for target in (victim, tmp_path / "nowhere"):
         planted.symlink_to(target)
         with pytest.raises(OSError, match="File exists.*new'$"):
-            atomic.write(tmp_path / "new", b"x")
+            atomic.write_atomically(tmp_path / "new", b"x")
         assert planted.is_symlink()  # it was not ours to remove
         planted.unlink()
     assert victim.read_text() == "mine"
@@ -34,7 +34,7 @@ def test_a_link_that_was_planted_is_not_followed(tmp_path, monkeypatch):
 def test_temporary_names_cannot_be_foreseen(tmp_path):
     names = set()
     for _ in range(20):
-        with atomic.writing(tmp_path / "a"):
+        with atomic.writing_atomically(tmp_path / "a"):
             (temporary,) = tmp_path.glob(".a.*.tmp")
             names.add(temporary.name)
     assert len(names) == 20
@@ -45,14 +45,14 @@ def test_a_link_in_the_place_of_a_file_is_replaced(tmp_path):
     victim, path = tmp_path / "victim", tmp_path / "path"
     victim.write_text("mine")
     path.symlink_to(victim)
-    atomic.write(path, b"new")
+    atomic.write_atomically(path, b"new")
     assert (victim.read_text(), path.read_bytes(), path.is_symlink()) == ("mine", b"new", False)
 
 
 def test_a_file_is_as_open_as_others(tmp_path):
     before = os.umask(0o022)
     try:
-        atomic.write(tmp_path / "a", b"")
+        atomic.write_atomically(tmp_path / "a", b"")
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
@@ -62,21 +62,24 @@ def test_a_file_is_as_open_as_others(tmp_path):
 def test_an_error_without_a_name_gets_one(tmp_path, durable):
     path = tmp_path / "a"
     for error in (FULL, OSError(errno.EIO, "Input/output error", str(tmp_path / "other"))):
-        with pytest.raises(OSError) as caught, atomic.writing(path, durable=durable) as file:
+        with (
+            pytest.raises(OSError) as caught,
+            atomic.writing_atomically(path, durable=durable) as file,
+        ):
             file.write(b"half")
             raise error
         assert caught.value.errno == error.errno
         assert caught.value.filename == (error.filename or str(path))
         assert not list(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError, match="no/a'$"):
-        atomic.write(tmp_path / "no" / "a", b"")
+        atomic.write_atomically(tmp_path / "no" / "a", b"")
 
 
 def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     to = tmp_path / "to"
     copied = OSError(errno.ENOSPC, "No space left on device", "from", None, "to")
     for error in (FULL, copied):
-        with pytest.raises(OSError) as caught, atomic.new_folder(to) as folder:
+        with pytest.raises(OSError) as caught, atomic.creating_folder(to) as folder:
             (folder / "a").write_text("half")
             if error is copied:
                 error.filename2 = str(folder / "a")
@@ -84,7 +87,7 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
         assert caught.value.filename == str(to)
         assert not list(tmp_path.iterdir())
     to.mkdir()
-    with atomic.new_folder(to) as folder:
+    with atomic.creating_folder(to) as folder:
         (folder / "a").write_text("whole")
     assert (to / "a").read_text() == "whole"
     assert [path.name for path in tmp_path.iterdir()] == ["to"]
@@ -125,7 +128,7 @@ from pathlib import Path
 from click.testing import CliRunner
 from derived_store import made_store
 from mm_piece.cli import main
-from mm_piece.files.atomic import write
+from mm_piece.files.atomic import write_atomically
 
 base, here = {base!r}, Path.cwd()
 store, _ = made_store(here / "store", base)

@@ -6,10 +6,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from mm_piece.dtypes import SAFETENSORS_DTYPES, SAFETENSORS_NAMES, bits
+from mm_piece.dtypes import SAFETENSORS_DTYPES, SAFETENSORS_NAMES, view_bits
 from mm_piece.errors import ModelError
 from mm_piece.files import safetensors as tensorfile
-from mm_piece.files.safetensors import Row, places
+from mm_piece.files.safetensors import TensorSpec, read_tensor_locations
 
 
 def tensors():
@@ -22,10 +22,10 @@ def tensors():
 
 
 def written(named, metadata):
-    rows = {Row(n, SAFETENSORS_NAMES[t.dtype], tuple(t.shape)): t for n, t in named.items()}
-    order = tensorfile.ordered(rows)
-    data = b"".join(bits(rows[row]).numpy().tobytes() for row in order)
-    return tensorfile.header(order, metadata) + data
+    rows = {TensorSpec(n, SAFETENSORS_NAMES[t.dtype], tuple(t.shape)): t for n, t in named.items()}
+    order = tensorfile.sort_tensor_specs(rows)
+    data = b"".join(view_bits(rows[row]).numpy().tobytes() for row in order)
+    return tensorfile.build_header(order, metadata) + data
 
 
 def test_the_layout_is_the_librarys_own():
@@ -37,24 +37,26 @@ def test_slices_and_samples_are_those_of_the_tensor(tmp_path):
     named = {**tensors(), "long": torch.arange(10_007, dtype=torch.float64)}
     file = tmp_path / "x.safetensors"
     safetensors.torch.save_file(named, file)
-    found = places(file)
+    found = read_tensor_locations(file)
     assert found.keys() == named.keys()
     for name, place in found.items():
         flat = named[name].reshape(-1)
-        pieces = list(place.pieces(most=7))
+        pieces = list(place.iter_slices(max_entries=7))
         assert [first for first, _ in pieces] == list(range(0, len(flat), 7))
         whole = torch.cat([piece for _, piece in pieces] or [flat[:0]])
-        assert torch.equal(bits(whole), bits(flat))
+        assert torch.equal(view_bits(whole), view_bits(flat))
         for step in (1, 3, 7, 513, 2001):
-            assert torch.equal(bits(place.sample(step)), bits(flat[::step].clone()))
+            assert torch.equal(
+                view_bits(place.sample_entries(step)), view_bits(flat[::step].clone())
+            )
 
 
 def test_samples_step_over_piece_borders(tmp_path, monkeypatch):
     file = tmp_path / "x.safetensors"
     row = torch.arange(1000, dtype=torch.int32)
     safetensors.torch.save_file({"row": row}, file)
-    monkeypatch.setattr(tensorfile.Place.pieces, "__defaults__", (13,))
-    assert torch.equal(places(file)["row"].sample(9), row[::9])
+    monkeypatch.setattr(tensorfile.TensorLocation.iter_slices, "__defaults__", (13,))
+    assert torch.equal(read_tensor_locations(file)["row"].sample_entries(9), row[::9])
 
 
 @pytest.mark.parametrize(
@@ -73,14 +75,14 @@ def test_unsound_files_are_refused_in_one_line(tmp_path, content):
     file = tmp_path / "x.safetensors"
     file.write_bytes(content)
     with pytest.raises(ModelError, match="safetensors") as caught:
-        places(file)
+        read_tensor_locations(file)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_cut_while_it_is_read_is_noticed(tmp_path):
     file = tmp_path / "x.safetensors"
     safetensors.torch.save_file({"a": torch.zeros(9)}, file)
-    place = places(file)["a"]
+    place = read_tensor_locations(file)["a"]
     os.truncate(file, file.stat().st_size - 1)
     with pytest.raises(ModelError, match="truncated"):
-        list(place.pieces())
+        list(place.iter_slices())

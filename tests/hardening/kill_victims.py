@@ -118,8 +118,8 @@ def _rank(recipe: Any, rank: int, port: int) -> None:
         mm_piece.train(recipe)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", flush=True)
-        distributed.end(1)
-    distributed.end(0)
+        distributed.exit_process(1)
+    distributed.exit_process(0)
 
 
 def make_base(folder: Path, report: Report) -> None:

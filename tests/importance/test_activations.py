@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from mm_piece.data import Alike, encode, read
+from mm_piece.data import LengthGroupedBatches, encode, read
 from mm_piece.families import weights
-from mm_piece.importance import estimate, scorable
+from mm_piece.importance import estimate, find_scorable_names
 from mm_piece.models.base import load_base
 from mm_piece.selection import select
 
@@ -42,7 +42,7 @@ def loop(model, examples):
 def test_equals_the_loop(model_and_examples):
     model, examples = model_and_examples
     expected, scores = loop(model, examples), estimate(model, examples, "migu")
-    reached = scorable(model, examples, "piece-f")
+    reached = find_scorable_names(model, examples, "piece-f")
     assert set(scores) == set(expected) & set(reached)
     assert len(scores) > 10
     for name, score in scores.items():
@@ -57,7 +57,7 @@ def test_padding_does_not_count(model_and_examples):
     assert len(lengths) > 1
     alone, together = (
         estimate(model, examples, "migu"),
-        estimate(model, Alike(examples, 5, 0), "migu"),
+        estimate(model, LengthGroupedBatches(examples, 5, 0), "migu"),
     )
     for name in alone:
         torch.testing.assert_close(alone[name], together[name], rtol=1e-4, atol=1e-6)
@@ -71,8 +71,8 @@ def test_budget_changes_nothing(model_and_examples, memory, monkeypatch):
     passes = []
     monkeypatch.setattr(
         activations,
-        "_sums",
-        lambda *args, real=activations._sums: passes.append(args[2]) or real(*args),
+        "_sum_outputs",
+        lambda *args, real=activations._sum_outputs: passes.append(args[2]) or real(*args),
     )
     whole = estimate(model, examples[:1], "migu")
     cut = estimate(model, examples[:1], "migu", memory=memory)

@@ -8,8 +8,8 @@ import torch
 from mm_piece.data import collate, encode, read
 from mm_piece.errors import SelectionError
 from mm_piece.families import group_of, weights
-from mm_piece.importance import estimate, estimation, patchable, stream
-from mm_piece.importance.accumulators import Sums
+from mm_piece.importance import estimate, estimation, find_patchable_names, stream_scores
+from mm_piece.importance.accumulators import GradientSums
 from mm_piece.models.base import load_base
 from mm_piece.selection import select
 
@@ -94,15 +94,17 @@ def test_accumulators_stay_inside_the_budget(model_and_examples, monkeypatch, me
     model, examples = model_and_examples
     held, made = [], []
 
-    class Watched(Sums):
+    class Watched(GradientSums):
         def __init__(self, *args):
             assert not any(earlier() for earlier in made)  # never two blocks at a time
             made.append(ref(self))
             super().__init__(*args)
-            held.append(sum(t.nbytes for t in (*self.first.values(), *self.second.values())))
+            held.append(
+                sum(t.nbytes for t in (*self.gradient_sums.values(), *self.square_sums.values()))
+            )
 
-    monkeypatch.setattr(estimation, "Sums", Watched)
-    list(stream(model, examples, method, memory=10_000))
+    monkeypatch.setattr(estimation, "GradientSums", Watched)
+    list(stream_scores(model, examples, method, memory=10_000))
     assert len(held) > 1
     assert set(held[:-1]) == {10_000}  # used up, and not exceeded
     assert 0 < held[-1] <= 10_000
@@ -130,13 +132,13 @@ def test_batches_that_cannot_be_taken_apart_are_refused(model_and_examples):
 
 def test_what_never_trains_is_not_patchable(model_and_examples):
     model, examples = model_and_examples
-    names = patchable(model, examples)
+    names = find_patchable_names(model, examples)
     missing = set(weights(model)) - set(names)
     assert missing == {
         "vision_tower.vision_model.post_layernorm.weight",
         "vision_tower.vision_model.post_layernorm.bias",
     }
-    kept = patchable(model, examples, exclude=("embedding", "head"))
+    kept = find_patchable_names(model, examples, exclude=("embedding", "head"))
     assert {group_of(name) for name in kept} == {"vision", "projector", "language"}
 
 
@@ -202,7 +204,7 @@ def misspelt(moments):
 def test_a_rule_that_computes_in_place_changes_no_weight(model_and_examples):
     model, examples = model_and_examples
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    estimate(model, examples[:1], "test_importance.in_place")
+    estimate(model, examples[:1], f"{__name__}.in_place")
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
@@ -217,7 +219,7 @@ def test_a_rule_that_computes_in_place_changes_no_weight(model_and_examples):
 )
 def test_mistakes_in_a_rule_are_one_line(model_and_examples, rule, message):
     with pytest.raises(SelectionError, match=message) as caught:
-        estimate(*model_and_examples, f"test_importance.{rule}")
+        estimate(*model_and_examples, f"{__name__}.{rule}")
     assert "\n" not in str(caught.value)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mm_piece.importance import Compact, compact
+from mm_piece.importance import FactoredImportance, factor_scores
 
 SHAPES = {"linear": (6, 8), "bias": (7,), "conv": (3, 2, 2, 2), "experts": (2, 3, 4)}
 
@@ -21,7 +21,7 @@ def pieces_of(scores, size):
 
 def dense(found, name):
     size = torch.Size(SHAPES[name]).numel()
-    return found.at(name, torch.arange(size)).view(SHAPES[name])
+    return found.scores_at(name, torch.arange(size)).view(SHAPES[name])
 
 
 def matrix(scores):
@@ -33,7 +33,7 @@ def matrix(scores):
 
 def test_is_the_product_of_the_sums():
     scores = scores_of()
-    found = compact(pieces_of(scores, 100), SHAPES)
+    found = factor_scores(pieces_of(scores, 100), SHAPES)
     total = sum(float(s.sum()) for s in scores.values())
     mean = total / sum(s.numel() for s in scores.values())
     for name, values in scores.items():
@@ -47,7 +47,7 @@ def test_is_the_product_of_the_sums():
 def test_vectors_and_matrices_of_rank_one_stay_as_they_are():
     scores = scores_of()
     scores["linear"] = scores["linear"][:, :1] * scores["linear"][:1]
-    found = compact(pieces_of(scores, 5), SHAPES)
+    found = factor_scores(pieces_of(scores, 5), SHAPES)
     mean = torch.cat([s.flatten() for s in scores.values()]).mean()
     for name in ("linear", "bias"):
         torch.testing.assert_close(dense(found, name), scores[name] / mean, rtol=2**-7, atol=0)
@@ -56,15 +56,15 @@ def test_vectors_and_matrices_of_rank_one_stay_as_they_are():
 @pytest.mark.parametrize("size", [1, 3, 7, 8, 1000])
 def test_does_not_depend_on_the_pieces(size):
     scores = scores_of(1)
-    one, other = (compact(pieces_of(scores, cut), SHAPES) for cut in (size, 16))
+    one, other = (factor_scores(pieces_of(scores, cut), SHAPES) for cut in (size, 16))
     for name in SHAPES:
         assert torch.equal(one.rows[name], other.rows[name])
         assert torch.equal(one.columns[name], other.columns[name])
 
 
 def test_is_relative_to_its_mean():
-    found = compact(pieces_of(scores_of(), 9), SHAPES)
-    twice = compact(pieces_of({n: 1e-9 * s for n, s in scores_of().items()}, 9), SHAPES)
+    found = factor_scores(pieces_of(scores_of(), 9), SHAPES)
+    twice = factor_scores(pieces_of({n: 1e-9 * s for n, s in scores_of().items()}, 9), SHAPES)
     values = torch.cat([dense(found, name).flatten() for name in SHAPES])
     assert float(values.mean()) == pytest.approx(1, rel=1e-2)
     for name in SHAPES:
@@ -72,7 +72,7 @@ def test_is_relative_to_its_mean():
 
 
 def test_takes_two_bytes_for_a_row_and_a_column():
-    found = compact(pieces_of(scores_of(), 9), SHAPES)
+    found = factor_scores(pieces_of(scores_of(), 9), SHAPES)
     assert found.rows["linear"].dtype == found.columns["linear"].dtype == torch.bfloat16
     assert {n: len(r) for n, r in found.rows.items()} == {
         "linear": 6,
@@ -89,9 +89,9 @@ def test_takes_two_bytes_for_a_row_and_a_column():
 
 
 def test_scores_of_nothing_but_zeros_are_zeros():
-    found = compact(pieces_of({n: 0 * s for n, s in scores_of().items()}, 9), SHAPES)
+    found = factor_scores(pieces_of({n: 0 * s for n, s in scores_of().items()}, 9), SHAPES)
     assert all(not dense(found, name).any() for name in SHAPES)
 
 
 def test_a_weight_without_scores_has_no_importance():
-    assert not Compact({}, {}).at("elsewhere", torch.arange(3)).any()
+    assert not FactoredImportance({}, {}).scores_at("elsewhere", torch.arange(3)).any()

@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny_families import TEXT
 
-from mm_piece.data import Alike, encode, read
-from mm_piece.distributed import Share
+from mm_piece.data import LengthGroupedBatches, encode, read
+from mm_piece.distributed import EntryRange
 from mm_piece.families import weights
-from mm_piece.importance import estimate, stream
+from mm_piece.importance import estimate, stream_scores
 from mm_piece.models.base import load_base
 
 FAMILIES = ("llava_next", "llava_onevision", "qwen3_vl", "qwen3_vl_moe", "llama", "qwen2")
@@ -62,8 +62,8 @@ def in_parts(model, batches, names, processes, **options):
             size = named[name].numel()
             most = -(-size // processes)
             start = min(rank * most, size)
-            shares[name] = Share(start, min(start + most, size), most)
-        for name, _, flat in stream(model, batches, names=shares, **options):
+            shares[name] = EntryRange(start, min(start + most, size), most)
+        for name, _, flat in stream_scores(model, batches, names=shares, **options):
             found[name].append(flat)
     return {name: torch.cat(flats).view_as(named[name]) for name, flats in found.items()}
 
@@ -75,8 +75,10 @@ def test_experts_in_batches_equal_the_loop(world, implementation):
     expected = loop(model, examples)
     largest = max(float(score.max()) for score in map(torch.as_tensor, expected.values()))
     for size in (2, 3, 4, 8):
-        batches = Alike(examples, size, 0)
-        assert max(map(len, batches.batches)) == min(size, 5)  # images are packed: one by one
+        batches = LengthGroupedBatches(examples, size, 0)
+        assert max(map(len, batches.batch_positions)) == min(
+            size, 5
+        )  # images are packed: one by one
         for name, scores in estimate(model, batches).items():
             noise = 1e-5 * float(expected[name].max()) + NOISE * largest
             torch.testing.assert_close(scores.double(), expected[name], rtol=1e-3, atol=noise)
@@ -85,16 +87,16 @@ def test_experts_in_batches_equal_the_loop(world, implementation):
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")
 def test_experts_whose_activations_are_recomputed(world):
     model, examples = world("qwen3_vl_moe")
-    plain = estimate(model, Alike(examples, 4, 0))
+    plain = estimate(model, LengthGroupedBatches(examples, 4, 0))
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    again = estimate(model, Alike(examples, 4, 0))
+    again = estimate(model, LengthGroupedBatches(examples, 4, 0))
     assert all(torch.equal(plain[name], again[name]) for name in plain)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_neither_budget_nor_company_nor_processes_show_in_a_bit(world, family):
     model, examples = world(family)
-    batches = Alike(examples, 4, 0)
+    batches = LengthGroupedBatches(examples, 4, 0)
     whole = estimate(model, batches)
     names, size = [*whole], sum(scores.numel() for scores in whole.values())
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mm_piece import importance
-from mm_piece.data import Alike, collate, encode, read
+from mm_piece.data import LengthGroupedBatches, collate, encode, read
 from mm_piece.families import weights
-from mm_piece.importance import stakes
+from mm_piece.importance import margin_sensitivity
 from mm_piece.models.base import load_base
 
 module = import_module("mm_piece.importance.margins")
@@ -20,7 +20,7 @@ def world(base):
     """A model and examples with answers of one to several tokens, some without an image."""
     model, processor = load_base(base)
     rows = read("scenes:charts/train[:4]")
-    said = [row.answered(text) for row, text in zip(rows, ("a", "bc", "def", "g"), strict=True)]
+    said = [row.with_answer(text) for row, text in zip(rows, ("a", "bc", "def", "g"), strict=True)]
     return model, [encode(row, processor) for row in said]
 
 
@@ -79,8 +79,8 @@ def test_over_all_signs_the_mean_is_that_of_the_tokens(world, monkeypatch):
     assert count > 1
     total = {}
     for signs in product((-1.0, 1.0), repeat=count):
-        monkeypatch.setattr(module, "_signs", lambda *_, s=signs: torch.tensor(s))
-        for name, found in importance.estimate(model, own, objective=stakes).items():
+        monkeypatch.setattr(module, "_draw_signs", lambda *_, s=signs: torch.tensor(s))
+        for name, found in importance.estimate(model, own, objective=margin_sensitivity).items():
             total[name] = total.get(name, 0) + found / 2**count
     assert sum(float(expected[name].sum()) for name in total) > 0
     for name, found in total.items():
@@ -96,7 +96,7 @@ def test_tokens_that_others_lead_have_nothing_at_stake(world):
         worst = int(model(**inputs).logits[0, place - 1].argmin())
     last["labels"][:] = -100
     last["labels"][0, place] = last["input_ids"][0, place] = worst
-    found = importance.estimate(model, [last], objective=stakes)
+    found = importance.estimate(model, [last], objective=margin_sensitivity)
     assert all(not scores.any() for scores in found.values())
     fisher = importance.estimate(model, [last])
     assert any(scores.any() for scores in fisher.values())
@@ -106,9 +106,13 @@ def test_batches_give_what_single_examples_give(world):
     model, examples = world
     with torch.no_grad():
         own = with_leading_answers(model, [{k: v.clone() for k, v in e.items()} for e in examples])
-    alone = importance.estimate(model, own, objective=stakes)
-    together = importance.estimate(model, Alike(own, 4, 0), objective=stakes)
-    one = importance.estimate(model, [collate(own, 0)], objective=stakes, memory=200_000)
+    alone = importance.estimate(model, own, objective=margin_sensitivity)
+    together = importance.estimate(
+        model, LengthGroupedBatches(own, 4, 0), objective=margin_sensitivity
+    )
+    one = importance.estimate(
+        model, [collate(own, 0)], objective=margin_sensitivity, memory=200_000
+    )
     assert sum(float(scores.sum()) for scores in alone.values()) > 0
     for name, scores in alone.items():
         largest = float(scores.max())
@@ -121,6 +125,6 @@ def test_nothing_answered_is_nothing(world):
     empty = {k: v.clone() for k, v in examples[0].items()}
     empty["labels"][:] = -100
     with torch.no_grad():
-        assert float(stakes(model, collate([examples[0], empty], 0))) == pytest.approx(
-            float(stakes(model, examples[0])), rel=1e-4
+        assert float(margin_sensitivity(model, collate([examples[0], empty], 0))) == pytest.approx(
+            float(margin_sensitivity(model, examples[0])), rel=1e-4
         )

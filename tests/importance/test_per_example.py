@@ -7,9 +7,9 @@ import torch
 from tiny_families import TEXT
 from torch import nn
 
-from mm_piece.data import Alike, encode, read
+from mm_piece.data import LengthGroupedBatches, encode, read
 from mm_piece.families import weights
-from mm_piece.importance import estimate, hooks, patchable, per_example
+from mm_piece.importance import estimate, find_patchable_names, hooks, per_example
 from mm_piece.models.base import load_base
 
 
@@ -261,13 +261,13 @@ def loop(model, examples):
 def passes(monkeypatch):
     """How many examples each backward pass took."""
     seen = []
-    run = per_example.Gradients._backward
+    run = per_example.PerExampleGradients._run_backward
 
     def counted(self, batch, watchers, rest, scales):
         seen.append(len(scales))
         run(self, batch, watchers, rest, scales)
 
-    monkeypatch.setattr(per_example.Gradients, "_backward", counted)
+    monkeypatch.setattr(per_example.PerExampleGradients, "_run_backward", counted)
     return seen
 
 
@@ -368,20 +368,20 @@ def test_what_else_is_looked_at_changes_no_bit(kind, together):
 
 def test_tapped_layers_never_have_a_gradient_of_their_size(monkeypatch):
     largest = {}
-    original = hooks.Tap.add
+    original = hooks.GradientHook.add_gradients
 
     def add(self, call, gradient):
         assert self.module.weight.grad is None
         assert not self.module.weight.requires_grad
         original(self, call, gradient)
 
-    class Watched(per_example.Sums):
-        def add(self, name, start, gradient):
+    class Watched(per_example.GradientSums):
+        def add_gradient(self, name, start, gradient):
             largest[name] = max(largest.get(name, 0), gradient.numel())
-            super().add(name, start, gradient)
+            super().add_gradient(name, start, gradient)
 
-    monkeypatch.setattr(hooks.Tap, "add", add)
-    monkeypatch.setattr("mm_piece.importance.estimation.Sums", Watched)
+    monkeypatch.setattr(hooks.GradientHook, "add_gradients", add)
+    monkeypatch.setattr("mm_piece.importance.estimation.GradientSums", Watched)
     model = Model(nn.Linear(6, 300, bias=False), nn.Linear(300, 6, bias=False))
     estimate(model, examples_of(2))
     assert largest["layers.0.weight"] == 256 * 6 < 300 * 6
@@ -392,10 +392,10 @@ def test_families_in_batches_equal_single_examples(request, family_base, passes,
     for family in ("llava", "llava_next", "qwen3_vl", "qwen3_vl_moe", "gemma2", "qwen3"):
         model, processor = load_base(family_base(family))
         examples = [encode(e, processor) for e in request.getfixturevalue("rows_for")(family)]
-        names = patchable(model, examples[:1], ("embedding", "head"))
+        names = find_patchable_names(model, examples[:1], ("embedding", "head"))
         _, second = loop(model, examples)
         passes.clear()
-        fisher = estimate(model, Alike(examples, batch, 0), names=names)
+        fisher = estimate(model, LengthGroupedBatches(examples, batch, 0), names=names)
         for name in fisher:
             noise = 1e-10 + 1e-4 * float(second[name].max())
             torch.testing.assert_close(fisher[name].double(), second[name], rtol=1e-3, atol=noise)
@@ -427,9 +427,9 @@ def test_unlike_images_are_taken_apart(base, passes):
         "pixel_values": torch.zeros(2, 3),
         "image_sizes": torch.tensor([[4, 4], [4, 8]]),
     }
-    assert per_example._kind(batch) is None
+    assert per_example._batch_kind_of(batch) is None
     batch["image_sizes"][1] = 4
-    assert per_example._kind(batch) is not None
+    assert per_example._batch_kind_of(batch) is not None
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")
@@ -454,13 +454,13 @@ def test_alike_groups_what_can_stand_together(base):
     _, processor = load_base(base)
     examples = [encode(e, processor) for e in read("scenes:digits/train[:5]")]
     text = {key: value for key, value in examples[0].items() if key != "pixel_values"}
-    found = list(Alike([*examples, text], 2, 0))
+    found = list(LengthGroupedBatches([*examples, text], 2, 0))
     assert sorted(len(batch["labels"]) for batch in found) == [1, 1, 2, 2]
     assert sum("pixel_values" not in batch for batch in found) == 1
     lengths = [batch["labels"].shape[1] for batch in found if "pixel_values" in batch]
     assert lengths == sorted(lengths)
     patches = [{**e, "pixel_values": torch.zeros(4, 3)} for e in examples]  # as Qwen packs them
-    assert len(Alike(patches, 4, 0)) == 5
+    assert len(LengthGroupedBatches(patches, 4, 0)) == 5
 
 
 def test_batches_come_from_one_random_part_of_the_examples_each():
@@ -470,19 +470,19 @@ def test_batches_come_from_one_random_part_of_the_examples_each():
         {"input_ids": torch.full((1, int(n)), number), "labels": torch.zeros(1, int(n)).long()}
         for number, n in enumerate(lengths)
     ]
-    alike = Alike(examples, 8, 0)
-    for batch, window in zip(alike.batches, alike.windows, strict=True):
+    alike = LengthGroupedBatches(examples, 8, 0)
+    for batch, window in zip(alike.batch_positions, alike.windows, strict=True):
         assert {position * 13 // 100 for position in batch} == {window}
         assert [int(lengths[p]) for p in batch] == sorted(int(lengths[p]) for p in batch)
-    assert sorted(sum(alike.batches, [])) == list(range(100))
+    assert sorted(sum(alike.batch_positions, [])) == list(range(100))
 
 
 @pytest.mark.parametrize(("count", "windows"), [(3, 1), (33, 5), (130, 16), (512, 16), (600, 32)])
 def test_random_parts_are_equal(count, windows):
     ids = torch.zeros(1, 2, dtype=torch.long)
-    alike = Alike([{"input_ids": ids, "labels": ids}] * count, 8, 0)
+    alike = LengthGroupedBatches([{"input_ids": ids, "labels": ids}] * count, 8, 0)
     sizes = [0] * windows
-    for batch, window in zip(alike.batches, alike.windows, strict=True):
+    for batch, window in zip(alike.batch_positions, alike.windows, strict=True):
         sizes[window] += len(batch)
     assert sum(sizes) == count and max(sizes) - min(sizes) <= 1 and max(sizes) <= 32
 
@@ -490,6 +490,8 @@ def test_random_parts_are_equal(count, windows):
 @pytest.mark.parametrize("count", [33, 100])
 def test_batches_that_are_summed_over_are_whole(count):
     ids = torch.zeros(1, 2, dtype=torch.long)
-    alike = Alike([{"input_ids": ids, "labels": ids}] * count, 4, 0, apart=False)
-    assert [len(batch) for batch in alike.batches[:-1]] == [4] * (count // 4 - (count % 4 == 0))
+    alike = LengthGroupedBatches([{"input_ids": ids, "labels": ids}] * count, 4, 0, windowed=False)
+    assert [len(batch) for batch in alike.batch_positions[:-1]] == [4] * (
+        count // 4 - (count % 4 == 0)
+    )
     assert alike.windows == list(range(-(-count // 4)))

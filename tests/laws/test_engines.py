@@ -66,12 +66,12 @@ def test_every_engine_learns_what_one_process_does(family, family_base, write, t
 
 
 def test_what_is_to_be_kept_is_the_same(base, write, tmp_path):
-    kept = {"method": "piece-r", "keep": {"own_answers": 0.5, "penalty": 30.0}}
+    kept = {"method": "piece-r", "keep": {"rehearsal": 0.5, "penalty": 30.0}}
     engines = ("ddp", "zero1", "zero3")
     recipes = {engine: write(base, engine, 2, ENGINES[engine], **kept) for engine in engines}
     train_all(recipes)
     mm_piece.train(write(base, "plain", 1, **kept))
-    mm_piece.train(write(base, "free", 1, method="piece-r", keep={"own_answers": 0.5}))
+    mm_piece.train(write(base, "free", 1, method="piece-r", keep={"rehearsal": 0.5}))
     free, held = (DeltaStore.open(tmp_path / name).delta(1) for name in ("free", "plain"))
     assert values_apart(free, held) > 1e-3
     for engine in recipes:

@@ -15,8 +15,8 @@ from tiny_llava import make_llava
 from tiny_recipe import deltas_of, measured, recipe_for
 
 import mm_piece
-from mm_piece.deltas.delta import Delta, take
-from mm_piece.deltas.merging import replay, union
+from mm_piece.deltas.delta import Delta, gather_entries
+from mm_piece.deltas.merging import collect_indices, replay_deltas
 from mm_piece.errors import BaseError, MismatchError, OrderError, PositionError, StoreError
 from mm_piece.models.base import load_base, tensors
 from mm_piece.store.delta_store import DeltaStore
@@ -39,13 +39,13 @@ def trained(request, base, tmp_path_factory):
     seen = {}
     store_path = tmp_path_factory.mktemp("stores") / request.param
     with pytest.MonkeyPatch.context() as patch:
-        measure = training.measure
+        measure = training.measure_position
 
         def watch(store, recipe, model, processor, *, position, test):
             seen[position] = snapshot(model)
             measure(store, recipe, model, processor, position=position, test=test)
 
-        patch.setattr(training, "measure", watch)
+        patch.setattr(training, "measure_position", watch)
         store = mm_piece.train(recipe_for(base, store_path, dtype=request.param))
     return store, seen
 
@@ -227,15 +227,15 @@ def test_other_values_than_a_delta_expects_are_refused(trained, base):
     store, _ = trained
     deltas = store.deltas(2)
     model, _ = load_base(base, dtype=store.base["dtype"])
-    index = union(deltas)
-    values = {name: take(tensors(model)[name], where) for name, where in index.items()}
-    replay(deltas, index, values)
+    index = collect_indices(deltas)
+    values = {name: gather_entries(tensors(model)[name], where) for name, where in index.items()}
+    replay_deltas(deltas, index, values)
     with pytest.raises(OrderError, match="starts from delta"):
-        replay(deltas[::-1], index, values)
+        replay_deltas(deltas[::-1], index, values)
     name = next(iter(deltas[0].indices))
     values[name][torch.searchsorted(index[name], deltas[0].indices[name][0])] += 1
     with pytest.raises(BaseError, match="starts from base"):
-        replay(deltas, index, values)
+        replay_deltas(deltas, index, values)
 
 
 def test_a_damaged_chain_leaves_the_live_model_untouched(trained, base, tmp_path):
@@ -274,7 +274,7 @@ def test_stop_at_any_step_and_resume_is_uninterrupted(
             raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr("mm_piece.training.stopping.Stop.on_step_end", crash)
+        patch.setattr("mm_piece.training.stopping.GracefulStop.on_step_end", crash)
         with pytest.raises(Crash):
             mm_piece.train(recipe)
     store = mm_piece.train(recipe)
@@ -286,7 +286,7 @@ def test_killed_runs_resume(uninterrupted, base, tmp_path):
     """kill -9 at a few instants of the whole run, then the same command again."""
     recipe = recipe_for(base, tmp_path / "store", "piece-s")
     file = tmp_path / "recipe.yaml"
-    file.write_text(recipe.text())
+    file.write_text(recipe.to_yaml())
     for seconds in (0.3, 1.2, 2.0):
         process = subprocess.Popen(
             [sys.executable, "-m", "mm_piece", "train", str(file)],

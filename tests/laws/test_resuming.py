@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from engines import ENGINES, write  # noqa: F401 - a fixture
+from engines import ENGINES
 from launching import LIMIT, done, kill, launch, started
 
 from mm_piece.store.delta_store import DeltaStore

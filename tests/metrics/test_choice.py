@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from mm_piece.metrics.answers import METRICS
-from mm_piece.metrics.choice import read_option
+from mm_piece.metrics.answers import ANSWER_METRICS
+from mm_piece.metrics.choice import parse_option
 
 # letters -> texts that name just them; "" -> texts that name none, or hedge
 NAMED = {
@@ -383,12 +383,12 @@ CASES = [(text, letters) for letters, texts in NAMED.items() for text in texts]
 
 
 def one(prediction, *accepted):
-    return METRICS["choice"]([prediction], [list(accepted)])[0]
+    return ANSWER_METRICS["choice"]([prediction], [list(accepted)])[0]
 
 
 @pytest.mark.parametrize(("text", "letters"), CASES)
 def test_the_letters_that_a_text_names(text, letters):
-    assert "".join(sorted(read_option(text).letters)) == letters
+    assert "".join(sorted(parse_option(text).letters)) == letters
     assert one(text, text) == 1
     for option in "ABCDEFGHI":
         right = letters == option or text.strip() == option
@@ -423,5 +423,5 @@ def test_texts_beside_letters(prediction, answer, score):
 )
 def test_long_texts_are_read_in_no_time(part):
     started = time.process_time()
-    read_option(part * (100_000 // len(part)))
+    parse_option(part * (100_000 // len(part)))
     assert time.process_time() - started < 10

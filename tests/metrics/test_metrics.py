@@ -11,13 +11,18 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_bleu
 
-from mm_piece.metrics.answers import METRICS, normalise, vqa_normalise, words
+from mm_piece.metrics.answers import (
+    ANSWER_METRICS,
+    normalise_text,
+    normalise_vqa_answer,
+    split_words,
+)
 
 LATIN = st.text(alphabet="abcde XYZ.,'-019", max_size=40)
 
 
 def one(metric, prediction, *accepted):
-    return METRICS[metric]([prediction], [list(accepted)])[0]
+    return ANSWER_METRICS[metric]([prediction], [list(accepted)])[0]
 
 
 NORMALISED = [
@@ -39,7 +44,7 @@ NORMALISED = [
 
 @pytest.mark.parametrize(("text", "normalised"), NORMALISED)
 def test_normalise(text, normalised):
-    assert normalise(text) == normalised
+    assert normalise_text(text) == normalised
 
 
 EXACT = [
@@ -94,7 +99,7 @@ PROCESSED = [
 
 @pytest.mark.parametrize(("text", "processed"), PROCESSED)
 def test_vqa_processing(text, processed):
-    assert vqa_normalise(text) == processed
+    assert normalise_vqa_answer(text) == processed
 
 
 def published():
@@ -110,7 +115,7 @@ def test_vqa_knows_every_published_contraction():
     assert len(table) == 120
     for written, contraction in table.items():
         if written == written.lower():  # an answer is lower case when it is looked up
-            assert vqa_normalise(written) == contraction
+            assert normalise_vqa_answer(written) == contraction
 
 
 VQA_TEXT = st.lists(
@@ -142,7 +147,7 @@ def test_vqa_processing_is_the_published_one(text):
     processor = published()
     flat = text.replace("\n", " ").replace("\t", " ").strip()
     expected = processor.process_digit_article(processor.process_punctuation(flat))
-    assert vqa_normalise(text) == (expected or " ".join(text.lower().split()))
+    assert normalise_vqa_answer(text) == (expected or " ".join(text.lower().split()))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +163,7 @@ def test_vqa_processing_is_the_published_one(text):
 )
 def test_choice_reads_the_letter(prediction):
     accepted = ["B", "(B)", "B.", "B. cat"]
-    assert METRICS["choice"]([prediction] * 4, [[answer] for answer in accepted]) == [1] * 4
+    assert ANSWER_METRICS["choice"]([prediction] * 4, [[answer] for answer in accepted]) == [1] * 4
     assert one("choice", prediction, "A", "C", "C. dog") == 0
 
 
@@ -221,7 +226,7 @@ WORDS = [
 
 @pytest.mark.parametrize(("text", "expected"), WORDS)
 def test_words(text, expected):
-    assert words(text) == expected
+    assert split_words(text) == expected
 
 
 def longest_common(a, b):
@@ -301,7 +306,7 @@ def test_cider_is_that_of_the_paper():
         ["two dogs run in a park", "dogs in a green park", "a park"],
         ["a man rides a horse on a beach"],
     ]
-    scores = METRICS["cider"](predictions, references)
+    scores = ANSWER_METRICS["cider"](predictions, references)
     assert scores == pytest.approx(cider_d(predictions, references))
     assert 0 < scores[0] < 1
     assert 0 < scores[1] < 1
@@ -315,30 +320,34 @@ def test_cider_of_perfect_captions_is_one_where_references_differ():
         "Ein Mann reitet am Strand!",
         "我支持你们",
     ]
-    assert METRICS["cider"](captions, [[c] for c in captions]) == pytest.approx([1] * 4)
+    assert ANSWER_METRICS["cider"](captions, [[c] for c in captions]) == pytest.approx([1] * 4)
     captions = ["a a mat park a a", "on a one on two red", "the a a mat red"]  # rounding: 1 + 2e-16
-    assert max(METRICS["cider"](captions, [[c] for c in captions])) <= 1
+    assert max(ANSWER_METRICS["cider"](captions, [[c] for c in captions])) <= 1
 
 
 def test_cider_looks_at_words_alone():
     captions = ["a cat on the mat", "two dogs in one park"]
     shouted = [caption.upper() + "!" for caption in captions]
-    assert METRICS["cider"](shouted, [[c] for c in captions]) == pytest.approx([1, 1])
+    assert ANSWER_METRICS["cider"](shouted, [[c] for c in captions]) == pytest.approx([1, 1])
 
 
 def test_cider_counts_words_over_the_whole_task():
     said, answers = "a cat on the mat", ["a cat on the rug"]
-    common = METRICS["cider"]([said, "x", "x"], [answers, ["a cat on the sofa"], ["a cat here"]])
-    rare = METRICS["cider"]([said, "x", "x"], [answers, ["two dogs"], ["three birds"]])
+    common = ANSWER_METRICS["cider"](
+        [said, "x", "x"], [answers, ["a cat on the sofa"], ["a cat here"]]
+    )
+    rare = ANSWER_METRICS["cider"]([said, "x", "x"], [answers, ["two dogs"], ["three birds"]])
     assert 0 < common[0] < rare[0]
 
 
 def test_cider_is_zero_where_no_word_tells_examples_apart():
     caption = "a cat on the mat"
     assert one("cider", caption, caption) == 0
-    assert METRICS["cider"]([caption] * 2, [[caption]] * 2) == [0, 0]
-    assert METRICS["cider"](["", "cat"], [[""], [""]]) == [0, 0]
+    assert ANSWER_METRICS["cider"]([caption] * 2, [[caption]] * 2) == [0, 0]
+    assert ANSWER_METRICS["cider"](["", "cat"], [[""], [""]]) == [0, 0]
 
 
 def test_cider_needs_four_words_for_one():
-    assert METRICS["cider"](["red cat", "x"], [["red cat"], ["blue dog"]])[0] == pytest.approx(0.5)
+    assert ANSWER_METRICS["cider"](["red cat", "x"], [["red cat"], ["blue dog"]])[
+        0
+    ] == pytest.approx(0.5)

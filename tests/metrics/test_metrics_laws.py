@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mm_piece import recipe
 from mm_piece.errors import RecipeError
-from mm_piece.metrics.answers import METRICS
+from mm_piece.metrics.answers import ANSWER_METRICS
 
 # Any text, and text in which rules find something: short words, digits, marks, articles, labels.
 ANY = st.text(max_size=30)
@@ -25,7 +25,7 @@ TASK = st.lists(st.tuples(TEXT, st.lists(TEXT, min_size=1, max_size=5)), max_siz
 
 
 def one(metric, prediction, *accepted):
-    return METRICS[metric]([prediction], [list(accepted)])[0]
+    return ANSWER_METRICS[metric]([prediction], [list(accepted)])[0]
 
 
 def apart(task):
@@ -33,26 +33,26 @@ def apart(task):
 
 
 def test_metrics_are_those_of_the_recipe():
-    assert set(METRICS) == set(get_args(recipe.Metric))
+    assert set(ANSWER_METRICS) == set(get_args(recipe.MetricName))
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", ANSWER_METRICS)
 @given(task=TASK)
 def test_scores_are_fractions_one_per_example(metric, task):
-    scores = METRICS[metric](*apart(task))
+    scores = ANSWER_METRICS[metric](*apart(task))
     assert len(scores) == len(task)
     assert all(type(score) is float and 0 <= score <= 1 for score in scores)  # no NaN either
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", ANSWER_METRICS)
 @given(task=TASK, seed=st.integers(0, 9))
 def test_permuted_examples_have_permuted_scores(metric, task, seed):
     order = random.Random(seed).sample(range(len(task)), len(task))
-    scores = METRICS[metric](*apart(task))
-    assert METRICS[metric](*apart([task[i] for i in order])) == [scores[i] for i in order]
+    scores = ANSWER_METRICS[metric](*apart(task))
+    assert ANSWER_METRICS[metric](*apart([task[i] for i in order])) == [scores[i] for i in order]
 
 
-@pytest.mark.parametrize("metric", sorted(set(METRICS) - {"cider"}))
+@pytest.mark.parametrize("metric", sorted(set(ANSWER_METRICS) - {"cider"}))
 @given(text=TEXT)
 def test_a_perfect_prediction_scores_one(metric, text):
     assert one(metric, text, text) == 1
@@ -65,29 +65,29 @@ def test_a_further_accepted_answer_never_lowers_the_score(metric, said, answers,
     assert one(metric, said, *answers, more) >= one(metric, said, *answers)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", ANSWER_METRICS)
 @given(answer=TEXT.filter(str.strip))
 def test_nothing_said_scores_nothing(metric, answer):
     assert one(metric, "", answer) == 0
-    assert METRICS[metric](["", "cat"], [[answer], ["cat"]])[0] == 0
+    assert ANSWER_METRICS[metric](["", "cat"], [[answer], ["cat"]])[0] == 0
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", ANSWER_METRICS)
 def test_an_empty_task_and_lone_surrogates_are_legal(metric):
-    assert METRICS[metric]([], []) == []
-    assert METRICS[metric](["\ud800", "b"], [["c"], ["d"]]) == [0, 0]
+    assert ANSWER_METRICS[metric]([], []) == []
+    assert ANSWER_METRICS[metric](["\ud800", "b"], [["c"], ["d"]]) == [0, 0]
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", ANSWER_METRICS)
 def test_predictions_and_answers_are_pairs(metric):
     with pytest.raises(ValueError):
-        METRICS[metric](["a", "b"], [[""]])
+        ANSWER_METRICS[metric](["a", "b"], [[""]])
 
 
 def test_cider_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)
     with pytest.raises(RecipeError, match=r"'cider' needs pycocoevalcap: pip install 'mm-piece"):
-        METRICS["cider"]([], [])
+        ANSWER_METRICS["cider"]([], [])
 
 
 def test_the_libraries_wait_until_a_rule_runs():

@@ -24,13 +24,13 @@ from transformers import AutoTokenizer, LlavaProcessor
 
 import mm_piece
 from mm_piece.cli.assemble import assemble as command
-from mm_piece.data import IGNORED, Example, encode
-from mm_piece.deltas.delta import fingerprint
+from mm_piece.data import IGNORE_INDEX, Example, encode
+from mm_piece.deltas.delta import compute_fingerprint
 from mm_piece.errors import ModelError
-from mm_piece.evaluation.answers import generate
+from mm_piece.evaluation.answers import generate_batch
 from mm_piece.models.assembly import assemble, building
-from mm_piece.models.assembly.openclip import load_tower
-from mm_piece.models.assembly.towers import convert
+from mm_piece.models.assembly.openclip import load_vision_encoder
+from mm_piece.models.assembly.towers import convert_encoder
 from mm_piece.models.base import load_base, tensors
 from mm_piece.models.checkpoint import Checkpoint
 from mm_piece.recipe import parse_recipe
@@ -62,7 +62,7 @@ def test_the_projector_reads_the_layer_of_the_tower(assembled, request):
     name = request.node.callspec.params["assembled"]
     model, processor = load_base(assembled)
     torch.default_generator.manual_seed(3)
-    visual = load_tower(name, "random").eval()
+    visual = load_vision_encoder(name, "random").eval()
     seen = []
     siglip = name == "tiny-SigLIP"
     layer = visual.trunk.blocks[2] if siglip else visual.transformer.resblocks[1]
@@ -87,12 +87,12 @@ def test_the_whole_path(assembled, tmp_path):
     picture(50, 40).save(tmp_path / "image.png")
     example = Example(0, TURNS, [tmp_path / "image.png"], "test")
     encoded = encode(example, processor)
-    labels = encoded["labels"][encoded["labels"] != IGNORED]
+    labels = encoded["labels"][encoded["labels"] != IGNORE_INDEX]
     assert processor.tokenizer.decode(labels) == "noise<|end|>"
     model(**encoded).loss.backward()
     for name in ("vision_tower.embeddings.patch_embedding", "multi_modal_projector.linear_1"):
         assert model.model.get_submodule(name).weight.grad.abs().max() > 0
-    assert isinstance(generate(model, processor, [example], 3)[0], str)
+    assert isinstance(generate_batch(model, processor, [example], 3)[0], str)
     assert model.generation_config.eos_token_id == [2, 4]  # Llama's default, the tokenizer's
 
 
@@ -115,7 +115,9 @@ def test_the_language_model_says_what_it_said(tmp_path, family, dtype):
     made = assemble("tiny-ViT", source, tmp_path / "base", "random", dtype=dtype)
     assert any("no longer capped at 0.1" in note for note in made.notes) == (family == "gemma2")
     model, _ = load_base(made.folder, dtype=dtype)
-    assert Checkpoint(made.folder, dtype).fingerprint() == fingerprint(tensors(model))
+    assert Checkpoint(made.folder, dtype).compute_fingerprint() == compute_fingerprint(
+        tensors(model)
+    )
     assert set(load_file(made.folder / "model.safetensors")) == set(tensors(model))
     alone, _ = load_base(source, dtype=dtype)
     ids = torch.arange(20)[None]
@@ -165,7 +167,7 @@ def test_a_folder_of_open_clip_brings_weights_and_transform(language, tmp_path):
     assert "SiglipVisionModel; its hidden states 1 make 16 tokens" in made.notes[0]
     model, processor = load_base(made.folder)
     found = tensors(model)
-    for name, weight in convert(visual, "tiny-SigLIP")[1].items():
+    for name, weight in convert_encoder(visual, "tiny-SigLIP")[1].items():
         assert torch.equal(found[f"vision_tower.vision_model.{name}"], weight)
     assert processor.image_processor.image_mean == (0.5, 0.5, 0.5)
     assert not processor.image_processor.do_center_crop
@@ -241,7 +243,7 @@ def test_nothing_is_left_behind_when_writing_fails(language, tmp_path, monkeypat
     with monkeypatch.context() as patch, pytest.raises(ModelError, match="the disk is full"):
         patch.setattr(LlavaProcessor, "save_pretrained", fail)
         assemble("tiny-ViT", language, tmp_path / "base", "random")
-    monkeypatch.setattr(building, "fingerprint", lambda _: "of something else")
+    monkeypatch.setattr(building, "compute_fingerprint", lambda _: "of something else")
     refused("wrote other weights", "tiny-ViT", language, tmp_path / "base", "random")
     assert not list(tmp_path.iterdir())
 

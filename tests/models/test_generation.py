@@ -9,9 +9,9 @@ from transformers import GenerationConfig
 
 from mm_piece.data import read
 from mm_piece.errors import ModelError
-from mm_piece.evaluation.answers import generate
+from mm_piece.evaluation.answers import generate_batch
 from mm_piece.models.base import load_base
-from mm_piece.models.generation import TOKEN_IDS, generation_aside, greedy
+from mm_piece.models.generation import TOKEN_IDS, find_ignored_settings, greedy_decoding
 from mm_piece.training.preflight import check
 
 # A value of every generation setting that leads astray or fails, where `generate` reads it.
@@ -54,7 +54,7 @@ def model_and_processor(base):
 @pytest.fixture(scope="module")
 def expected(model_and_processor):
     """Answers of the base, whose own settings ask for nothing."""
-    found = generate(*model_and_processor, examples(), 3)
+    found = generate_batch(*model_and_processor, examples(), 3)
     assert all(found)
     return found
 
@@ -78,7 +78,7 @@ def test_answers_are_greedy(keys, model_and_processor, expected):
         for key in keys:
             setattr(asked, key, ASTRAY[key])
         before = dict(vars(asked))
-        assert generate(model, processor, examples(), 3) == expected
+        assert generate_batch(model, processor, examples(), 3) == expected
         assert model.generation_config is asked
         assert vars(asked) == before
     finally:
@@ -88,12 +88,12 @@ def test_answers_are_greedy(keys, model_and_processor, expected):
 def test_the_ids_of_a_base_are_kept(model_and_processor):
     model, _ = model_and_processor
     own = model.generation_config
-    with greedy(model, max_new_tokens=5) as settings:
+    with greedy_decoding(model, max_new_tokens=5) as settings:
         assert model.generation_config is settings
         assert [getattr(settings, name) for name in TOKEN_IDS] == [
             getattr(own, name) for name in TOKEN_IDS
         ]
-    with pytest.raises(LookupError), greedy(model):
+    with pytest.raises(LookupError), greedy_decoding(model):
         raise LookupError
     assert model.generation_config is own
 
@@ -109,13 +109,13 @@ def astray(base, folder, file, **settings):
 def test_a_base_that_asks_for_more(base, tmp_path, expected):
     """In a file of its own, or in its configuration, as older ones have it; `check` says so."""
     asks = {"do_sample": True, "top_p": 0.1, "num_beams": 3, "temperature": 1.0}
-    assert generation_aside(base) == []
+    assert find_ignored_settings(base) == []
     for number, file in enumerate(("generation_config.json", "config.json")):
         folder = astray(base, tmp_path / str(number), file, **asks)
         if file == "config.json":
             (folder / "generation_config.json").unlink()
-        assert generation_aside(folder) == ["do_sample", "num_beams", "top_p"]
-        assert generate(*load_base(folder), examples(), 3) == expected
+        assert find_ignored_settings(folder) == ["do_sample", "num_beams", "top_p"]
+        assert generate_batch(*load_base(folder), examples(), 3) == expected
     task = "{name: t, train: 'scenes:digits/train[:1]', test: 'scenes:digits/test[:1]'}"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"{{base: '{folder}', store: '{tmp_path}/s', tasks: [{task}]}}")
@@ -125,6 +125,6 @@ def test_a_base_that_asks_for_more(base, tmp_path, expected):
 
 def test_settings_that_transformers_refuses(base, tmp_path):
     folder = astray(base, tmp_path / "base", "generation_config.json", max_new_tokens=-1)
-    for look in (generation_aside, load_base):
+    for look in (find_ignored_settings, load_base):
         with pytest.raises(ModelError, match="^cannot load base .*max_new_tokens"):
             look(folder)

@@ -13,7 +13,7 @@ from tiny_llava import CHAT_TEMPLATE, make_tokenizer
 from transformers import AutoProcessor, LlavaProcessor
 
 from mm_piece.errors import ModelError
-from mm_piece.models.image_processor import image_processor
+from mm_piece.models.image_processor import make_image_processor
 
 transform = pytest.importorskip("open_clip.transform")
 
@@ -31,7 +31,7 @@ def settings_of(changes):
 
 def saved(folder, settings):
     LlavaProcessor(
-        image_processor=image_processor(settings),
+        image_processor=make_image_processor(settings),
         tokenizer=make_tokenizer(),
         patch_size=8,
         vision_feature_select_strategy="full",
@@ -57,7 +57,7 @@ def test_pixels_equal_those_of_open_clip(tmp_path, changes):
 
 def test_a_batch_of_several_sizes(tmp_path):
     images = [picture(*size) for size in SIZES]
-    processor = image_processor(settings_of(SETTINGS[0]))
+    processor = make_image_processor(settings_of(SETTINGS[0]))
     together = processor(images, return_tensors="pt")["pixel_values"]
     alone = [processor(image, return_tensors="pt")["pixel_values"][0] for image in images]
     assert torch.equal(together, torch.stack(alone))
@@ -85,7 +85,7 @@ def test_plain_transformers_reads_the_checkpoint_too(tmp_path):
         picture(*size).save(file)
     subprocess.run([sys.executable, "-c", PLAIN, folder, *files], check=True)
     plain = torch.from_numpy(np.load(folder / "pixels.npy"))
-    ours = image_processor(settings)([Image.open(f) for f in files], return_tensors="pt")
+    ours = make_image_processor(settings)([Image.open(f) for f in files], return_tensors="pt")
     equal = [torch.equal(*pair) for pair in zip(plain, ours["pixel_values"], strict=True)]
     left = [int(32 * max(size) / min(size)) - 32 for size in SIZES]
     assert equal == [rest % 4 != 3 for rest in left]
@@ -102,4 +102,4 @@ def test_plain_transformers_reads_the_checkpoint_too(tmp_path):
 )
 def test_what_cannot_be_expressed(changes, message):
     with pytest.raises(ModelError, match=message):
-        image_processor(settings_of(changes))
+        make_image_processor(settings_of(changes))

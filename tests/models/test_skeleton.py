@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mm_piece
-from mm_piece.deltas.delta import fingerprint, full_digest
+from mm_piece.deltas.delta import compute_fingerprint, compute_full_digest
 from mm_piece.errors import ModelError, StoreError
 from mm_piece.models.base import load_base, tensors
 from mm_piece.models.checkpoint import Checkpoint
@@ -152,9 +152,9 @@ def test_a_folder_is_what_from_pretrained_sees(situation, dtype, tied, tmp_path)
     model = load_base(folder, dtype=dtype)[0]
     live, checkpoint = tensors(model), Checkpoint(folder, dtype)
     assert checkpoint.parameters.keys() == live.keys()
-    assert checkpoint.fingerprint() == fingerprint(live)
-    assert checkpoint.full_digest() == full_digest(live)
-    checkpoint.require_loaded(live)
+    assert checkpoint.compute_fingerprint() == compute_fingerprint(live)
+    assert checkpoint.compute_full_digest() == compute_full_digest(live)
+    checkpoint.require_same_weights(live)
 
 
 @pytest.mark.parametrize("situation", SOUND)
@@ -279,7 +279,7 @@ def test_a_vision_language_model_ties_as_its_outer_configuration_says(
     for content in (weights, weights | head):
         write_safe(folder, content)
         live, checkpoint = tensors(load_base(folder)[0]), Checkpoint(folder, "float32")
-        assert checkpoint.fingerprint() == fingerprint(live)
+        assert checkpoint.compute_fingerprint() == compute_fingerprint(live)
         assert any(name.endswith("lm_head.weight") for name in live) == (content is not weights)
 
 
@@ -289,11 +289,11 @@ def test_a_model_that_is_not_what_its_files_hold_is_refused(tied):
     live = {name: tensor.clone() for name, tensor in tensors(load_base(base)[0]).items()}
     live[UP].view(-1)[0] += 1
     with pytest.raises(ModelError, match="other values"):
-        checkpoint.require_loaded(live)
+        checkpoint.require_same_weights(live)
     with pytest.raises(ModelError, match=r"up_proj\.weight: loaded none, in the files float32"):
-        checkpoint.require_loaded({n: t for n, t in live.items() if n != UP})
+        checkpoint.require_same_weights({n: t for n, t in live.items() if n != UP})
     with pytest.raises(ModelError, match=r"loaded bfloat16 \[24, 16\]"):
-        checkpoint.require_loaded({**live, UP: live[UP].bfloat16()})
+        checkpoint.require_same_weights({**live, UP: live[UP].bfloat16()})
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
@@ -306,7 +306,7 @@ def test_merged_by_peft_is_an_ordinary_base(tied, tmp_path):
     merged, folder = adapted.merge_and_unload(), shutil.copytree(base, tmp_path / "base")
     merged.save_pretrained(folder)
     live = tensors(load_base(folder)[0])
-    assert Checkpoint(folder, "float32").fingerprint() == fingerprint(live)
+    assert Checkpoint(folder, "float32").compute_fingerprint() == compute_fingerprint(live)
     assert torch.equal(next(iter(live.values())), next(iter(tensors(merged).values())))
 
 
@@ -363,7 +363,11 @@ def test_options_say_which_files_are_read(lay_out, tied, tmp_path):
     options = lay_out(folder, weights)
     model, processor = load_base(folder, **options)
     checkpoint = Checkpoint(folder, "float32", **options)
-    assert checkpoint.fingerprint() == fingerprint(tensors(model)) == fingerprint(weights)
+    assert (
+        checkpoint.compute_fingerprint()
+        == compute_fingerprint(tensors(model))
+        == compute_fingerprint(weights)
+    )
     exporting.write_folder(checkpoint, [], tmp_path / "out")
     again, other = load_base(tmp_path / "out")
     assert torch.equal(again(IDS).logits, model(IDS).logits)

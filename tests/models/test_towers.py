@@ -6,7 +6,7 @@ from tiny_towers import refused, register, shallow, stirred
 from transformers import CLIPVisionModel, SiglipVisionModel
 
 from mm_piece.errors import ModelError
-from mm_piece.models.assembly.towers import convert
+from mm_piece.models.assembly.towers import convert_encoder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,7 +31,7 @@ def architectures(tmp_path_factory):
 @torch.inference_mode()
 def test_hidden_states_equal_those_of_open_clip(name, changes, activation):
     visual = stirred(name, **shallow(name, changes) if changes else {})
-    config, weights = convert(visual, name)
+    config, weights = convert_encoder(visual, name)
     assert config.hidden_act == activation
     siglip = "SigLIP" in name
     model = (SiglipVisionModel if siglip else CLIPVisionModel)(config).eval()
@@ -88,4 +88,4 @@ def test_towers_that_are_refused(tmp_path, vision, pretrained, message):
 )
 def test_what_settings_did_not_tell_the_weights_do(name, message):
     with pytest.raises(ModelError, match=f"{name} is not supported: {message}.*; supported: "):
-        convert(stirred(name), name)
+        convert_encoder(stirred(name), name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.bench.distributed.setup import sent
+from eval.bench.distributed.setup import read_sent_bytes
 
 ROOT = Path(__file__).parents[2]
 FIELDS = {"bench", "quick", "seed", "commit", "dirty", "cpu", "threads", "versions", "seconds"}
@@ -136,7 +136,7 @@ with (
 
 
 def test_bytes_sent_are_this_process_s_own():
-    before, told = sent(), {"sent": sent}
+    before, told = read_sent_bytes(), {"sent": read_sent_bytes}
     other = "sent = lambda: None" + TALK
     subprocess.run([sys.executable, "-W", "error", "-c", other], check=True)
     exec(TALK, told)

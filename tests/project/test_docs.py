@@ -1,13 +1,13 @@
 """Documentation that cannot rot: README's code runs, its help and tables are what tools print."""
 
 import re
-import runpy
 import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from eval import tables
 from mm_piece import families
 from mm_piece.cli import main
 from mm_piece.evaluation.suites import HARNESSES, load_suite
@@ -42,7 +42,7 @@ def test_the_example_recipe_is_valid():
 def test_the_example_suite_is_valid(tmp_path):
     (example,) = [block for block in blocks("yaml") if "lm-eval:" in block]
     (tmp_path / "suite.yaml").write_text(example)
-    assert set(load_suite(str(tmp_path / "suite.yaml")).parts()) == set(HARNESSES)
+    assert set(load_suite(str(tmp_path / "suite.yaml")).harness_configs()) == set(HARNESSES)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "pipelines").glob("*.yaml")), ids=lambda f: f.name)
@@ -74,9 +74,7 @@ def test_commands_about_deltas_run(tmp_path, monkeypatch):
         assert result.exit_code == 0, f"{line}: {result.output}"
 
 
-def test_tables_are_rebuilt_from_the_results(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "eval"))
-    tables = runpy.run_path(str(ROOT / "eval" / "tables.py"))
-    for document in tables["DOCUMENTS"]:
+def test_tables_are_rebuilt_from_the_results():
+    for document in tables.DOCUMENTS:
         text = (ROOT / document).read_text(encoding="utf-8")
-        assert tables["fill"](text) == text, document
+        assert tables.fill_tables(text) == text, document

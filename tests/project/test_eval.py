@@ -1,4 +1,4 @@
-"""The comparison: peers learn, rates are chosen on validation, tables count right."""
+"""The comparison: baselines learn, rates are chosen on validation, tables count right."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from eval.experiment import Experiment, Method
 from mm_piece import importance
 from mm_piece.data import encode, read
 from mm_piece.models.base import load_base, tensors
-from mm_piece.recipe import Select, load_recipe
+from mm_piece.recipe import SelectionSettings, load_recipe
 from mm_piece.training.arguments import arguments
 
 EVAL = Path(__file__).parents[2] / "eval"
@@ -37,7 +37,7 @@ def experiment_of(methods, **content):
     return Experiment.model_validate({**tiny, "methods": methods, **content})
 
 
-PEERS = {
+BASELINES = {
     "zero": ("zero_shot.Zero", {}),
     "full": ("full.Full", {}),
     "multitask": ("multitask.MultiTask", {}),
@@ -52,7 +52,7 @@ PEERS = {
 ADAPTERS = ("lora", "olora", "shira")
 
 
-def test_peers_see_and_answer_rows_of_the_same_length(base, tmp_path, monkeypatch):
+def test_baselines_see_and_answer_rows_of_the_same_length(base, tmp_path, monkeypatch):
     """What `max_length` cuts off for ours is cut off for them too."""
     rows = [{"prompt": "why " * 60, "answer": "so"}] * 8
     (tmp_path / "rows.json").write_text(json.dumps(rows))
@@ -73,25 +73,27 @@ def test_peers_see_and_answer_rows_of_the_same_length(base, tmp_path, monkeypatc
         return forward(model, *args, **inputs)
 
     monkeypatch.setattr(LlavaForConditionalGeneration, "forward", noted)
-    found = compare._peer(load_recipe(file), method_of(peer="eval.baselines.full.Full"), tmp_path)
+    found = compare._train_baseline(
+        load_recipe(file), method_of(baseline="eval.baselines.full.Full"), tmp_path
+    )
     assert seen and max(seen) <= 24
     assert len(found["matrix"]) == 2
 
 
 @pytest.fixture
 def learner(base, tmp_path, monkeypatch):
-    """A peer before two tasks of eight rows, and a function that has it learn one."""
+    """A baseline before two tasks of eight rows, and a function that has it learn one."""
     model, processor = load_base(base)
     sources = ("scenes:digits/train[:8]", "scenes:words/train[:8]")
     tasks = [[encode(example, processor) for example in read(source)] for source in sources]
     settings = {"max_steps": 3, "save_strategy": "no", "disable_tqdm": True}
 
-    def make(peer, rate=1e-3, **options):
+    def make(baseline, rate=1e-3, **options):
         settings["learning_rate"] = rate
-        module, _, kind = PEERS[peer][0].partition(".")
+        module, _, kind = BASELINES[baseline][0].partition(".")
         found = getattr(import_module(f"eval.baselines.{module}"), kind)
-        made = found(model, tasks, 0, **{**PEERS[peer][1], **options})
-        return made, lambda number: made.learn(number, arguments(settings, tmp_path, number))
+        made = found(model, tasks, 0, **{**BASELINES[baseline][1], **options})
+        return made, lambda number: made.learn_task(number, arguments(settings, tmp_path, number))
 
     return make
 
@@ -102,12 +104,15 @@ def copies(model):
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # PEFT asks transformers for it
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # PEFT's SHiRA
-@pytest.mark.parametrize("peer", PEERS)
-def test_peers_learn_and_hand_on_a_plain_model(learner, peer):
-    found, learn = learner(peer)
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_baselines_learn_and_hand_on_a_plain_model(learner, baseline):
+    found, learn = learner(baseline)
     before = copies(found.model)
-    total, entries = sum(tensor.numel() for tensor in before.values()), found.entries
-    assert entries < total if peer in ADAPTERS else entries == (0 if peer == "zero" else total)
+    total, entries = sum(tensor.numel() for tensor in before.values()), found.num_entries
+    if baseline in ADAPTERS:
+        assert entries < total
+    else:
+        assert entries == (0 if baseline == "zero" else total)
     for number in (0, 1):
         learn(number)
         assert not found.model.training
@@ -115,11 +120,11 @@ def test_peers_learn_and_hand_on_a_plain_model(learner, peer):
     after = copies(found.model)
     assert after.keys() == before.keys()
     moved = any(not torch.equal(after[name], before[name]) for name in before)
-    assert moved == (peer != "zero")
+    assert moved == (baseline != "zero")
 
 
 def seen(monkeypatch, found):
-    """What a peer trains on, task by task, without training."""
+    """What a baseline trains on, task by task, without training."""
     calls = []
     monkeypatch.setattr(found, "train", lambda model, examples, args: calls.append(examples))
     return calls
@@ -145,7 +150,7 @@ def along(found, examples):
     """The product of a model's gradients with those of some examples, and these gradients."""
     now = {name: p.grad.clone() for name, p in found.model.named_parameters() if p.grad is not None}
     found.model.zero_grad()
-    found.model(**found.batch(examples)).loss.backward()
+    found.model(**found.collate_batch(examples)).loss.backward()
     named = found.model.named_parameters()
     there = {name: p.grad.clone() for name, p in named if p.grad is not None}
     return sum(float((now[name] * there[name]).sum()) for name in now), now
@@ -156,13 +161,13 @@ def test_agem_takes_out_what_raises_the_loss_on_memory(learner, monkeypatch, sig
     found, learn = learner("agem", share=1.0)
     seen(monkeypatch, found)
     learn(1)
-    found.size = len(found.memory)
-    found.model(**found.batch(found.memory)).loss.backward()
+    found.memory_batch_size = len(found.memory)
+    found.model(**found.collate_batch(found.memory)).loss.backward()
     for parameter in found.model.parameters():
         if parameter.grad is not None:
             parameter.grad = sign * parameter.grad + 1e-3
     before = {n: p.grad.clone() for n, p in found.model.named_parameters() if p.grad is not None}
-    found.project(found.model)
+    found.adjust_gradients(found.model)
     product, after = along(found, found.memory)
     if sign > 0:
         assert product > 0
@@ -194,11 +199,11 @@ def test_lwf_keeps_what_the_model_said(learner):
     moved = {}
     for strength in (0.0, 100.0):
         found, learn = learner("lwf", strength=strength)
-        inputs = found.batch(found.tasks[0])
+        inputs = found.collate_batch(found.tasks[0])
         with torch.no_grad():
             before = found.model(**inputs).logits
             found.teacher = found.model
-            assert float(found.price(found.model, inputs, before)) == 0
+            assert float(found.compute_penalty(found.model, inputs, before)) == 0
         learn(0)
         with torch.no_grad():
             moved[strength] = float((found.model(**inputs).logits - before).square().mean())
@@ -241,12 +246,12 @@ def test_the_best_rate_is_chosen_on_validation(tmp_path):
         run_of("full", 2e-3, 0, "validation", 0.9, 0.9),  # no rate of it
         run_of("full-own", 1e-4, 0, "validation", 0.9, 0.9),  # another method
     ):
-        compare._file(tmp_path, run).write_text(json.dumps(run))
-    full = {"peer": "eval.baselines.full.Full"}
+        compare._result_file(tmp_path, run).write_text(json.dumps(run))
+    full = {"baseline": "eval.baselines.full.Full"}
     methods = {"full": {**full, "rates": [1e-5, 1e-4, 3e-4]}, "full-own": {**full, "rates": [7e-4]}}
     plan = experiment_of(methods)
-    assert compare.best_rate(plan, tmp_path, "full") == 3e-4
-    assert compare.best_rate(plan, tmp_path, "full-own") == 7e-4  # there is no other
+    assert compare.choose_learning_rate(plan, tmp_path, "full") == 3e-4
+    assert compare.choose_learning_rate(plan, tmp_path, "full-own") == 7e-4  # there is no other
 
 
 def test_the_test_split_is_used_at_the_chosen_rate_and_at_named_ones(tmp_path, monkeypatch):
@@ -254,15 +259,15 @@ def test_the_test_split_is_used_at_the_chosen_rate_and_at_named_ones(tmp_path, m
     monkeypatch.setattr(compare, "_run_all", lambda plan, jobs, out, workers: asked.append(jobs))
     for number, rate in enumerate((1e-4, 3e-4)):
         run = run_of("full", rate, 0, "validation", 0.1 * number, 0.5)
-        compare._file(tmp_path, run).write_text(json.dumps(run))
-    full = {"peer": "eval.baselines.full.Full"}
+        compare._result_file(tmp_path, run).write_text(json.dumps(run))
+    full = {"baseline": "eval.baselines.full.Full"}
     methods = {
         "full": {**full, "rates": [1e-4, 3e-4], "also": [3e-4, 1e-4]},
         "lora": {**full, "rates": [2e-3]},
         "own": {**full, "rates": [5e-3], "seeds": [1, 3]},
         "left": {**full, "rates": [1e-3]},
     }
-    compare._compare(experiment_of(methods), tmp_path, 1, ("full", "lora", "own"))
+    compare._compare_methods(experiment_of(methods), tmp_path, 1, ("full", "lora", "own"))
     tuning, final = ([(j["method"], j["rate"], j["seed"], j["split"]) for j in a] for a in asked)
     assert tuning == [("full", rate, 0, "validation") for rate in (1e-4, 3e-4)]
     both, own = (("full", 3e-4), ("full", 1e-4), ("lora", 2e-3)), ("own", 5e-3)
@@ -275,7 +280,7 @@ def test_runs_end_with_the_command(tmp_path):
         "recipe": "pipelines/tiny.yaml",
         "seeds": [1, 2],
         "tune": {"seed": 0, "rows": 1},
-        "methods": {"full": {"peer": "eval.baselines.full.Full", "rates": [1e-4]}},
+        "methods": {"full": {"baseline": "eval.baselines.full.Full", "rates": [1e-4]}},
     }
     file, script = tmp_path / "plan.yaml", tmp_path / "compare.py"
     file.write_text(json.dumps(plan))
@@ -304,13 +309,22 @@ def test_each_experiment_can_be_run(file, tmp_path, monkeypatch):
     plan = compare.load_experiment(file)
     names = tuple(task.name for task in load_recipe(plan.recipe).tasks)
     for name, method in plan.methods.items():
-        recipe = compare.recipe_of(plan, method, method.rates[0], 1, tmp_path / "store")
+        recipe = compare.make_recipe(plan, method, method.rates[0], 1, tmp_path / "store")
         assert tuple(task.name for task in recipe.tasks) == (plan.order or names), name
         assert recipe.general
         assert all(isinstance(value, int | float) for value in method.options.values()), name
 
 
-FULL = {"peer": "eval.baselines.full.Full", "rates": [1e-4]}
+FULL = {"baseline": "eval.baselines.full.Full", "rates": [1e-4]}
+
+
+def with_options(baseline, **options):
+    """An experiment of one baseline with options of its own."""
+    return {
+        "methods": {"m": {**FULL, "baseline": f"eval.baselines.{baseline}", "options": options}}
+    }
+
+
 WRONG = {
     "order": (
         {"order": ["digits", "nope"]},
@@ -331,47 +345,45 @@ WRONG = {
     "seed": ({"seeds": [True]}, "seeds.0: Input should be a valid integer"),
     "below": ({"methods": {"m": {**FULL, "seeds": [-1]}}}, "methods.m.seeds.0: Input should be gr"),
     "store": ({"methods": {"m": {**FULL, "set": {"seed": 7}}}}, "set: 'seed' is the run's own"),
-    "penalty": ({"methods": {"m": {**FULL, "set": {"penalty": 1}}}}, "no peer looks at 'penalty'"),
-    "function": ({"methods": {"m": {**FULL, "peer": "os.getcwd"}}}, "'os.getcwd' is no class"),
+    "penalty": (
+        {"methods": {"m": {**FULL, "set": {"penalty": 1}}}},
+        "no baseline looks at 'penalty'",
+    ),
+    "function": ({"methods": {"m": {**FULL, "baseline": "os.getcwd"}}}, "'os.getcwd' is no class"),
     "rank": (
-        {"methods": {"m": {**FULL, "peer": "eval.baselines.lora.Lora", "options": {"rank": -4}}}},
+        with_options("lora.Lora", rank=-4),
         "options of eval.baselines.lora.Lora: rank: Input should be greater than 0",
     ),
     "half": (
-        {
-            "methods": {
-                "m": {**FULL, "peer": "eval.baselines.olora.OLora", "options": {"rank": 2.5}}
-            }
-        },
+        with_options("olora.OLora", rank=2.5),
         "options of eval.baselines.olora.OLora: rank: Input should be a valid integer",
     ),
     "text": (
-        {
-            "methods": {
-                "m": {**FULL, "peer": "eval.baselines.ewc.Ewc", "options": {"strength": "100"}}
-            }
-        },
+        with_options("ewc.Ewc", strength="100"),
         "options of eval.baselines.ewc.Ewc: strength: Input should be a valid number",
     ),
     "strength": (
-        {"methods": {"m": {**FULL, "peer": "eval.baselines.ewc.Ewc", "options": {"strength": 0}}}},
+        with_options("ewc.Ewc", strength=0),
         "options of eval.baselines.ewc.Ewc: strength: Input should be greater than 0",
     ),
     "whole": (
-        {"methods": {"m": {**FULL, "peer": "eval.baselines.agem.AGem", "options": {"share": 7}}}},
+        with_options("agem.AGem", share=7),
         "options of eval.baselines.agem.AGem: share: Input should be less than or equal to 1",
     ),
-    "neither": ({"methods": {"m": {"rates": [1e-3]}}}, "either `select` or `peer`"),
-    "both": ({"methods": {"m": {**FULL, "select": {}}}}, "either `select` or `peer`"),
-    "options": ({"methods": {"m": {"select": {}, "rates": [1], "options": {"x": 1}}}}, "a peer's"),
+    "neither": ({"methods": {"m": {"rates": [1e-3]}}}, "either `select` or `baseline`"),
+    "both": ({"methods": {"m": {**FULL, "select": {}}}}, "either `select` or `baseline`"),
+    "options": (
+        {"methods": {"m": {"select": {}, "rates": [1], "options": {"x": 1}}}},
+        "a baseline's",
+    ),
     "name": ({"methods": {"../m": FULL}}, "'../m' is no name"),
     "method": (
         {"methods": {"m": {"select": {"method": "nope"}, "rates": [1e-3]}}},
         "methods.m: pipelines/tiny.yaml: select.method: unknown method 'nope'",
     ),
-    "peer": (
-        {"methods": {"m": {**FULL, "peer": "eval.baselines.nope.Nope"}}},
-        "unknown peer 'eval.baselines.nope.Nope'",
+    "baseline": (
+        {"methods": {"m": {**FULL, "baseline": "eval.baselines.nope.Nope"}}},
+        "unknown baseline 'eval.baselines.nope.Nope'",
     ),
     "share": (
         {"methods": {"m": {**FULL, "options": {"share": 1}}}},
@@ -411,12 +423,12 @@ def test_at_least_one_run_at_a_time():
 
 
 def test_validation_rows_are_those_of_the_split():
-    from eval.experiment import on_validation
+    from eval.experiment import with_validation_split
 
     recipe = load_recipe(
         EVAL.parent / "pipelines" / "tiny.yaml", ["tasks.0.test=hf:a/b:c/test[:9]"]
     )
-    moved = on_validation(recipe, 7)
+    moved = with_validation_split(recipe, 7)
     assert moved.tasks[0].test == "hf:a/b:c/validation[:7]"
     assert moved.tasks[1].test == "scenes:textures/validation[:7]"
     assert moved.general[0].test == "scenes:base/validation[:7]"
@@ -426,12 +438,12 @@ def test_validation_rows_are_those_of_the_split():
 def test_an_order_is_that_of_the_experiment(tmp_path, monkeypatch):
     monkeypatch.chdir(EVAL.parent)
     order = ["words", "charts", "digits"]
-    method = method_of(select={"xi": 0.5}, set={"own_answers": 0.2})
+    method = method_of(select={"xi": 0.5}, set={"rehearsal": 0.2})
     plan = experiment_of({"m": method}, order=order, base="bases/other")
-    recipe = compare.recipe_of(plan, method, 1e-3, 7, tmp_path / "store")
+    recipe = compare.make_recipe(plan, method, 1e-3, 7, tmp_path / "store")
     assert [task.name for task in recipe.tasks] == order
     assert (recipe.select.xi, recipe.seed, recipe.base) == (0.5, 7, "bases/other")
-    assert recipe.own_answers == 0.2
+    assert recipe.rehearsal == 0.2
 
 
 def test_tables_give_mean_and_interval(tmp_path, monkeypatch):
@@ -444,7 +456,7 @@ def test_tables_give_mean_and_interval(tmp_path, monkeypatch):
         (folder / f"full-low-{seed}-test.json").write_text(json.dumps(lower))
         (folder / f"full-{seed}-validation.json").write_text(json.dumps(run))
     monkeypatch.setattr(tables, "ROOT", tmp_path)
-    *_, lower, line = tables.table("x").splitlines()
+    *_, lower, line = tables.build_table("x").splitlines()
     assert lower.startswith("| full | 3 | 1e-05 | 50.0 ± 0.0 | 30.0 ± 24.8 |")
     assert line == (
         "| full | 3 | 0.0001 | 50.0 ± 0.0 | 20.0 ± 24.8 | -10.0 ± 0.0 | 50.0 ± 0.0 | 1,000 | 150 |"
@@ -463,12 +475,12 @@ def test_differences_are_paired_by_seed(tmp_path, monkeypatch):
     extra = run_of("ours", 1e-4, 4, "test", 0.9, 0.5)  # without a partner
     (folder / "ours-4-test.json").write_text(json.dumps(extra))
     monkeypatch.setattr(tables, "ROOT", tmp_path)
-    head, _, low, ours, noisy = tables.table("x against random 0.0001").splitlines()
+    head, _, low, ours, noisy = tables.build_table("x against random 0.0001").splitlines()
     assert head.startswith("| against random 0.0001 | rate | seeds |")
     assert low.startswith("| random | 1e-05 | 1 |")
     assert ours == "| ours | 0.0001 | 3 | +0.0 ± 0.0 | **+7.0 ± 2.5** | +0.0 ± 0.0 | +0.0 ± 0.0 |"
     assert noisy.startswith("| noisy | 0.0001 | 3 | +0.0 ± 0.0 | +20.0 ± 24.8 |")
-    over = tables.table("x ours 0.0001 over random 0.0001,absent 1,random 1e-5").splitlines()
+    over = tables.build_table("x ours 0.0001 over random 0.0001,absent 1,random 1e-5").splitlines()
     assert over[0].startswith("| ours 0.0001 on | more than | seeds |")
     assert over[2] == "| x | random 0.0001 " + ours.removeprefix("| ours | 0.0001 ")
     assert over[3].startswith("| x | random 1e-5 | 1 |") and len(over) == 4
@@ -496,24 +508,24 @@ def test_overlaps_stand_beside_what_was_lost(tmp_path, monkeypatch):
         run = measured(seed, matrix, overlaps)
         (folder / f"ours-{seed}-test.json").write_text(json.dumps(run))
     monkeypatch.setattr(tables, "ROOT", tmp_path)
-    line = tables.table("x overlaps").splitlines()[-1]
+    line = tables.build_table("x overlaps").splitlines()[-1]
     # Seed 1: correlation 1; seed 2: -1; seed 3 shares alike, so that there is none.
     assert line.startswith("| ours | 0.001 | 3 | 23.3 ± ") and line.endswith("| +0.00 ± 12.71 |")
-    assert tables.table("x costs").splitlines()[-1] == "| ours | 4.0 | 2,000 | 150 |"
+    assert tables.build_table("x costs").splitlines()[-1] == "| ours | 4.0 | 2,000 | 150 |"
 
 
 def test_every_plot_is_drawn_from_what_runs_have(tmp_path):
-    from eval.figures import draw
+    from eval.figures import draw_figures
 
     matrix, overlaps = [[0.0, 0.0], [0.5, 0.0], [0.4, 0.6]], [[1, 0.2], [0.2, 1]]
     runs = [measured(seed, matrix, overlaps) for seed in (1, 2)]
-    names = [file.name for file in draw(tmp_path, runs, runs)]
+    names = [file.name for file in draw_figures(tmp_path, runs, runs)]
     assert names == ["frontier.png", "curves.png", "atlas.png"]
     named = {"method": "held-0.1", "settings": {"select": {"density": 0.001}}}
-    names = [file.name for file in draw(tmp_path, [], [run | named for run in runs])]
+    names = [file.name for file in draw_figures(tmp_path, [], [run | named for run in runs])]
     assert names == ["curves.png", "densities.png", "atlas.png"]
     bare = [{k: v for k, v in run.items() if k != "places"} for run in runs]
-    assert [file.name for file in draw(tmp_path, [], bare)] == ["curves.png"]
+    assert [file.name for file in draw_figures(tmp_path, [], bare)] == ["curves.png"]
 
 
 def test_the_front_is_what_nothing_is_ahead_of():
@@ -532,7 +544,7 @@ def test_masks_are_located_and_compared():
         {name: np.array(index) for name, index in zip(shapes, chosen, strict=True)}
         for chosen in (([0, 3, 4, 19], [9]), ([3, 4, 5, 6], []))
     )
-    found = compare._lying([first, second, {}], shapes)
+    found = compare._describe_masks([first, second, {}], shapes)
     assert found["places"] == [
         {"language 1 up_proj": 0.2, "vision - post_layernorm": 0.1},
         {"language 1 up_proj": 0.2},
@@ -545,6 +557,6 @@ def test_what_moved_farthest_is_as_much_as_a_mask():
     names = ("language_model.model.layers.0.mlp.up_proj.weight", "language_model.lm_head.weight")
     before = {name: torch.zeros(10, 10) for name in names}
     after = {name: torch.arange(100.0).view(10, 10) * (-1) ** i for i, name in enumerate(names)}
-    (kept,) = compare._most_moved(before, after, Select(density=0.05)).items()
+    (kept,) = compare._select_most_moved(before, after, SelectionSettings(density=0.05)).items()
     assert (kept[0], kept[1].tolist()) == (names[0], [95, 96, 97, 98, 99])
-    assert compare._most_moved(before, before, Select(density=0.05)) == {}
+    assert compare._select_most_moved(before, before, SelectionSettings(density=0.05)) == {}

@@ -133,13 +133,13 @@ def test_contributing_shows_the_table():
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
 def test_budgets(file):
     text = file.read_text(encoding="utf-8")
-    assert text.count("\n") <= 310
+    assert text.count("\n") <= 400
     tree = ast.parse(text)
     assert ast.get_docstring(tree), "a file opens with what it is"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1
-            assert length <= 40, f"{node.name} has {length} lines"
+            assert length <= 60, f"{node.name} has {length} lines"
 
 
 def test_frameworks_stay_behind_their_seams():

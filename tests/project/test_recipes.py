@@ -17,7 +17,7 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from mm_piece.data import read
 from mm_piece.families import group_of
-from mm_piece.recipe import Metric, load_recipe
+from mm_piece.recipe import MetricName, load_recipe
 from mm_piece.training.arguments import arguments
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
@@ -202,7 +202,7 @@ def test_the_readme_says_where_data_comes_from(name):
 def test_the_recipe_to_copy_explains_itself():
     text = TEXTS["own-data"]
     assert "mm-piece check pipelines/own-data.yaml" in text
-    for metric in get_args(Metric):
+    for metric in get_args(MetricName):
         assert re.search(rf"#.*\b{metric}\b", text), metric
     for key in ("vision: ", "projector: ", "language: "):
         assert re.search(rf"#.*density: .*{key}", text), key

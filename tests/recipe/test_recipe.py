@@ -6,7 +6,7 @@ import pytest
 
 from mm_piece import importance, recipe
 from mm_piece.errors import RecipeError
-from mm_piece.metrics.answers import METRICS as SCORING
+from mm_piece.metrics.answers import ANSWER_METRICS as SCORING
 from mm_piece.recipe import load_recipe, parse_bytes, parse_recipe
 
 GOOD = """
@@ -23,7 +23,7 @@ def test_defaults_and_numbers():
     assert parsed.train == {"learning_rate": 1e-5}
     assert parsed.select.density == 0.001
     assert parsed.select.exclude == ("embedding", "head")
-    assert parse_recipe(parsed.text()) == parsed
+    assert parse_recipe(parsed.to_yaml()) == parsed
 
 
 @pytest.mark.parametrize(
@@ -102,4 +102,4 @@ def test_sizes():
 
 def test_names_in_the_recipe_are_those_of_the_registries():
     assert tuple(importance.METHODS) == recipe.METHODS
-    assert tuple(SCORING) == get_args(recipe.Metric)
+    assert tuple(SCORING) == get_args(recipe.MetricName)

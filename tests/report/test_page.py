@@ -12,8 +12,8 @@ import pytest
 from made_up_store import MATRIX, TASKS, FakeStore, fake_examples
 
 from mm_piece.metrics import continual
-from mm_piece.report import render, summarise, write_report
-from mm_piece.report.page import percent, points
+from mm_piece.report import render_report, summarise_store, write_report
+from mm_piece.report.page import format_percent, format_points
 
 CHROMIUM = shutil.which("chromium")
 HOSTILE = "<script>alert('\"&')</script>"
@@ -82,9 +82,11 @@ def test_every_section_and_every_number_is_there(page):
     links = [attrs["href"] for tag, attrs in outline.tags if tag == "a"]
     assert links == [f"#{name}" for name in SECTIONS]
     for score in [score for row in MATRIX for score in row]:
-        assert percent(score) in outline.text
-    for name, value in continual.summary(MATRIX).items():
-        assert (points(value) if name in ("bwt", "fwt") else percent(value)) in outline.text
+        assert format_percent(score) in outline.text
+    for name, value in continual.summarise_matrix(MATRIX).items():
+        assert (
+            format_points(value) if name in ("bwt", "fwt") else format_percent(value)
+        ) in outline.text
         assert continual.CONVENTIONS[name] in outline.text
     assert "2,104,512 parameters in float32 · piece-s at density 0.01" in outline.text
     for words in ("vision", "projector", "language", "✓ right", "✗ wrong", "◐ 33.3 %"):
@@ -104,7 +106,7 @@ def test_every_image_and_curve_has_words(page):
 
 
 def test_the_same_store_gives_the_same_bytes(page):
-    assert render(summarise(FakeStore(), fake_examples())) == page.read_text()
+    assert render_report(summarise_store(FakeStore(), fake_examples())) == page.read_text()
 
 
 def test_hostile_text_stays_text():
@@ -112,7 +114,7 @@ def test_hostile_text_stays_text():
     store = FakeStore(tasks, recipe=f"# {HOSTILE}")
     for delta in store.deltas:
         delta.info["method"] = HOSTILE
-    text = render(summarise(store, fake_examples(tasks)))
+    text = render_report(summarise_store(store, fake_examples(tasks)))
     outline = Outline(text)
     assert HOSTILE not in text
     assert HOSTILE in outline.text
@@ -121,21 +123,24 @@ def test_hostile_text_stays_text():
 
 
 def test_a_run_under_way():
-    outline = Outline(render(summarise(FakeStore(matrix=MATRIX[:2]))))
+    outline = Outline(render_report(summarise_store(FakeStore(matrix=MATRIX[:2]))))
     assert "mean over 1 of 3 tasks" in outline.text
     assert "20.5" in outline.text and "68.0" not in outline.text
 
 
 def test_one_task_has_no_overlap():
-    outline = Outline(render(summarise(FakeStore(("only",), [[0.1], [0.9]]))))
+    outline = Outline(render_report(summarise_store(FakeStore(("only",), [[0.1], [0.9]]))))
     assert "It takes two tasks to overlap." in outline.text
 
 
 def test_before_any_task_and_before_any_measurement():
-    assert "No task is stored yet." in Outline(render(summarise(FakeStore((), [[]])))).text
+    assert (
+        "No task is stored yet."
+        in Outline(render_report(summarise_store(FakeStore((), [[]])))).text
+    )
     store = FakeStore()
     store.results = dict
-    outline = Outline(render(summarise(store)))
+    outline = Outline(render_report(summarise_store(store)))
     assert "Accuracy matrix" not in outline.text
     assert "The store holds no answers to show." in outline.text
     assert "bytes per changed entry" in outline.text
@@ -232,4 +237,4 @@ def test_a_stability_that_is_none_leaves_its_section_out(carried, monkeypatch):
     store = FakeStore()
     known = {**store.results(), "stability": dict.fromkeys(store.tasks, carried)}
     monkeypatch.setattr(store, "results", lambda: known)
-    assert 'id="stability"' not in render(summarise(store))
+    assert 'id="stability"' not in render_report(summarise_store(store))

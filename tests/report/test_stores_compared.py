@@ -1,4 +1,5 @@
-"""The page about several stores: means and intervals by hand, ways told apart by their settings."""
+"""The page about several stores: means and intervals by hand, configurations told apart by "
+"their settings."""
 
 from math import sqrt
 from statistics import mean, stdev
@@ -11,9 +12,9 @@ from mm_piece.cli import main
 from mm_piece.deltas.delta import Delta
 from mm_piece.errors import StoreError
 from mm_piece.metrics import continual
-from mm_piece.metrics.intervals import interval
-from mm_piece.report import compare, render_comparison, report_comparison
-from mm_piece.report.page import Plane, spread
+from mm_piece.metrics.intervals import compute_interval
+from mm_piece.report import compare_stores, render_comparison, report_comparison
+from mm_piece.report.page import ScatterPlane, format_spread
 from mm_piece.store.delta_store import DeltaStore
 
 NAMES = ("language_model.model.layers.0.mlp.up_proj.weight", "vision_tower.a.weight")
@@ -64,8 +65,14 @@ def stores(tmp_path):
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_way(stores):
-    ways = {way.title: way for way in compare(stores).ways}
-    assert {title: [run.name for run in way.runs] for title, way in ways.items()} == {
+    configurations = {
+        configuration.title: configuration
+        for configuration in compare_stores(stores).configurations
+    }
+    assert {
+        title: [run.name for run in configuration.runs]
+        for title, configuration in configurations.items()
+    } == {
         "piece-f, learning_rate 0.001": ["one", "two", "three"],
         "piece-f, learning_rate 0.01": ["fast"],
         "random": ["chance"],
@@ -73,23 +80,35 @@ def test_runs_that_differ_in_their_seed_alone_are_one_way(stores):
 
 
 def test_a_way_that_is_held_says_so(tmp_path):
-    """Also where no other way has its method: the mask alone would get the credit."""
-    held = make(tmp_path / "held", "random", 1, 0.8, more="penalty: 0.02\nown_answers: 0.2\n")
-    ways = compare([held, make(tmp_path / "free", "piece-f", 1, 0.2)]).ways
-    assert {way.title for way in ways} == {"random, own_answers 0.2, penalty 0.02", "piece-f"}
+    """Also where no other configuration has its method: the mask alone would get the credit."""
+    held = make(tmp_path / "held", "random", 1, 0.8, more="penalty: 0.02\nrehearsal: 0.2\n")
+    configurations = compare_stores(
+        [held, make(tmp_path / "free", "piece-f", 1, 0.2)]
+    ).configurations
+    assert {configuration.title for configuration in configurations} == {
+        "random, rehearsal 0.2, penalty 0.02",
+        "piece-f",
+    }
 
 
 def test_means_and_intervals_by_hand(stores):
-    comparison = compare(stores)
-    assert [way.runs[0].name for way in comparison.ways] == ["chance", "one", "fast"]
-    way = comparison.ways[1]
-    values = [continual.op([[0.0, 0.5], [1.0, 0.5], [last, 0.75]]) for last in (0.2, 0.4, 0.6)]
-    middle, half = interval(way.values("op"))
+    comparison = compare_stores(stores)
+    assert [configuration.runs[0].name for configuration in comparison.configurations] == [
+        "chance",
+        "one",
+        "fast",
+    ]
+    configuration = comparison.configurations[1]
+    values = [
+        continual.overall_performance([[0.0, 0.5], [1.0, 0.5], [last, 0.75]])
+        for last in (0.2, 0.4, 0.6)
+    ]
+    middle, half = compute_interval(configuration.values_of("op"))
     assert middle == pytest.approx(mean(values))
     assert half == pytest.approx(4.302653 * stdev(values) / sqrt(3))  # t of two degrees of freedom
-    assert interval(way.values("base_kept"))[0] == pytest.approx(0.4)
-    assert interval(way.values("select"))[0] == pytest.approx(3.0)
-    (run,) = comparison.ways[0].runs
+    assert compute_interval(configuration.values_of("base_retained"))[0] == pytest.approx(0.4)
+    assert compute_interval(configuration.values_of("select"))[0] == pytest.approx(3.0)
+    (run,) = comparison.configurations[0].runs
     assert run.values["entries"] == (2 + 6) / 2
     assert run.values["bytes"] == mean(entry.bytes for entry in stores[3].entries)
     assert run.groups == {"language": 5, "vision": 3}
@@ -97,48 +116,55 @@ def test_means_and_intervals_by_hand(stores):
 
 
 def test_the_page_says_what_does_not_compare(stores, tmp_path):
-    page = render_comparison(compare(stores))
+    page = render_comparison(compare_stores(stores))
     assert "different bases" not in page and "order of them" not in page
-    assert "5 runs, 3 ways" in page and "learning_rate 0.01" in page
+    assert "5 runs, 3 configurations" in page and "learning_rate 0.01" in page
     other = make(tmp_path / "other", "piece-f", 1, 0.5, fingerprint="e")
     turned = make(tmp_path / "turned", "piece-f", 1, 0.5, tasks=("b", "a"))
-    page = render_comparison(compare([stores[0], other, turned]))
+    page = render_comparison(compare_stores([stores[0], other, turned]))
     assert "2 different bases" in page and "order of them" in page
-    assert page == render_comparison(compare([stores[0], other, turned]))
+    assert page == render_comparison(compare_stores([stores[0], other, turned]))
 
 
 def test_a_store_that_was_never_measured_has_costs_and_no_scores(stores, tmp_path):
     bare = make(tmp_path / "bare", "random", 2, 0.5, measured=False)
-    ways = {way.title: way for way in compare([stores[0], bare]).ways}
-    assert ways["random"].values("op") == [] and ways["random"].values("entries") == [4.0]
-    assert "–" in render_comparison(compare([stores[0], bare]))
+    configurations = {
+        configuration.title: configuration
+        for configuration in compare_stores([stores[0], bare]).configurations
+    }
+    assert configurations["random"].values_of("op") == [] and configurations["random"].values_of(
+        "entries"
+    ) == [4.0]
+    assert "–" in render_comparison(compare_stores([stores[0], bare]))
 
 
 def test_stores_that_are_called_alike_show_their_paths(tmp_path):
     stores = [make(tmp_path / part / "run", "random", n, 0.5) for n, part in enumerate("ab")]
-    assert [run.name for run in compare(stores).runs] == [str(store.path) for store in stores]
+    assert [run.name for run in compare_stores(stores).runs] == [
+        str(store.path) for store in stores
+    ]
 
 
 def test_markup_in_names_is_text(tmp_path):
-    page = render_comparison(compare([make(tmp_path / "<b>x", "random", 1, 0.5)]))
+    page = render_comparison(compare_stores([make(tmp_path / "<b>x", "random", 1, 0.5)]))
     assert "<b>x" not in page and "&lt;b&gt;x" in page
 
 
 def test_every_run_is_a_dot_where_its_scores_are(stores):
-    plane, comparison = Plane(), compare(stores)
-    dots = plane.dots(comparison.ways, "op", "base_kept")
+    plane, comparison = ScatterPlane(), compare_stores(stores)
+    dots = plane.place_dots(comparison.configurations, "op", "base_retained")
     assert len(dots) == 5
     number, name, x, y = dots[0]
     assert (number, name.partition(":")[0]) == (0, "chance")
-    assert (x, y) == (plane.x((0.8 + 0.75) / 2), plane.y(0.8))
-    assert plane.x(0) < plane.x(1) and plane.y(1) < plane.y(0)
+    assert (x, y) == (plane.scale_x((0.8 + 0.75) / 2), plane.scale_y(0.8))
+    assert plane.scale_x(0) < plane.scale_x(1) and plane.scale_y(1) < plane.scale_y(0)
 
 
 def test_through_the_command_line(stores, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ran = CliRunner().invoke(main, ["report", "one", "chance"])
     assert (ran.exit_code, ran.output) == (0, "wrote comparison.html\n")
-    assert "2 runs, 2 ways" in (tmp_path / "comparison.html").read_text()
+    assert "2 runs, 2 configurations" in (tmp_path / "comparison.html").read_text()
     ran = CliRunner().invoke(main, ["report", "one", "chance", "--to", "deep/page.html"])
     assert (tmp_path / "deep" / "page.html").is_file()
     ran = CliRunner().invoke(main, ["report", "one", "nowhere"])
@@ -148,6 +174,6 @@ def test_through_the_command_line(stores, tmp_path, monkeypatch):
 
 
 def test_numbers_in_words():
-    assert spread([]) == "–"
-    assert spread([0.5]) == "50.0"
-    assert spread([-0.123, -0.123]) == "−12.3 ± 0.0"
+    assert format_spread([]) == "–"
+    assert format_spread([0.5]) == "50.0"
+    assert format_spread([-0.123, -0.123]) == "−12.3 ± 0.0"

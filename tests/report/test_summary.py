@@ -8,15 +8,23 @@ from made_up_store import MATRIX, TASKS, FakeStore, fake_answer, picture
 
 from mm_piece.deltas.delta import Delta
 from mm_piece.metrics import continual
-from mm_piece.report import summarise, write_report
-from mm_piece.report.page import count, fact, percent, permille, points, share, size
-from mm_piece.report.weight_maps import overlap, union, weight_map
+from mm_piece.report import summarise_store, write_report
+from mm_piece.report.page import (
+    format_count,
+    format_fact,
+    format_percent,
+    format_permille,
+    format_points,
+    format_share,
+    format_size,
+)
+from mm_piece.report.weight_maps import build_weight_map, measure_overlap, union_masks
 from mm_piece.store.delta_store import DeltaStore
 
 
 def test_numbers_equal_the_metrics():
-    report = summarise(FakeStore())
-    assert {m.name: m.value for m in report.metrics} == continual.summary(MATRIX)
+    report = summarise_store(FakeStore())
+    assert {m.name: m.value for m in report.metrics} == continual.summarise_matrix(MATRIX)
     assert {m.name: m.convention for m in report.metrics} == continual.CONVENTIONS
     assert [curve.values for curve in report.curves] == [list(c) for c in zip(*MATRIX, strict=True)]
     assert report.num_examples == dict.fromkeys(TASKS, 200)
@@ -24,7 +32,7 @@ def test_numbers_equal_the_metrics():
 
 def test_maps_count_every_entry_once():
     store = FakeStore()
-    report = summarise(store)
+    report = summarise_store(store)
     together, *alone = report.maps
     for entry, found in zip(store.entries, alone, strict=True):
         assert found.entries == entry.entries == sum(found.shares.values())
@@ -41,7 +49,7 @@ def test_grid_of_a_task_spans_what_any_task_touched():
         "language_model.model.norm.weight": (4,),
     }
     mask = {"language_model.model.layers.2.mlp.up_proj.weight": torch.tensor([0, 3, 19]).numpy()}
-    (grid,) = weight_map("x", mask, shapes).grids
+    (grid,) = build_weight_map("x", mask, shapes).grids
     assert grid.layers == (None, 0, 1, 2)
     assert grid.modules == ("up_proj", "norm")
     assert {spot: (c.entries, c.size) for spot, c in grid.cells.items()} == {
@@ -52,7 +60,7 @@ def test_grid_of_a_task_spans_what_any_task_touched():
 def test_overlap_by_hand():
     first = {"a": torch.tensor([1, 2, 3]).numpy(), "b": torch.tensor([7]).numpy()}
     second = {"a": torch.tensor([3, 9]).numpy(), "c": torch.tensor([7]).numpy()}
-    found = overlap(first, second, patchable=100)
+    found = measure_overlap(first, second, patchable=100)
     assert (found.shared, found.jaccard, found.containment) == (1, 1 / 6, 1 / 4)
     assert found.random_containment == pytest.approx(3 / 100)
     assert found.random_jaccard == pytest.approx(0.12 / 6.88)
@@ -63,24 +71,24 @@ def test_overlap_equals_that_of_sets(seed):
     draw = random.Random(seed)
     sets = [{draw.randrange(300) for _ in range(draw.randrange(200))} for _ in range(2)]
     masks = [{"a": torch.tensor(sorted(s), dtype=torch.int32).numpy()} for s in sets]
-    assert overlap(*masks, patchable=300).shared == len(sets[0] & sets[1])
-    assert union(masks)["a"].tolist() == sorted(sets[0] | sets[1])
+    assert measure_overlap(*masks, patchable=300).shared == len(sets[0] & sets[1])
+    assert union_masks(masks)["a"].tolist() == sorted(sets[0] | sets[1])
 
 
 def test_overlap_of_random_masks_is_the_expected_one():
     draw = random.Random(7)
     masks = [{"a": torch.tensor(sorted(draw.sample(range(40_000), 4_000))).numpy()} for _ in "ab"]
-    found = overlap(*masks, patchable=40_000)
+    found = measure_overlap(*masks, patchable=40_000)
     assert found.jaccard == pytest.approx(found.random_jaccard, rel=0.15)
     assert found.containment == pytest.approx(found.random_containment, rel=0.15)
 
 
 def test_the_rows_shown_are_the_caller_s_or_the_first():
-    shown = summarise(FakeStore()).examples
+    shown = summarise_store(FakeStore()).examples
     assert {t: [e.row for e in rows] for t, rows in shown.items()} == dict.fromkeys(
         TASKS, [0, 1, 2]
     )
-    chosen = summarise(FakeStore(), {"count": [(9, picture(9))]}).examples
+    chosen = summarise_store(FakeStore(), {"count": [(9, picture(9))]}).examples
     assert list(chosen) == ["count"]
     assert [attempt.position for attempt in chosen["count"][0].attempts] == [0, 1, 2, 3]
     assert str(chosen["count"][0].image).startswith("data:image/webp;base64,")
@@ -90,7 +98,9 @@ def test_rows_without_an_answer_are_left_out():
     store = FakeStore()
     rows = [fake_answer(row, 0) for row in range(2)]
     store.answers = lambda position: {} if position == 1 else {"count": rows}
-    shown = summarise(store, {"count": [(1, picture(1)), (7, picture(7))], "no such": []}).examples
+    shown = summarise_store(
+        store, {"count": [(1, picture(1)), (7, picture(7))], "no such": []}
+    ).examples
     (example,) = shown.pop("count")
     assert not shown
     assert (example.row, [attempt.position for attempt in example.attempts]) == (1, [0, 2, 3])
@@ -108,7 +118,7 @@ def test_of_a_store_on_disk(tmp_path):
         store.append(Delta.from_change(*parts, {name: (3, 4)}, **made))
     store.write_results({"tasks": ["a", "b"], "matrix": [[0.0, 0.5], [1.0, 0.5], [0.9, 1.0]]})
     store.write_answers(1, {"a": [fake_answer(0, 1)]})
-    report = summarise(DeltaStore.open(tmp_path))
+    report = summarise_store(DeltaStore.open(tmp_path))
     assert [found.entries for found in report.maps] == [2, 2, 2]
     assert report.overlaps[0][1].jaccard == 1
     assert [row.bytes for row in report.deltas] == [entry.bytes for entry in store.entries]
@@ -119,15 +129,27 @@ def test_of_a_store_on_disk(tmp_path):
 
 
 def test_numbers_in_words():
-    assert [percent(0.725), percent(None), points(0.0123), points(-0.05)] == [
+    shown = [
+        *map(format_percent, (0.725, None)),
+        *map(format_points, (0.0123, -0.05)),
+    ]
+    assert shown == [
         "72.5", "–", "+1.2", "−5.0",
     ]  # fmt: skip
-    assert [points(-0.0001), points(None)] == ["+0.0", "–"]
-    assert [share(0.00098), share(1), share(0), share(1e-9)] == [
+    assert [format_points(-0.0001), format_points(None)] == ["+0.0", "–"]
+    assert [format_share(0.00098), format_share(1), format_share(0), format_share(1e-9)] == [
         "0.098 %", "100 %", "0 %", "< 0.0001 %",
     ]  # fmt: skip
-    assert [permille(0.00123), permille(0.0123), permille(0.00999)] == ["1.2", "12", "10"]
-    assert [size(999), size(45_213), size(13.5e9)] == ["999 B", "45.2 kB", "13.5 GB"]
-    assert [count(1234567), fact({"a": 0.5, "b": {"c": 1200}})] == [
+    assert [format_permille(0.00123), format_permille(0.0123), format_permille(0.00999)] == [
+        "1.2",
+        "12",
+        "10",
+    ]
+    assert [format_size(999), format_size(45_213), format_size(13.5e9)] == [
+        "999 B",
+        "45.2 kB",
+        "13.5 GB",
+    ]
+    assert [format_count(1234567), format_fact({"a": 0.5, "b": {"c": 1200}})] == [
         "1,234,567", "a 0.5, b (c 1,200)"
     ]  # fmt: skip

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mm_piece.errors import SelectionError
 from mm_piece.importance.rows import width_of
-from mm_piece.selection import Budgets, contests, count, select, select_stream
-from mm_piece.selection.auto_density import knee
+from mm_piece.selection import Budgets, build_topk_groups, count_selected, select, select_stream
+from mm_piece.selection.auto_density import count_auto_selected
 
 VISION, PROJECTOR = "vision_tower.a.weight", "multi_modal_projector.linear_1.weight"
 FIRST, SECOND = "model.layers.0.q_proj.weight", "model.layers.1.up_proj.weight"
@@ -198,17 +198,17 @@ def test_rows_do_not_depend_on_how_the_scores_are_cut(piece):
 def test_rows_are_counted_as_the_quantile_counts_them():
     for rows in range(1, 40):
         values = torch.arange(float(rows))
-        assert count(0.3, rows, unit="row") == int((values >= values.quantile(0.7)).sum())
+        assert count_selected(0.3, rows, unit="row") == int((values >= values.quantile(0.7)).sum())
 
 
 def test_auto_stops_where_the_next_entry_adds_less_than_half_the_mean():
     amplitudes = torch.tensor([8.0, 7.0, 6.0, 5.0, 3.3, 3.2, 1.0, 0.5])
     # The mean of the first four is 6.5: 3.3 exceeds its half. Of five it is 5.86: 3.2 does too. Of
     # six it is 5.4: 1.0 does not.
-    assert knee(amplitudes, squares=False) == 6
-    assert knee(amplitudes[torch.randperm(8)], squares=False) == 6
-    assert knee(amplitudes**2, squares=True) == 6
-    assert knee(torch.zeros(5), squares=False) == 1
+    assert count_auto_selected(amplitudes, squares=False) == 6
+    assert count_auto_selected(amplitudes[torch.randperm(8)], squares=False) == 6
+    assert count_auto_selected(amplitudes**2, squares=True) == 6
+    assert count_auto_selected(torch.zeros(5), squares=False) == 1
 
 
 def test_auto_takes_the_highest_and_keeps_its_ceiling():
@@ -218,16 +218,16 @@ def test_auto_takes_the_highest_and_keeps_its_ceiling():
     for ceiling in (0.05, 0.4, 1.0):
         top = flat.sort(descending=True).values[: floor(ceiling * 270)]
         mask = select(scores, "auto", ceiling=ceiling)
-        assert entries(mask) == set(ranking[: knee(top, squares=False)])
+        assert entries(mask) == set(ranking[: count_auto_selected(top, squares=False)])
     assert entries(select(scores, "auto")) <= set(ranking[: floor(0.05 * 270)])
 
 
 def test_each_contest_knows_its_places():
     sizes = dict(zip(NAMES, (1000, 600, 300, 800), strict=True))
-    (alone,) = contests(sizes, Budgets(0.01))
+    (alone,) = build_topk_groups(sizes, Budgets(0.01))
     assert (alone.k, alone.names) == (27, list(NAMES))
-    both = contests(sizes, Budgets({"vision": 0.01, "language": 0.02}))
-    assert [(c.what, c.k, c.names) for c in both] == [
+    both = build_topk_groups(sizes, Budgets({"vision": 0.01, "language": 0.02}))
+    assert [(c.label, c.k, c.names) for c in both] == [
         ("vision", 10, [VISION]),
         ("language", 28, [FIRST, SECOND]),
     ]

@@ -68,7 +68,7 @@ def test_streaming_equals_concatenated(piece, monkeypatch):
     ("density", "total", "k"), [(0.29, 100, 29), (0.1, 30, 3), (0.001, 1999, 1), (1, 7, 7)]
 )
 def test_count_is_the_floor_of_the_written_number(density, total, k):
-    assert masks.count(density, total) == k
+    assert masks.count_selected(density, total) == k
 
 
 def test_groups_have_their_own_budgets():
@@ -118,5 +118,5 @@ def test_blocks_leave_nothing_out(chunk, monkeypatch):
 def test_candidates_stay_few():
     top = TopK(10)
     for start in range(0, 100_000, 1000):
-        top.add(torch.rand(1000, generator=torch.Generator().manual_seed(start)), start)
-        assert top._held <= 2 * 10 + 1000
+        top.add_scores(torch.rand(1000, generator=torch.Generator().manual_seed(start)), start)
+        assert top._num_candidates <= 2 * 10 + 1000

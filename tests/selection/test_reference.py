@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from mm_piece.data import Alike, Encoded, read
+from mm_piece.data import EncodedDataset, LengthGroupedBatches, read
 from mm_piece.families import weights
 from mm_piece.models.base import load_base
-from mm_piece.recipe import Select
-from mm_piece.selection.task import selection_of
+from mm_piece.recipe import SelectionSettings
+from mm_piece.selection.task import select_for_task
 
 ROWS = "scenes:charts/train[:12]"
 
@@ -22,13 +22,15 @@ def task(base, tmp_path_factory):
     """A model, and a task's examples as the library reads them."""
     model, processor = load_base(base)
     folder = tmp_path_factory.mktemp("encoded")
-    return model, Encoded(read(ROWS), processor, folder)
+    return model, EncodedDataset(read(ROWS), processor, folder)
 
 
 def ours(task, folder, **settings):
     model, encoded = task
-    facts = {"pad": 0, "seeds": (0, 0), "standing": {}}
-    found = selection_of(model, encoded, Select(**settings), folder / "masks", **facts)
+    facts = {"pad_token_id": 0, "seeds": (0, 0), "cache_key": {}}
+    found = select_for_task(
+        model, encoded, SelectionSettings(**settings), folder / "masks", **facts
+    )
     return {name: set(index.tolist()) for name, index in found.mask.items()}
 
 
@@ -125,4 +127,6 @@ SUMS = {"batch_size": 4, "exclude": ()}
 def in_micro_batches(encoded):
     """The batches that the library makes of the examples in the order of its seed."""
     order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(0)).tolist()
-    return Alike([encoded[place] for place in order], SUMS["batch_size"], 0, apart=False)
+    return LengthGroupedBatches(
+        [encoded[place] for place in order], SUMS["batch_size"], 0, windowed=False
+    )

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from mm_piece.data import Encoded
-from mm_piece.importance import Folds, estimate, estimation, moments_of, stream
-from mm_piece.importance.accumulators import Sums
-from mm_piece.recipe import Select
-from mm_piece.selection import Budgets, contests, select, select_stream, units_of
-from mm_piece.selection.stability import among
-from mm_piece.selection.task import selection_of
+from mm_piece.data import EncodedDataset
+from mm_piece.importance import FoldSums, estimate, estimation, moments_of, stream_scores
+from mm_piece.importance.accumulators import GradientSums
+from mm_piece.recipe import SelectionSettings
+from mm_piece.selection import Budgets, build_topk_groups, count_units, select, select_stream
+from mm_piece.selection.stability import build_sampled_groups
+from mm_piece.selection.task import select_for_task
 
 N = 40  # inputs and outputs
 
@@ -31,9 +31,9 @@ class Layer(nn.Module):
 class Examples(list):
     """Encoded examples, as a training has them."""
 
-    drawn = Encoded.drawn
+    sample = EncodedDataset.sample
 
-    def part(self, positions):
+    def select_positions(self, positions):
         return Examples(self[position] for position in positions)
 
 
@@ -55,10 +55,14 @@ def selected(model, tmp_path):
     """A selection by what a recipe says, of as many examples."""
 
     def _selected(count, noise, seed=1, **wanted):
-        select = Select(**{"method": "piece-s", "samples": count, "exclude": (), **wanted})
+        select = SelectionSettings(
+            **{"method": "piece-s", "samples": count, "exclude": (), **wanted}
+        )
         facts = {"count": count, "noise": noise, "seed": seed}
         examples = examples_of(count, seed, noise)
-        return selection_of(model, examples, select, tmp_path, pad=0, seeds=(0, 0), standing=facts)
+        return select_for_task(
+            model, examples, select, tmp_path, pad_token_id=0, seeds=(0, 0), cache_key=facts
+        )
 
     return _selected
 
@@ -120,17 +124,21 @@ def test_rows_have_one_too(selected):
 def test_it_stays_inside_the_budget_and_changes_no_score(model, memory):
     examples = examples_of(64, 1, 1.0)
     sizes, widths = {"layer.weight": N * N}, {"layer.weight": 1}
-    folds = Folds(
+    folds = FoldSums(
         sizes,
         widths,
         ("mean", "square"),
         windows=[n // 32 for n in range(64)],
-        room=memory // 8,
+        max_bytes=memory // 8,
         seed=0,
     )
     assert 0 < folds.nbytes <= memory // 8
-    plain = torch.cat([flat for _, _, flat in stream(model, examples, "piece-s", memory=2**30)])
-    beside = [flat for _, _, flat in stream(model, examples, "piece-s", memory=memory, folds=folds)]
+    plain = torch.cat(
+        [flat for _, _, flat in stream_scores(model, examples, "piece-s", memory=2**30)]
+    )
+    beside = [
+        flat for _, _, flat in stream_scores(model, examples, "piece-s", memory=memory, folds=folds)
+    ]
     assert torch.equal(plain, torch.cat(beside))
 
 
@@ -138,15 +146,15 @@ def test_it_stays_inside_the_budget_and_changes_no_score(model, memory):
 def test_folds_hold_the_sums_of_their_examples(model, memory):
     examples = examples_of(96, 1, 1.0)
     windows = [n // 32 for n in range(96)]
-    folds = Folds(
+    folds = FoldSums(
         {"layer.weight": N * N},
         {"layer.weight": 1},
         ("mean", "square"),
         windows=windows,
-        room=memory // 8,
+        max_bytes=memory // 8,
         seed=0,
     )
-    list(stream(model, examples, "piece-s", memory=memory, folds=folds))
+    list(stream_scores(model, examples, "piece-s", memory=memory, folds=folds))
     assert folds.counts == [32, 32, 32]
     index = folds.entries["layer.weight"]
     for fold in range(3):
@@ -156,78 +164,80 @@ def test_folds_hold_the_sums_of_their_examples(model, memory):
         fisher = estimate(model, part, "piece-f")["layer.weight"].flatten()[index]
         times = torch.zeros(3, dtype=torch.long)
         times[fold] = 2
-        means, count = folds.means(times)
+        means, count = folds.compute_means(times)
         assert count == 64
         torch.testing.assert_close(means["square"], fisher, rtol=1e-4, atol=1e-5)
 
 
-def test_contests_keep_their_densities_among_sampled_entries():
+def test_groups_keep_their_densities_among_sampled_entries():
     shapes = {"vision_tower.a.weight": (200, 50), "model.layers.0.b.weight": (300, 100)}
     budgets = Budgets(0.01, floor={"vision": 0.02})
     scores = {name: torch.rand(shape) for name, shape in shapes.items()}
     pieces = [(name, 0, score.flatten()) for name, score in scores.items()]
     mask = select_stream(pieces, shapes, budgets)
-    sizes, widths = units_of(shapes, budgets)
-    folds = Folds(sizes, widths, ("square",), windows=[0, 1], room=2**17, seed=0)
+    sizes, widths = count_units(shapes, budgets)
+    folds = FoldSums(sizes, widths, ("square",), windows=[0, 1], max_bytes=2**17, seed=0)
     chosen = {name: len(index) for name, index in mask.items()}
-    (contest,) = among(folds, contests(sizes, budgets), sizes, chosen)
+    (contest,) = build_sampled_groups(folds, build_topk_groups(sizes, budgets), sizes, chosen)
     sampled = sum(map(len, folds.units.values()))
     assert sampled < 40_000 and contest.k == round(0.01 * sampled)
-    vision = next(part for part in contest.parts if "vision_tower.a.weight" in part.names)
-    assert vision.low == int(0.02 * len(folds.units["vision_tower.a.weight"]))
+    vision = next(part for part in contest.subgroups if "vision_tower.a.weight" in part.names)
+    assert vision.min_quota == int(0.02 * len(folds.units["vision_tower.a.weight"]))
 
 
 @pytest.mark.parametrize("method", ["piece-f", "piece-s"])
 def test_what_parts_take_is_left_of_the_budget(model, monkeypatch, method):
     held = []
 
-    class Watched(Sums):
+    class Watched(GradientSums):
         def __init__(self, *args):
             super().__init__(*args)
-            held.append(sum(t.nbytes for t in (*self.first.values(), *self.second.values())))
+            held.append(
+                sum(t.nbytes for t in (*self.gradient_sums.values(), *self.square_sums.values()))
+            )
 
-    monkeypatch.setattr(estimation, "Sums", Watched)
-    folds = Folds(
+    monkeypatch.setattr(estimation, "GradientSums", Watched)
+    folds = FoldSums(
         {"layer.weight": N * N},
         {"layer.weight": 1},
         moments_of(method),
         windows=[0, 1],
-        room=500,
+        max_bytes=500,
         seed=0,
     )
-    list(stream(model, examples_of(2, 1, 1.0), method, memory=4000, folds=folds))
+    list(stream_scores(model, examples_of(2, 1, 1.0), method, memory=4000, folds=folds))
     assert 0 < folds.nbytes <= 500
     assert len(held) > 1 and max(held) + folds.nbytes <= 4000 < max(held) + folds.nbytes + 8
 
 
-def test_contests_of_which_little_was_drawn_do_not_count():
+def test_groups_of_which_little_was_sampled_do_not_count():
     """One place of two rows would be the same for any examples, and look like certainty."""
     shapes = {f"model.layers.{n}.a.weight": (rows, 64) for n, rows in enumerate((8, 40, 400))}
     budgets = Budgets(0.3, unit="row", scope="tensor")
-    sizes, widths = units_of(shapes, budgets)
-    rounds = contests(sizes, budgets)
+    sizes, widths = count_units(shapes, budgets)
+    rounds = build_topk_groups(sizes, budgets)
     chosen = {contest.names[0]: contest.k for contest in rounds}
     few, all_of_them = (
-        Folds(sizes, widths, ("square",), windows=[0, 1], room=room, seed=0)
+        FoldSums(sizes, widths, ("square",), windows=[0, 1], max_bytes=room, seed=0)
         for room in (2**17, 2**30)
     )
     assert 0 < len(few.units["model.layers.1.a.weight"]) < 20
-    assert [contest.names[0] for contest in among(few, rounds, sizes, chosen)] == [
+    assert [contest.names[0] for contest in build_sampled_groups(few, rounds, sizes, chosen)] == [
         "model.layers.2.a.weight"
     ]
-    whole = among(all_of_them, rounds, sizes, chosen)
+    whole = build_sampled_groups(all_of_them, rounds, sizes, chosen)
     assert [(c.names, c.k) for c in whole] == [(c.names, c.k) for c in rounds]
 
 
 def test_a_ceiling_holds_among_sampled_entries():
     shapes = {"vision_tower.a.weight": (200, 50), "model.layers.0.b.weight": (300, 100)}
     budgets = Budgets(0.05, ceiling={"vision": 0.04})
-    sizes, widths = units_of(shapes, budgets)
-    folds = Folds(sizes, widths, ("square",), windows=[0, 1], room=2**17, seed=0)
+    sizes, widths = count_units(shapes, budgets)
+    folds = FoldSums(sizes, widths, ("square",), windows=[0, 1], max_bytes=2**17, seed=0)
     chosen = {"vision_tower.a.weight": 400, "model.layers.0.b.weight": 1600}
-    (contest,) = among(folds, contests(sizes, budgets), sizes, chosen)
+    (contest,) = build_sampled_groups(folds, build_topk_groups(sizes, budgets), sizes, chosen)
     vision, language = (
-        next(part for part in contest.parts if name in part.names) for name in shapes
+        next(part for part in contest.subgroups if name in part.names) for name in shapes
     )
-    assert vision.high == round(0.04 * len(folds.units["vision_tower.a.weight"]))
-    assert language.high == len(folds.units["model.layers.0.b.weight"])
+    assert vision.max_quota == round(0.04 * len(folds.units["vision_tower.a.weight"]))
+    assert language.max_quota == len(folds.units["model.layers.0.b.weight"])

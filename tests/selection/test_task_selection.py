@@ -7,12 +7,12 @@ import torch
 
 import mm_piece
 from mm_piece import importance
-from mm_piece.data import Alike, Encoded, read
+from mm_piece.data import EncodedDataset, LengthGroupedBatches, read
 from mm_piece.errors import RecipeError, SelectionError, StoreError
 from mm_piece.families import group_of
 from mm_piece.importance import estimate
 from mm_piece.models.base import load_base
-from mm_piece.recipe import Select
+from mm_piece.recipe import SelectionSettings
 from mm_piece.selection import select
 from mm_piece.selection import task as selection
 
@@ -46,13 +46,13 @@ def recipe(base, tmp_path):
 def estimates(monkeypatch):
     """How often scores were streamed."""
     calls = []
-    real = importance.stream
+    real = importance.stream_scores
 
     def stream(*args, **options):
         calls.append(args)
         return real(*args, **options)
 
-    monkeypatch.setattr(selection.importance, "stream", stream)
+    monkeypatch.setattr(selection.importance, "stream_scores", stream)
     return calls
 
 
@@ -190,12 +190,12 @@ def test_the_official_sums_depend_on_the_batches(recipe, tmp_path, estimates):
 
 def test_the_official_sums_are_over_whole_batches(base, tmp_path):
     model, processor = load_base(base)
-    encoded = Encoded(read("scenes:digits/train[:10]"), processor, tmp_path / "encoded")
-    wanted = Select(density=0.02, method="piece-f-official", batch_size=3, exclude=())
-    facts = {"pad": 0, "seeds": (0, 0), "standing": {}}
-    found = selection.selection_of(model, encoded, wanted, tmp_path / "mask", **facts)
+    encoded = EncodedDataset(read("scenes:digits/train[:10]"), processor, tmp_path / "encoded")
+    wanted = SelectionSettings(density=0.02, method="piece-f-official", batch_size=3, exclude=())
+    facts = {"pad_token_id": 0, "seeds": (0, 0), "cache_key": {}}
+    found = selection.select_for_task(model, encoded, wanted, tmp_path / "mask", **facts)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(0)).tolist()
-    batches = Alike([encoded[place] for place in order], 3, 0, apart=False)
+    batches = LengthGroupedBatches([encoded[place] for place in order], 3, 0, windowed=False)
     assert [len(batch["labels"]) for batch in batches] == [3, 3, 3, 1]
     expected = select(estimate(model, batches, "piece-f-official"), 0.02)
     assert expected.keys() == found.mask.keys()
@@ -226,13 +226,15 @@ def test_resources_may_change_and_selections_may_not(recipe):
 
 def test_groups_keep_their_floor(recipe, base):
     model, processor = load_base(base)
-    examples = Encoded(read("scenes:digits/train[:3]"), processor, base.parent / "encoded-floor")
-    wanted = Select(density=0.02, floor={"vision": 0.03}, method="piece-s")
-    found = selection.selection_of(
-        model, examples, wanted, base.parent / "floor", pad=0, seeds=(0, 0), standing={}
+    examples = EncodedDataset(
+        read("scenes:digits/train[:3]"), processor, base.parent / "encoded-floor"
+    )
+    wanted = SelectionSettings(density=0.02, floor={"vision": 0.03}, method="piece-s")
+    found = selection.select_for_task(
+        model, examples, wanted, base.parent / "floor", pad_token_id=0, seeds=(0, 0), cache_key={}
     )
     vision = sum(len(i) for n, i in found.mask.items() if group_of(n) == "vision")
-    assert found.k == int(0.02 * sum(found.sizes.values()))
+    assert found.num_selected == int(0.02 * sum(found.sizes.values()))
     assert vision >= int(0.03 * sum(s for n, s in found.sizes.items() if group_of(n) == "vision"))
 
 

@@ -7,7 +7,12 @@ from mm_piece import sparse_tuning
 from mm_piece.families import group_of, weights
 from mm_piece.models.base import load_base
 from mm_piece.recipe import parse_recipe
-from mm_piece.sparse.change_report import COLUMNS, change_rows, changes, rounding_warning
+from mm_piece.sparse.change_report import (
+    COLUMNS,
+    find_change_rows,
+    format_rounding_warning,
+    measure_changes,
+)
 
 
 def test_every_group_has_its_numbers(base):
@@ -21,9 +26,9 @@ def test_every_group_has_its_numbers(base):
     before = {name: weight.detach().clone() for name, weight in named.items()}
     with sparse_tuning(model, mask) as tuning:
         with torch.no_grad():
-            tuning.values()[tower][:2] += torch.tensor([3.0, 4.0])
+            tuning.detach_values()[tower][:2] += torch.tensor([3.0, 4.0])
         tuning.write_back()
-        report = changes(tuning, sizes)
+        report = measure_changes(tuning, sizes)
     assert list(report) == COUNTED
     assert {group: row["entries"] for group, row in report.items()} == totals
     assert report["vision"]["patchable"] == sum(sizes.values())
@@ -43,9 +48,9 @@ def test_what_the_dtype_rounds_away_is_counted(base):
     name = "language_model.model.norm.weight"  # ones
     with sparse_tuning(model, {name: torch.tensor([0, 3, 5, 7])}) as tuning:
         with torch.no_grad():
-            tuning.values()[name][:3] += torch.tensor([1e-4, 1.0, -1e-4])
+            tuning.detach_values()[name][:3] += torch.tensor([1e-4, 1.0, -1e-4])
         tuning.write_back()
-        row = changes(tuning, {name: 24})["language"]
+        row = measure_changes(tuning, {name: 24})["language"]
     assert (row["selected"], row["changed"], row["rounded"]) == (4, 1, 2)
 
 
@@ -53,10 +58,10 @@ COUNTED = ["vision", "projector", "language", "embedding", "head"]
 
 
 def test_other_programs_may_say_anything():
-    assert change_rows({}) == {}
-    assert change_rows({"groups": 3}) == {}
-    assert change_rows({"groups": {"vision": [1], "other": {"changed": 1}}}) == {}
-    assert change_rows({"groups": {"head": {"changed": 1, "norm": "x"}}}) == {
+    assert find_change_rows({}) == {}
+    assert find_change_rows({"groups": 3}) == {}
+    assert find_change_rows({"groups": {"vision": [1], "other": {"changed": 1}}}) == {}
+    assert find_change_rows({"groups": {"head": {"changed": 1, "norm": "x"}}}) == {
         "head": {"changed": 1}
     }
 
@@ -68,9 +73,9 @@ def test_most_of_a_task_is_rounded_away(base):
     for moves, lost in (([1e-4, -1e-4, 1.0], True), ([1e-4, 1.0, 1.0], False), ([], False)):
         with sparse_tuning(model, {name: torch.arange(9)}) as tuning:
             with torch.no_grad():
-                tuning.values()[name][: len(moves)] += torch.tensor(moves)
+                tuning.detach_values()[name][: len(moves)] += torch.tensor(moves)
             tuning.write_back()
-            said = rounding_warning(changes(tuning, {name: 24}))
+            said = format_rounding_warning(measure_changes(tuning, {name: 24}))
         assert bool(said) == lost
         if lost:
             assert said.startswith("warning: of 3 values that moved, 2 were rounded back")

@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from mm_piece.sparse.gradients import Area, Sampled, gathered, product_for
+from mm_piece.sparse.gradients import (
+    DenseProduct,
+    SampledProduct,
+    choose_product,
+    multiply_gathered,
+)
 from mm_piece.sparse.tuning import sparse_tuning
 
 SHAPE = (40, 30)
@@ -44,15 +49,15 @@ MASKS = {
 def test_every_way_is_the_dense_gradient_at_the_entries(mask, way, dtype):
     index = MASKS[mask]
     product = {
-        "area": lambda: Area(
+        "area": lambda: DenseProduct(
             index, SHAPE, (index // SHAPE[1]).unique(), (index % SHAPE[1]).unique()
         ),
-        "sampled": lambda: Sampled(index, SHAPE),
-        "chosen": lambda: product_for(index, SHAPE),
+        "sampled": lambda: SampledProduct(index, SHAPE),
+        "chosen": lambda: choose_product(index, SHAPE),
     }[way]()
     torch.manual_seed(1)
     x, gradient = torch.randn(2, 9, SHAPE[1]).to(dtype), torch.randn(2, 9, SHAPE[0]).to(dtype)
-    found = product.gradient(product.keep(x), gradient)
+    found = product.compute_gradient(product.save_inputs(x), gradient)
     dense = gradient.double().view(-1, SHAPE[0]).t() @ x.double().view(-1, SHAPE[1])
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), dense.view(-1)[index], rtol=1e-5, atol=1e-5)
@@ -63,27 +68,29 @@ def test_gathering_is_the_same_product(monkeypatch):
     index = uniform(0.1)
     out, x = torch.randn(SHAPE[0], 13), torch.randn(SHAPE[1], 13)
     rows, columns = index // SHAPE[1], index % SHAPE[1]
-    found = gathered(out, x, rows, columns)
+    found = multiply_gathered(out, x, rows, columns)
     torch.testing.assert_close(found, (out @ x.t()).view(-1)[index])
 
 
 def test_the_cheaper_way_is_taken():
     shape = (1000, 1000)
-    assert isinstance(product_for(uniform(0.001, shape), shape), Sampled)
-    assert isinstance(product_for(uniform(0.05, shape), shape), Sampled)
-    assert isinstance(product_for(uniform(0.3, shape), shape), Area)  # dense, and gathered
-    assert isinstance(product_for(block(range(30), range(1000), shape), shape), Area)
-    assert isinstance(product_for(block(range(200), range(200), shape), shape), Area)
+    assert isinstance(choose_product(uniform(0.001, shape), shape), SampledProduct)
+    assert isinstance(choose_product(uniform(0.05, shape), shape), SampledProduct)
+    assert isinstance(
+        choose_product(uniform(0.3, shape), shape), DenseProduct
+    )  # dense, and gathered
+    assert isinstance(choose_product(block(range(30), range(1000), shape), shape), DenseProduct)
+    assert isinstance(choose_product(block(range(200), range(200), shape), shape), DenseProduct)
     scattered = block(range(0, 1000, 2), range(0, 1000, 2), shape)[::249].contiguous()
-    assert isinstance(product_for(scattered, shape), Sampled)
+    assert isinstance(choose_product(scattered, shape), SampledProduct)
 
 
 def test_only_the_inputs_that_are_needed_are_kept():
     x = torch.randn(5, SHAPE[1])
-    few = product_for(block(list(range(40)), [0, 29]), SHAPE)
-    assert few.keep(x).shape == (5, 2)
-    many = product_for(block([3], list(range(30))), SHAPE)
-    assert many.keep(x) is x
+    few = choose_product(block(list(range(40)), [0, 29]), SHAPE)
+    assert few.save_inputs(x).shape == (5, 2)
+    many = choose_product(block([3], list(range(30))), SHAPE)
+    assert many.save_inputs(x) is x
 
 
 def saved_bytes(work):
@@ -125,8 +132,8 @@ def test_autocast_keeps_inputs_in_its_own_dtype():
 
 SCRIPT = """
 import torch
-from mm_piece.sparse.gradients import gathered
-from mm_piece.sparse.triton_kernels import sampled
+from mm_piece.sparse.gradients import multiply_gathered
+from mm_piece.sparse.triton_kernels import multiply_sampled
 
 torch.manual_seed(0)
 for entries, tokens, dtype in ((1, 1, "float32"), (33, 127, "float32"), (70, 300, "bfloat16")):
@@ -136,10 +143,11 @@ for entries, tokens, dtype in ((1, 1, "float32"), (33, 127, "float32"), (70, 300
     weight = torch.zeros(20, 24, dtype=torch.float64, requires_grad=True)
     loss = ((x.double().t() @ weight.t()) * out.double().t()).sum()
     loss.backward()
-    found = sampled(out, x, rows, columns)
+    found = multiply_sampled(out, x, rows, columns)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), weight.grad[rows, columns], rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(found, gathered(out, x, rows, columns), rtol=1e-5, atol=1e-4)
+    dense = multiply_gathered(out, x, rows, columns)
+    torch.testing.assert_close(found, dense, rtol=1e-5, atol=1e-4)
 print("equal")
 """
 
@@ -163,6 +171,6 @@ def test_on_a_gpu_it_is_the_dense_gradient_too(mask):
     index = MASKS[mask].cuda()
     x, gradient = torch.randn(64, SHAPE[1]).cuda(), torch.randn(64, SHAPE[0]).cuda()
     dense = (gradient.double().t() @ x.double()).view(-1)[index]
-    for product in (product_for(index, SHAPE), Sampled(index, SHAPE)):
-        found = product.gradient(product.keep(x), gradient)
+    for product in (choose_product(index, SHAPE), SampledProduct(index, SHAPE)):
+        found = product.compute_gradient(product.save_inputs(x), gradient)
         torch.testing.assert_close(found.double(), dense, rtol=1e-3, atol=1e-3)

@@ -83,7 +83,7 @@ def test_gradients_are_the_dense_ones_however_a_weight_is_used(use):
     model.zero_grad()
     with sparse_tuning(model, mask()) as tuning:
         model(x).backward()
-        for name, values in tuning.named().items():
+        for name, values in tuning.named_values().items():
             expected = dense[name][torch.tensor(INDEX[name])]
             torch.testing.assert_close(values.grad, expected, rtol=1e-4, atol=1e-5)
 
@@ -109,7 +109,7 @@ def test_a_layer_that_raises_is_read_rightly_afterwards():
         with pytest.raises(RuntimeError):
             model.first(torch.zeros(2, 5))
         model(x).backward()
-        torch.testing.assert_close(tuning.named()["first.weight"].grad, dense)
+        torch.testing.assert_close(tuning.named_values()["first.weight"].grad, dense)
 
 
 def test_a_copy_is_a_plain_model():
@@ -123,14 +123,14 @@ def test_a_copy_is_a_plain_model():
         assert [type(m) for m in twin.children()] == [nn.Linear, nn.LayerNorm, nn.Linear]
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in twin.children())
         torch_loop(tuning, x)
-        learned = tuning.values()
+        learned = tuning.detach_values()
     with torch.no_grad():
         model.last.weight.zero_()
         twin(x)
     assert not model.last.weight.any()  # a pass of the copy writes no values into the model
     with sparse_tuning(twin, mask()) as tuning:
         torch_loop(tuning, x)
-        again = tuning.values()
+        again = tuning.detach_values()
     assert all(torch.equal(again[name], values) for name, values in learned.items())
 
 
@@ -170,7 +170,7 @@ def test_the_order_of_weights_is_the_models_whoever_takes_one_out(base):
     assert list(weights(model)) == before
     other = {n: torch.tensor([0]) for n in reversed(before)}
     with sparse_tuning(model, other) as tuning:
-        assert list(tuning.named()) == before
+        assert list(tuning.named_values()) == before
     assert name in before
 
 
@@ -346,16 +346,16 @@ def test_a_delta_is_what_was_learned_whatever_became_of_the_weights():
 def test_what_needs_the_context_is_one_line_outside_of_it():
     model = Layers(called)
     tuning = sparse_tuning(model, mask())
-    for call in (tuning.parameters, tuning.values, lambda: tuning.delta("t")):
+    for call in (tuning.parameters, tuning.detach_values, lambda: tuning.delta("t")):
         with pytest.raises(SelectionError, match="^there are no values yet: "):
             call()
     with tuning:
         with pytest.raises(SelectionError, match="^these values belong to another mask"):
-            tuning.restore({})
+            tuning.restore_values({})
         with pytest.raises(SelectionError, match="being tuned already"), tuning:
             pass
     with pytest.raises(SelectionError, match="^values are restored inside"):
-        tuning.restore(tuning.values())
+        tuning.restore_values(tuning.detach_values())
     with pytest.raises(SelectionError, match="torch.float64; trained are torch.float32"):
         sparse_tuning(model.double(), mask())
 
@@ -367,7 +367,7 @@ def test_weights_hold_the_values_right_after_a_step():
         model(x).backward()
         optimizer.step()
         written = model.state_dict()["last.weight"].reshape(-1)[[3, 9]]
-        assert torch.equal(written, tuning.values()["last.weight"])
+        assert torch.equal(written, tuning.detach_values()["last.weight"])
 
 
 def test_a_pass_that_waits_for_its_backward_is_left_alone():
@@ -455,7 +455,7 @@ def test_an_unreached_value_has_the_gradient_zero(base, examples):
     text = {key: value[keep][None] for key, value in text.items()}
     chosen = {name: torch.arange(8), "language_model.model.norm.weight": torch.arange(8)}
     with sparse_tuning(model, chosen) as tuning:
-        values = tuning.named()[name]
+        values = tuning.named_values()[name]
         optimizer = torch.optim.AdamW(tuning.parameters(), lr=1e-2, weight_decay=0.0)
         for inputs_of_step in (examples[0], text):
             optimizer.zero_grad()

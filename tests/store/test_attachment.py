@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForImageTextToText
 
 import mm_piece
-from mm_piece.dtypes import bits
+from mm_piece.dtypes import view_bits
 from mm_piece.errors import BaseError, MismatchError, PieceError, PositionError, StoreError
 from mm_piece.models.base import load_base, tensors
 
@@ -40,7 +40,7 @@ def snapshot(model):
 def same(model, weights):
     live = tensors(model)
     assert live.keys() == weights.keys()
-    return all(torch.equal(bits(live[name]), bits(row)) for name, row in weights.items())
+    return all(torch.equal(view_bits(live[name]), view_bits(row)) for name, row in weights.items())
 
 
 def test_an_export_loaded_by_transformers_is_attached_and_moves(store, tmp_path):
@@ -130,7 +130,7 @@ def test_a_value_of_no_position_is_found(plain):
     for at, toucher in ((2, 1), (1, 3)):
         copied = copy.deepcopy(mm_piece.load(store=plain, at=at)[0])
         name, index = next(iter(plain.delta(toucher).indices.items()))
-        bits(tensors(copied)[name])[int(index[0])] ^= 1
+        view_bits(tensors(copied)[name])[int(index[0])] ^= 1
         with pytest.raises(MismatchError, match="of no position"):
             mm_piece.attach(copied, plain, at=at)
 

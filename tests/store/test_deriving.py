@@ -14,8 +14,14 @@ from derived_store import RECIPE, made_store, step
 from tiny_llava import make_llava
 
 import mm_piece
-from mm_piece.deltas.delta import Delta, difference, fingerprint, full_digest, take
-from mm_piece.dtypes import bits
+from mm_piece.deltas.delta import (
+    Delta,
+    compute_fingerprint,
+    compute_full_digest,
+    find_changed_indices,
+    gather_entries,
+)
+from mm_piece.dtypes import view_bits
 from mm_piece.errors import (
     BaseError,
     ConflictError,
@@ -29,9 +35,9 @@ from mm_piece.errors import (
 from mm_piece.files import safetensors as tensorfile
 from mm_piece.models.base import load_base, tensors
 from mm_piece.models.checkpoint import Checkpoint
-from mm_piece.models.skeleton import weight_files
+from mm_piece.models.skeleton import find_weight_files
 from mm_piece.store import deriving
-from mm_piece.store.base_record import describe
+from mm_piece.store.base_record import describe_base
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.store.exporting import verify_base
 
@@ -42,13 +48,13 @@ def live_of(base, dtype):
 
 def same(left, right):
     assert left.keys() == right.keys()
-    return all(torch.equal(bits(left[name]), bits(right[name])) for name in left)
+    return all(torch.equal(view_bits(left[name]), view_bits(right[name])) for name in left)
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Borders between slices everywhere, also inside these tiny tensors."""
-    monkeypatch.setattr(tensorfile.Place.pieces, "__defaults__", (97,))
+    monkeypatch.setattr(tensorfile.TensorLocation.iter_slices, "__defaults__", (97,))
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
@@ -66,16 +72,16 @@ def test_a_squashed_delta_is_the_position(stored, base, tmp_path, at):
     if at:  # an empty delta has no dtype to load in
         model, _ = mm_piece.load(base, delta=tmp_path / "one.safetensors")
         assert same(tensors(model), states[at])
-    changed = sum(len(difference(states[0][n], states[at][n])) for n in states[0])
+    changed = sum(len(find_changed_indices(states[0][n], states[at][n])) for n in states[0])
     assert delta.entries == changed
 
 
 def test_squash_drops_what_came_back(base, tmp_path):
     store, states = made_store(tmp_path / "s", base, count=1)
     live = {name: tensor.clone() for name, tensor in states[1].items()}
-    index = {name: difference(states[0][name], live[name]) for name in live}
-    before = {name: take(live[name], at) for name, at in index.items()}
-    after = {name: take(states[0][name], at) for name, at in index.items()}
+    index = {name: find_changed_indices(states[0][name], live[name]) for name in live}
+    before = {name: gather_entries(live[name], at) for name, at in index.items()}
+    after = {name: gather_entries(states[0][name], at) for name, at in index.items()}
     shapes = {name: live[name].shape for name in index}
     fields = {"task": "undo", "base": store.base["fingerprint"], "info": {}}
     parent = store.entries[-1].sha256
@@ -160,7 +166,7 @@ def test_extract_names_what_does_not_fit(base, tmp_path):
 
 def test_merge_and_its_conflicts(base, tmp_path):
     live = live_of(base, "bfloat16")
-    mark, start = fingerprint(live), {name: tensor.clone() for name, tensor in live.items()}
+    mark, start = compute_fingerprint(live), {name: tensor.clone() for name, tensor in live.items()}
     ours = step({name: t.clone() for name, t in start.items()}, mark, 0.2, 1, task="ours")
     theirs = step({name: t.clone() for name, t in start.items()}, mark, 0.2, 2, task="theirs")
     with pytest.raises(ConflictError, match="'ours' and 'theirs'"):
@@ -182,12 +188,12 @@ def test_without_a_task_whose_mask_is_its_own(base, tmp_path):
     start = {name: tensor.clone() for name, tensor in live.items()}
     names = sorted(live)
     recipe = RECIPE.format(tasks=", ".join(f"{{name: t{i}, train: x, test: x}}" for i in range(3)))
-    store = DeltaStore.create(path, describe(model, base, None, path), recipe)
+    store = DeltaStore.create(path, describe_base(model, base, None, path), recipe)
     for number in range(3):  # t0 has its own tensors, t1 and t2 share some
         part = {name: live[name] for name in (names[8:], names[:4], names[2:6])[number]}
         parent = store.entries[-1].sha256 if len(store) else ""
         store.append(step(part, store.base["fingerprint"], 0.5, number, parent, f"t{number}"))
-    new = deriving.without(store, "t0", tmp_path / "less")
+    new = deriving.remove_task(store, "t0", tmp_path / "less")
     assert [entry.task for entry in new.entries] == ["t1", "t2"]
     assert [entry.parent for entry in new.entries] == ["", new.entries[0].sha256]
     assert new.recipe.count("name: t") == 2
@@ -196,22 +202,22 @@ def test_without_a_task_whose_mask_is_its_own(base, tmp_path):
     assert same(tensors(model), expected)
     for task, other in (("t1", "t2"), ("t2", "t1")):
         with pytest.raises(ConflictError, match=f"'{task}' cannot be taken out: '{other}'"):
-            deriving.without(store, task, tmp_path / "never")
+            deriving.remove_task(store, task, tmp_path / "never")
     with pytest.raises(StoreError, match="it has t0, t1, t2"):
-        deriving.without(store, "t9", tmp_path / "never")
+        deriving.remove_task(store, "t9", tmp_path / "never")
     assert not (tmp_path / "never").exists()
 
 
 def test_places_of_a_diff(stored, tmp_path):
     store, _, _ = stored
-    found = deriving.diff(f"{store.path}@1", store.path)
+    found = deriving.diff_positions(f"{store.path}@1", store.path)
     assert found["overlap"]["tasks"] == ["task1", "task2", "task3"]
     one = store.path / store.entries[0].file
-    assert deriving.diff(one, f"{store.path}@1")["groups"]["vision"]["different"] == 0
+    assert deriving.diff_positions(one, f"{store.path}@1")["groups"]["vision"]["different"] == 0
     with pytest.raises(PositionError):
-        deriving.diff(f"{store.path}@7", store.path)
+        deriving.diff_positions(f"{store.path}@7", store.path)
     with pytest.raises(StoreError, match="not a delta store"):
-        deriving.diff(tmp_path, store.path)
+        deriving.diff_positions(tmp_path, store.path)
 
 
 def test_a_single_delta_out_of_order_says_where_it_starts(stored, base):
@@ -224,13 +230,13 @@ def test_a_single_delta_out_of_order_says_where_it_starts(stored, base):
 def test_a_checkpoint_has_the_identity_of_its_model(base, dtype):
     live = live_of(base, dtype)
     checkpoint = Checkpoint(Path(base), dtype)
-    assert checkpoint.fingerprint() == fingerprint(live)
-    assert checkpoint.full_digest() == full_digest(live)
+    assert checkpoint.compute_fingerprint() == compute_fingerprint(live)
+    assert checkpoint.compute_full_digest() == compute_full_digest(live)
 
 
 def test_the_base_is_verified_to_the_last_bit(stored, base, tmp_path):
     store, states, _ = stored
-    assert verify_base(store) == store.base["digest"] == full_digest(states[0])
+    assert verify_base(store) == store.base["digest"] == compute_full_digest(states[0])
     changed = make_llava(tmp_path / "base")
     content = safetensors.torch.load_file(changed / "model.safetensors")
     name = max(content, key=lambda key: content[key].numel())
@@ -267,7 +273,7 @@ def test_export_in_shards_is_what_a_full_save_holds(stored, base, tmp_path):
     store, states, dtype = stored
     (tmp_path / "out").mkdir()  # an empty folder may be there
     mm_piece.export(store, at=3, to=tmp_path / "out", shard_size="20KiB")
-    files = weight_files(str(tmp_path / "out"))
+    files = find_weight_files(str(tmp_path / "out"))
     assert len(files) > 3
     for file in files:
         held = safetensors.torch.load_file(file)
@@ -298,7 +304,9 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(mm_piece.store.deriving.extract('old', 'new', 'd.safetensors'))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(mm_piece.__file__).parent.parent)])
+    path = os.pathsep.join(
+        [str(Path(__file__).parents[1] / "support"), str(Path(mm_piece.__file__).parent.parent)]
+    )
     env = {**os.environ, "PYTHONPATH": path}
     run = [sys.executable, "-c", code]
     out = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)

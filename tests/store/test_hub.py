@@ -9,7 +9,7 @@ from full_store import RESULTS, content, full
 from made_store import BASE, delta_for, make
 
 from mm_piece.store.delta_store import DeltaStore
-from mm_piece.store.model_card import MARK, model_card
+from mm_piece.store.model_card import GENERATED_MARK, format_model_card
 from mm_piece.store.sharing import fork
 
 
@@ -111,7 +111,7 @@ def test_a_card_that_a_person_wrote_stays(hub, visit, store):
     hub.commit("me/mine", "main", "by hand", {"README.md": b"# Mine", "notes.txt": b"x"})
     assert "was written by hand and stays" in visit("push", store.path, "me/mine")
     assert (hub.folder("me/mine") / "README.md").read_text() == "# Mine"
-    hub.commit("me/mine", "main", "as it was", {"README.md": MARK.encode()})
+    hub.commit("me/mine", "main", "as it was", {"README.md": GENERATED_MARK.encode()})
     assert "stays" not in visit("push", store.path, "me/mine")
     assert "## Positions" in (hub.folder("me/mine") / "README.md").read_text()
 
@@ -207,11 +207,11 @@ def test_only_what_the_manifest_lists_is_downloaded(hub, visit, store, tmp_path)
 
 def test_a_card_says_what_there_is(store):
     base = {**BASE, "hub": "llava/base", "revision": "v1", "family": "llava"}
-    card = model_card(base, store.entries, RESULTS, "me/mine")
+    card = format_model_card(base, store.entries, RESULTS, "me/mine")
     assert card.startswith(
         "---\nbase_model: llava/base\nlibrary_name: mm-piece\ntags:\n- mm-piece\n"
     )
-    assert card.index(MARK) < card.index("# me/mine")
+    assert card.index(GENERATED_MARK) < card.index("# me/mine")
     first = store.entries[0]
     row = f"| 1 | Task 1\\! | 4 | 33.3 % | {first.bytes:,} | {first.sha256[:12]} |"
     for part in (
@@ -228,12 +228,12 @@ def test_a_card_says_what_there_is(store):
 
 def test_a_card_of_little(tmp_path):
     store = make(tmp_path / "bare")
-    card = model_card({"fingerprint": "ab" * 32}, [], store.results(), "me/mine")
+    card = format_model_card({"fingerprint": "ab" * 32}, [], store.results(), "me/mine")
     assert card.startswith("---\nlibrary_name: mm-piece\n")
     assert "Accuracy" not in card
     assert 'load("path/to/base", store="my-store", at=0)' in card
     store.append(delta_for(store, "a|b `c` <b> [x](y) # z"))
     results = {"tasks": ["a|b"], "matrix": [[0.5]]}
-    card = model_card(BASE, store.entries, results, "me/mine")
+    card = format_model_card(BASE, store.entries, results, "me/mine")
     assert r"| 1 | a\|b \`c\` \<b\> \[x\](y) \# z |" in card
     assert "OP" not in card  # nothing was measured after a task

@@ -194,9 +194,9 @@ def test_hostile_bases_are_refused(store, tmp_path, field):
 
 
 def test_text_is_what_is_read(store):
-    text = manifest.text(store.base, store.entries)
+    text = manifest.serialize_manifest(store.base, store.entries)
     assert text == (store.path / "store.json").read_text()
-    assert manifest.read(store.path) == (store.base, store.entries)
+    assert manifest.read_manifest(store.path) == (store.base, store.entries)
 
 
 # --- results and answers ------------------------------------------------------------------------

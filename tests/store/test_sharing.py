@@ -11,7 +11,7 @@ from made_store import BASE, delta_for, make
 from mm_piece.errors import LockedError, PieceError, PositionError, StoreError
 from mm_piece.files import atomic
 from mm_piece.store.delta_store import DeltaStore
-from mm_piece.store.sharing import fork, pull, push, transfer
+from mm_piece.store.sharing import fork, pull, push, transfer_positions
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def refused(act, *parts: str, error: type[PieceError] = StoreError) -> None:
 @pytest.mark.parametrize("steps", [[3], [None], [0, 1, 3], [1, 2, None], [2, 2, 1, 3, 0]])
 def test_a_copy_is_the_same_whatever_the_steps(store, tmp_path, steps):
     for at in steps:
-        transfer(store, tmp_path / "copy", at)
+        transfer_positions(store, tmp_path / "copy", at)
     copy = DeltaStore.open(tmp_path / "copy")
     assert copy.verify() == store.entries
     assert (copy.results(), copy.answers(2), copy.base) == (RESULTS, answers(2), BASE)
@@ -42,7 +42,7 @@ def test_a_copy_is_the_same_whatever_the_steps(store, tmp_path, steps):
 
 
 def test_a_part_is_measured_up_to_its_end(store, tmp_path):
-    copy = transfer(store, str(tmp_path / "copy"), at=1)
+    copy = transfer_positions(store, str(tmp_path / "copy"), at=1)
     assert (copy.verify(), copy.recipe) == (store.entries[:1], store.recipe)
     cut = {"matrix": RESULTS["matrix"][:2], "base_ability": [1, 0.75]}
     cut |= {"base_kinds": {"colour": [1, 1]}, "seconds": {"Task 1!": {"train": 1.5}}}
@@ -54,12 +54,12 @@ def test_a_copy_that_is_ahead_or_measured_further_keeps_what_it_has(store, tmp_p
     bare = make(tmp_path / "bare", deltas=3)
     before = content(store.path)
     for at in (0, 2, None):
-        assert len(transfer(bare, store.path, at)) == 3
+        assert len(transfer_positions(bare, store.path, at)) == 3
     assert content(store.path) == before
-    for part in (store, transfer(store, tmp_path / "part", 1)):
-        assert len(transfer(part, store.path)) == 3
+    for part in (store, transfer_positions(store, tmp_path / "part", 1)):
+        assert len(transfer_positions(part, store.path)) == 3
     assert content(store.path) == before
-    transfer(store, bare.path)  # only the measurements were missing
+    transfer_positions(store, bare.path)  # only the measurements were missing
     assert bare.results() == RESULTS
 
 
@@ -70,15 +70,22 @@ def test_another_base_and_another_history_are_refused(store, tmp_path):
     digest = [DeltaStore.create(tmp_path / d, BASE | {"digest": d * 32}, "") for d in ("ab", "cd")]
     before = content(tmp_path)
     first, second = (s.entries[1].sha256[:12] for s in (other, store))
-    refused(lambda: transfer(store, other.path), "diverged at position 2", first, second)
-    refused(lambda: transfer(other, store.path), "diverged at position 2", first, second)
-    refused(lambda: transfer(store, branch.path), "another base", "cdcdcdcdcdcd", "abababababab")
-    refused(lambda: transfer(digest[0], digest[1].path), "another base: digest")
-    refused(lambda: transfer(store, tmp_path / "new", 4), "0…3", error=PositionError)
-    refused(lambda: transfer(store, tmp_path / "new", -1), "0…3", error=PositionError)
+    refused(lambda: transfer_positions(store, other.path), "diverged at position 2", first, second)
+    refused(lambda: transfer_positions(other, store.path), "diverged at position 2", first, second)
+    refused(
+        lambda: transfer_positions(store, branch.path),
+        "another base",
+        "cdcdcdcdcdcd",
+        "abababababab",
+    )
+    refused(lambda: transfer_positions(digest[0], digest[1].path), "another base: digest")
+    refused(lambda: transfer_positions(store, tmp_path / "new", 4), "0…3", error=PositionError)
+    refused(lambda: transfer_positions(store, tmp_path / "new", -1), "0…3", error=PositionError)
     assert content(tmp_path) == before
-    assert len(transfer(store, other.path, at=1)) == 2  # up to there they agree
-    assert len(transfer(store, digest[0].path)) == 3  # a digest that is not known differs from none
+    assert len(transfer_positions(store, other.path, at=1)) == 2  # up to there they agree
+    assert (
+        len(transfer_positions(store, digest[0].path)) == 3
+    )  # a digest that is not known differs from none
 
 
 @pytest.mark.parametrize("name", ["0003-task-3.safetensors", "results.json", "answers/0002.json"])
@@ -86,10 +93,10 @@ def test_nothing_is_written_unless_all_is_sound(store, tmp_path, name):
     data = bytearray((store.path / name).read_bytes())
     data[len(data) // 2] ^= 255
     (store.path / name).write_bytes(data)
-    copy = transfer(make(tmp_path / "copy", deltas=1), tmp_path / "copy")
+    copy = transfer_positions(make(tmp_path / "copy", deltas=1), tmp_path / "copy")
     before = content(copy.path)
     for to in (copy.path, tmp_path / "new"):
-        refused(lambda to=to: transfer(store, to), name, error=PieceError)
+        refused(lambda to=to: transfer_positions(store, to), name, error=PieceError)
         refused(lambda to=to: pull(store.path, to), name, error=PieceError)
         refused(lambda to=to: push(store, to), name, error=PieceError)
     assert content(copy.path) == before
@@ -98,11 +105,11 @@ def test_nothing_is_written_unless_all_is_sound(store, tmp_path, name):
 
 def test_the_base_is_named_from_the_new_place(store, tmp_path):
     inside = DeltaStore.create(tmp_path / "in", BASE | {"folder": "../store/base"}, "")
-    assert transfer(inside, tmp_path / "a" / "b").base["folder"] == "../../store/base"
+    assert transfer_positions(inside, tmp_path / "a" / "b").base["folder"] == "../../store/base"
     (tmp_path / "link").symlink_to(tmp_path / "a")
-    assert transfer(inside, tmp_path / "link" / "c").base["folder"] == "../../store/base"
+    assert transfer_positions(inside, tmp_path / "link" / "c").base["folder"] == "../../store/base"
     hub = DeltaStore.create(tmp_path / "hub", BASE | {"hub": "a/b", "revision": "1"}, "")
-    assert transfer(hub, tmp_path / "d").base == hub.base
+    assert transfer_positions(hub, tmp_path / "d").base == hub.base
 
 
 class Crash(BaseException):
@@ -111,12 +118,12 @@ class Crash(BaseException):
 
 @pytest.mark.parametrize("start", [None, 1])
 def test_a_crash_at_any_file_leaves_a_sound_store(store, tmp_path, monkeypatch, start):
-    write, written = atomic.write, 0
-    transfer(store, tmp_path / "whole")
+    write, written = atomic.write_atomically, 0
+    transfer_positions(store, tmp_path / "whole")
     for crash_at in range(20):
         to, written = tmp_path / f"copy{crash_at}", 0
         if start:
-            transfer(store, to, start)
+            transfer_positions(store, to, start)
 
         def failing(path, data, last=crash_at):
             nonlocal written
@@ -126,22 +133,22 @@ def test_a_crash_at_any_file_leaves_a_sound_store(store, tmp_path, monkeypatch, 
             write(path, data)
 
         with monkeypatch.context() as patch:
-            patch.setattr(atomic, "write", failing)
+            patch.setattr(atomic, "write_atomically", failing)
             try:
-                transfer(store, to)
+                transfer_positions(store, to)
                 break
             except Crash:
                 pass
         if (to / "store.json").exists():
             assert len(DeltaStore.open(to).verify()) in (start or 0, 3)
-        assert transfer(store, to).verify() == store.entries
+        assert transfer_positions(store, to).verify() == store.entries
         assert content(to) == content(tmp_path / "whole")
     assert crash_at == {None: 12, 1: 9}[start]  # every file was the last one once
 
 
-@pytest.mark.parametrize("act", [transfer, push, lambda store, to: fork(store, 2, to)])
+@pytest.mark.parametrize("act", [transfer_positions, push, lambda store, to: fork(store, 2, to)])
 def test_a_new_store_is_there_whole_or_not_at_all(store, tmp_path, monkeypatch, act):
-    write, to = atomic.write, tmp_path / "to"
+    write, to = atomic.write_atomically, tmp_path / "to"
     act(store, tmp_path / "whole")
     for last in range(20):
         left = iter(range(last))
@@ -153,7 +160,7 @@ def test_a_new_store_is_there_whole_or_not_at_all(store, tmp_path, monkeypatch, 
 
         before = sorted(tmp_path.iterdir())
         with monkeypatch.context() as patch:
-            patch.setattr(atomic, "write", failing)
+            patch.setattr(atomic, "write_atomically", failing)
             try:
                 act(store, to)
                 break
@@ -165,11 +172,15 @@ def test_a_new_store_is_there_whole_or_not_at_all(store, tmp_path, monkeypatch, 
 
 
 def test_a_store_that_somebody_writes_to_is_not_continued(store, tmp_path):
-    copy = transfer(store, tmp_path / "copy", 1)
+    copy = transfer_positions(store, tmp_path / "copy", 1)
     with copy.writing():
-        refused(lambda: transfer(store, tmp_path / "copy"), "another writer", error=LockedError)
+        refused(
+            lambda: transfer_positions(store, tmp_path / "copy"),
+            "another writer",
+            error=LockedError,
+        )
     with store.writing():  # reading needs no lock
-        assert len(transfer(store, tmp_path / "copy")) == 3
+        assert len(transfer_positions(store, tmp_path / "copy")) == 3
 
 
 # --- fork ---------------------------------------------------------------------------------------
@@ -188,7 +199,7 @@ def test_branches_share_their_past_and_nothing_else(store, tmp_path):
     branch.append(delta_for(branch, "new way"))
     assert [entry.task for entry in branch.verify()] == [*TASKS[:2], "new way"]
     assert [entry.task for entry in store.verify()] == [*TASKS, "old way"]
-    refused(lambda: transfer(branch, store.path), "diverged at position 3")
+    refused(lambda: transfer_positions(branch, store.path), "diverged at position 3")
 
 
 def test_what_cannot_be_forked(store, tmp_path):
@@ -278,7 +289,7 @@ def test_user_name_is_of_the_hub_which_is_switched_off(store, tmp_path):
 
 
 def test_a_copy_onto_a_damaged_store_says_so(store, tmp_path):
-    target = transfer(store, tmp_path / "target")
+    target = transfer_positions(store, tmp_path / "target")
     (target.path / target.entries[0].file).write_bytes(b"short")
     with pytest.raises(PieceError, match="position 1"):
         pull(store.path, target.path)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from made_store import delta_for, make
+from made_store import delta_for, make, write_forever
 
 from mm_piece.errors import LockedError, MismatchError, StoreError
 from mm_piece.store.delta_store import DeltaStore
@@ -116,16 +116,6 @@ def test_leftovers_of_a_crash_are_swept_by_the_next_writer(store):
     assert len(DeltaStore.open(store.path).verify()) == 4
 
 
-def write_forever(path: str, acknowledged) -> None:
-    store = DeltaStore.open(path)
-    while True:
-        entry = store.append(delta_for(store, entries=20_000))
-        tasks = [str(position) for position in range(entry.position)]
-        matrix = [[0.5] * entry.position] * entry.position
-        store.write_results({"tasks": tasks, "matrix": matrix})
-        acknowledged.send(entry.position)
-
-
 def test_a_killed_writer_leaves_a_sound_store(tmp_path):
     """Ten times: kill -9 at a random instant, then open, verify, go on."""
     path = make(tmp_path / "store").path
@@ -164,11 +154,11 @@ def last_of(receiver) -> int:
 
 PREAMBLE = f"""
 import os, resource, signal, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[1] / "support")!r})
 from pathlib import Path
 from made_store import delta_for
 from mm_piece.errors import StoreError
-from mm_piece.store.sharing import transfer
+from mm_piece.store.sharing import transfer_positions
 from mm_piece.store.delta_store import DeltaStore
 
 def refused(act, reason):
@@ -189,8 +179,8 @@ for act in (
     lambda: store.append(delta_for(store)),
     lambda: store.write_results({}),
     lambda: store.gc(),
-    lambda: transfer(store, "new"),
-    lambda: transfer(store, "store/inner"),
+    lambda: transfer_positions(store, "new"),
+    lambda: transfer_positions(store, "store/inner"),
 ):
     refused(act, "Permission denied")
 """
@@ -199,11 +189,11 @@ store, large = DeltaStore.open("store"), DeltaStore.open("large")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 refused(lambda: store.append(delta_for(store, info={"long": "x" * 5000})), "File too large")
-refused(lambda: transfer(large, "store"), "File too large")
+refused(lambda: transfer_positions(large, "store"), "File too large")
 assert len(DeltaStore.open("store").verify()) == 3
 assert sorted(os.listdir("store")) == sys.argv[1:], os.listdir("store")
 store.append(delta_for(store))
-refused(lambda: transfer(large, "new"), "File too large")
+refused(lambda: transfer_positions(large, "new"), "File too large")
 assert not os.path.lexists("new")
 """
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from mm_piece.deltas.delta import Delta, take
+from mm_piece.deltas.delta import Delta, gather_entries
 from mm_piece.models.base import load_base, tensors
-from mm_piece.store.base_record import describe
+from mm_piece.store.base_record import describe_base
 from mm_piece.store.delta_store import DeltaStore
 
 RECIPE = "base: b\nstore: s\ntasks: [{tasks}]\n"
@@ -15,7 +15,7 @@ def step(live, base, share, seed, parent="", task="t"):
     torch.manual_seed(seed)
     masks = {name: torch.rand(t.numel()) < share for name, t in live.items()}
     index = {name: torch.nonzero(mask).view(-1) for name, mask in masks.items()}
-    before = {name: take(live[name], at) for name, at in index.items()}
+    before = {name: gather_entries(live[name], at) for name, at in index.items()}
     after = {name: torch.randn(len(at)).to(live[name].dtype) for name, at in index.items()}
     shapes = {name: live[name].shape for name in index}
     delta = Delta.from_change(
@@ -27,7 +27,7 @@ def step(live, base, share, seed, parent="", task="t"):
 
 def made_store(path, base, dtype="float32", share=0.05, count=3):
     model, _ = load_base(base, dtype=dtype)
-    live, described = tensors(model), describe(model, base, None, path)
+    live, described = tensors(model), describe_base(model, base, None, path)
     names = [f"task{number}" for number in range(1, count + 1)]
     rows = ", ".join(f"{{name: {name}, train: x, test: x}}" for name in names)
     store = DeltaStore.create(path, described, RECIPE.format(tasks=rows))

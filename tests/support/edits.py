@@ -3,7 +3,7 @@
 import torch
 from hypothesis import strategies as st
 
-from mm_piece.deltas.delta import Delta, difference, fingerprint, take
+from mm_piece.deltas.delta import Delta, compute_fingerprint, find_changed_indices, gather_entries
 
 
 def base_of(dtype=torch.float32, seed=0, size=40):
@@ -17,12 +17,19 @@ def change(base, edits, task="t", parent=""):
     for name, places in edits.items():
         for index, value in places.items():
             after[name].view(-1)[index] = value
-    index = {name: difference(base[name], after[name]) for name in edits}
-    before = {name: take(base[name], at) for name, at in index.items()}
-    new = {name: take(after[name], at) for name, at in index.items()}
+    index = {name: find_changed_indices(base[name], after[name]) for name in edits}
+    before = {name: gather_entries(base[name], at) for name, at in index.items()}
+    new = {name: gather_entries(after[name], at) for name, at in index.items()}
     shapes = {name: base[name].shape for name in index}
     return Delta.from_change(
-        index, before, new, shapes, task=task, base=fingerprint(base), info={}, parent=parent
+        index,
+        before,
+        new,
+        shapes,
+        task=task,
+        base=compute_fingerprint(base),
+        info={},
+        parent=parent,
     )
 
 

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
 from made_up_rows import COLOURS, data_of
 
 # A model as small as these is gathered once and for all with DeepSpeed's own thresholds.
@@ -35,8 +34,7 @@ def config_of(section, optimizer=True):
     return config if optimizer else {k: v for k, v in config.items() if k != "optimizer"}
 
 
-@pytest.fixture
-def write(tmp_path):
+def recipe_writer(tmp_path):
     """A function that writes a recipe for an engine, and the data it reads."""
     rows = []
     for n in range(11):

@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 import mm_piece
 from mm_piece.data import encode, read
 from mm_piece.deltas import interchange
-from mm_piece.deltas.delta import Delta, fingerprint
-from mm_piece.evaluation.answers import generate
+from mm_piece.deltas.delta import Delta, compute_fingerprint
+from mm_piece.evaluation.answers import generate_batch
 from mm_piece.families import group_of, hub_name, weights
 from mm_piece.models.base import load_base, tensors
 from mm_piece.models.checkpoint import Checkpoint
@@ -145,8 +145,8 @@ def hub_names(world: World) -> None:
     again = load_base(folder)[0]
     assert same(tensors(again), tensors(model))
     prints = {
-        fingerprint(tensors(model)),
-        *(Checkpoint(f, "float32").fingerprint() for f in (folder, world.base)),
+        compute_fingerprint(tensors(model)),
+        *(Checkpoint(f, "float32").compute_fingerprint() for f in (folder, world.base)),
     }
     assert len(prints) == 1
 
@@ -225,10 +225,10 @@ def checkout(world: World) -> None:
 def generate_greedily(world: World) -> None:
     """A batch padded on the left says what its rows say alone, whatever the base's own settings."""
     model, processor = load_base(world.base)
-    alone = [generate(model, processor, [example], 4)[0] for example in world.examples]
-    assert generate(model, processor, world.examples, 4) == alone
+    alone = [generate_batch(model, processor, [example], 4)[0] for example in world.examples]
+    assert generate_batch(model, processor, world.examples, 4) == alone
     model.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=9.0)
-    assert generate(model, processor, world.examples, 4) == alone
+    assert generate_batch(model, processor, world.examples, 4) == alone
 
 
 def export(world: World) -> None:
@@ -260,7 +260,7 @@ def _require_patches(world: World, folder: Path) -> None:
     for position in (1, 2):
         delta = world.store.delta(position)
         layout = None if folder == world.base else checkpoint.layout
-        for patch in interchange.checkpoint_patches(delta, layout):
+        for patch in interchange.make_checkpoint_patches(delta, layout):
             tensor = files[keys[patch["name"]]]
             assert tuple(patch["shape"]) == tensor.shape
             tensor.view(-1)[patch["indices"].long()] = patch["values"]

@@ -9,8 +9,8 @@ from mm_piece.deltas import file as deltafile
 
 def sealed(data: bytes) -> bytes:
     """Forge a matching seal: what a hostile author would do."""
-    seal = deltafile.SEAL
-    return data[: seal.start] + deltafile._digest_around_seal(data) + data[seal.stop :]
+    seal = deltafile.CHECKSUM_SLICE
+    return data[: seal.start] + deltafile._compute_checksum(data) + data[seal.stop :]
 
 
 def forge(header, payload) -> bytes:

@@ -4,22 +4,22 @@ import math
 
 import torch
 
-from mm_piece.deltas.delta import Delta, put, take
-from mm_piece.dtypes import INTEGERS, bits
+from mm_piece.deltas.delta import Delta, gather_entries, set_entries
+from mm_piece.dtypes import INTEGER_DTYPES, view_bits
 
 BASE = "0" * 64
 
 
 def noise(shape, dtype, seed: int) -> torch.Tensor:
     """A tensor of random bit patterns, NaNs and denormals included."""
-    pattern = INTEGERS[dtype.itemsize]
+    pattern = INTEGER_DTYPES[dtype.itemsize]
     generator = torch.Generator().manual_seed(seed)
     raw = torch.randint(0, 256, (math.prod(shape) * dtype.itemsize,), generator=generator)
     return raw.to(torch.uint8).view(pattern).view(dtype).reshape(shape)
 
 
 def same(first, second) -> bool:
-    return first.dtype == second.dtype and torch.equal(bits(first), bits(second))
+    return first.dtype == second.dtype and torch.equal(view_bits(first), view_bits(second))
 
 
 def clones(tensors):
@@ -30,11 +30,13 @@ def change(tensors, indices, seed, **fields) -> tuple[Delta, dict[str, torch.Ten
     """A delta that writes noise at `indices`, and the tensors after it."""
     after = clones(tensors)
     for number, (name, index) in enumerate(indices.items()):
-        put(after[name], index, noise((len(index),), after[name].dtype, 1000 * seed + number))
+        set_entries(
+            after[name], index, noise((len(index),), after[name].dtype, 1000 * seed + number)
+        )
     delta = Delta.from_change(
         indices,
-        {name: take(tensors[name], index) for name, index in indices.items()},
-        {name: take(after[name], index) for name, index in indices.items()},
+        {name: gather_entries(tensors[name], index) for name, index in indices.items()},
+        {name: gather_entries(after[name], index) for name, index in indices.items()},
         {name: tensor.shape for name, tensor in tensors.items()},
         **{"task": "ocr", "base": BASE, "info": {"density": 0.001}, **fields},
     )

@@ -33,3 +33,14 @@ def rewrite(store: DeltaStore, change) -> None:
     manifest = json.loads((store.path / "store.json").read_text())
     change(manifest)
     (store.path / "store.json").write_text(json.dumps(manifest))
+
+
+def write_forever(path: str, acknowledged) -> None:
+    """Append deltas and results until somebody kills the process; send each position."""
+    store = DeltaStore.open(path)
+    while True:
+        entry = store.append(delta_for(store, entries=20_000))
+        tasks = [str(position) for position in range(entry.position)]
+        matrix = [[0.5] * entry.position] * entry.position
+        store.write_results({"tasks": tasks, "matrix": matrix})
+        acknowledged.send(entry.position)

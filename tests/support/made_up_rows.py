@@ -107,4 +107,4 @@ def read_all(source, **options):
 
 
 def meaning(examples):
-    return [(example.row, example.messages, example.digest()) for example in examples]
+    return [(example.row, example.messages, example.compute_digest()) for example in examples]

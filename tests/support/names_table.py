@@ -10,7 +10,7 @@ import torch
 from tiny_families import BUILDERS, TEXT
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from mm_piece.families import place_of, weights
+from mm_piece.families import parameter_location, weights
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "names.txt"
 
@@ -25,7 +25,7 @@ def table() -> str:
         lines.append(f"# {family}")
         live = (name for name, _ in model.named_parameters())
         for name, published in zip(live, weights(model), strict=True):
-            group, layer, module = place_of(published)
+            group, layer, module = parameter_location(published)
             if layer in (None, 0):
                 lines.append(f"{name} -> {published}  [{group}, {layer}, {module}]")
     return "\n".join(lines) + "\n"

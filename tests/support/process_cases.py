@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from mm_piece import distributed
-from mm_piece.dtypes import bits
+from mm_piece.dtypes import view_bits
 from mm_piece.importance.rows import width_of
 from mm_piece.selection import Budgets, select, select_stream
 
@@ -30,13 +30,15 @@ def selections():
     ):
         step = 11 if wanted.get("unit") == "row" else 1
         assert step in (1, width_of(shapes[NAMES[0]]))
-        shares = {name: distributed.share(scores[name].numel(), step) for name in NAMES}
+        shares = {
+            name: distributed.assign_entry_range(scores[name].numel(), step) for name in NAMES
+        }
         pieces = (
             (name, share.start, scores[name].flatten()[share.start : share.stop])
             for name, share in shares.items()
         )
         apart, whole = (
-            select_stream(pieces, shapes, Budgets(**wanted), apart=True),
+            select_stream(pieces, shapes, Budgets(**wanted), sharded=True),
             select(scores, **wanted),
         )
         assert list(apart) == list(whole), wanted
@@ -45,30 +47,40 @@ def selections():
 
 def exchanges():
     """What is told, joined, summed, gathered."""
-    me, size = distributed.rank(), distributed.size()
-    assert distributed.told(f"from {me}") == "from 0"
+    me, size = distributed.rank(), distributed.world_size()
+    assert distributed.broadcast(f"from {me}") == "from 0"
     mine = torch.arange(me * 3, dtype=torch.int64)  # the first process has none
     expected = torch.cat([torch.arange(other * 3) for other in range(size)])
-    assert torch.equal(distributed.joined(mine), expected)
-    assert torch.equal(distributed.summed(torch.full((2, 3), 1.0 + me)), torch.full((2, 3), 6.0))
+    assert torch.equal(distributed.all_gather(mine), expected)
+    assert torch.equal(
+        distributed.all_reduce_sum(torch.full((2, 3), 1.0 + me)), torch.full((2, 3), 6.0)
+    )
     places = range(me, 10, size)
-    assert distributed.gathered([f"{n}" for n in places], places, 10) == [f"{n}" for n in range(10)]
-    assert distributed.agreed(me == 2) and not distributed.agreed(False)
-    distributed.wait()
+    assert distributed.all_gather_items([f"{n}" for n in places], places, 10) == [
+        f"{n}" for n in range(10)
+    ]
+    assert distributed.any_rank(me == 2) and not distributed.any_rank(False)
+    distributed.barrier()
 
 
 def divisions():
     """Shares and rounds have no holes and nothing twice."""
-    me, size = distributed.rank(), distributed.size()
+    me, size = distributed.rank(), distributed.world_size()
     for entries, step in ((0, 1), (1, 1), (5, 1), (7, 3), (30, 5), (100, 1)):
-        shares = distributed.gathered([distributed.share(entries, step)], [me], size)
+        shares = distributed.all_gather_items(
+            [distributed.assign_entry_range(entries, step)], [me], size
+        )
         covered = [entry for share in shares for entry in range(share.start, share.stop)]
         assert covered == list(range(entries))
-        assert all(share.stop - share.start <= share.most == shares[0].most for share in shares)
+        assert all(
+            share.stop - share.start <= share.max_size == shares[0].max_size for share in shares
+        )
         assert all(share.start % step == 0 or share.start == entries for share in shares)
     for kinds in ("", "a", "aabba", "abbbbabaa"):
         for level in (False, True):
-            found = distributed.gathered([distributed.rounds(kinds, level)], [me], size)
+            found = distributed.all_gather_items(
+                [distributed.schedule_items(kinds, level)], [me], size
+            )
             own = [item for rounds in found for item, first in rounds if first]
             assert sorted(own) == list(range(len(kinds)))
             if level:
@@ -87,9 +99,9 @@ def shards(threshold):
     config = {"stage": 3, "stage3_param_persistence_threshold": threshold}
     filled = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
     whole = {**dict.fromkeys(filled, "auto"), "zero_optimization": config}
-    zero = distributed.zero_of({"deepspeed": whole}, "bfloat16")
-    with zero.running(model):
-        assert all(map(distributed.is_cut, model.parameters()))
+    zero = distributed.zero_config({"deepspeed": whole}, "bfloat16")
+    with zero.engine_context(model):
+        assert all(map(distributed.is_partitioned, model.parameters()))
         model(torch.ones(2, 5, dtype=torch.bfloat16))
         entries_in_and_out(model, before)
 
@@ -100,23 +112,27 @@ def entries_in_and_out(model, before):
         assert distributed.shape_of(weight) == before[name].shape
         everywhere = torch.arange(len(expected))
         for places in (everywhere, everywhere[::3], everywhere[-1:], everywhere[:0]):
-            assert torch.equal(bits(distributed.take(weight, places)), bits(expected[places]))
+            assert torch.equal(
+                view_bits(distributed.gather_entries(weight, places)), view_bits(expected[places])
+            )
             changed = -expected[places]
-            distributed.put_all([(weight, places, changed)])
-            assert torch.equal(bits(distributed.take(weight, places)), bits(changed))
-            with distributed.whole([weight]):
-                assert torch.equal(bits(weight.view(-1)[places]), bits(changed))
-            with distributed.whole([weight]):  # what is gathered already sees it too
-                distributed.put_all([(weight, places.int(), expected[places])])
-                assert torch.equal(bits(weight.view(-1)[places]), bits(expected[places]))
-        with distributed.whole([weight]):
-            assert torch.equal(bits(weight), bits(before[name]))
+            distributed.scatter_entries([(weight, places, changed)])
+            assert torch.equal(
+                view_bits(distributed.gather_entries(weight, places)), view_bits(changed)
+            )
+            with distributed.gathered_parameters([weight]):
+                assert torch.equal(view_bits(weight.view(-1)[places]), view_bits(changed))
+            with distributed.gathered_parameters([weight]):  # what is gathered already sees it too
+                distributed.scatter_entries([(weight, places.int(), expected[places])])
+                assert torch.equal(view_bits(weight.view(-1)[places]), view_bits(expected[places]))
+        with distributed.gathered_parameters([weight]):
+            assert torch.equal(view_bits(weight), view_bits(before[name]))
         norm = torch.linalg.vector_norm(before[name].float())
         torch.testing.assert_close(torch.tensor(distributed.norm_of(weight)), norm, equal_nan=True)
 
 
 if __name__ == "__main__":
-    distributed.start()
+    distributed.join_process_group()
     exchanges()
     divisions()
     selections()

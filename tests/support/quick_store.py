@@ -7,14 +7,14 @@ import torch
 from mm_piece.families import weights
 from mm_piece.models.base import load_base
 from mm_piece.sparse.tuning import sparse_tuning
-from mm_piece.store.base_record import describe
+from mm_piece.store.base_record import describe_base
 from mm_piece.store.delta_store import DeltaStore
 
 
 def make_store(base: Path, path: Path, positions: int = 3, dtype: str = "float32") -> DeltaStore:
     """Write a store whose deltas overlap, in tower, projector and language model."""
     model, _ = load_base(base, dtype=dtype)
-    store = DeltaStore.create(path, describe(model, base, None, path), f"base: {base}\n")
+    store = DeltaStore.create(path, describe_base(model, base, None, path), f"base: {base}\n")
     chance = torch.Generator().manual_seed(7)
     for position in range(1, positions + 1):
         names = [n for n in weights(model) if "layers" in n or "projector" in n]

@@ -2,7 +2,7 @@
 
 
 def meaning(example):
-    return example.messages, example.digest(), example.accepted
+    return example.messages, example.compute_digest(), example.accepted
 
 
 LLAVA = {

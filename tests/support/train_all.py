@@ -8,4 +8,4 @@ from mm_piece import distributed
 if __name__ == "__main__":
     for recipe in sys.argv[1:]:
         mm_piece.train(recipe)
-    distributed.end(0)
+    distributed.exit_process(0)

@@ -23,11 +23,11 @@ from transformers import (
 
 import mm_piece
 from mm_piece.data import Example, encode
-from mm_piece.errors import DataError, ModelError, PieceError, reason
-from mm_piece.evaluation.answers import generate
+from mm_piece.errors import DataError, ModelError, PieceError, format_error
+from mm_piece.evaluation.answers import generate_batch
 from mm_piece.models.base import load_base, load_processor
 from mm_piece.recipe import Recipe, parse_recipe
-from mm_piece.training.base_parts import Parts
+from mm_piece.training.base_parts import BaseParts
 from mm_piece.training.preflight import check
 
 
@@ -201,7 +201,7 @@ def test_a_pixtral_inside_a_llava_is_named(tmp_path):
 @pytest.mark.parametrize("family", sorted(BUILDERS.keys() - {*TEXT}))
 def test_parts_that_fit_pass(family, family_base):
     base = family_base(family)
-    parts = Parts(str(base), None, load_processor(base))
+    parts = BaseParts(str(base), None, load_processor(base))
     for sizes in ([(24, 24)], [(90, 20), (16, 50)], []):
         images = [Image.new("RGB", size) for size in sizes]
         marks = [{"type": "image"} for _ in images]
@@ -252,10 +252,10 @@ def test_whatever_a_library_raises_becomes_one_line(error, base, tmp_path, monke
     question = [{"role": "user", "content": [{"type": "text", "text": "Which?"}]}]
     answer = {"role": "assistant", "content": [{"type": "text", "text": "red"}]}
     example = Example(7, [*question, answer], [], "rows.json")
-    line = reason(error)
+    line = format_error(error)
     monkeypatch.setattr(type(model), "generate", fail)
     with pytest.raises(ModelError, match="the base cannot answer rows.json row 7: ") as caught:
-        generate(model, processor, [example], 2)
+        generate_batch(model, processor, [example], 2)
     assert str(caught.value).endswith(line) and caught.value.__cause__ is error
     monkeypatch.setattr(type(processor), "__call__", fail)
     with pytest.raises(DataError, match="rows.json row 7: the base's processor cannot") as caught:

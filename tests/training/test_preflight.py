@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mm_piece.cli import main
-from mm_piece.cli.check import _example, _histogram
+from mm_piece.cli.check import _format_histogram, _show_example
 from mm_piece.errors import ModelError, RecipeError
-from mm_piece.evaluation.matrix import rows_of
+from mm_piece.evaluation.matrix import read_task_source
 from mm_piece.recipe import load_recipe
 from mm_piece.training.loop import train
 from mm_piece.training.preflight import check
@@ -216,7 +216,7 @@ def test_columns_are_mapped(world):
     assert result.exit_code == 0, result.stderr
     assert "⟦red<|end|>⟧" in result.output
     (task,) = load_recipe(world).tasks
-    assert rows_of(task, task.train).absent == frozenset()
+    assert read_task_source(task, task.train).absent_columns == frozenset()
 
 
 def test_what_is_most_likely_not_meant_is_noted(world):
@@ -302,15 +302,15 @@ def test_mistakes_in_the_recipe(world, before, after, message):
 
 
 def test_image_tokens_are_folded(capsys):
-    _example("task", [("a<image><image><image><image><image>b", False), ("c", True)])
+    _show_example("task", [("a<image><image><image><image><image>b", False), ("c", True)])
     assert "a<image>×5b⟦c⟧" in capsys.readouterr().out
 
 
 def test_histogram():
-    assert _histogram([]) == ""
-    assert _histogram([3, 3, 3]) == "█"
-    assert _histogram([1, 2, 2]) == "▄█"
-    assert len(_histogram(range(1000))) == 20
+    assert _format_histogram([]) == ""
+    assert _format_histogram([3, 3, 3]) == "█"
+    assert _format_histogram([1, 2, 2]) == "▄█"
+    assert len(_format_histogram(range(1000))) == 20
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,17 @@ from torch import nn
 
 import mm_piece
 from mm_piece import importance
-from mm_piece.data import Encoded, read
+from mm_piece.data import EncodedDataset, read
 from mm_piece.errors import RecipeError, StoreError
-from mm_piece.evaluation.answers import generate
+from mm_piece.evaluation.answers import generate_batch
 from mm_piece.models.base import load_base, tensors
-from mm_piece.recipe import Select
+from mm_piece.recipe import SelectionSettings
 from mm_piece.selection import select
-from mm_piece.selection.task import selection_of
+from mm_piece.selection.task import select_for_task
 from mm_piece.training import loop as training
 from mm_piece.training import retention
-from mm_piece.training.penalty import hold
-from mm_piece.training.retention import PROMPTS, kept_by, own_answers
+from mm_piece.training.penalty import register_penalty
+from mm_piece.training.retention import PROMPTS, generate_rehearsal, make_retention_importance
 
 
 @pytest.fixture(scope="module")
@@ -27,26 +27,28 @@ def world(base, tmp_path_factory):
     """A model, its processor, and a task's examples as model inputs."""
     model, processor = load_base(base)
     folder = tmp_path_factory.mktemp("encoded")
-    return model, processor, Encoded(read("scenes:charts/train[:12]"), processor, folder)
+    return model, processor, EncodedDataset(read("scenes:charts/train[:12]"), processor, folder)
 
 
 def test_the_model_is_asked_about_the_tasks_images(world):
     model, processor, encoded = world
-    own = own_answers(model, encoded, Select(), 0, 96).examples
+    own = generate_rehearsal(model, encoded, SelectionSettings(), 0, 96).examples
     assert 0 < len(own) <= 12
-    images = [picture.tobytes() for example in encoded.examples for picture in example.pictures()]
+    images = [
+        picture.tobytes() for example in encoded.examples for picture in example.open_images()
+    ]
     for example in own:
         assert example.prompt == PROMPTS[example.row % len(PROMPTS)]
-        assert [picture.tobytes() in images for picture in example.pictures()] == [True]
-        assert generate(model, processor, [example], 32) == [example.answer]
+        assert [picture.tobytes() in images for picture in example.open_images()] == [True]
+        assert generate_batch(model, processor, [example], 32) == [example.answer]
     assert {example.prompt for example in own} == set(PROMPTS)
 
 
 def test_texts_are_asked_without_images(world, tmp_path):
     model, processor, _ = world
     (tmp_path / "rows.json").write_text(json.dumps([{"prompt": "1 + 1?", "answer": "2"}] * 3))
-    texts = Encoded(read(str(tmp_path / "rows.json")), processor, tmp_path / "texts")
-    own = own_answers(model, texts, Select(prompts=("Say a.", "b?")), 0, 96)
+    texts = EncodedDataset(read(str(tmp_path / "rows.json")), processor, tmp_path / "texts")
+    own = generate_rehearsal(model, texts, SelectionSettings(prompts=("Say a.", "b?")), 0, 96)
     asked = [(example.prompt, example.images) for example in own.examples]
     assert asked == [("Say a.", []), ("b?", [])]
 
@@ -54,7 +56,10 @@ def test_texts_are_asked_without_images(world, tmp_path):
 def test_no_more_images_are_asked_about_than_wanted(world):
     model, processor, encoded = world
     chosen = [
-        [example.images[0] for example in own_answers(model, encoded, Select(), seed, 5).examples]
+        [
+            example.images[0]
+            for example in generate_rehearsal(model, encoded, SelectionSettings(), seed, 5).examples
+        ]
         for seed in (0, 0, 1)
     ]
     assert len(chosen[0]) == 5
@@ -73,26 +78,28 @@ def dense(stakes):
 
 def test_scores_are_what_the_task_moves_over_what_is_at_stake(world, tmp_path):
     model, processor, encoded = world
-    wanted = Select(method="piece-r", density=0.05, prompts=("Why?",))
+    wanted = SelectionSettings(method="piece-r", density=0.05, prompts=("Why?",))
     every = importance.estimate(model, [*encoded])
-    taught = [*own_answers(model, encoded, Select(prompts=("What?",)), 1, 96)]
-    stood = importance.estimate(model, taught, objective=importance.stakes)
+    taught = [*generate_rehearsal(model, encoded, SelectionSettings(prompts=("What?",)), 1, 96)]
+    stood = importance.estimate(model, taught, objective=importance.margin_sensitivity)
     shapes = {name: scores.shape for name, scores in stood.items()}
-    earlier = importance.compact(((n, 0, scores.flatten()) for n, scores in stood.items()), shapes)
-    found = selection_of(
+    earlier = importance.factor_scores(
+        ((n, 0, scores.flatten()) for n, scores in stood.items()), shapes
+    )
+    found = select_for_task(
         model,
         encoded,
         wanted,
         tmp_path / "masks",
-        pad=0,
+        pad_token_id=0,
         seeds=(0, 3),
-        standing={},
-        keep=lambda: kept_by(model, encoded, wanted, 3, [earlier]),
+        cache_key={},
+        make_retention=lambda: make_retention_importance(model, encoded, wanted, 3, [earlier]),
     )
-    answers = [*own_answers(model, encoded, wanted, 3, 96)]
-    names = importance.scorable(model, [*encoded], "piece-f", wanted.exclude)
+    answers = [*generate_rehearsal(model, encoded, wanted, 3, 96)]
+    names = importance.find_scorable_names(model, [*encoded], "piece-f", wanted.exclude)
     fisher = {name: every[name] for name in names}
-    stakes = importance.estimate(model, answers, objective=importance.stakes)
+    stakes = importance.estimate(model, answers, objective=importance.margin_sensitivity)
     kept = dense({n: scores for n, scores in stakes.items() if n in names}), dense(stood)
     relative = {n: f.sqrt() / (kept[0][n] + kept[1][n] + 0.1) for n, f in fisher.items()}
     expected = select(relative, 0.05)
@@ -112,7 +119,7 @@ def recipe(base, tmp_path):
     def _recipe(store="store", tasks=3, own=0.0, penalty=0.0, train=(), **settings):
         content = {
             "base": str(base),
-            "own_answers": own,
+            "rehearsal": own,
             "penalty": penalty,
             "store": str(tmp_path / store),
             "tasks": [
@@ -148,21 +155,21 @@ def test_earlier_tasks_count(recipe, base):
     assert [name for name in bytes_of(store) if "kept" in name] == alone
     first, _ = store.delta(1), store.delta(2)
     assert first.info["method"] == "piece-r"
-    found = retention.read(store.path / alone[0], store.entries[0].sha256)
+    found = retention.read_sensitivity(store.path / alone[0], store.entries[0].sha256)
     model, processor = mm_piece.load(base, store, at=1)
-    encoded = Encoded(read("scenes:digits/train[:6]"), processor, store.path / "encoded")
-    again = retention.importance_of(model, encoded.drawn(1000, 42), Select())
+    encoded = EncodedDataset(read("scenes:digits/train[:6]"), processor, store.path / "encoded")
+    again = retention.estimate_sensitivity(model, encoded.sample(1000, 42), SelectionSettings())
     assert found is not None
     assert all(torch.equal(found.rows[name], rows) for name, rows in again.rows.items())
 
 
 def test_another_kind_of_importance_is_not_read(tmp_path):
-    found = importance.Compact({"a": torch.ones(2)}, {"a": torch.ones(3)})
-    retention.write(tmp_path / "kept" / "a", found, "d" * 64)
-    tensors, said = retention.sealed.read(tmp_path / "kept" / "a")
-    assert retention.read(tmp_path / "kept" / "a", "d" * 64) is not None
-    retention.sealed.write(tmp_path / "kept" / "a", tensors, {**said, "of": "fisher"})
-    assert retention.read(tmp_path / "kept" / "a", "d" * 64) is None
+    found = importance.FactoredImportance({"a": torch.ones(2)}, {"a": torch.ones(3)})
+    retention.write_sensitivity(tmp_path / "kept" / "a", found, "d" * 64)
+    tensors, said = retention.sealed.read_checksummed(tmp_path / "kept" / "a")
+    assert retention.read_sensitivity(tmp_path / "kept" / "a", "d" * 64) is not None
+    retention.sealed.write_checksummed(tmp_path / "kept" / "a", tensors, {**said, "of": "fisher"})
+    assert retention.read_sensitivity(tmp_path / "kept" / "a", "d" * 64) is None
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "other", "of another delta"])
@@ -188,7 +195,7 @@ def test_a_run_that_ended_before_the_last_importance_goes_on(recipe, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(retention, "write", die)
+        patch.setattr(retention, "write_sensitivity", die)
         mm_piece.train(recipe("part"))
     part = mm_piece.train(recipe("part"))
     assert bytes_of(part) == bytes_of(whole)
@@ -212,7 +219,7 @@ def test_a_copied_store_goes_on(recipe, tmp_path):
     assert bytes_of(there) == bytes_of(here)
 
 
-def test_own_answers_are_trained_beside_a_task(recipe, base, monkeypatch, capsys):
+def test_rehearsal_is_trained_beside_a_task(recipe, base, monkeypatch, capsys):
     """As many as the share says, given by the model as it stood before the task."""
     taught, real = [], training.fit
 
@@ -223,38 +230,38 @@ def test_own_answers_are_trained_beside_a_task(recipe, base, monkeypatch, capsys
     monkeypatch.setattr("mm_piece.training.loop.fit", fit)
     asked = {"method": "random", "prompts": ["Why?", "What?"]}
     store = mm_piece.train(recipe(tasks=2, own=0.5, **asked))
-    assert "3 own answers are trained beside 6 examples" in "".join(capsys.readouterr())
+    assert "3 rehearsal examples are trained beside 6 of the task" in "".join(capsys.readouterr())
     for position, name in enumerate(("digits", "charts")):
         model, processor = mm_piece.load(base, store, at=position)
-        encoded = Encoded(read(f"scenes:{name}/train[:6]"), processor, store.path / "again")
-        select = Select(prompts=("Why?", "What?"))
-        own = own_answers(model, encoded, select, 42 + position, 3)
+        encoded = EncodedDataset(read(f"scenes:{name}/train[:6]"), processor, store.path / "again")
+        select = SelectionSettings(prompts=("Why?", "What?"))
+        own = generate_rehearsal(model, encoded, select, 42 + position, 3)
         assert len(own) == 3
         expected = [*encoded, *own]
         assert len(expected) == len(taught[position]) == 9
         pairs = zip(expected, taught[position], strict=True)
         assert all(torch.equal(one["input_ids"], ids) for one, ids in pairs)
-        assert store.delta(position + 1).info["own_answers"] == 3
+        assert store.delta(position + 1).info["rehearsal"] == 3
 
 
-def test_a_run_with_own_answers_goes_on_to_the_same_bits(recipe, monkeypatch):
+def test_a_run_with_rehearsal_goes_on_to_the_same_bits(recipe, monkeypatch):
     whole = mm_piece.train(recipe("whole", tasks=2, own=1.0))
 
     def die(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("mm_piece.training.loop.changes", die)
+        patch.setattr("mm_piece.training.loop.measure_changes", die)
         mm_piece.train(recipe("part", tasks=2, own=1.0))
     part = mm_piece.train(recipe("part", tasks=2, own=1.0))
     assert bytes_of(part) == bytes_of(whole)
-    with pytest.raises(StoreError, match="another 'own_answers'"):
+    with pytest.raises(StoreError, match="another 'rehearsal'"):
         mm_piece.train(recipe("part", tasks=2, own=0.0))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, "some", float("nan")])
-def test_a_share_of_own_answers_is_one(recipe, share, tmp_path):
-    with pytest.raises(RecipeError, match="own_answers") as told:
+def test_a_share_of_rehearsal_is_one(recipe, share, tmp_path):
+    with pytest.raises(RecipeError, match="rehearsal") as told:
         mm_piece.train(recipe(own=share))
     assert "\n" not in str(told.value)
     assert not (tmp_path / "store").exists()
@@ -266,7 +273,7 @@ def test_a_step_sees_the_penalty_in_its_gradient(factory):
     start, pull, aim = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 3.0]), torch.tensor([2.0, 3.0])
     held, priced, free = (nn.Parameter(start.clone()) for _ in range(3))
     ours, theirs = factory([held, free], lr=0.05), factory([priced], lr=0.05)
-    hold(ours, {held: (start, pull)})
+    register_penalty(ours, {held: (start, pull)})
     for _ in range(5):
         (held - aim).square().sum().backward()
         ((priced - aim).square().sum() + (pull / 2 * (priced - start).square()).sum()).backward()
@@ -286,7 +293,7 @@ def test_a_fused_step_divides_the_penalty_by_no_scale_of_gradients():
         values = nn.Parameter(start.clone())
         optimizer = torch.optim.SGD([values], lr=0.05, fused=True)
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
-        hold(optimizer, {values: (start, pull)})
+        register_penalty(optimizer, {values: (start, pull)})
         for _ in range(3):
             scaler.scale((values - 3).square().sum()).backward()
             scaler.step(optimizer)
@@ -309,18 +316,20 @@ def test_a_penalty_holds_what_is_at_stake(recipe, base, monkeypatch):
     assert [name for name in bytes_of(store) if "kept" in name]
     for position, name in enumerate(("digits", "charts")):
         model, processor = mm_piece.load(base, store, at=position)
-        encoded = Encoded(read(f"scenes:{name}/train[:6]"), processor, store.path / "again")
+        encoded = EncodedDataset(read(f"scenes:{name}/train[:6]"), processor, store.path / "again")
         files = [store.path / "kept" / f"{at:04d}.safetensors" for at in range(1, position + 1)]
         earlier = [
-            retention.read(file, entry.sha256)
+            retention.read_sensitivity(file, entry.sha256)
             for file, entry in zip(files, store.entries, strict=False)
         ]
         assert None not in earlier
-        kept = kept_by(model, encoded, Select(), 42 + position, earlier)
+        kept = make_retention_importance(
+            model, encoded, SelectionSettings(), 42 + position, earlier
+        )
         mask, pulls = seen[position]
         assert pulls.keys() == mask.keys()
         for name, index in mask.items():
-            assert torch.equal(pulls[name], 3.0 * kept.at(name, index))
+            assert torch.equal(pulls[name], 3.0 * kept.scores_at(name, index))
     assert max(float(pull.max()) for pull in seen[1][1].values()) > 0
 
 
@@ -346,7 +355,7 @@ def test_a_run_with_a_penalty_goes_on_to_the_same_bits(recipe, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("mm_piece.training.loop.changes", die)
+        patch.setattr("mm_piece.training.loop.measure_changes", die)
         mm_piece.train(recipe("part", tasks=2, penalty=30.0, train=saving))
     last = whole.path.parent / "part" / "work" / "0001" / "checkpoint-4"
     assert last.is_dir()

@@ -19,12 +19,12 @@ from transformers import TrainerState
 
 import mm_piece
 from mm_piece.cli import main
-from mm_piece.data import Encoded
+from mm_piece.data import EncodedDataset
 from mm_piece.errors import StoreError
 from mm_piece.selection import cache
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.training import loop as training
-from mm_piece.training.stopping import Stop
+from mm_piece.training.stopping import GracefulStop
 from mm_piece.training.trainer import SparseTrainer
 
 LIMIT = 200  # seconds, a hundredth of it where nothing else runs
@@ -57,7 +57,7 @@ def whole(finished):
 
 def at_step(step, task, number):
     """`Stop.on_step_end`, which sends this process a signal when a step of a task has ended."""
-    real = Stop.on_step_end
+    real = GracefulStop.on_step_end
 
     def on_step_end(stop, args, state, control, **others):
         if (state.global_step, Path(args.output_dir).name) == (step, task):
@@ -82,10 +82,10 @@ def at_call(call, times, number):
 
 # Where a run may be when it is told: what stands in whose place, and what it says.
 PLACES = {
-    "scoring": (training, "pulls_of", partial(at_call, training.pulls_of, 2), ""),
-    "measuring": (training, "measure", partial(at_call, training.measure, 2), ""),
-    "task 2": (Stop, "on_step_end", partial(at_step, 3, "0002"), " at step 3"),
-    "appending": (training, "_append", partial(at_call, training._append, 1), ""),
+    "scoring": (training, "pulls_of", partial(at_call, training.make_penalty_strengths, 2), ""),
+    "measuring": (training, "measure", partial(at_call, training.measure_position, 2), ""),
+    "task 2": (GracefulStop, "on_step_end", partial(at_step, 3, "0002"), " at step 3"),
+    "appending": (training, "_append", partial(at_call, training._append_delta, 1), ""),
 }
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 
@@ -151,7 +151,7 @@ def command(recipe):
 def written(base, tmp_path):
     """A recipe's file."""
     file = tmp_path / "recipe.yaml"
-    file.write_text(recipe_of(base, tmp_path / "store").text())
+    file.write_text(recipe_of(base, tmp_path / "store").to_yaml())
     return file
 
 
@@ -194,7 +194,7 @@ def test_what_a_shell_has_ignored_stays_ignored(base, whole, tmp_path, monkeypat
     """`nohup mm-piece train …` outlives its terminal."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        monkeypatch.setattr(Stop, "on_step_end", at_step(3, "0001", signal.SIGHUP))
+        monkeypatch.setattr(GracefulStop, "on_step_end", at_step(3, "0001", signal.SIGHUP))
         store = mm_piece.train(recipe_of(base, tmp_path / "store"))
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -203,7 +203,7 @@ def test_what_a_shell_has_ignored_stays_ignored(base, whole, tmp_path, monkeypat
 
 def test_ctrl_c_and_a_terminal_that_is_gone(written, whole, tmp_path, monkeypatch):
     """The command: a hang-up in task 1 (its terminal refuses all words), Ctrl-C in task 2."""
-    real = Stop.on_step_end
+    real = GracefulStop.on_step_end
 
     def hung_up(stop, args, state, control, **others):
         (tmp_path / "here").touch()
@@ -212,7 +212,7 @@ def test_ctrl_c_and_a_terminal_that_is_gone(written, whole, tmp_path, monkeypatc
         return real(stop, args, state, control, **others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Stop, "on_step_end", hung_up)
+        patch.setattr(GracefulStop, "on_step_end", hung_up)
         process, terminal = pty.fork()
         if process == 0:
             as_a_process(command(written))
@@ -224,7 +224,7 @@ def test_ctrl_c_and_a_terminal_that_is_gone(written, whole, tmp_path, monkeypatc
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 129
 
     with monkeypatch.context() as patch:
-        patch.setattr(Stop, "on_step_end", at_step(3, "0002", signal.SIGINT))
+        patch.setattr(GracefulStop, "on_step_end", at_step(3, "0002", signal.SIGINT))
         interrupted = fork(command(written), tmp_path / "log")
         interrupted.join(LIMIT)
     assert interrupted.exitcode == 130
@@ -249,7 +249,7 @@ def test_one_of_two_processes_is_told(base, tmp_path):
             **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
         }
         if rank == 1:
-            Stop.on_step_end = at_step(3, "0001", signal.SIGTERM)
+            GracefulStop.on_step_end = at_step(3, "0001", signal.SIGTERM)
         mm_piece.train(recipe)
 
     pair = [fork(partial(train, rank), tmp_path / f"log{rank}") for rank in range(2)]
@@ -314,7 +314,7 @@ def add_scalar(writer, *arguments, real=SummaryWriter.add_scalar):
 # What a run writes, in its order, and what the message names of it.
 WRITES = [
     (DeltaStore, "write_results", "results.json"),
-    (Encoded, "_keep", "0001/encoded/"),
+    (EncodedDataset, "_keep", "0001/encoded/"),
     (cache, "write", "0001/mask-"),
     (SparseTrainer, "save_model", "work/0001"),
     (SparseTrainer, "_save_optimizer_and_scheduler", "work/0001"),
@@ -362,7 +362,7 @@ def test_a_finished_run_reads_its_deltas(damage, said, base, finished, tmp_path,
     """Before it shows a table: of what `verify` would refuse there is none."""
     shutil.copytree(finished.path, tmp_path / "store")
     file = tmp_path / "recipe.yaml"
-    file.write_text(recipe_of(base, tmp_path / "store").text())
+    file.write_text(recipe_of(base, tmp_path / "store").to_yaml())
     damage(tmp_path / "store" / finished.entries[1].file)
     with pytest.raises(SystemExit) as ended:
         main(["train", str(file)])

@@ -23,15 +23,15 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 import mm_piece
-from mm_piece.data import IGNORED, Example, collate, encode
+from mm_piece.data import IGNORE_INDEX, Example, collate, encode
 from mm_piece.errors import RecipeError
 from mm_piece.families import group_of, weights
 from mm_piece.models.base import load_base
 from mm_piece.recipe import parse_recipe
 from mm_piece.sparse.tuning import sparse_tuning
 from mm_piece.training.arguments import arguments
-from mm_piece.training.dry_run import rehearse
-from mm_piece.training.effects import NEEDS, RECOMPUTING
+from mm_piece.training.dry_run import dry_run_step
+from mm_piece.training.effects import RECOMPUTE_OPTIONS, REQUIREMENTS
 from mm_piece.training.known_arguments import (
     ALIASES,
     FIELDS,
@@ -123,7 +123,7 @@ def learn(family_base, tmp_path_factory):
             args = arguments({**defaults, **settings}, folder, seed=0)
             fit(tuning, examples, 0, args, logs)
             assert not model.get_input_embeddings()._forward_hooks
-            return torch.cat([*tuning.values().values()]).clone()
+            return torch.cat([*tuning.detach_values().values()]).clone()
 
     return _learn
 
@@ -307,7 +307,7 @@ WITHOUT = {"save_strategy": "no", "logging_strategy": "epoch", **ON_A_CPU}
 
 
 def test_every_need_is_tried():
-    assert NEEDS.keys() == IDLE.keys()
+    assert REQUIREMENTS.keys() == IDLE.keys()
 
 
 @pytest.mark.parametrize("key", sorted(IDLE.keys() & FIELDS))
@@ -331,7 +331,10 @@ def test_reporters_read_what_is_said_of_them():
     }
     for key in ("run_name", "project", *(k for k in FIELDS if k.startswith("trackio_"))):
         readers = {name for name, source in sources.items() if f"args.{key}" in source}
-        assert f"report_to: {' or '.join(sorted(readers, key=ORDER.index))}" == NEEDS[key].words
+        assert (
+            f"report_to: {' or '.join(sorted(readers, key=ORDER.index))}"
+            == REQUIREMENTS[key].description
+        )
 
 
 ORDER = ("wandb", "trackio", "comet_ml", "mlflow", "dagshub", "swanlab")
@@ -339,7 +342,7 @@ ORDER = ("wandb", "trackio", "comet_ml", "mlflow", "dagshub", "swanlab")
 
 def test_the_table_of_recomputing_is_complete():
     taken = inspect.signature(torch.utils.checkpoint.checkpoint).parameters
-    assert taken.keys() - {"function", "args", "kwargs", "context_fn"} <= RECOMPUTING.keys()
+    assert taken.keys() - {"function", "args", "kwargs", "context_fn"} <= RECOMPUTE_OPTIONS.keys()
 
 
 def test_schedules_read_what_is_said_of_them(tmp_path):
@@ -559,7 +562,7 @@ def test_a_reporter_that_cannot_begin(family_base, monkeypatch):
     model, processor = load_base(family_base("llama"))
     examples = [encode(asked(0, "red"), processor)]
     with pytest.raises(RecipeError, match="^train: LookupError: no answer from reports.example$"):
-        rehearse(model, examples, {"report_to": "swanlab"}, 0)
+        dry_run_step(model, examples, {"report_to": "swanlab"}, 0)
 
 
 def refuse_backward(module):
@@ -608,12 +611,12 @@ def test_a_rehearsal_goes_back_through_all_layers(family, family_base):
         mixed = [encode(asked(0, "red", [image]), processor)]
         cases += [(tower, mixed, None), (layer, mixed, language)]
         with closing(refuse_backward(tower)):
-            rehearse(model, mixed, settings, 0, language)  # as far as the training goes
+            dry_run_step(model, mixed, settings, 0, language)  # as far as the training goes
     for module, examples, trained in cases:
-        rehearse(model, examples, settings, 0, trained)
+        dry_run_step(model, examples, settings, 0, trained)
         failing = pytest.raises(RecipeError, match="^train: no backward here$")
         with closing(refuse_backward(module)), failing:
-            rehearse(model, examples, settings, 0, trained)
+            dry_run_step(model, examples, settings, 0, trained)
     assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
 
 
@@ -656,8 +659,8 @@ def test_label_smoothing(family, family_base, tmp_path):
     with torch.no_grad():
         logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.float()
     following = batch["labels"][:, 1:]
-    minus = -F.log_softmax(logits[:, :-1][following != IGNORED], -1)
-    right = minus.gather(1, following[following != IGNORED][:, None])
+    minus = -F.log_softmax(logits[:, :-1][following != IGNORE_INDEX], -1)
+    right = minus.gather(1, following[following != IGNORE_INDEX][:, None])
     expected = float(0.9 * right.mean() + 0.1 * minus.mean())
     name = next(n for n in weights(model) if n.endswith("up_proj.weight"))
     for each, times in ((4, 1), (2, 2), (1, 4)):

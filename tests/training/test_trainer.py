@@ -7,24 +7,24 @@ import sys
 import pytest
 import torch
 
-from mm_piece.data import IGNORED, encode, read
-from mm_piece.distributed import zero_of
+from mm_piece.data import IGNORE_INDEX, encode, read
+from mm_piece.distributed import zero_config
 from mm_piece.errors import RecipeError
 from mm_piece.models.base import load_base
 from mm_piece.sparse.tuning import sparse_tuning
 from mm_piece.training.arguments import arguments
-from mm_piece.training.batches import Company, Feed
-from mm_piece.training.trainer import fit, last_checkpoint
+from mm_piece.training.batches import DistributedBatchSampler, PaddedDataset
+from mm_piece.training.trainer import find_last_checkpoint, fit
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):
-    assert last_checkpoint(tmp_path / "absent") is None
+    assert find_last_checkpoint(tmp_path / "absent") is None
     for step, state in ((2, json.dumps({})), (10, json.dumps({})), (12, '{"global_st'), (14, None)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert find_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 def test_settings_go_through_as_they_stand(tmp_path):
@@ -58,7 +58,7 @@ def test_backward_stops_below_the_lowest_entry(base, tmp_path, checkpointing):
     name = "language_model.model.layers.1.mlp.down_proj.weight"
     with sparse_tuning(model, {name: torch.arange(5)}) as tuning:
         fit(tuning, examples, 0, arguments(settings, tmp_path, 0), tmp_path / "logs")
-        assert tuning.patches[name].changed() == 5
+        assert tuning.patches[name].count_changed() == 5
     assert asks == [False] * 2
 
 
@@ -150,55 +150,55 @@ def with_section(**sections):
 def test_divisions_that_cannot_be(train, message):
     pytest.importorskip("deepspeed")
     with pytest.raises(RecipeError, match=message):
-        zero_of(train, "float32")
+        zero_config(train, "float32")
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="about machines without one")
 def test_no_optimizer_is_compiled_on_a_cpu():
     pytest.importorskip("deepspeed")
     with pytest.raises(RecipeError, match="torch_adam must be true on a CPU"):
-        zero_of(with_section(optimizer={"type": "AdamW"}), "float32")
+        zero_config(with_section(optimizer={"type": "AdamW"}), "float32")
 
 
 def test_deepspeed_comes_with_a_launcher(monkeypatch):
     pytest.importorskip("deepspeed")
     monkeypatch.delenv("RANK", raising=False)
-    zero = zero_of({"deepspeed": {**FILLED, "zero_optimization": {"stage": 1}}}, "float32")
+    zero = zero_config({"deepspeed": {**FILLED, "zero_optimization": {"stage": 1}}}, "float32")
     with pytest.raises(RecipeError, match="needs a launcher that starts processes: torchrun"):
         zero.require_launcher()
-    zero_of({}, "float32").require_launcher()
+    zero_config({}, "float32").require_launcher()
 
 
 def test_an_order_of_examples_is_dealt_out(monkeypatch):
     """Every example once an epoch, blanks at the end, the order of one process."""
-    alone = [n for batch in Feed(11, 4, seed=5, drop_last=False) for n in batch]
+    alone = [n for batch in DistributedBatchSampler(11, 4, seed=5, drop_last=False) for n in batch]
     assert sorted(alone) == list(range(11))
     monkeypatch.setenv("WORLD_SIZE", "2")
     feeds = []
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
-        feeds.append(list(Feed(11, 2, seed=5, drop_last=False)))
+        feeds.append(list(DistributedBatchSampler(11, 2, seed=5, drop_last=False)))
     dealt = [n for pair in zip(*feeds, strict=True) for batch in pair for n in batch]
     assert dealt == [*alone, 11]
-    kept = Feed(11, 2, seed=5, drop_last=True)
+    kept = DistributedBatchSampler(11, 2, seed=5, drop_last=True)
     assert len(kept) == len(list(kept)) == 2
     kept.set_epoch(1)
-    assert list(kept) != list(Feed(11, 2, seed=5, drop_last=True))
+    assert list(kept) != list(DistributedBatchSampler(11, 2, seed=5, drop_last=True))
 
 
 def test_a_batch_without_a_picture_gets_a_blank(monkeypatch):
     ids = torch.tensor([[5, 6, 7]])
     text = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     picture = {**text, "pixel_values": torch.rand(1, 3, 4, 4)}
-    company = Company([text, picture, text], pad=0)
+    company = PaddedDataset([text, picture, text], pad=0)
     assert len(company.collate([text, text])["labels"]) == 2  # one process needs none
     monkeypatch.setenv("WORLD_SIZE", "2")
     batch = company.collate([text, text])
-    assert batch["labels"].tolist() == [[5, 6, 7], [5, 6, 7], [IGNORED] * 3]
+    assert batch["labels"].tolist() == [[5, 6, 7], [5, 6, 7], [IGNORE_INDEX] * 3]
     assert torch.equal(batch["pixel_values"], picture["pixel_values"])
     assert len(company.collate([text, picture])["labels"]) == 2
-    assert (company[3]["labels"] == IGNORED).all() and "pixel_values" in company[3]
-    assert len(Company([text, text], pad=0).collate([text])["labels"]) == 1
+    assert (company[3]["labels"] == IGNORE_INDEX).all() and "pixel_values" in company[3]
+    assert len(PaddedDataset([text, text], pad=0).collate([text])["labels"]) == 1
 
 
 # What `pip install mm-piece` does not bring; None in sys.modules is to Python what is not there.

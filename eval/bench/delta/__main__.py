@@ -6,7 +6,7 @@ Needs: peft (its SHiRA is a rival), zstandard if it is to be a rival too; 6 GB o
 Out:   tables, the goals last; --out: all numbers, versions, commit, goals and whether they are met
 """
 
-from eval.bench.harness.command import bench
+from eval.bench.harness.command import make_bench_command
 
 SECTIONS = {
     "size": "eval.bench.delta.size",
@@ -15,7 +15,7 @@ SECTIONS = {
     "export": "eval.bench.delta.export",
 }
 
-main = bench("delta", "Measure what deltas cost.", SECTIONS)
+main = make_bench_command("delta", "Measure what deltas cost.", SECTIONS)
 
 if __name__ == "__main__":
     main()

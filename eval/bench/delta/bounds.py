@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from mm_piece.deltas.delta import Delta, take
-from mm_piece.dtypes import bits
+from mm_piece.deltas.delta import Delta, gather_entries
+from mm_piece.dtypes import view_bits
 
 
 def choose_bits(size: int, count: int) -> float:
@@ -41,14 +41,16 @@ def mask_bits_given(delta: Delta, known: Mapping[str, Tensor]) -> float:
 
 def value_bits(rows: Mapping[str, Tensor]) -> float:
     """Return the zeroth-order entropy of the bytes, for each plane of each tensor by itself."""
-    return sum(_plane_bits(bits(row).numpy()) for row in rows.values())
+    return sum(_plane_bits(view_bits(row).numpy()) for row in rows.values())
 
 
 def difference_bits(delta: Delta, old: Mapping[str, Tensor]) -> float:
     """Return that entropy for differences of bit patterns, small ones of either sign small."""
     total = 0.0
     for name, values in delta.values.items():
-        step = bits(values).numpy() - bits(old[name]).numpy()  # wraps around, as its inverse does
+        step = (
+            view_bits(values).numpy() - view_bits(old[name]).numpy()
+        )  # wraps around, as its inverse does
         total += _plane_bits((step << 1) ^ (step >> (8 * step.itemsize - 1)))
     return total
 
@@ -57,7 +59,9 @@ def previous_values(deltas: list[Delta], base: Mapping[str, Tensor]) -> list[dic
     """Return the values that each delta replaces, and move `base` to the last position."""
     found = []
     for delta in deltas:
-        found.append({name: take(base[name], index) for name, index in delta.indices.items()})
+        found.append(
+            {name: gather_entries(base[name], index) for name, index in delta.indices.items()}
+        )
         delta.apply(base)
     return found
 

@@ -20,10 +20,10 @@ from rich.table import Table
 
 import mm_piece
 from eval.bench.delta.stores import LARGE, SMALL, TINY, make_base, make_model, make_store
-from eval.bench.harness.isolation import Meter, fresh, in_turns
-from eval.bench.harness.timing import Bench, goal
-from mm_piece.dtypes import bits
-from mm_piece.files.safetensors import places
+from eval.bench.harness.isolation import ResourceMeter, measure_interleaved, run_in_process
+from eval.bench.harness.timing import BenchContext, make_goal
+from mm_piece.dtypes import view_bits
+from mm_piece.files.safetensors import read_tensor_locations
 from mm_piece.models.base import load_base, tensors
 
 LAYERS = {True: 2, False: 8}
@@ -31,87 +31,97 @@ SHARD = {True: 20_000_000, False: 1_000_000_000}  # bytes
 POSITIONS = 2
 
 
-def measure(bench: Bench) -> dict[str, Any]:
+def measure_section(bench: BenchContext) -> dict[str, Any]:
     """Measure the three, and compare what they wrote."""
-    bench.say("a checkpoint and a store")
-    size = fresh(_make, bench.folder, bench.quick, bench.seed)
-    ways = {"export": _export, "copyfile": _copy, "load + save": _save}
-    contestants = {name: partial(_run, bench, name, way) for name, way in ways.items()}
-    found = in_turns(contestants, 1 if bench.quick else 3)
-    bench.say("compare")
-    equal = _digests(bench.folder / "export") == _digests(bench.folder / "load + save")
-    changed = _digests(bench.folder / "export") != _digests(bench.folder / "copyfile")
+    bench.show_progress("a checkpoint and a store")
+    size = run_in_process(_make_base_and_store, bench.folder, bench.quick, bench.seed)
+    writers = {"export": _export_store, "copyfile": _copy_base, "load + save": _load_and_save}
+    candidates = {
+        name: partial(_measure_writer, bench, name, writer) for name, writer in writers.items()
+    }
+    found = measure_interleaved(candidates, 1 if bench.quick else 3)
+    bench.show_progress("compare")
+    equal = _digest_tensors(bench.folder / "export") == _digest_tensors(
+        bench.folder / "load + save"
+    )
+    changed = _digest_tensors(bench.folder / "export") != _digest_tensors(bench.folder / "copyfile")
     return {
         "bytes": size,
         "positions": POSITIONS,
         "equal": equal and changed,
         "ways": found,
         "goals": [
-            goal("peak memory of export, GB", found["export"]["done_total_peak_B"] / 1e9, 2),
-            goal("export equals load + save", equal and changed, 1, "at least"),
+            make_goal("peak memory of export, GB", found["export"]["done_total_peak_B"] / 1e9, 2),
+            make_goal("export equals load + save", equal and changed, 1, "at least"),
         ],
     }
 
 
-def _make(folder: Path, quick: bool, seed: int) -> int:
+def _make_base_and_store(folder: Path, quick: bool, seed: int) -> int:
     make_base(folder / "tiny", make_model(TINY, 1, seed), 10**9)
     model = make_model(SMALL if quick else LARGE, LAYERS[quick], seed)
     make_store(folder / "store", model, make_base(folder / "base", model, SHARD[quick]), POSITIONS)
     return sum(row.nbytes for row in tensors(model).values())
 
 
-def _run(bench: Bench, name: str, way: Callable[..., None]) -> dict[str, float]:
-    bench.say(name)
+def _measure_writer(
+    bench: BenchContext, name: str, writer: Callable[..., None]
+) -> dict[str, float]:
+    bench.show_progress(name)
     shutil.rmtree(bench.folder / name, ignore_errors=True)
     os.sync()
-    return fresh(_metered, way, bench.folder, bench.folder / name, SHARD[bench.quick])
+    return run_in_process(
+        _meter_writer, writer, bench.folder, bench.folder / name, SHARD[bench.quick]
+    )
 
 
-def _metered(way: Callable[..., None], folder: Path, to: Path, shard: int) -> dict[str, float]:
+def _meter_writer(
+    writer: Callable[..., None], folder: Path, to: Path, shard: int
+) -> dict[str, float]:
     import torch
 
     torch.set_num_threads(1)
     load_base(folder / "tiny", dtype="bfloat16")
-    meter = Meter()
-    way(folder, to, shard)
-    meter.mark("done")
+    meter = ResourceMeter()
+    writer(folder, to, shard)
+    meter.record_mark("done")
     for file in to.iterdir():
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-    meter.mark("synced")
+    meter.record_mark("synced")
     return meter.marks
 
 
-def _export(folder: Path, to: Path, shard: int) -> None:
+def _export_store(folder: Path, to: Path, shard: int) -> None:
     mm_piece.export(folder / "store", None, to, shard_size=shard)
 
 
-def _copy(folder: Path, to: Path, shard: int) -> None:
+def _copy_base(folder: Path, to: Path, shard: int) -> None:
     to.mkdir()
     for file in (folder / "base").iterdir():
         shutil.copyfile(file, to / file.name)
 
 
-def _save(folder: Path, to: Path, shard: int) -> None:
+def _load_and_save(folder: Path, to: Path, shard: int) -> None:
     model, processor = mm_piece.load(store=folder / "store")
     model.save_pretrained(to, max_shard_size=shard)
     processor.save_pretrained(to)
 
 
-def _digests(folder: Path) -> dict[str, str]:
+def _digest_tensors(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each tensor, read slice by slice."""
     found = {}
     for file in sorted(folder.glob("*.safetensors")):
-        for name, place in places(file).items():
+        for name, place in read_tensor_locations(file).items():
             sha = hashlib.sha256(repr((place.dtype, place.shape)).encode())
-            for _, piece in place.pieces():
-                sha.update(bits(piece).numpy().data)
+            for _, piece in place.iter_slices():
+                sha.update(view_bits(piece).numpy().data)
             found[name] = sha.hexdigest()
     return found
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
+def make_tables(result: dict[str, Any]) -> list[Table]:
     """Return the table of this section."""
     same = "equal tensors" if result["equal"] else "DIFFERENT tensors"
     title = f"Export {result['bytes'] / 1e9:.2f} GB at {result['positions']}: {same}"

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from eval.bench.delta.bounds import difference_bits, mask_bits, mask_bits_given, value_bits
-from mm_piece.deltas.delta import Delta, take
+from mm_piece.deltas.delta import Delta, gather_entries
 from mm_piece.models.base import tensors
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.store.loading import load
 
 
-def ideas(path: Path) -> list[dict[str, float]]:
+def measure_ideas(path: Path) -> list[dict[str, float]]:
     """Return bits per entry for each delta of a store, plain and with each idea."""
     store = DeltaStore.open(path)
-    base, live = _weights(store), _weights(store)
+    base, live = _load_base_weights(store), _load_base_weights(store)
     found, parent, union = [], {}, {}
     for delta in store.deltas():
         rows = {
@@ -31,24 +31,24 @@ def ideas(path: Path) -> list[dict[str, float]]:
             "mask_given_parent": mask_bits_given(delta, parent),
             "mask_given_all_before": mask_bits_given(delta, union),
             "values": value_bits(delta.values),
-            "values_minus_before": difference_bits(delta, _old(delta, live)),
-            "values_minus_base": difference_bits(delta, _old(delta, base)),
+            "values_minus_before": difference_bits(delta, _replaced_values(delta, live)),
+            "values_minus_base": difference_bits(delta, _replaced_values(delta, base)),
         }
         found.append({name: size / delta.entries for name, size in rows.items()})
         delta.apply(live)
         parent = delta.indices
-        union = {name: _joined(union.get(name), index) for name, index in parent.items()}
+        union = {name: _unite_indices(union.get(name), index) for name, index in parent.items()}
     return found
 
 
-def _weights(store: DeltaStore) -> dict[str, Tensor]:
+def _load_base_weights(store: DeltaStore) -> dict[str, Tensor]:
     model, _ = load(store=store, at=0)
     return {name: weight.clone() for name, weight in tensors(model).items()}
 
 
-def _old(delta: Delta, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: take(weights[name], index) for name, index in delta.indices.items()}
+def _replaced_values(delta: Delta, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: gather_entries(weights[name], index) for name, index in delta.indices.items()}
 
 
-def _joined(known: Tensor | None, index: Tensor) -> Tensor:
+def _unite_indices(known: Tensor | None, index: Tensor) -> Tensor:
     return index if known is None else torch.cat([known, index]).unique()

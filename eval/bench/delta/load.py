@@ -24,14 +24,19 @@ from eval.bench.delta.stores import (
     SMALL,
     TINY,
     bytes_in_memory,
+    layer_matrices,
     make_base,
     make_model,
     make_store,
-    patchable,
 )
-from eval.bench.harness.isolation import Meter, evict, fresh, in_turns
-from eval.bench.harness.timing import Bench, goal
-from mm_piece.deltas.delta import fingerprint, put_all
+from eval.bench.harness.isolation import (
+    ResourceMeter,
+    evict_page_cache,
+    measure_interleaved,
+    run_in_process,
+)
+from eval.bench.harness.timing import BenchContext, make_goal
+from mm_piece.deltas.delta import compute_fingerprint, scatter_entries
 from mm_piece.models.base import load_base, tensors
 from mm_piece.store.delta_store import DeltaStore
 
@@ -42,56 +47,63 @@ LAYERS = {True: 2, False: 3}
 SHARD = {True: 20_000_000, False: 500_000_000}  # bytes
 
 
-def measure(bench: Bench) -> dict[str, Any]:
+def measure_section(bench: BenchContext) -> dict[str, Any]:
     """Measure loading at position 0, 1 and 8, warm and cold."""
-    bench.say("a checkpoint and a store")
-    store = [fresh(_make, bench.folder, bench.quick, bench.seed, kind) for kind in KINDS][0]
-    contestants: dict[str, Callable[[], dict[str, float]]] = {
-        "base, copied": partial(_fresh_load, bench, "", COPIED)
+    bench.show_progress("a checkpoint and a store")
+    store = [
+        run_in_process(_make_base_and_store, bench.folder, bench.quick, bench.seed, kind)
+        for kind in KINDS
+    ][0]
+    candidates: dict[str, Callable[[], dict[str, float]]] = {
+        "base, copied": partial(_load_in_process, bench, "", COPIED)
     }
     for kind in KINDS:
-        contestants[f"{kind}base"] = partial(_fresh_load, bench, kind, BASE)
-        contestants |= {f"{kind}at {n}": partial(_fresh_load, bench, kind, n) for n in POSITIONS}
-    cold = {f"{name}, cold": partial(_cold, bench, work) for name, work in contestants.items()}
-    found = in_turns(contestants, 2 if bench.quick else 7)
-    found |= in_turns(cold, 1 if bench.quick else 3)
-    phases = in_turns({"phases": partial(fresh, _phases, bench.folder)}, 1 if bench.quick else 3)
-    goals = _goals(found, store["delta_bytes_in_memory"])
-    return {**store, "loads": found, "phases": _steps(phases["phases"]), "goals": goals}
+        candidates[f"{kind}base"] = partial(_load_in_process, bench, kind, BASE)
+        candidates |= {
+            f"{kind}at {n}": partial(_load_in_process, bench, kind, n) for n in POSITIONS
+        }
+    cold = {f"{name}, cold": partial(_run_cold, bench, work) for name, work in candidates.items()}
+    found = measure_interleaved(candidates, 2 if bench.quick else 7)
+    found |= measure_interleaved(cold, 1 if bench.quick else 3)
+    phases = measure_interleaved(
+        {"phases": partial(run_in_process, _measure_phases, bench.folder)}, 1 if bench.quick else 3
+    )
+    goals = _make_goals(found, store["delta_bytes_in_memory"])
+    return {**store, "loads": found, "phases": _step_differences(phases["phases"]), "goals": goals}
 
 
-def _make(folder: Path, quick: bool, seed: int, kind: str) -> dict[str, Any]:
+def _make_base_and_store(folder: Path, quick: bool, seed: int, kind: str) -> dict[str, Any]:
     """Write base and store; a tiny base too, for what a process does only the first time."""
     make_base(folder / "tiny", make_model(TINY, 1, seed), 10**9)
     model = make_model(SMALL if quick else LARGE, LAYERS[quick], seed)
-    held = model.to(getattr(torch, KINDS[kind]))
-    base = make_base(folder / f"{kind}base", held, SHARD[quick])
-    model = held.to(torch.bfloat16)
+    published = model.to(getattr(torch, KINDS[kind]))
+    base = make_base(folder / f"{kind}base", published, SHARD[quick])
+    model = published.to(torch.bfloat16)
     store = make_store(folder / f"{kind}store", model, base, max(POSITIONS))
     return {
         "bytes": sum(row.nbytes for row in tensors(model).values()),
-        "patchable_bytes": sum(row.nbytes for row in patchable(tensors(model)).values()),
+        "patchable_bytes": sum(row.nbytes for row in layer_matrices(tensors(model)).values()),
         "delta_bytes_on_disk": {at: sum(e.bytes for e in store.entries[:at]) for at in POSITIONS},
         "delta_bytes_in_memory": {at: bytes_in_memory(store.deltas(at)) for at in POSITIONS},
     }
 
 
-def _cold(bench: Bench, work: Callable[[], dict[str, float]]) -> dict[str, float]:
-    evict([bench.folder])
+def _run_cold(bench: BenchContext, work: Callable[[], dict[str, float]]) -> dict[str, float]:
+    evict_page_cache([bench.folder])
     return work()
 
 
-def _fresh_load(bench: Bench, kind: str, at: int) -> dict[str, float]:
-    bench.say(f"{kind}position {max(at, 0)}")
-    return fresh(_load, bench.folder, kind, at)
+def _load_in_process(bench: BenchContext, kind: str, at: int) -> dict[str, float]:
+    bench.show_progress(f"{kind}position {max(at, 0)}")
+    return run_in_process(_measure_load, bench.folder, kind, at)
 
 
-def _load(folder: Path, kind: str, at: int) -> dict[str, float]:
+def _measure_load(folder: Path, kind: str, at: int) -> dict[str, float]:
     """Load in this process, use the weights, and tell what it took."""
     import mm_piece
 
     _warm_up(folder)
-    meter = Meter()
+    meter = ResourceMeter()
     if at > 0:
         model, _ = mm_piece.load(store=folder / f"{kind}store", at=at)
     else:
@@ -99,30 +111,32 @@ def _load(folder: Path, kind: str, at: int) -> dict[str, float]:
     if at == COPIED:
         for weight in model.parameters():
             weight.data = weight.data.clone()
-    meter.mark("loaded")
-    _use(model)
-    meter.mark("used")
+    meter.record_mark("loaded")
+    _read_weights(model)
+    meter.record_mark("used")
     return meter.marks
 
 
-def _phases(folder: Path) -> dict[str, float]:
+def _measure_phases(folder: Path) -> dict[str, float]:
     """Do what `mm_piece.load` does, step by step, at the last position."""
     _warm_up(folder)
-    meter = Meter()
+    meter = ResourceMeter()
     model, _ = load_base(folder / "base", dtype="bfloat16")
-    meter.mark("base")
+    meter.record_mark("base")
     live = tensors(model)
-    fingerprint(live)
-    meter.mark("fingerprint")
+    compute_fingerprint(live)
+    meter.record_mark("fingerprint")
     deltas = DeltaStore.open(folder / "store").deltas()
-    meter.mark("read, decode, verify")
+    meter.record_mark("read, decode, verify")
     for number, delta in enumerate(deltas, 1):
-        delta.check(live)
-        meter.mark(f"check {number}")
-        put_all((live[name], row, delta.values[name]) for name, row in delta.indices.items())
-        meter.mark(f"write {number}")
-    _use(model)
-    meter.mark("use")
+        delta.require_applicable(live)
+        meter.record_mark(f"check {number}")
+        scatter_entries(
+            (live[name], row, delta.values[name]) for name, row in delta.indices.items()
+        )
+        meter.record_mark(f"write {number}")
+    _read_weights(model)
+    meter.record_mark("use")
     return meter.marks
 
 
@@ -131,12 +145,12 @@ def _warm_up(folder: Path) -> None:
     load_base(folder / "tiny", dtype="bfloat16")
 
 
-def _use(model: Any) -> None:
+def _read_weights(model: Any) -> None:
     for weight in tensors(model).values():
         weight.sum()
 
 
-def _steps(marks: dict[str, float]) -> dict[str, dict[str, float]]:
+def _step_differences(marks: dict[str, float]) -> dict[str, dict[str, float]]:
     """Return what each step added."""
     names = [key.removesuffix("_wall_s") for key in marks if key.endswith("_wall_s")]
     kinds = ("wall_s", "cpu_s", "thread_s", "resident_B", "anonymous_B")
@@ -148,29 +162,29 @@ def _steps(marks: dict[str, float]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _goals(found: dict[str, dict[str, float]], deltas: dict[int, int]) -> list[dict[str, Any]]:
+def _make_goals(found: dict[str, dict[str, float]], deltas: dict[int, int]) -> list[dict[str, Any]]:
     goals = []
     for at in POSITIONS:
         for how in ("", ", cold"):
             for kind, base in (("", "base"), ("", "base, copied"), ("cast ", "cast base")):
-                ratios = _ratios(found[f"{kind}at {at}{how}"], found[f"{base}{how}"])
+                ratios = _time_ratios(found[f"{kind}at {at}{how}"], found[f"{base}{how}"])
                 title = f"load at {at} and use / {base}{how or ', warm'}, wall"
-                goals.append(goal(title, ratios["used_wall_s"], 1.05))
-        extra = {kind: _extra(found, kind, at, "peak") / deltas[at] for kind in KINDS}
-        goals += [goal(f"{kind}extra peak at {at} / deltas", extra[kind], 3) for kind in KINDS]
+                goals.append(make_goal(title, ratios["used_wall_s"], 1.05))
+        extra = {kind: _extra_memory(found, kind, at, "peak") / deltas[at] for kind in KINDS}
+        goals += [make_goal(f"{kind}extra peak at {at} / deltas", extra[kind], 3) for kind in KINDS]
     return goals
 
 
-def _ratios(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
+def _time_ratios(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
     return {key: ours[key] / theirs[key] for key in ours if key.endswith("_s")}
 
 
-def _extra(found: dict[str, dict[str, float]], kind: str, at: int, what: str) -> float:
+def _extra_memory(found: dict[str, dict[str, float]], kind: str, at: int, what: str) -> float:
     """Return the bytes of memory that a position takes above the base, at most or at the end."""
     return found[f"{kind}at {at}"][f"used_{what}_B"] - found[f"{kind}base"][f"used_{what}_B"]
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
+def make_tables(result: dict[str, Any]) -> list[Table]:
     """Return the tables of this section."""
     sizes = ", ".join(
         f"{at}: {size / 1e6:.1f}" for at, size in result["delta_bytes_in_memory"].items()

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 
 from mm_piece.deltas.delta import Delta
-from mm_piece.dtypes import bits
+from mm_piece.dtypes import view_bits
 
-Rival = tuple[Callable[[Delta], bytes], Callable[[bytes, Delta], Any]]
+BaselineCodec = tuple[Callable[[Delta], bytes], Callable[[bytes, Delta], Any]]
 
 
-def rivals() -> dict[str, Rival | None]:
+def baseline_codecs() -> dict[str, BaselineCodec | None]:
     """Return the rivals by name, None for what is not installed."""
     return {
         "int32 + values, safetensors": (lambda delta: delta.to_bytes("raw"), _from_raw),
-        "int32 + values, zstd 3": _zstd(3),
-        "int32 + values, zstd 19": _zstd(19),
+        "int32 + values, zstd 3": _make_zstd_codec(3),
+        "int32 + values, zstd 19": _make_zstd_codec(19),
         "int32 + values, savez_compressed": (_to_npz, _from_npz),
         "bitmask zlib + values": (_to_bitmask, _from_bitmask),
     }
@@ -33,14 +33,14 @@ def _from_raw(data: bytes, delta: Delta) -> Delta:
     return Delta.from_bytes(data)
 
 
-def _zstd(level: int) -> Rival | None:
+def _make_zstd_codec(level: int) -> BaselineCodec | None:
     if not util.find_spec("zstandard"):
         return None
     zstandard = import_module("zstandard")
 
     def encode(delta: Delta) -> bytes:
-        rows = [row for pair in _rows(delta).values() for row in pair]
-        return zstandard.ZstdCompressor(level=level).compress(b"".join(map(_bytes, rows)))
+        rows = [row for pair in _pattern_rows(delta).values() for row in pair]
+        return zstandard.ZstdCompressor(level=level).compress(b"".join(map(_to_bytes, rows)))
 
     def decode(data: bytes, delta: Delta) -> np.ndarray:
         return np.frombuffer(zstandard.ZstdDecompressor().decompress(data), np.uint8)
@@ -50,7 +50,11 @@ def _zstd(level: int) -> Rival | None:
 
 def _to_npz(delta: Delta) -> bytes:
     file = io.BytesIO()
-    rows = {f"{name}.{n}": row for name, pair in _rows(delta).items() for n, row in enumerate(pair)}
+    rows = {
+        f"{name}.{n}": row
+        for name, pair in _pattern_rows(delta).items()
+        for n, row in enumerate(pair)
+    }
     np.savez_compressed(file, **rows)
     return file.getvalue()
 
@@ -62,11 +66,11 @@ def _from_npz(data: bytes, delta: Delta) -> list[np.ndarray]:
 
 def _to_bitmask(delta: Delta) -> bytes:
     parts = []
-    for name, (indices, values) in _rows(delta).items():
+    for name, (indices, values) in _pattern_rows(delta).items():
         mask = np.zeros(math.prod(delta.shapes[name]), np.uint8)
         mask[indices] = 1
         coded = zlib.compress(np.packbits(mask))
-        parts += [len(coded).to_bytes(8, "little"), coded, _bytes(values)]
+        parts += [len(coded).to_bytes(8, "little"), coded, _to_bytes(values)]
     return b"".join(parts)
 
 
@@ -81,12 +85,12 @@ def _from_bitmask(data: bytes, delta: Delta) -> list[tuple[np.ndarray, bytes]]:
     return found
 
 
-def _rows(delta: Delta) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _pattern_rows(delta: Delta) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {
-        name: (index.numpy(), bits(delta.values[name]).numpy())
+        name: (index.numpy(), view_bits(delta.values[name]).numpy())
         for name, index in delta.indices.items()
     }
 
 
-def _bytes(row: np.ndarray) -> bytes:
+def _to_bytes(row: np.ndarray) -> bytes:
     return row.tobytes()

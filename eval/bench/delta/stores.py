@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_piece.deltas.delta import Delta, fingerprint, take
+from mm_piece.deltas.delta import Delta, compute_fingerprint, gather_entries
 from mm_piece.models.base import tensors
-from mm_piece.store.base_record import locate
+from mm_piece.store.base_record import locate_base
 from mm_piece.store.delta_store import DeltaStore
 
 LARGE = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
@@ -35,41 +35,45 @@ def layer_shapes(sizes: Mapping[str, int], number: int = 0) -> dict[str, tuple[i
     return {f"model.layers.{number}.{name}.weight": shape for name, shape in shapes.items()}
 
 
-def sample(size: int, count: int, random: torch.Generator) -> Tensor:
+def sample_indices(size: int, count: int, random: torch.Generator) -> Tensor:
     """Return `count` of `size` flat indices, sorted, uniformly chosen; at most a tenth."""
-    drawn = torch.randint(size, (count + count // 8 + 16,), generator=random).unique()
-    kept = torch.randperm(len(drawn), generator=random)[:count]
-    return drawn[kept].sort().values.to(torch.int32)
+    sampled = torch.randint(size, (count + count // 8 + 16,), generator=random).unique()
+    chosen = torch.randperm(len(sampled), generator=random)[:count]
+    return sampled[chosen].sort().values.to(torch.int32)
 
 
-def trained(count: int, dtype: torch.dtype, random: torch.Generator) -> Tensor:
+def sample_values(count: int, dtype: torch.dtype, random: torch.Generator) -> Tensor:
     """Return values as trained weights have them: normal, rounded to their dtype."""
     return (torch.randn(count, generator=random) * SCALE).to(dtype)
 
 
-def delta_of(indices: Mapping[str, Tensor], shapes: Any, dtype: torch.dtype, seed: int) -> Delta:
+def make_delta(indices: Mapping[str, Tensor], shapes: Any, dtype: torch.dtype, seed: int) -> Delta:
     """Return a delta with random values at given indices, for no base in particular."""
     random = torch.Generator().manual_seed(seed)
     return Delta(
         indices=dict(indices),
-        values={name: trained(len(index), dtype, random) for name, index in indices.items()},
+        values={name: sample_values(len(index), dtype, random) for name, index in indices.items()},
         shapes={name: tuple(shapes[name]) for name in indices},
         before=dict.fromkeys(indices, "0" * 64),
         **{"task": "made-up", "base": "0" * 64, "parent": "", "info": {}},
     )
 
 
-def random_delta(live: Mapping[str, Tensor], seed: int, parent: str = "", base: str = "") -> Delta:
+def make_random_delta(
+    live: Mapping[str, Tensor], seed: int, parent: str = "", base: str = ""
+) -> Delta:
     """Return a delta that changes a thousandth of each tensor, from the values that stand there."""
     random = torch.Generator().manual_seed(seed)
     indices = {
-        name: sample(row.numel(), int(DENSITY * row.numel()), random) for name, row in live.items()
+        name: sample_indices(row.numel(), int(DENSITY * row.numel()), random)
+        for name, row in live.items()
     }
     return Delta.from_change(
         indices,
-        before={name: take(live[name], index) for name, index in indices.items()},
+        before={name: gather_entries(live[name], index) for name, index in indices.items()},
         after={
-            name: trained(len(index), live[name].dtype, random) for name, index in indices.items()
+            name: sample_values(len(index), live[name].dtype, random)
+            for name, index in indices.items()
         },
         shapes={name: row.shape for name, row in live.items()},
         **{"task": f"task-{seed}", "base": base, "parent": parent, "info": {"seed": seed}},
@@ -84,7 +88,7 @@ def bytes_in_memory(deltas: Sequence[Delta]) -> int:
     return sum(row.numel() * row.itemsize for row in rows)
 
 
-def patchable(live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def layer_matrices(live: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the matrices of the layers."""
     return {name: row for name, row in live.items() if row.ndim == 2 and ".layers." in name}
 
@@ -129,11 +133,11 @@ def make_base(folder: Path, model: Any, shard_size: int) -> Path:
 def make_store(folder: Path, model: Any, base: Path, positions: int) -> DeltaStore:
     """Write a store of deltas on that base; the model ends at its last position."""
     live = tensors(model)
-    identity = fingerprint(live)
-    record = {**locate(base, None, folder), "dtype": "bfloat16", "fingerprint": identity}
+    identity = compute_fingerprint(live)
+    record = {**locate_base(base, None, folder), "dtype": "bfloat16", "fingerprint": identity}
     store, parent = DeltaStore.create(folder, record, recipe=""), ""
     for position in range(1, positions + 1):
-        delta = random_delta(patchable(live), position, parent, identity)
+        delta = make_random_delta(layer_matrices(live), position, parent, identity)
         parent = store.append(delta).sha256
         delta.apply(live)
     return store

@@ -5,7 +5,7 @@ Needs: peft, deepspeed; Linux; 8 GB of memory
 Out:   tables, the goals last; --out: all numbers, versions, commit, goals and whether they are met
 """
 
-from eval.bench.harness.command import bench
+from eval.bench.harness.command import make_bench_command
 
 SECTIONS = {
     "steps": "eval.bench.distributed.steps",
@@ -15,7 +15,7 @@ SECTIONS = {
     "plan": "eval.bench.distributed.plan",
 }
 
-main = bench("distributed", "Measure training in several processes.", SECTIONS)
+main = make_bench_command("distributed", "Measure training in several processes.", SECTIONS)
 
 if __name__ == "__main__":
     main()

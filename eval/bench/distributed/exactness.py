@@ -14,9 +14,9 @@ from rich.table import Table
 from torch import Tensor
 
 import mm_piece
-from eval.bench.distributed.launch import together
+from eval.bench.distributed.launch import run_on_processes
 from eval.bench.distributed.steps import STAGES
-from eval.bench.harness.timing import Bench, goal
+from eval.bench.harness.timing import BenchContext, make_goal
 from mm_piece.families import weights
 from mm_piece.store.delta_store import DeltaStore
 
@@ -24,27 +24,27 @@ ROOT = Path(__file__).parents[3]
 TASKS = ("digits", "words")
 
 
-def measure(bench: Bench) -> dict[str, Any]:
+def measure_section(bench: BenchContext) -> dict[str, Any]:
     """Train on one process, then with every engine on two and on four."""
-    mm_piece.train(_recipe(bench, "plain", 1, 0))
-    alone = DeltaStore.open(bench.folder / "plain")
+    mm_piece.train(_write_recipe(bench, "plain", 1, 0))
+    single = DeltaStore.open(bench.folder / "plain")
     rows = []
     for processes in (2,) if bench.quick else (2, 4):
-        bench.say(f"{', '.join(STAGES)} on {processes} processes")
+        bench.show_progress(f"{', '.join(STAGES)} on {processes} processes")
         recipes = {
-            engine: _recipe(bench, f"{engine} {processes}", processes, stage)
+            engine: _write_recipe(bench, f"{engine} {processes}", processes, stage)
             for engine, stage in STAGES.items()
         }
-        together(processes, _train_all, [str(recipe) for recipe in recipes.values()])
+        run_on_processes(processes, _train_all, [str(recipe) for recipe in recipes.values()])
         for engine in recipes:
             other = DeltaStore.open(bench.folder / f"{engine} {processes}")
             row = {"engine": engine, "processes": processes}
-            rows.append({**row, **_compared(bench.folder, alone, other)})
+            rows.append({**row, **_compare_stores(bench.folder, single, other)})
     same = min(row["masks_equal"] for row in rows)
-    return {"rows": rows, "goals": [goal("masks equal to one process's", same, 1, "at least")]}
+    return {"rows": rows, "goals": [make_goal("masks equal to one process's", same, 1, "at least")]}
 
 
-def _recipe(bench: Bench, name: str, processes: int, stage: int) -> Path:
+def _write_recipe(bench: BenchContext, name: str, processes: int, stage: int) -> Path:
     count, steps = (16, 2) if bench.quick else (192, 12)
     content = {
         "base": str(ROOT / "checkpoints" / "tiny" / "base"),
@@ -80,48 +80,50 @@ def _train_all(recipes: list[str]) -> None:
         mm_piece.train(recipe)
 
 
-def _compared(folder: Path, alone: DeltaStore, other: DeltaStore) -> dict[str, Any]:
+def _compare_stores(folder: Path, single: DeltaStore, other: DeltaStore) -> dict[str, Any]:
     """Masks as chosen; every weight of the models after each task; answers at every position."""
-    apart, ulps = 0.0, 0
-    for position in range(1, len(alone) + 1):
-        one, two = (_weights(store, position) for store in (alone, other))
-        apart = max(apart, *(float((w - two[name]).abs().max()) for name, w in one.items()))
-        ulps = max(ulps, *(_ulps(weight, two[name]) for name, weight in one.items()))
-    ours, theirs = (_masks(folder / f"masks {store.path.name}") for store in (alone, other))
-    places = range(len(alone) + 1)
+    max_difference, ulps = 0.0, 0
+    for position in range(1, len(single) + 1):
+        one, two = (_load_weights(store, position) for store in (single, other))
+        max_difference = max(
+            max_difference, *(float((w - two[name]).abs().max()) for name, w in one.items())
+        )
+        ulps = max(ulps, *(_count_ulps(weight, two[name]) for name, weight in one.items()))
+    ours, theirs = (_read_masks(folder / f"masks {store.path.name}") for store in (single, other))
+    positions = range(len(single) + 1)
     return {
         "masks_equal": ours == theirs,
-        "answers_equal": all(alone.answers(n) == other.answers(n) for n in places),
-        "entries": sum(alone.delta(n).entries for n in places[1:]),
-        "apart": apart,
+        "answers_equal": all(single.answers(n) == other.answers(n) for n in positions),
+        "entries": sum(single.delta(n).entries for n in positions[1:]),
+        "apart": max_difference,
         "ulps": ulps,
     }
 
 
-def _weights(store: DeltaStore, position: int) -> dict[str, Tensor]:
+def _load_weights(store: DeltaStore, position: int) -> dict[str, Tensor]:
     model, _ = mm_piece.load(store=store, at=position)
     return {name: weight.detach() for name, weight in weights(model).items()}
 
 
-def _masks(folder: Path) -> list[dict[str, list[int]]]:
+def _read_masks(folder: Path) -> list[dict[str, list[int]]]:
     from safetensors.torch import load_file
 
     files = sorted(folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
     return [{name: index.tolist() for name, index in load_file(f).items()} for f in files]
 
 
-def _ulps(one: Tensor, other: Tensor) -> int:
+def _count_ulps(one: Tensor, other: Tensor) -> int:
     """How many fp32 numbers lie between two at most."""
-    return int((_rank(one) - _rank(other)).abs().max())
+    return int((_float_order(one) - _float_order(other)).abs().max())
 
 
-def _rank(values: Tensor) -> Tensor:
+def _float_order(values: Tensor) -> Tensor:
     """The place of fp32 numbers among all of them."""
     patterns = values.contiguous().view(torch.int32).long()
     return torch.where(patterns < 0, -(patterns & 0x7FFFFFFF), patterns)
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
+def make_tables(result: dict[str, Any]) -> list[Table]:
     """Return what a terminal shows."""
     table = Table(title="Beside one process", title_justify="left")
     for column in ("", "processes", "masks", "answers", "entries", "values apart", "ulps"):

@@ -27,16 +27,16 @@ ENVIRONMENT = {
 }
 
 
-def together(processes: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+def run_on_processes(processes: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Return what a function returns on each of several processes."""
     with tempfile.TemporaryDirectory() as name:
         call = [function.__module__, function.__name__, list(arguments)]
         (Path(name) / "call.json").write_text(json.dumps(call), encoding="utf-8")
-        starter = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        starter += ["--master-addr", "127.0.0.1"]
-        starter += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        launcher += ["--master-addr", "127.0.0.1"]
+        launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
         done = subprocess.run(
-            [sys.executable, *starter, "-m", __name__, name],
+            [sys.executable, *launcher, "-m", __name__, name],
             cwd=ROOT,
             env={**os.environ, **ENVIRONMENT},
             capture_output=True,
@@ -49,19 +49,19 @@ def together(processes: int, function: Callable[..., Any], *arguments: Any) -> l
         return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
-def _work(folder: Path) -> None:
+def _run_call(folder: Path) -> None:
     import torch
 
     from mm_piece import distributed
 
     torch.set_num_threads(1)
-    distributed.start()
+    distributed.join_process_group()
     module, name, arguments = json.loads((folder / "call.json").read_text(encoding="utf-8"))
     result = getattr(importlib.import_module(module), name)(*arguments)
     (folder / f"{distributed.rank()}.json").write_text(json.dumps(result), encoding="utf-8")
-    distributed.wait()
-    distributed.end(0)
+    distributed.barrier()
+    distributed.exit_process(0)
 
 
 if __name__ == "__main__":
-    _work(Path(sys.argv[1]))
+    _run_call(Path(sys.argv[1]))

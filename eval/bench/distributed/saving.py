@@ -10,19 +10,26 @@ from typing import Any
 
 from rich.table import Table
 
-from eval.bench.distributed.launch import together
-from eval.bench.distributed.setup import DENSITY, batch_of, engine_of, load, mask_of, prepare
-from eval.bench.harness.isolation import Meter
-from eval.bench.harness.timing import Bench, goal
+from eval.bench.distributed.launch import run_on_processes
+from eval.bench.distributed.setup import (
+    DENSITY,
+    load_stack,
+    make_engine,
+    make_rank_batch,
+    prepare_stack,
+    read_mask,
+)
+from eval.bench.harness.isolation import ResourceMeter
+from eval.bench.harness.timing import BenchContext, make_goal
 from mm_piece import distributed
-from mm_piece.sparse.change_report import changes
+from mm_piece.sparse.change_report import measure_changes
 from mm_piece.sparse.tuning import sparse_tuning
 
 PER_WEIGHT = 0.02  # of a weight's four bytes
 PER_ENTRY = 64  # bytes: index, values before and after, the file, and a copy of each
 
 
-def measure(bench: Bench) -> dict[str, Any]:
+def measure_section(bench: BenchContext) -> dict[str, Any]:
     """Measure in two processes."""
     layers = (1, 2) if bench.quick else (2, 8)
     cases = {
@@ -33,40 +40,42 @@ def measure(bench: Bench) -> dict[str, Any]:
     rows = {}
     for name, (depth, density) in cases.items():
         folder = bench.folder / name
-        sizes = prepare(folder, depth, bench.quick, density)
-        bench.say(f"{sizes['parameters']:,} weights, {sizes['k']:,} entries")
-        rows[name] = {**sizes, "peak_B": max(together(2, _saved, str(folder)))}
+        sizes = prepare_stack(folder, depth, bench.quick, density)
+        bench.show_progress(f"{sizes['parameters']:,} weights, {sizes['k']:,} entries")
+        rows[name] = {**sizes, "peak_B": max(run_on_processes(2, _measure_saving, str(folder)))}
     small, large, more = rows.values()
     weights = 4 * (large["parameters"] - small["parameters"])
     entries = more["k"] - large["k"]
     goals = [
-        goal("peak per byte of weights", (large["peak_B"] - small["peak_B"]) / weights, PER_WEIGHT),
-        goal("peak per entry, bytes", (more["peak_B"] - large["peak_B"]) / entries, PER_ENTRY),
+        make_goal(
+            "peak per byte of weights", (large["peak_B"] - small["peak_B"]) / weights, PER_WEIGHT
+        ),
+        make_goal("peak per entry, bytes", (more["peak_B"] - large["peak_B"]) / entries, PER_ENTRY),
     ]
     return {"rows": rows, "goals": goals}
 
 
-def _saved(folder: str) -> float:
+def _measure_saving(folder: str) -> float:
     """Peak bytes of one process from the last step of a training to the file on disk."""
-    model = load(3, Path(folder))
-    with sparse_tuning(model, mask_of(Path(folder))) as tuning:
-        engine = engine_of(3, model, tuning.parameters())
-        engine.backward(engine(**batch_of(16)).loss)
+    model = load_stack(3, Path(folder))
+    with sparse_tuning(model, read_mask(Path(folder))) as tuning:
+        engine = make_engine(3, model, tuning.parameters())
+        engine.backward(engine(**make_rank_batch(16)).loss)
         engine.step()
         tuning.write_back()
         engine.empty_partition_cache()
-        distributed.wait()
-        meter = Meter()
+        distributed.barrier()
+        meter = ResourceMeter()
         sizes = {name: patch.weight.ds_numel for name, patch in tuning.patches.items()}
-        delta = tuning.delta("task", groups=changes(tuning, sizes))
+        delta = tuning.delta("task", groups=measure_changes(tuning, sizes))
         if distributed.is_main():
             delta.save(Path(folder) / "delta.safetensors")
-        meter.mark("saving")
+        meter.record_mark("saving")
         engine.destroy()
     return meter.marks["saving_peak_B"]
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
+def make_tables(result: dict[str, Any]) -> list[Table]:
     """Return what a terminal shows."""
     table = Table(title="Gathering and writing a delta under ZeRO-3", title_justify="left")
     for column in ("", "weights, MB", "entries", "peak, MB"):

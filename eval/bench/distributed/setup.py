@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from eval.bench.harness.models import VOCABULARY, mask, stack
+from eval.bench.harness.models import VOCABULARY, make_mask, make_stack
 from eval.bench.harness.tuners import TUNERS
 from mm_piece import distributed
 
 DENSITY = 0.001
 _BYTES_SENT = 200  # where tcp_info of linux/tcp.h has it, since Linux 4.19
-_NEVER_KEPT = {  # as in a model too large for one process: each layer is gathered when it runs
+_ALWAYS_GATHERED = {  # as in a model too large for one process: each layer is gathered when it runs
     "stage3_param_persistence_threshold": 0,
     "stage3_max_live_parameters": 0,
     "stage3_max_reuse_distance": 0,
@@ -30,24 +30,26 @@ _NEVER_KEPT = {  # as in a model too large for one process: each layer is gather
 }
 
 
-def prepare(folder: Path, layers: int, quick: bool, density: float = DENSITY) -> dict[str, int]:
+def prepare_stack(
+    folder: Path, layers: int, quick: bool, density: float = DENSITY
+) -> dict[str, int]:
     """Write a stack and a uniform mask over its linear layers; return its size and the mask's."""
     from safetensors.torch import save_file
 
-    model = stack(layers, quick=quick)
-    chosen = mask(model, "uniform", density)
+    model = make_stack(layers, quick=quick)
+    chosen = make_mask(model, "uniform", density)
     model.save_pretrained(folder)
     save_file(chosen, folder / "mask")
     every = sum(p.numel() for p in model.parameters())
     return {"parameters": every, "k": sum(map(len, chosen.values()))}
 
 
-def load(stage: int, folder: Path) -> Any:
+def load_stack(stage: int, folder: Path) -> Any:
     """Return the stack, under ZeRO-3 in parts."""
     from transformers import LlamaForCausalLM
 
-    zero = distributed.zero_of({"deepspeed": _config(stage)} if stage else {}, "float32")
-    with zero.entering():
+    zero = distributed.zero_config({"deepspeed": _read_config(stage)} if stage else {}, "float32")
+    with zero.loading_context():
         model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
     if stage < 3:  # what is read in place becomes memory when it is written, and would count
         for weight in model.parameters():
@@ -55,44 +57,44 @@ def load(stage: int, folder: Path) -> Any:
     return model
 
 
-def mask_of(folder: Path) -> dict[str, torch.Tensor]:
+def read_mask(folder: Path) -> dict[str, torch.Tensor]:
     """Return the entries to train."""
     from safetensors.torch import load_file
 
     return load_file(folder / "mask")
 
 
-def batch_of(tokens: int) -> dict[str, torch.Tensor]:
+def make_rank_batch(tokens: int) -> dict[str, torch.Tensor]:
     """Return a batch that is this process's own."""
     random = torch.Generator().manual_seed(distributed.rank())
     ids = torch.randint(VOCABULARY, (1, tokens), generator=random)
     return {"input_ids": ids, "labels": ids}
 
 
-def engine_of(stage: int, model: Any, parameters: list[torch.nn.Parameter]) -> Any:
+def make_engine(stage: int, model: Any, parameters: list[torch.nn.Parameter]) -> Any:
     """Return DeepSpeed's engine around a model."""
     import deepspeed
 
-    config = _config(stage)
+    config = _read_config(stage)
     return deepspeed.initialize(model=model, model_parameters=parameters, config=config)[0]
 
 
-class Party:
+class ProcessTraining:
     """One process's side of a training."""
 
-    def __init__(self, stage: int, folder: Path, way: str, tokens: int) -> None:
-        model, self.batch = load(stage, folder), batch_of(tokens)
-        self.loaded = held()
-        self.tuner = TUNERS[way](model, mask_of(folder))
+    def __init__(self, stage: int, folder: Path, tuner_name: str, tokens: int) -> None:
+        model, self.batch = load_stack(stage, folder), make_rank_batch(tokens)
+        self.loaded = read_anonymous_bytes()
+        self.tuner = TUNERS[tuner_name](model, read_mask(folder))
         self._step = self._with_deepspeed(stage) if stage else self._with_ddp()
 
     def step(self) -> None:
         """A whole training step."""
         self._step()
 
-    def held(self) -> int:
+    def count_training_bytes(self) -> int:
         """Bytes that training holds between steps, beside the weights."""
-        return held() - self.loaded
+        return read_anonymous_bytes() - self.loaded
 
     def _with_ddp(self) -> Any:
         model = torch.nn.parallel.DistributedDataParallel(self.tuner.model)
@@ -105,7 +107,7 @@ class Party:
         return step
 
     def _with_deepspeed(self, stage: int) -> Any:
-        engine = engine_of(stage, self.tuner.model, self.tuner.parameters)
+        engine = make_engine(stage, self.tuner.model, self.tuner.parameters)
 
         def step() -> None:
             engine.backward(engine(**self.batch).loss)
@@ -114,7 +116,7 @@ class Party:
         return step
 
 
-def held() -> int:
+def read_anonymous_bytes() -> int:
     """Bytes that this process has and no file backs."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):
@@ -122,24 +124,24 @@ def held() -> int:
     raise RuntimeError("the kernel tells no RssAnon")
 
 
-def sent() -> int:
+def read_sent_bytes() -> int:
     """Bytes that went into this process's TCP connections, by the kernel's count of each."""
-    return sum(_sent_through(int(entry.name)) for entry in Path("/proc/self/fd").iterdir())
+    return sum(_read_socket_bytes(int(entry.name)) for entry in Path("/proc/self/fd").iterdir())
 
 
-def _sent_through(number: int) -> int:
+def _read_socket_bytes(number: int) -> int:
     """Bytes sent through one file descriptor: 0 for what is no TCP connection, or closed by now."""
     try:
         if not stat.S_ISSOCK(os.fstat(number).st_mode):
             return 0
         with socket.socket(fileno=os.dup(number)) as connection:
-            told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     except OSError:
         return 0
-    return struct.unpack_from("=Q", told, _BYTES_SENT)[0]
+    return struct.unpack_from("=Q", info, _BYTES_SENT)[0]
 
 
-def _config(stage: int) -> dict[str, Any]:
+def _read_config(stage: int) -> dict[str, Any]:
     """The shipped configuration, with what Trainer would fill in."""
     folder = Path(__file__).parents[3] / "pipelines" / "deepspeed"
     config = json.loads((folder / f"zero{stage}.json").read_text(encoding="utf-8"))
@@ -151,5 +153,5 @@ def _config(stage: int) -> dict[str, Any]:
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-5, "torch_adam": True}},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": section | (_NEVER_KEPT if stage == 3 else {}),
+        "zero_optimization": section | (_ALWAYS_GATHERED if stage == 3 else {}),
     }

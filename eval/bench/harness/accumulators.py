@@ -5,21 +5,27 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
 
-from mm_piece.importance.accumulators import Sums
+from mm_piece.importance.accumulators import GradientSums
 
 
 @contextmanager
-def allocated() -> Iterator[list[int]]:
+def recorded_allocations() -> Iterator[list[int]]:
     """Yield a list that gets, at the beginning of every pass, the bytes of all that live."""
-    made, held, living = Sums.__init__, [], WeakSet()
+    original_init, allocated_bytes, living = GradientSums.__init__, [], WeakSet()
 
-    def watched(self: Sums, *given: Any) -> None:
-        made(self, *given)
+    def recording_init(self: GradientSums, *given: Any) -> None:
+        original_init(self, *given)
         living.add(self)
-        held.append(sum(t.nbytes for s in living for t in (*s.first.values(), *s.second.values())))
+        allocated_bytes.append(
+            sum(
+                t.nbytes
+                for s in living
+                for t in (*s.gradient_sums.values(), *s.square_sums.values())
+            )
+        )
 
-    Sums.__init__ = watched  # type: ignore[method-assign]
+    GradientSums.__init__ = recording_init  # type: ignore[method-assign]
     try:
-        yield held
+        yield allocated_bytes
     finally:
-        Sums.__init__ = made  # type: ignore[method-assign]
+        GradientSums.__init__ = original_init  # type: ignore[method-assign]

@@ -12,12 +12,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from eval.bench.harness.timing import Bench, provenance
+from eval.bench.harness.timing import BenchContext, read_provenance
 
 WIDTH = 132  # of the tables, wherever they are printed
 
 
-def bench(name: str, about: str, sections: Mapping[str, str]) -> click.Command:
+def make_bench_command(name: str, about: str, sections: Mapping[str, str]) -> click.Command:
     """Return the command of a bench; `sections` maps each section to the module that measures it.
 
     Such a module has `measure(Bench)`, whose result holds `goals`, and `tables(result)`.
@@ -34,14 +34,16 @@ def bench(name: str, about: str, sections: Mapping[str, str]) -> click.Command:
         import torch
 
         torch.set_num_threads(1)
-        started, origin = time.monotonic(), provenance()
+        started, origin = time.monotonic(), read_provenance()
         found: dict[str, Any] = {}
         tables: list[Table] = []
         for section in only or sections:
             module = importlib.import_module(sections[section])
             with tempfile.TemporaryDirectory() as folder:
-                found[section] = module.measure(Bench(Path(folder), quick, seed, section))
-            tables += module.tables(found[section])
+                found[section] = module.measure_section(
+                    BenchContext(Path(folder), quick, seed, section)
+                )
+            tables += module.make_tables(found[section])
         goals = [{"section": key, **goal} for key in found for goal in found[key].pop("goals")]
         result = {
             **{"bench": name, "quick": quick, "seed": seed, **origin},

@@ -13,13 +13,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from eval.bench.harness.timing import medians
+from eval.bench.harness.timing import column_medians
 
 IMPORTED = ("mm_piece.store.loading", "transformers.models.llama.modeling_llama")
 _FIELDS = {"VmHWM": "peak_B", "VmRSS": "resident_B", "RssAnon": "anonymous_B"}
 
 
-def fresh(function: Callable[..., Any], *arguments: Any) -> Any:
+def run_in_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Return what a function of a module returns in a process that has run nothing before."""
     context = get_context("forkserver")
     context.set_forkserver_preload(list(IMPORTED))
@@ -27,7 +27,7 @@ def fresh(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def evict(folders: Iterable[Path]) -> None:
+def evict_page_cache(folders: Iterable[Path]) -> None:
     """Drop the files of folders from the page cache, once they are on disk."""
     for file in (file for folder in folders for file in folder.rglob("*") if file.is_file()):
         descriptor = os.open(file, os.O_RDONLY)
@@ -38,7 +38,7 @@ def evict(folders: Iterable[Path]) -> None:
             os.close(descriptor)
 
 
-class Meter:
+class ResourceMeter:
     """Starts when made; each mark tells seconds since then, and memory above what was there then.
 
     CPU seconds are those of all threads: transformers loads with several.
@@ -46,37 +46,37 @@ class Meter:
 
     def __init__(self) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-        self._before = memory()
+        self._before = read_memory()
         self._wall, self._cpu = time.perf_counter(), time.process_time()
         self._thread = time.thread_time()
         self.marks: dict[str, float] = {}
 
-    def mark(self, name: str) -> None:
+    def record_mark(self, name: str) -> None:
         """Note time and memory under a name."""
         self.marks[f"{name}_wall_s"] = time.perf_counter() - self._wall
         self.marks[f"{name}_cpu_s"] = time.process_time() - self._cpu
         self.marks[f"{name}_thread_s"] = time.thread_time() - self._thread
-        now = memory()
+        now = read_memory()
         self.marks |= {f"{name}_{key}": now[key] - self._before[key] for key in now}
         self.marks[f"{name}_total_peak_B"] = now["peak_B"]
 
 
-def memory() -> dict[str, int]:
+def read_memory() -> dict[str, int]:
     """Return peak, resident and anonymous memory of this process in bytes."""
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     found = {words[0].rstrip(":"): words[1:2] for words in lines if words}
     return {name: 1024 * int(found[field][0]) for field, name in _FIELDS.items()}
 
 
-def in_turns(
-    contestants: Mapping[str, Callable[[], dict[str, float]]], rounds: int
+def measure_interleaved(
+    candidates: Mapping[str, Callable[[], dict[str, float]]], rounds: int
 ) -> dict[str, dict[str, float]]:
     """Return the medians of what contestants measure, interleaved."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in candidates}
     for _ in range(rounds):
-        for name, contestant in contestants.items():
-            found[name].append(contestant())
+        for name, candidate in candidates.items():
+            found[name].append(candidate())
     return {
-        name: medians(tuple(rows[0]), [tuple(row.values()) for row in rows])
+        name: column_medians(tuple(rows[0]), [tuple(row.values()) for row in rows])
         for name, rows in found.items()
     }

@@ -16,7 +16,7 @@ QUICK = {"hidden_size": 64, "intermediate_size": 176, "num_attention_heads": 4}
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def stack(layers: int, dtype: torch.dtype = torch.float32, quick: bool = False) -> Any:
+def make_stack(layers: int, dtype: torch.dtype = torch.float32, quick: bool = False) -> Any:
     """Return a model in training mode, its weights drawn from seed 0."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -27,14 +27,14 @@ def stack(layers: int, dtype: torch.dtype = torch.float32, quick: bool = False) 
     return LlamaForCausalLM(config).to(dtype).train()
 
 
-def batch(tokens: int, examples: int = 1) -> dict[str, Tensor]:
+def make_batch(tokens: int, examples: int = 1) -> dict[str, Tensor]:
     """Return inputs and labels of some examples."""
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(VOCABULARY, (examples, tokens), generator=random)
     return {"input_ids": ids, "labels": ids}
 
 
-def linears(model: nn.Module) -> dict[str, Tensor]:
+def linear_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the weights of the linear layers, without the head, under their names."""
     return {
         name: weight.detach()
@@ -43,9 +43,9 @@ def linears(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def mask(model: nn.Module, kind: str, density: float, seed: int = 0) -> dict[str, Tensor]:
+def make_mask(model: nn.Module, kind: str, density: float, seed: int = 0) -> dict[str, Tensor]:
     """Return `density` of the entries of all linear layers, sorted flat indices per weight."""
-    named = linears(model)
+    named = linear_weights(model)
     if kind == "few layers":  # six in ten have no entries
         chosen = [name for number, name in enumerate(named) if number % 5 < 2]
     elif kind == "top half":
@@ -53,19 +53,19 @@ def mask(model: nn.Module, kind: str, density: float, seed: int = 0) -> dict[str
     else:
         chosen = list(named)
     total = density * sum(weight.numel() for weight in named.values())
-    room = sum(named[name].numel() for name in chosen)
+    available = sum(named[name].numel() for name in chosen)
     random = torch.Generator().manual_seed(seed)
-    place = _clustered if kind == "clustered" else _uniform
-    return {name: place(named[name], total / room, random) for name in chosen}
+    sample_entries = _sample_clustered if kind == "clustered" else _sample_uniform
+    return {name: sample_entries(named[name], total / available, random) for name in chosen}
 
 
-def _uniform(weight: Tensor, density: float, random: torch.Generator) -> Tensor:
+def _sample_uniform(weight: Tensor, density: float, random: torch.Generator) -> Tensor:
     count = max(1, round(density * weight.numel()))
-    drawn = torch.randint(weight.numel(), (count + count // 4 + 16,), generator=random).unique()
-    return drawn[torch.randperm(len(drawn), generator=random)[:count]].sort().values
+    sampled = torch.randint(weight.numel(), (count + count // 4 + 16,), generator=random).unique()
+    return sampled[torch.randperm(len(sampled), generator=random)[:count]].sort().values
 
 
-def _clustered(weight: Tensor, density: float, random: torch.Generator) -> Tensor:
+def _sample_clustered(weight: Tensor, density: float, random: torch.Generator) -> Tensor:
     """Entries of a tenth of the rows and a tenth of the columns."""
     rows, columns = (torch.randperm(n, generator=random)[: max(1, n // 10)] for n in weight.shape)
     area = (rows[:, None] * weight.shape[1] + columns[None]).view(-1)

@@ -16,13 +16,13 @@ RESULTS = Path(__file__).parents[2] / "results" / "bench"
 def main() -> None:
     """Draw every bench that has a result."""
     matplotlib.use("Agg")
-    for name, draw in DRAWN.items():
+    for name, draw in PLOTS.items():
         file = RESULTS / f"{name}.json"
         if file.is_file():
-            _save(draw, json.loads(file.read_text(encoding="utf-8"))["sections"], name)
+            _save_plot(draw, json.loads(file.read_text(encoding="utf-8"))["sections"], name)
 
 
-def _save(draw: Callable[[Any, Any], None], sections: dict[str, Any], name: str) -> None:
+def _save_plot(draw: Callable[[Any, Any], None], sections: dict[str, Any], name: str) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6.8, 3.6), layout="constrained")
@@ -32,13 +32,13 @@ def _save(draw: Callable[[Any, Any], None], sections: dict[str, Any], name: str)
     pyplot.close(figure)
 
 
-def _train(axes: Any, sections: dict[str, Any]) -> None:
+def _plot_training(axes: Any, sections: dict[str, Any]) -> None:
     times = sections["steps"]["fp32"]["backward"]
     shares = {name: row["cpu_s"] / times["full"]["cpu_s"] for name, row in times.items()}
-    _bars(axes, shares, "forward + backward in fp32, of full fine-tuning")
+    _plot_bars(axes, shares, "forward + backward in fp32, of full fine-tuning")
 
 
-def _importance(axes: Any, sections: dict[str, Any]) -> None:
+def _plot_importance(axes: Any, sections: dict[str, Any]) -> None:
     rows = sections["time"]["rows"]
     names = [name for name in rows[0]["times"] if name != "forward + backward"]
     height = 0.8 / len(rows)
@@ -54,13 +54,13 @@ def _importance(axes: Any, sections: dict[str, Any]) -> None:
     axes.legend()
 
 
-def _topk(axes: Any, sections: dict[str, Any]) -> None:
+def _plot_topk(axes: Any, sections: dict[str, Any]) -> None:
     (row,) = [row for row in sections["topk"]["rows"] if row["density"] == 0.001]
     seconds = {name: times["cpu_s"] for name, times in row["times"].items()}
-    _bars(axes, seconds, f"seconds, {sections['topk']['scores']:,} scores, density 0.1 %")
+    _plot_bars(axes, seconds, f"seconds, {sections['topk']['scores']:,} scores, density 0.1 %")
 
 
-def _bars(axes: Any, values: dict[str, float], title: str) -> None:
+def _plot_bars(axes: Any, values: dict[str, float], title: str) -> None:
     colours = ["tab:orange" if name.startswith("ours") else "tab:gray" for name in values]
     bars = axes.barh(list(values), list(values.values()), color=colours)
     axes.bar_label(bars, fmt="%.2f", padding=3)
@@ -69,7 +69,7 @@ def _bars(axes: Any, values: dict[str, float], title: str) -> None:
     axes.set_xlabel(title)
 
 
-DRAWN = {"train": _train, "importance": _importance, "topk": _topk}
+PLOTS = {"train": _plot_training, "importance": _plot_importance, "topk": _plot_topk}
 
 if __name__ == "__main__":
     main()

@@ -20,7 +20,7 @@ RANK = 2  # rank · (rows + columns) entries of a matrix: a thousandth of 4096²
 STEP = 1e-3  # of a random value: small, as training makes it
 
 
-def installed() -> bool:
+def is_peft_installed() -> bool:
     """Whether PEFT is there."""
     return util.find_spec("peft") is not None
 
@@ -28,32 +28,32 @@ def installed() -> bool:
 def bytes_per_entry(folder: Path) -> float:
     """Return what a file takes for each entry; its header is small, as it is for real models."""
     linears = nn.ModuleDict({f"{part}_proj": nn.Linear(1024, 1024, bias=False) for part in "qkvo"})
-    model = adapted(linears.to(torch.bfloat16), list(linears))
+    model = add_shira_adapter(linears.to(torch.bfloat16), list(linears))
     with warnings.catch_warnings(), tempfile.TemporaryDirectory(dir=folder) as target:
         warnings.simplefilter("ignore")  # this model has no configuration to save
         model.save_pretrained(target)
         size = (Path(target) / "adapter_model.safetensors").stat().st_size
-    return size / entries(model)
+    return size / count_entries(model)
 
 
-def adapted(model: nn.Module, targets: Sequence[str]) -> Any:
+def add_shira_adapter(model: nn.Module, targets: Sequence[str]) -> Any:
     """Return a model with an adapter whose values are not zero."""
     import peft
 
-    for told in ("Sparse invariant checks", "`is_gradient_checkpointing`"):
-        warnings.filterwarnings("ignore", told)  # about its own code
+    for message in ("Sparse invariant checks", "`is_gradient_checkpointing`"):
+        warnings.filterwarnings("ignore", message)  # about its own code
     config = peft.ShiraConfig(r=RANK, target_modules=list(targets), init_weights=False)
     wrapped = peft.get_peft_model(model, config)
     with torch.no_grad():
-        for row in _rows(wrapped):
+        for row in _adapter_values(wrapped):
             row.mul_(STEP)
     return wrapped
 
 
-def entries(model: nn.Module) -> int:
+def count_entries(model: nn.Module) -> int:
     """Return how many entries the adapter changes."""
-    return sum(row.numel() for row in _rows(model))
+    return sum(row.numel() for row in _adapter_values(model))
 
 
-def _rows(model: nn.Module) -> list[nn.Parameter]:
+def _adapter_values(model: nn.Module) -> list[nn.Parameter]:
     return [row for name, row in model.named_parameters() if "shira_weight" in name]

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchContext:
     """What a section needs: a folder of its own, sizes, a seed."""
 
     folder: Path
@@ -32,7 +32,7 @@ class Bench:
     seed: int
     section: str
 
-    def say(self, text: str) -> None:
+    def show_progress(self, text: str) -> None:
         """Show what is being measured, in one line on a terminal."""
         line = f"{self.section}: {text}"
         if sys.stderr.isatty():
@@ -41,78 +41,78 @@ class Bench:
             click.echo(line, err=True)
 
 
-def nothing() -> None:
+def do_nothing() -> None:
     """What a contestant without preparations does before it is timed."""
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """Work to be timed, and what has to be done before each run of it, untimed."""
 
     work: Callable[[], Any]
-    before: Callable[[], Any] = nothing
+    before: Callable[[], Any] = do_nothing
 
 
-def interleaved(
-    contestants: Mapping[str, Contestant | Callable[[], Any]],
+def time_interleaved(
+    candidates: Mapping[str, Candidate | Callable[[], Any]],
     rounds: int,
-    between: Callable[[], Any] = nothing,
+    between: Callable[[], Any] = do_nothing,
 ) -> dict[str, dict[str, float]]:
     """Return each contestant's median wall and CPU seconds; `between` comes right before a run."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
     for _ in range(rounds):
-        for name, entry in contestants.items():
-            contestant = entry if isinstance(entry, Contestant) else Contestant(entry)
-            contestant.before()
+        for name, entry in candidates.items():
+            candidate = entry if isinstance(entry, Candidate) else Candidate(entry)
+            candidate.before()
             between()
-            found[name].append(_timed(contestant.work))
-    return {name: medians(("wall_s", "cpu_s"), runs) for name, runs in found.items()}
+            found[name].append(_time_once(candidate.work))
+    return {name: column_medians(("wall_s", "cpu_s"), runs) for name, runs in found.items()}
 
 
-def medians(names: tuple[str, ...], runs: list[tuple[float, ...]]) -> dict[str, float]:
+def column_medians(names: tuple[str, ...], runs: list[tuple[float, ...]]) -> dict[str, float]:
     """Return the median of each column, and the number of runs."""
     columns = zip(*runs, strict=True)
     found = {name: statistics.median(row) for name, row in zip(names, columns, strict=True)}
     return {**found, "rounds": len(runs)}
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, float]:
+def _time_once(work: Callable[[], Any]) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.thread_time()
     work()
     return time.perf_counter() - wall, time.thread_time() - cpu
 
 
-def goal(what: str, found: float, limit: float, sense: str = "at most") -> dict[str, Any]:
+def make_goal(title: str, found: float, limit: float, sense: str = "at most") -> dict[str, Any]:
     """Return a goal, what was found, and whether it was met."""
     met = found <= limit if sense == "at most" else found >= limit
-    return {"what": what, "sense": sense, "limit": limit, "found": float(found), "met": bool(met)}
+    return {"what": title, "sense": sense, "limit": limit, "found": float(found), "met": bool(met)}
 
 
-def provenance() -> dict[str, Any]:
+def read_provenance() -> dict[str, Any]:
     """Return versions, processor, commit, and whether the measured code differs from it."""
-    changed = _git("status", "--porcelain", "--", "mm_piece", "eval/bench")
+    changed = _run_git("status", "--porcelain", "--", "mm_piece", "eval/bench")
     return {
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": _run_git("rev-parse", "HEAD"),
         "dirty": bool(changed),
-        "cpu": _cpu(),
+        "cpu": _read_cpu_name(),
         "threads": 1,
-        "versions": {"python": platform.python_version(), **dict(map(_version, PACKAGES))},
+        "versions": {"python": platform.python_version(), **dict(map(_find_version, PACKAGES))},
     }
 
 
-def _git(*arguments: str) -> str:
+def _run_git(*arguments: str) -> str:
     command = ["git", "-C", str(ROOT), *arguments]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
-def _cpu() -> str:
+def _read_cpu_name() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.machine()
 
 
-def _version(package: str) -> tuple[str, str]:
+def _find_version(package: str) -> tuple[str, str]:
     try:
         return package, metadata.version(package)
     except metadata.PackageNotFoundError:

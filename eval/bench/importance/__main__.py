@@ -5,14 +5,14 @@ Needs: 8 GB of memory. --quick: half a minute, sizes too small to judge by.
 Out:   tables, the goals last; --out: all numbers, versions, commit, goals and whether they are met
 """
 
-from eval.bench.harness.command import bench
+from eval.bench.harness.command import make_bench_command
 
 SECTIONS = {
     "time": "eval.bench.importance.estimates",
     "budget": "eval.bench.importance.budgets",
 }
 
-main = bench("importance", "Measure what importance costs.", SECTIONS)
+main = make_bench_command("importance", "Measure what importance costs.", SECTIONS)
 
 if __name__ == "__main__":
     main()

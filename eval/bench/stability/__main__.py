@@ -5,14 +5,16 @@ Needs: checkpoints/tiny/base; a quarter of an hour on one core. --quick: a minut
 Out:   two tables, the goals last; --out: all numbers, versions, commit, goals
 """
 
-from eval.bench.harness.command import bench
+from eval.bench.harness.command import make_bench_command
 
 SECTIONS = {
     "overlap": "eval.bench.stability.overlap",
     "rounding": "eval.bench.stability.rounding",
 }
 
-main = bench("stability", "Measure what a mask depends on: examples, sums' precision.", SECTIONS)
+main = make_bench_command(
+    "stability", "Measure what a mask depends on: examples, sums' precision.", SECTIONS
+)
 
 if __name__ == "__main__":
     main()

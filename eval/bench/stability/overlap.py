@@ -9,13 +9,13 @@ from typing import Any
 from rich.table import Table
 from torch import Generator, Tensor, isin, nn, randperm
 
-from eval.bench.harness.timing import Bench, goal
-from mm_piece.data import Alike, Encoded, read
-from mm_piece.importance import estimate, scorable
+from eval.bench.harness.timing import BenchContext, make_goal
+from mm_piece.data import EncodedDataset, LengthGroupedBatches, read
+from mm_piece.importance import estimate, find_scorable_names
 from mm_piece.models.base import load_base
-from mm_piece.recipe import Select
+from mm_piece.recipe import SelectionSettings
 from mm_piece.selection import Mask, select
-from mm_piece.selection.task import selection_of
+from mm_piece.selection.task import select_for_task
 
 BASE = Path(__file__).parents[3] / "checkpoints" / "tiny" / "base"
 METHODS = ("piece-f", "piece-s")
@@ -24,76 +24,90 @@ DENSITIES = (0.001, 0.01, 0.1)
 EXCLUDED = ("embedding", "head")
 
 
-def measure(bench: Bench) -> dict[str, Any]:
+def measure_section(bench: BenchContext) -> dict[str, Any]:
     """Tell and find the overlaps of each task and method at each density."""
     model, processor = load_base(BASE)
     half, pairs = (64, 1) if bench.quick else (500, 3)
     rows = []
     for task in TASKS[:1] if bench.quick else TASKS:
-        examples = Encoded(read(f"scenes:{task}/train"), processor, bench.folder / task)
-        halves = [_halves(examples, half, pair) for pair in range(pairs)]
+        examples = EncodedDataset(read(f"scenes:{task}/train"), processor, bench.folder / task)
+        halves = [_split_halves(examples, half, pair) for pair in range(pairs)]
         for method in METHODS:
-            bench.say(f"{task}, {method}")
-            rows += _rows(model, halves, {"task": task, "method": method}, bench)
+            bench.show_progress(f"{task}, {method}")
+            rows += _measure_overlaps(model, halves, {"task": task, "method": method}, bench)
     errors = [abs(row["told"] - row["found"]) for row in rows]
-    goals = [goal("mean of |told - found|", _mean(errors), 0.05)]
+    goals = [make_goal("mean of |told - found|", _mean_or_zero(errors), 0.05)]
     return {"rows": rows, "goals": goals}
 
 
-def _halves(examples: Encoded, half: int, pair: int) -> tuple[Encoded, Encoded]:
+def _split_halves(
+    examples: EncodedDataset, half: int, pair: int
+) -> tuple[EncodedDataset, EncodedDataset]:
     """Two disjoint random parts of the examples: as they come, they are balanced."""
     order = randperm(len(examples), generator=Generator().manual_seed(pair)).tolist()
-    return examples.part(order[:half]), examples.part(order[half : 2 * half])
+    return examples.select_positions(order[:half]), examples.select_positions(
+        order[half : 2 * half]
+    )
 
 
-def _rows(
-    model: nn.Module, pairs: list[tuple[Encoded, Encoded]], case: dict[str, str], bench: Bench
+def _measure_overlaps(
+    model: nn.Module,
+    pairs: list[tuple[EncodedDataset, EncodedDataset]],
+    case: dict[str, str],
+    bench: BenchContext,
 ) -> list[dict[str, Any]]:
     method = case["method"]
-    told = {density: _told(model, pairs[0][0], method, density, bench) for density in DENSITIES}
+    predicted = {
+        density: _predict_stability(model, pairs[0][0], method, density, bench)
+        for density in DENSITIES
+    }
     rows = []
-    for size in map(int, told[DENSITIES[0]]):
-        scores = [[_scores(model, half[:size], method) for half in pair] for pair in pairs]
+    for size in map(int, predicted[DENSITIES[0]]):
+        scores = [[_estimate_scores(model, half[:size], method) for half in pair] for pair in pairs]
         for density in DENSITIES:
-            found = [share_of(*(select(s, density) for s in pair)) for pair in scores]
-            facts = {"density": density, "examples": size, "told": told[density][str(size)]}
-            rows.append({**case, **facts, "found": _mean(found), "pairs": len(found)})
+            found = [shared_fraction(*(select(s, density) for s in pair)) for pair in scores]
+            facts = {"density": density, "examples": size, "told": predicted[density][str(size)]}
+            rows.append({**case, **facts, "found": _mean_or_zero(found), "pairs": len(found)})
     return rows
 
 
-def _told(
-    model: nn.Module, examples: Encoded, method: str, density: float, bench: Bench
+def _predict_stability(
+    model: nn.Module, examples: EncodedDataset, method: str, density: float, bench: BenchContext
 ) -> dict[str, float]:
     """The stability that a training would print."""
-    wanted = Select(method=method, density=density, samples=len(examples), exclude=EXCLUDED)
+    wanted = SelectionSettings(
+        method=method, density=density, samples=len(examples), exclude=EXCLUDED
+    )
     seeds = (bench.seed, bench.seed)
-    return selection_of(
+    return select_for_task(
         model,
         examples,
         wanted,
         bench.folder,
-        pad=0,
+        pad_token_id=0,
         seeds=seeds,
-        standing={"data": str(id(examples))},
+        cache_key={"data": str(id(examples))},
     ).stability
 
 
-def _scores(model: nn.Module, examples: Encoded, method: str) -> dict[str, Tensor]:
-    batches = Alike(examples, 8, 0)
-    return estimate(model, batches, method, names=scorable(model, batches, method, EXCLUDED))
+def _estimate_scores(model: nn.Module, examples: EncodedDataset, method: str) -> dict[str, Tensor]:
+    batches = LengthGroupedBatches(examples, 8, 0)
+    return estimate(
+        model, batches, method, names=find_scorable_names(model, batches, method, EXCLUDED)
+    )
 
 
-def share_of(first: Mask, second: Mask) -> float:
+def shared_fraction(first: Mask, second: Mask) -> float:
     """What part of the entries of a mask another one has too."""
     shared = sum(int(isin(first[name], second[name]).sum()) for name in first if name in second)
     return shared / sum(map(len, first.values()))
 
 
-def _mean(values: list[float]) -> float:
+def _mean_or_zero(values: list[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
+def make_tables(result: dict[str, Any]) -> list[Table]:
     """Return what a terminal shows."""
     header = ("task", "method", "density", "examples", "told", "found")
     table = Table(*header, title="Overlap of two masks", title_justify="left")

@@ -9,79 +9,85 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from eval.bench.harness.isolation import Meter, fresh
-from eval.bench.harness.timing import Bench, goal, interleaved
+from eval.bench.harness.isolation import ResourceMeter, run_in_process
+from eval.bench.harness.timing import BenchContext, make_goal, time_interleaved
 from mm_piece.selection import TopK
 
 DENSITIES = (0.0001, 0.001, 0.01, 0.05)
 PIECE = 2**20  # scores in one piece
 
 
-def ours(scores: Tensor, k: int) -> Tensor:
+def select_by_pieces(scores: Tensor, k: int) -> Tensor:
     """Return the positions of the k highest, of pieces as they come."""
     top = TopK(k)
     for start in range(0, len(scores), PIECE):
-        top.add(scores[start : start + PIECE], start)
-    return top.indices()
+        top.add_scores(scores[start : start + PIECE], start)
+    return top.select_indices()
 
 
-def whole(scores: Tensor, k: int) -> Tensor:
+def select_by_torch(scores: Tensor, k: int) -> Tensor:
     """Return what torch.topk finds on the scores as one tensor; ties go anywhere."""
     return scores.topk(k, sorted=False).indices.sort().values
 
 
-def partition(scores: Tensor, k: int) -> Tensor:
+def select_by_numpy(scores: Tensor, k: int) -> Tensor:
     """Return what numpy.argpartition finds on the scores as one array; ties go anywhere."""
     return torch.from_numpy(numpy.argpartition(scores.numpy(), -k)[-k:]).sort().values
 
 
-WAYS: dict[str, Callable[[Tensor, int], Any]] = {
-    "ours": ours,
-    "torch.topk": whole,
-    "numpy.argpartition": partition,
+CANDIDATES: dict[str, Callable[[Tensor, int], Any]] = {
+    "ours": select_by_pieces,
+    "torch.topk": select_by_torch,
+    "numpy.argpartition": select_by_numpy,
     "one read (max)": lambda scores, k: scores.max(),
 }
 
 
-def measure(bench: Bench) -> dict[str, Any]:
+def measure_section(bench: BenchContext) -> dict[str, Any]:
     """Measure each way at each density, and its memory at one."""
     size = 10**6 if bench.quick else 10**8
-    scores = made_up(size, bench.seed)
+    scores = make_scores(size, bench.seed)
     rows = []
     for density in DENSITIES:
-        bench.say(f"density {density:.2%}")
+        bench.show_progress(f"density {density:.2%}")
         k = int(density * size)
-        work = {name: partial(way, scores, k) for name, way in WAYS.items()}
-        times = interleaved(work, 2 if bench.quick else 3)
-        same = torch.equal(scores[ours(scores, k)].sort().values, scores.topk(k).values.flip(0))
+        work = {name: partial(candidate, scores, k) for name, candidate in CANDIDATES.items()}
+        times = time_interleaved(work, 2 if bench.quick else 3)
+        same = torch.equal(
+            scores[select_by_pieces(scores, k)].sort().values, scores.topk(k).values.flip(0)
+        )
         rows.append({"density": density, "k": k, "times": times, "same_scores": same})
-    memory = {name: fresh(peak, name, size, int(0.001 * size)) for name in WAYS}
+    memory = {
+        name: run_in_process(measure_peak, name, size, int(0.001 * size)) for name in CANDIDATES
+    }
     goals = [
-        goal("seconds, density 0.1 %", rows[1]["times"]["ours"]["cpu_s"], 0.3),
-        goal("peak memory beside the scores, MiB", memory["ours"] / 2**20, 32),
-        goal("same scores as torch.topk", min(row["same_scores"] for row in rows), 1, "at least"),
+        make_goal("seconds, density 0.1 %", rows[1]["times"]["ours"]["cpu_s"], 0.3),
+        make_goal("peak memory beside the scores, MiB", memory["ours"] / 2**20, 32),
+        make_goal(
+            "same scores as torch.topk", min(row["same_scores"] for row in rows), 1, "at least"
+        ),
     ]
     return {"scores": size, "rows": rows, "memory_B": memory, "goals": goals}
 
 
-def made_up(size: int, seed: int) -> Tensor:
+def make_scores(size: int, seed: int) -> Tensor:
     """Return scores as squared gradients are: of many magnitudes."""
     random = torch.Generator().manual_seed(seed)
     return torch.randn(size, generator=random).pow_(4)
 
 
-def peak(name: str, size: int, k: int) -> int:
+def measure_peak(name: str, size: int, k: int) -> int:
     """Return the peak of one way above what stood there with the scores."""
     torch.set_num_threads(1)
-    scores = made_up(size, 0)
-    WAYS[name](scores[:1000], 10)
-    meter = Meter()
-    WAYS[name](scores, k)
-    meter.mark("select")
+    scores = make_scores(size, 0)
+    CANDIDATES[name](scores[:1000], 10)
+    meter = ResourceMeter()
+    CANDIDATES[name](scores, k)
+    meter.record_mark("select")
     return int(meter.marks["select_peak_B"])
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
+def make_tables(result: dict[str, Any]) -> list[Table]:
     """Return what a terminal shows."""
     title = f"Top-k of {result['scores']:,} scores: CPU seconds"
     table = Table(title=title, title_justify="left")
@@ -89,7 +95,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
     for row in result["rows"]:
         table.add_column(f"{row['density']:.2%}", justify="right")
     table.add_column("peak at 0.1 %, MiB", justify="right")
-    for name in WAYS:
+    for name in CANDIDATES:
         cells = [f"{row['times'][name]['cpu_s']:.3f}" for row in result["rows"]]
         table.add_row(name, *cells, f"{result['memory_B'][name] / 2**20:,.1f}")
     return [table]

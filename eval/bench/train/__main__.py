@@ -5,7 +5,7 @@ Needs: peft; 12 GB of memory. --quick: half a minute, sizes too small to judge b
 Out:   tables, the goals last; --out: all numbers, versions, commit, goals and whether they are met
 """
 
-from eval.bench.harness.command import bench
+from eval.bench.harness.command import make_bench_command
 
 SECTIONS = {
     "steps": "eval.bench.train.steps",
@@ -13,7 +13,7 @@ SECTIONS = {
     "entries": "eval.bench.train.memory",
 }
 
-main = bench("train", "Measure what a training step costs.", SECTIONS)
+main = make_bench_command("train", "Measure what a training step costs.", SECTIONS)
 
 if __name__ == "__main__":
     main()

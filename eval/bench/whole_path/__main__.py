@@ -12,17 +12,17 @@ Out:   tables, the goals last; --out: all numbers, versions, commit, goals
 
 import click
 
-from eval.bench.harness.command import bench
+from eval.bench.harness.command import make_bench_command
 
 main = click.Group(
     "whole_path",
     {
-        "cpu": bench(
+        "cpu": make_bench_command(
             "memory",
             "Take a 1.7 B-parameter model the whole way.",
             {"path": "eval.bench.whole_path.on_cpu"},
         ),
-        "gpu": bench(
+        "gpu": make_bench_command(
             "gpu",
             "Take 7B-shaped models the whole way on a GPU.",
             {"path": "eval.bench.whole_path.on_gpu"},

@@ -16,14 +16,14 @@ SUPERVISED = 4  # tokens of an answer
 
 def llava_7b(toy: bool = False) -> Any:
     """LLaVA-1.5-7B: CLIP ViT-L/14 at 336 pixels, Llama 2 7B."""
-    return _llava(toy, {**_LLAMA_7B}, image_size=336)
+    return _llava_config(toy, {**_LLAMA_7B}, image_size=336)
 
 
 def llava_1b(toy: bool = False) -> Any:
     """LLaVA with TinyLlama's widths, 24 layers: 1.7 B parameters; small images, for a CPU."""
     text = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24}
     heads = {"num_attention_heads": 32, "num_key_value_heads": 32}
-    return _llava(toy, {**text, **heads, "vocab_size": 32064}, image_size=28)
+    return _llava_config(toy, {**text, **heads, "vocab_size": 32064}, image_size=28)
 
 
 def qwen_7b(toy: bool = False) -> Any:
@@ -52,7 +52,7 @@ _LLAMA_7B = {
 }
 
 
-def _llava(toy: bool, text: dict[str, int], image_size: int) -> Any:
+def _llava_config(toy: bool, text: dict[str, int], image_size: int) -> Any:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
@@ -70,7 +70,7 @@ def _llava(toy: bool, text: dict[str, int], image_size: int) -> Any:
     )
 
 
-def build(config: Any, device: str) -> Any:
+def build_model(config: Any, device: str) -> Any:
     """Return the model in evaluation mode."""
     from transformers import AutoModelForImageTextToText
 
@@ -84,10 +84,10 @@ def build(config: Any, device: str) -> Any:
         torch.set_default_dtype(before)
 
 
-def example(config: Any, text: int, seed: int = 0) -> dict[str, Tensor]:
+def make_example(config: Any, text: int, seed: int = 0) -> dict[str, Tensor]:
     """Return one example: an image, then text, of which the last tokens are the answer."""
     random = torch.Generator().manual_seed(seed)
-    image, tokens = _PICTURES[config.model_type](config, random)
+    image, tokens = _IMAGE_MAKERS[config.model_type](config, random)
     words = torch.randint(1000, 30000, (text,), generator=random)
     ids = torch.cat([tokens, words])[None]
     labels = torch.where(torch.arange(ids.shape[1])[None] < ids.shape[1] - SUPERVISED, -100, ids)
@@ -97,14 +97,14 @@ def example(config: Any, text: int, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-def _llava_picture(config: Any, random: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+def _llava_image(config: Any, random: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
     side = config.vision_config.image_size
     pixels = torch.randn(1, 3, side, side, generator=random).bfloat16()
     count = (side // config.vision_config.patch_size) ** 2
     return {"pixel_values": pixels}, torch.full((count,), config.image_token_id)
 
 
-def _qwen_picture(config: Any, random: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+def _qwen_image(config: Any, random: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
     """24 by 24 patches, as of an image of 336 pixels; four by four for a toy."""
     side = 24 if config.vision_config.depth > 2 else 4
     vision = config.vision_config
@@ -119,9 +119,9 @@ def _qwen_picture(config: Any, random: torch.Generator) -> tuple[dict[str, Tenso
     return {"pixel_values": pixels, "image_grid_thw": grid}, torch.cat([start, tokens, end])
 
 
-_PICTURES: dict[str, Callable[..., tuple[dict[str, Tensor], Tensor]]] = {
-    "llava": _llava_picture,
-    "qwen2_5_vl": _qwen_picture,
+_IMAGE_MAKERS: dict[str, Callable[..., tuple[dict[str, Tensor], Tensor]]] = {
+    "llava": _llava_image,
+    "qwen2_5_vl": _qwen_image,
 }
 
 SHAPES: dict[str, Callable[[bool], Any]] = {

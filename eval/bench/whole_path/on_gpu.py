@@ -6,13 +6,13 @@ import click
 import torch
 from rich.table import Table
 
-from eval.bench.harness.timing import Bench, goal
-from eval.bench.whole_path.stages import table, whole_path
+from eval.bench.harness.timing import BenchContext, make_goal
+from eval.bench.whole_path.stages import make_stage_table, run_whole_path
 
 PATHS = ("llava-1.5-7b", "qwen2.5-vl-7b")
 
 
-def measure(bench: Bench) -> dict[str, Any]:
+def measure_section(bench: BenchContext) -> dict[str, Any]:
     """Measure on the GPU; --quick takes toys on whatever is there."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not bench.quick:
@@ -22,14 +22,15 @@ def measure(bench: Bench) -> dict[str, Any]:
     sizes |= {"memory": 200_000 if bench.quick else 8 * 2**30}
     rows = []
     for shape in PATHS:
-        bench.say(shape)
-        rows.append(whole_path(shape, bench.folder / shape, device, **sizes))
+        bench.show_progress(shape)
+        rows.append(run_whole_path(shape, bench.folder / shape, device, **sizes))
     goals = [
-        goal(f"{row['shape']}: exact there and back", row["exact"], 1, "at least") for row in rows
+        make_goal(f"{row['shape']}: exact there and back", row["exact"], 1, "at least")
+        for row in rows
     ]
     return {"rows": rows, "goals": goals}
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
+def make_tables(result: dict[str, Any]) -> list[Table]:
     """Return what a terminal shows."""
-    return [table(row) for row in result["rows"]]
+    return [make_stage_table(row) for row in result["rows"]]

@@ -13,11 +13,11 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from eval.bench.harness.accumulators import allocated
-from eval.bench.harness.isolation import Meter
-from eval.bench.whole_path.models import SHAPES, build, example
+from eval.bench.harness.accumulators import recorded_allocations
+from eval.bench.harness.isolation import ResourceMeter
+from eval.bench.whole_path.models import SHAPES, build_model, make_example
 from mm_piece import importance
-from mm_piece.deltas.delta import Delta, fingerprint, put_all, take
+from mm_piece.deltas.delta import Delta, compute_fingerprint, gather_entries, scatter_entries
 from mm_piece.families import weights
 from mm_piece.models.base import tensors
 from mm_piece.selection import Budgets, select_stream
@@ -29,23 +29,23 @@ DENSITY = 0.001
 EXCLUDED = ("embedding", "head")
 
 
-class Stages:
+class StageRecorder:
     """Seconds and peak of each stage, on the device that does the work."""
 
     def __init__(self, device: str) -> None:
         self.device, self.rows = device, {}  # type: dict[str, dict[str, float]]
 
-    def run(self, name: str, work: Callable[[], Any]) -> Any:
+    def run_stage(self, name: str, work: Callable[[], Any]) -> Any:
         """Return what the work returns; note what it took."""
         if self.device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-        meter, started = Meter(), time.perf_counter()
+        meter, started = ResourceMeter(), time.perf_counter()
         found = work()
         if self.device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
-        meter.mark("stage")
+        meter.record_mark("stage")
         peak = meter.marks["stage_total_peak_B"]
         if self.device == "cuda":
             peak = torch.cuda.max_memory_allocated()
@@ -53,38 +53,42 @@ class Stages:
         return found
 
 
-def whole_path(shape: str, folder: Path, device: str, **sizes: Any) -> dict[str, Any]:
+def run_whole_path(shape: str, folder: Path, device: str, **sizes: Any) -> dict[str, Any]:
     """Return every stage's numbers for one shape.
 
     `sizes`: toy (bool), text (tokens beside the image's), samples, steps, memory (bytes).
     """
-    stages = Stages(device)
+    stages = StageRecorder(device)
     config = SHAPES[shape](sizes["toy"])
-    model = stages.run("build", lambda: build(config, device))
+    model = stages.run_stage("build", lambda: build_model(config, device))
     total = sum(weight.numel() for weight in weights(model).values())
-    examples = [example(config, sizes["text"], seed) for seed in range(sizes["samples"])]
-    copy = _copy_rate(model)
-    names = stages.run("reach", lambda: importance.patchable(model, examples[:1], EXCLUDED))
+    examples = [make_example(config, sizes["text"], seed) for seed in range(sizes["samples"])]
+    copy_speed = _measure_copy_speed(model)
+    names = stages.run_stage(
+        "reach", lambda: importance.find_patchable_names(model, examples[:1], EXCLUDED)
+    )
     shapes = {name: weights(model)[name].shape for name in names}
-    with allocated() as held:
-        scores = importance.stream(model, examples, names=names, memory=sizes["memory"])
-        mask = stages.run(
+    with recorded_allocations() as allocated_bytes:
+        scores = importance.stream_scores(model, examples, names=names, memory=sizes["memory"])
+        mask = stages.run_stage(
             "estimate, select", lambda: select_stream(scores, shapes, Budgets(DENSITY))
         )
-    base = {name: take(tensors(model)[name], index) for name, index in mask.items()}
-    identity = fingerprint(tensors(model))
+    base = {name: gather_entries(tensors(model)[name], index) for name, index in mask.items()}
+    identity = compute_fingerprint(tensors(model))
     store = DeltaStore.create(folder / "store", {"fingerprint": identity, "dtype": "bfloat16"}, "")
-    delta = stages.run("train", lambda: _train(model, mask, examples, sizes["steps"], identity))
-    learned = {name: take(tensors(model)[name], index) for name, index in mask.items()}
-    stages.run("delta", lambda: store.append(delta))
-    _write(model, mask, base)
+    delta = stages.run_stage(
+        "train", lambda: _train_mask(model, mask, examples, sizes["steps"], identity)
+    )
+    learned = {name: gather_entries(tensors(model)[name], index) for name, index in mask.items()}
+    stages.run_stage("delta", lambda: store.append(delta))
+    _write_values(model, mask, base)
     attach_base(model, store)
-    stages.run("checkout 1", lambda: checkout(model, 1))
-    exact = _same(model, mask, learned)
-    stages.run("checkout 0", lambda: checkout(model, 0))
-    exact = exact and _same(model, mask, base)
+    stages.run_stage("checkout 1", lambda: checkout(model, 1))
+    exact = _has_values(model, mask, learned)
+    stages.run_stage("checkout 0", lambda: checkout(model, 0))
+    exact = exact and _has_values(model, mask, base)
     file = folder / "store" / store.entries[0].file
-    stages.run("load a delta", lambda: Delta.load(file))
+    stages.run_stage("load a delta", lambda: Delta.load(file))
     return {
         **{
             "shape": shape,
@@ -92,13 +96,17 @@ def whole_path(shape: str, folder: Path, device: str, **sizes: Any) -> dict[str,
             "eligible": sum(shape.numel() for shape in shapes.values()),
         },
         **{"trained": sum(map(len, mask.values())), "changed": delta.entries, "exact": exact},
-        **{"delta_B": file.stat().st_size, "copy_B_per_s": copy, "tokens": _tokens(examples[0])},
-        **{"device": _name(device), "stages": stages.rows, **sizes},
-        **{"accumulators_B": max(held), "passes": len(held)},
+        **{
+            "delta_B": file.stat().st_size,
+            "copy_B_per_s": copy_speed,
+            "tokens": _count_tokens(examples[0]),
+        },
+        **{"device": _device_name(device), "stages": stages.rows, **sizes},
+        **{"accumulators_B": max(allocated_bytes), "passes": len(allocated_bytes)},
     }
 
 
-def _train(
+def _train_mask(
     model: Any, mask: dict[str, Tensor], examples: list[dict[str, Tensor]], steps: int, base: str
 ) -> Delta:
     with sparse_tuning(model, mask) as tuning:
@@ -111,25 +119,27 @@ def _train(
         return tuning.delta("made-up", base=base)
 
 
-def _write(model: Any, mask: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+def _write_values(model: Any, mask: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     live = tensors(model)
-    put_all((live[name], index, values[name]) for name, index in mask.items())
+    scatter_entries((live[name], index, values[name]) for name, index in mask.items())
 
 
-def _same(model: Any, mask: dict[str, Tensor], values: dict[str, Tensor]) -> bool:
+def _has_values(model: Any, mask: dict[str, Tensor], values: dict[str, Tensor]) -> bool:
     live = tensors(model)
-    return all(torch.equal(take(live[name], index), values[name]) for name, index in mask.items())
+    return all(
+        torch.equal(gather_entries(live[name], index), values[name]) for name, index in mask.items()
+    )
 
 
-def _tokens(inputs: dict[str, Tensor]) -> int:
+def _count_tokens(inputs: dict[str, Tensor]) -> int:
     return inputs["input_ids"].shape[1]
 
 
-def _name(device: str) -> str:
+def _device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else "CPU"
 
 
-def _copy_rate(model: Any) -> float:
+def _measure_copy_speed(model: Any) -> float:
     """Bytes a second at which the device copies: what nothing can read its weights faster than."""
     largest = max(tensors(model).values(), key=torch.numel)
     target = torch.empty_like(largest)
@@ -143,7 +153,7 @@ def _copy_rate(model: Any) -> float:
     return 2 * largest.nbytes / min(times)
 
 
-def table(row: dict[str, Any]) -> Table:
+def make_stage_table(row: dict[str, Any]) -> Table:
     """Return one shape's stages, with what each would take at the least."""
     size = 2 * row["parameters"]
     title = (

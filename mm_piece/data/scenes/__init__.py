@@ -3,7 +3,7 @@
 `base` is the ability that the tiny base model is born with; the other tasks shift away from it in
 pictures, prompts and answers. Row `i` of a split depends on (name, split, i) alone.
 
-    >>> rows("charts", "test")[0]["prompt"]
+    >>> make_rows("charts", "test")[0]["prompt"]
     'Chart: which bar has the largest value?'
 """
 
@@ -16,59 +16,63 @@ from mm_piece.data.scenes import base, downstream
 from mm_piece.data.scenes.base import Scene
 from mm_piece.errors import DataError
 
-SPLITS = {"train": 1000, "validation": 200, "test": 200}
+SPLIT_SIZES = {"train": 1000, "validation": 200, "test": 200}
 NEW_WORDINGS = 0.25  # share of the base's held-out prompts whose wordings are never trained on
 
 
-def rows(name: str, split: str) -> list[dict]:
+def make_rows(name: str, split: str) -> list[dict]:
     """Return a split of a task as `{"image", "prompt", "answer", "kind"}` rows."""
-    _check("task", name, TASKS)
-    _check("split", split, SPLITS)
-    return [TASKS[name](i, split, _source(f"{name}/{split}", i)) for i in range(SPLITS[split])]
+    _require_known("task", name, TASKS)
+    _require_known("split", split, SPLIT_SIZES)
+    return [
+        TASKS[name](i, split, _make_random(f"{name}/{split}", i)) for i in range(SPLIT_SIZES[split])
+    ]
 
 
-def stream(seed: int, count: int = 6) -> Iterator[tuple[Scene, list[tuple[str, str, str]]]]:
+def iter_scenes(seed: int, count: int = 6) -> Iterator[tuple[Scene, list[tuple[str, str, str]]]]:
     """Yield scenes of the base for ever, each with up to `count` (prompt, answer, kind)."""
     index = 0
     while True:
-        rng = _source(f"stream/{seed}", index)
-        scene = base.sample(rng)
-        yield scene, base.turns(scene, rng, count)
+        rng = _make_random(f"stream/{seed}", index)
+        scene = base.sample_scene(rng)
+        yield scene, base.make_turns(scene, rng, count)
         index += 1
 
 
-def _source(name: str, index: int) -> random.Random:
+def _make_random(name: str, index: int) -> random.Random:
     """Return the random source of one row, independent of every other row."""
     state = np.random.SeedSequence([*name.encode(), index]).generate_state(2, np.uint64)
     return random.Random((int(state[0]) << 64) | int(state[1]))
 
 
-def _check(what: str, value: str, allowed) -> None:
+def _require_known(what: str, value: str, allowed) -> None:
     if value not in allowed:
         raise DataError(f"unknown {what} {value!r}: choose from {', '.join(allowed)}")
 
 
-def _base(index: int, split: str, rng: random.Random) -> dict:
+def _make_base_row(index: int, split: str, rng: random.Random) -> dict:
     new_wording = split != "train" and rng.random() < NEW_WORDINGS
-    return base.example(base.KINDS[index % len(base.KINDS)], rng, new_wording)
+    return base.make_question_row(
+        base.QUESTION_KINDS[index % len(base.QUESTION_KINDS)], rng, new_wording
+    )
 
 
-def _plain(generate: Callable) -> Callable:
+def _as_row_maker(generate: Callable) -> Callable:
     """Turn a generator of tuples into one of rows."""
 
-    def row(index: int, split: str, rng: random.Random) -> dict:
+    def make_row(index: int, split: str, rng: random.Random) -> dict:
         fields = ("image", "prompt", "answer", "kind")
         return dict(zip(fields, generate(index, split, rng), strict=True))
 
-    return row
+    return make_row
 
 
 TASKS = {
-    "base": _base,
-    "digits": _plain(downstream.digits),
-    "words": _plain(downstream.words),
-    "charts": _plain(downstream.charts),
-    "textures": _plain(downstream.textures),
-    "relations": _plain(downstream.relations),
-    "clocks": _plain(downstream.clocks),
+    "base": _make_base_row,
+    "digits": _as_row_maker(downstream.make_digit),
+    "words": _as_row_maker(downstream.make_word),
+    "charts": _as_row_maker(downstream.make_chart),
+    "textures": _as_row_maker(downstream.make_texture),
+    "relations": _as_row_maker(downstream.make_relation),
+    "clocks": _as_row_maker(downstream.make_clock),
 }

@@ -1,6 +1,6 @@
 """How the base's questions are worded; the last wordings of each list are kept out of training."""
 
-HELD_OUT = 2  # the last wordings of each list are kept for validation and test
+NUM_HELD_OUT = 2  # the last wordings of each list are kept for validation and test
 WORDINGS = {
     "describe": (
         "Describe the picture.",

@@ -44,25 +44,25 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mm_piece.deltas.delta import Delta, fingerprint, take
+from mm_piece.deltas.delta import Delta, compute_fingerprint, gather_entries
 from mm_piece.deltas.file import Entries
 from mm_piece.deltas.file_layout import (
-    LAYOUT,
-    file_shape,
+    LAYOUT_KEY,
+    find_file_shape,
     layout_of,
-    may_turn,
-    turned,
-    turned_positions,
+    may_be_transposed,
+    transpose_positions,
+    transpose_shape,
 )
 from mm_piece.deltas.interchange.rows import (
-    Base,
+    BaseTensors,
     Rename,
-    flat_indices,
     kind_of,
     load_tensors,
-    paired_rows,
-    published_rows,
-    require_kind,
+    pair_rows,
+    rename_rows,
+    require_row_kind,
+    to_flat_indices,
 )
 from mm_piece.deltas.interchange.shira import read_shira
 from mm_piece.errors import DamageError, DeltaError, FormatError, MismatchError
@@ -72,10 +72,10 @@ from mm_piece.files.strict_json import parse_json
 Layout = Mapping[str, Sequence[int]]
 
 
-def read(
+def read_foreign_delta(
     path: str | Path,
-    form: str,
-    base: Base,
+    format_name: str,
+    base: BaseTensors,
     *,
     task: str,
     rename: Rename = str,
@@ -89,81 +89,83 @@ def read(
     `Checkpoint.layout`. Raises FormatError (another format), DamageError (unsound), MismatchError
     (another base).
     """
-    reader, _ = _format(form)
+    reader, _ = _find_format(format_name)
     try:
         entries = reader(Path(path), base, rename)
-        rows = {name: _in_order(name, *entries[name]) for name in entries}
+        rows = {name: _sort_entries(name, *entries[name]) for name in entries}
         return Delta.from_change(
             {name: row[0] for name, row in rows.items()},
-            {name: take(base[name].contiguous(), row[0]) for name, row in rows.items()},
+            {name: gather_entries(base[name].contiguous(), row[0]) for name, row in rows.items()},
             {name: row[1] for name, row in rows.items()},
             {name: base[name].shape for name in rows},
             task=task,
-            base=fingerprint(base),
-            info={"imported": form, **layout_of(rows, layout or {})},
+            base=compute_fingerprint(base),
+            info={"imported": format_name, **layout_of(rows, layout or {})},
         )
     except DeltaError as error:
         line = " ".join(str(error).splitlines())  # names in a hostile file may break lines
         raise type(error)(f"{path}: {line}") from error
 
 
-def write(delta: Delta, path: str | Path, form: str, layout: Layout | None = None) -> None:
+def write_foreign_delta(
+    delta: Delta, path: str | Path, format_name: str, layout: Layout | None = None
+) -> None:
     """Write a foreign file, whole or not at all; the same delta gives the same bytes.
 
     Entries are counted as the base's files hold them: as `layout` (`Checkpoint.layout`) says, by
     default the delta itself. Raises FormatError where the format cannot say it, or nobody says how
     a weight lies that may be turned, DeltaError where the disk refuses.
     """
-    _, pack = _format(form)
+    _, pack = _find_format(format_name)
     if pack is None:
-        raise FormatError(f"the format {form!r} can be read only")
-    delta = as_in_files(delta, layout)
+        raise FormatError(f"the format {format_name!r} can be read only")
+    delta = to_file_layout(delta, layout)
     field, rows = pack(delta)
     rows = {key: row.clone(memory_format=torch.contiguous_format) for key, row in rows.items()}
     fields = {name: kind_of(delta.shapes[name], row.dtype) for name, row in delta.values.items()}
     data = safetensors.torch.save(rows, {field: json.dumps(fields, sort_keys=True)})
     try:
-        atomic.write(Path(path), data)
+        atomic.write_atomically(Path(path), data)
     except OSError as error:
         raise DeltaError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def checkpoint_patches(delta: Delta, layout: Layout | None = None) -> list[dict[str, Any]]:
+def make_checkpoint_patches(delta: Delta, layout: Layout | None = None) -> list[dict[str, Any]]:
     """Return the fields of one vLLM `CheckpointWeightPatch` per tensor.
 
     values [entries] in the tensor's dtype, indices [entries] int32 (int64 from 2³¹ entries on),
     in the delta's memory where it can be; `layout` as for `write`. Raises FormatError for integer
     tensors and NaN.
     """
-    return _patches(as_in_files(delta, layout))
+    return _make_patches(to_file_layout(delta, layout))
 
 
-def sparse_patches(delta: Delta, layout: Layout | None = None) -> list[dict[str, Any]]:
+def make_sparse_patches(delta: Delta, layout: Layout | None = None) -> list[dict[str, Any]]:
     """Return the fields of one vLLM `SparseWeightPatch` per tensor.
 
     As `checkpoint_patches`; but vLLM sends int32 indices only.
     """
     return [
         {key: patch[key] for key in ("name", "indices", "values")} | {"full_shape": patch["shape"]}
-        for patch in checkpoint_patches(delta, layout)
+        for patch in make_checkpoint_patches(delta, layout)
     ]
 
 
-def as_in_files(delta: Delta, layout: Layout | None = None) -> Delta:
+def to_file_layout(delta: Delta, layout: Layout | None = None) -> Delta:
     """Return a delta as it is to be written: its entries counted as the base's files hold them.
 
     `layout` as for `write`.
     """
-    known = delta.info.get(LAYOUT) if layout is None else layout
-    shapes = {name: file_shape(name, shape, known) for name, shape in delta.shapes.items()}
+    known = delta.info.get(LAYOUT_KEY) if layout is None else layout
+    shapes = {name: find_file_shape(name, shape, known) for name, shape in delta.shapes.items()}
     indices, values = dict(delta.indices), dict(delta.values)
     for name in (name for name in shapes if tuple(shapes[name]) != delta.shapes[name]):
-        there = turned_positions(indices[name], delta.shapes[name])
-        indices[name], values[name] = _in_order(name, there, values[name])
+        there = transpose_positions(indices[name], delta.shapes[name])
+        indices[name], values[name] = _sort_entries(name, there, values[name])
     return replace(delta, indices=indices, values=values, shapes=shapes)
 
 
-def _patches(delta: Delta) -> list[dict[str, Any]]:
+def _make_patches(delta: Delta) -> list[dict[str, Any]]:
     for name, values in delta.values.items():
         _require_patchable(name, values, FormatError)
     return [
@@ -173,20 +175,20 @@ def _patches(delta: Delta) -> list[dict[str, Any]]:
     ]
 
 
-def _format(form: str) -> tuple[Any, Any]:
-    if form not in FORMATS:
-        raise FormatError(f"unknown format {form!r}; known: {', '.join(FORMATS)}")
-    return FORMATS[form]
+def _find_format(format_name: str) -> tuple[Any, Any]:
+    if format_name not in FORMATS:
+        raise FormatError(f"unknown format {format_name!r}; known: {', '.join(FORMATS)}")
+    return FORMATS[format_name]
 
 
-def _in_order(name: str, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def _sort_entries(name: str, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Sort entries by flat index; refuse two for one index."""
     order = torch.argsort(indices)
     indices = indices[order]
     twice = indices[1:][indices[1:] == indices[:-1]]
     if len(twice):
         raise DamageError(f"{name}: expected unique indices, found {int(twice[0])} twice")
-    return indices, take(values.contiguous(), order)
+    return indices, gather_entries(values.contiguous(), order)
 
 
 def _require_patchable(name: str, values: Tensor, error: type[DeltaError]) -> None:
@@ -195,72 +197,74 @@ def _require_patchable(name: str, values: Tensor, error: type[DeltaError]) -> No
 
 
 def _pack_patches(delta: Delta) -> tuple[str, dict[str, Tensor]]:
-    patches, rows = _patches(delta), ("indices", "values")
+    patches, rows = _make_patches(delta), ("indices", "values")
     return "weight_patches", {f"{p['name']}.{row}": p[row] for p in patches for row in rows}
 
 
-def _read_patches(path: Path, base: Base, rename: Rename) -> Entries:
+def _read_patches(path: Path, base: BaseTensors, rename: Rename) -> Entries:
     entries, shapes = _read_rows(path, base, rename, "weight_patches", "indices")
     for name, (indices, values) in entries.items():
-        require_kind(f"{name}.indices", indices, (torch.int32, torch.int64), len(values))
+        require_row_kind(f"{name}.indices", indices, (torch.int32, torch.int64), len(values))
         _require_patchable(name, values, DamageError)
-        flat = flat_indices(name, indices[None], (base[name].numel(),))
-        entries[name] = _as_in_model(flat, shapes[name], base[name].shape), values
+        flat = to_flat_indices(name, indices[None], (base[name].numel(),))
+        entries[name] = _to_model_layout(flat, shapes[name], base[name].shape), values
     return entries
 
 
 def _pack_coo(delta: Delta) -> tuple[str, dict[str, Tensor]]:
-    coords = {f"{n}.coords": _coords(row, delta.shapes[n]) for n, row in delta.indices.items()}
+    coords = {
+        f"{n}.coords": _compute_coords(row, delta.shapes[n]) for n, row in delta.indices.items()
+    }
     return "sparse_coo", coords | {f"{name}.values": row for name, row in delta.values.items()}
 
 
-def _read_coo(path: Path, base: Base, rename: Rename) -> Entries:
+def _read_coo(path: Path, base: BaseTensors, rename: Rename) -> Entries:
     entries, shapes = _read_rows(path, base, rename, "sparse_coo", "coords")
     for name, (coords, values) in entries.items():
-        require_kind(f"{name}.coords", coords, (torch.int64,), len(shapes[name]), len(values))
-        flat = flat_indices(name, coords, shapes[name])
-        entries[name] = _as_in_model(flat, shapes[name], base[name].shape), values
+        require_row_kind(f"{name}.coords", coords, (torch.int64,), len(shapes[name]), len(values))
+        flat = to_flat_indices(name, coords, shapes[name])
+        entries[name] = _to_model_layout(flat, shapes[name], base[name].shape), values
     return entries
 
 
 def _read_rows(
-    path: Path, base: Base, rename: Rename, field: str, first: str
+    path: Path, base: BaseTensors, rename: Rename, field: str, first: str
 ) -> tuple[Entries, dict[str, Sequence[int]]]:
     """Return published name -> index row, values, of a file of ours, and the shapes they are of.
 
     Values are checked.
     """
     metadata, tensors = load_tensors(path)
-    rows = paired_rows(tensors, first, "values")
+    rows = pair_rows(tensors, first, "values")
     try:
         fields = {rename(name): value for name, value in parse_json(metadata[field]).items()}
     except (KeyError, ValueError, AttributeError, RecursionError) as error:
         raise FormatError(f"expected JSON in the metadata field {field}, found {error}") from error
-    rows = published_rows(rows, base, rename)
+    rows = rename_rows(rows, base, rename)
     if odd := fields.keys() ^ rows.keys():
         raise DamageError(f"expected the same names in {field} and rows, found {min(odd)!r} in one")
-    shapes = {name: _file_shape(name, fields[name], base[name]) for name in rows}
+    shapes = {name: _parse_file_shape(name, fields[name], base[name]) for name in rows}
     for name, (_, values) in rows.items():
-        require_kind(f"{name}.values", values, (base[name].dtype,), values.numel())
+        require_row_kind(f"{name}.values", values, (base[name].dtype,), values.numel())
     return rows, shapes
 
 
-def _file_shape(name: str, field: Any, tensor: Tensor) -> Sequence[int]:
+def _parse_file_shape(name: str, field: Any, tensor: Tensor) -> Sequence[int]:
     """Return the shape that a file gives a tensor of the base, which may be turned."""
     expected = kind_of(tensor.shape, tensor.dtype)
-    if may_turn(name) and field == kind_of(turned(tensor.shape), tensor.dtype):
-        return turned(tensor.shape)
+    if may_be_transposed(name) and field == kind_of(transpose_shape(tensor.shape), tensor.dtype):
+        return transpose_shape(tensor.shape)
     if field != expected:
         raise MismatchError(f"{name}: expected {expected}, found {field}")
     return tensor.shape
 
 
-def _as_in_model(flat: Tensor, found: Sequence[int], shape: Sequence[int]) -> Tensor:
+def _to_model_layout(flat: Tensor, found: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Return flat indices of a file's tensor as those of the model's."""
-    return flat if tuple(found) == tuple(shape) else turned_positions(flat, found)
+    return flat if tuple(found) == tuple(shape) else transpose_positions(flat, found)
 
 
-def _coords(indices: Tensor, shape: Sequence[int]) -> Tensor:
+def _compute_coords(indices: Tensor, shape: Sequence[int]) -> Tensor:
     """Return coordinates [ndim, entries] of flat indices."""
     flat = indices.to(torch.int64)[None]
     rows = [flat // math.prod(shape[axis + 1 :]) % size for axis, size in enumerate(shape)]

@@ -12,7 +12,7 @@ from mm_piece.deltas.file import Entries
 from mm_piece.dtypes import dtype_name
 from mm_piece.errors import DamageError, FormatError, MismatchError
 
-Base = Mapping[str, Tensor]
+BaseTensors = Mapping[str, Tensor]
 Rename = Callable[[str], str]
 
 # What a broken file raises: a bad layout, a shape that overflows, a dtype torch does not have.
@@ -30,7 +30,7 @@ def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise DamageError(f"{path.name} is not a sound safetensors file: {error}") from error
 
 
-def paired_rows(tensors: Mapping[str, Tensor], first: str, second: str) -> Entries:
+def pair_rows(tensors: Mapping[str, Tensor], first: str, second: str) -> Entries:
     """Group the rows NAME.first and NAME.second by NAME; there must be no others."""
     names = dict.fromkeys(key.rpartition(".")[0] for key in tensors)
     expected = {f"{name}.{row}" for name in names for row in (first, second)}
@@ -41,7 +41,7 @@ def paired_rows(tensors: Mapping[str, Tensor], first: str, second: str) -> Entri
     return {name: (tensors[f"{name}.{first}"], tensors[f"{name}.{second}"]) for name in names}
 
 
-def published_rows(rows: Entries, base: Base, rename: Rename) -> Entries:
+def rename_rows(rows: Entries, base: BaseTensors, rename: Rename) -> Entries:
     """Return rows under published names, all of which are in the base."""
     renamed = {rename(name): row for name, row in rows.items()}
     missing = [name for name in renamed if name not in base]
@@ -57,14 +57,14 @@ def kind_of(shape: Sequence[int], dtype: torch.dtype) -> dict[str, Any]:
     return {"shape": list(shape), "dtype": dtype_name(dtype)}
 
 
-def require_kind(what: str, row: Tensor, dtypes: Sequence[torch.dtype], *shape: int) -> None:
+def require_row_kind(what: str, row: Tensor, dtypes: Sequence[torch.dtype], *shape: int) -> None:
     expected, found = [kind_of(shape, dtype) for dtype in dtypes], kind_of(row.shape, row.dtype)
     if found not in expected:
         known = " or ".join(str(kind) for kind in expected)
         raise DamageError(f"{what}: expected {known}, found {found}")
 
 
-def flat_indices(name: str, coords: Tensor, shape: Sequence[int]) -> Tensor:
+def to_flat_indices(name: str, coords: Tensor, shape: Sequence[int]) -> Tensor:
     """Return flat indices [entries] of coordinates [ndim, entries], all of them inside `shape`."""
     flat = torch.zeros(coords.shape[1], dtype=torch.int64)
     for row, length in zip(coords.to(torch.int64), shape, strict=True):

@@ -5,33 +5,33 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mm_piece.deltas.delta import take
+from mm_piece.deltas.delta import gather_entries
 from mm_piece.deltas.file import Entries
 from mm_piece.deltas.interchange.rows import (
-    Base,
+    BaseTensors,
     Rename,
-    flat_indices,
     load_tensors,
-    paired_rows,
-    published_rows,
-    require_kind,
+    pair_rows,
+    rename_rows,
+    require_row_kind,
+    to_flat_indices,
 )
 from mm_piece.errors import DamageError, FormatError, MismatchError
 from mm_piece.files.strict_json import parse_json
 
-MERGEABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MERGEABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def read_shira(path: Path, base: Base, rename: Rename) -> Entries:
-    rank = _shira_rank(path / "adapter_config.json")
+def read_shira(path: Path, base: BaseTensors, rename: Rename) -> Entries:
+    rank = _read_shira_rank(path / "adapter_config.json")
     _, tensors = load_tensors(path / "adapter_model.safetensors")
-    rows = paired_rows(tensors, "shira_indices", "shira_weight")
+    rows = pair_rows(tensors, "shira_indices", "shira_weight")
     stem = "base_model.model."
-    rows = published_rows(rows, base, lambda name: rename(f"{name.removeprefix(stem)}.weight"))
-    return {name: _merged(name, *row, base[name], rank) for name, row in rows.items()}
+    rows = rename_rows(rows, base, lambda name: rename(f"{name.removeprefix(stem)}.weight"))
+    return {name: _merge_adapter(name, *row, base[name], rank) for name, row in rows.items()}
 
 
-def _shira_rank(path: Path) -> int:
+def _read_shira_rank(path: Path) -> int:
     try:
         config = parse_json(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -42,18 +42,22 @@ def _shira_rank(path: Path) -> int:
     return rank
 
 
-def _merged(name: str, at: Tensor, add: Tensor, old: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def _merge_adapter(
+    name: str, positions: Tensor, addends: Tensor, base_values: Tensor, rank: int
+) -> tuple[Tensor, Tensor]:
     """Return flat indices and the sums that PEFT's merge leaves there, in the base's dtype."""
-    if old.ndim != 2 or old.dtype not in MERGEABLE:
-        found = f"{old.dtype} {list(old.shape)}"
+    if base_values.ndim != 2 or base_values.dtype not in MERGEABLE_DTYPES:
+        found = f"{base_values.dtype} {list(base_values.shape)}"
         raise MismatchError(f"{name}: expected a floating matrix, found {found}")
-    entries = rank * sum(old.shape)  # as many as a LoRA adapter of that rank has
-    require_kind(f"{name}: shira_weight", add, MERGEABLE, entries)
+    entries = rank * sum(base_values.shape)  # as many as a LoRA adapter of that rank has
+    require_row_kind(f"{name}: shira_weight", addends, MERGEABLE_DTYPES, entries)
     kinds = (torch.int32, torch.int64, torch.float32)  # PEFT saves float32 on Windows
-    require_kind(f"{name}: shira_indices", at, kinds, 2, entries)
-    if not torch.equal(at, at.trunc()):
+    require_row_kind(f"{name}: shira_indices", positions, kinds, 2, entries)
+    if not torch.equal(positions, positions.trunc()):
         raise DamageError(f"{name}: shira_indices: expected whole numbers, found fractions")
-    indices = flat_indices(name, at, old.shape)
+    indices = to_flat_indices(name, positions, base_values.shape)
     # PEFT keeps 16-bit adapters in float32, and torch adds them there and rounds once.
-    wide = torch.promote_types(old.dtype, torch.float32)
-    return indices, (take(old.contiguous(), indices).to("cpu", wide) + add.to(wide)).to(old.dtype)
+    wide = torch.promote_types(base_values.dtype, torch.float32)
+    return indices, (
+        gather_entries(base_values.contiguous(), indices).to("cpu", wide) + addends.to(wide)
+    ).to(base_values.dtype)

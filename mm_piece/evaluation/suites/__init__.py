@@ -14,11 +14,11 @@ from typing import Any
 
 from mm_piece import distributed
 from mm_piece.data import tokenizer_of
-from mm_piece.distributed.progress import say
-from mm_piece.errors import PieceError, RecipeError, short
-from mm_piece.evaluation.answers import on_accelerator
-from mm_piece.evaluation.matrix import chosen_of, divergences_of
-from mm_piece.evaluation.suites.schema import SUITES, Part, Suite, load_suite
+from mm_piece.distributed.progress import print_line
+from mm_piece.errors import PieceError, RecipeError, format_value
+from mm_piece.evaluation.answers import move_to_accelerator
+from mm_piece.evaluation.matrix import choose_tasks, measure_divergences
+from mm_piece.evaluation.suites.schema import SUITES, HarnessConfig, Suite, load_suite
 from mm_piece.evaluation.suites.scores import Score, Scores
 from mm_piece.store.loading import load
 
@@ -28,10 +28,10 @@ HARNESSES: dict[str, tuple[str, str, bool]] = {
     "lmms-eval": ("lmms_eval", "mm_piece.evaluation.suites.lmms_eval", True),
 }
 
-__all__ = ["HARNESSES", "SUITES", "Part", "Scores", "Suite", "load_suite", "run"]
+__all__ = ["HARNESSES", "SUITES", "HarnessConfig", "Scores", "Suite", "load_suite", "run_suite"]
 
 
-def run(
+def run_suite(
     store: str | Path, suite: Suite, at: int | None = None, base: str | None = None
 ) -> Iterator[tuple[str, Scores]]:
     """What a suite finds of the model at a position: harness and scores, one after another.
@@ -40,40 +40,42 @@ def run(
     suite is found before the model is loaded. Raises RecipeError, DataError, StoreError, and
     ModelError.
     """
-    if distributed.size() > 1:
+    if distributed.world_size() > 1:
         raise RecipeError("a suite is measured by one process")
-    recipe, opened, _ = chosen_of(store, ())
+    recipe, opened, _ = choose_tasks(store, ())
     position = opened.position(at)
-    harnesses = {name: _harness(name, part) for name, part in suite.parts().items()}
+    harnesses = {
+        name: _load_harness(name, config) for name, config in suite.harness_configs().items()
+    }
     model, processor = load(base, opened, position)
-    model = on_accelerator(model)
+    model = move_to_accelerator(model)
     if suite.kl:
         general = recipe.general or recipe.tasks
-        found = divergences_of(model, processor, recipe, general, position)
-        apart = {task: Score(value=nats, stderr=None) for task, nats in found.items()}
-        yield "kl", {task: {"nats a token": score} for task, score in apart.items()}
+        found = measure_divergences(model, processor, recipe, general, position)
+        scores_by_task = {task: Score(value=nats, stderr=None) for task, nats in found.items()}
+        yield "kl", {task: {"nats a token": score} for task, score in scores_by_task.items()}
     for name, harness in harnesses.items():
-        with _told(name):
+        with _translating_suite_errors(name):
             if HARNESSES[name][2] and tokenizer_of(processor) is processor:
-                say(f"{name}: left out, the base sees no images")
+                print_line(f"{name}: left out, the base sees no images")
                 continue
-            scores = harness.scores(model, processor)
+            scores = harness.measure_scores(model, processor)
         yield name, scores
 
 
-def _harness(name: str, part: Part) -> Any:
+def _load_harness(name: str, config: HarnessConfig) -> Any:
     """The harness of a part, once it is known to be there and to know the part's tasks."""
     package, module, _ = HARNESSES[name]
     if find_spec(package) is None:
         raise RecipeError(f"{name} is not installed: pip install 'mm-piece[suites]'")
-    if part.include is not None and not Path(part.include).is_dir():
-        raise RecipeError(f"{name}: include {part.include}: there is no such folder")
-    with _told(name):
-        return import_module(module).Harness(part)
+    if config.include is not None and not Path(config.include).is_dir():
+        raise RecipeError(f"{name}: include {config.include}: there is no such folder")
+    with _translating_suite_errors(name):
+        return import_module(module).Harness(config)
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
+def _translating_suite_errors(name: str) -> Iterator[None]:
     """Whatever a harness raises, in one line: it may be anything, from a task's own code."""
     try:
         with redirect_stdout(sys.stderr):  # where only what was found belongs
@@ -81,4 +83,4 @@ def _told(name: str) -> Iterator[None]:
     except PieceError:
         raise
     except Exception as error:
-        raise RecipeError(f"{name}: {short(error, 300) or type(error).__name__}") from error
+        raise RecipeError(f"{name}: {format_value(error, 300) or type(error).__name__}") from error

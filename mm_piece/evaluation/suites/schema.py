@@ -6,11 +6,11 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from mm_piece.errors import RecipeError
-from mm_piece.recipe.parsing import Sections, first_problem, mapping_of, text_of
-from mm_piece.recipe.select import Strict
+from mm_piece.recipe.parsing import Sections, format_problem, parse_mapping, read_text
+from mm_piece.recipe.select import StrictModel
 
 
-class Part(Strict):
+class HarnessConfig(StrictModel):
     """What one harness measures."""
 
     tasks: tuple[str, ...] = Field(min_length=1)  # tasks and groups that it knows by name
@@ -18,7 +18,7 @@ class Part(Strict):
     limit: int | None = Field(default=None, ge=1)  # rows of a task
     batch_size: int = Field(default=8, ge=1)
 
-    def require_known(self, known: Container[str], harness: str, listing: str) -> None:
+    def require_known_tasks(self, known: Container[str], harness: str, listing: str) -> None:
         """Raise RecipeError for a task that a harness does not know; `listing` prints those."""
         if unknown := [name for name in self.tasks if name not in known]:
             raise RecipeError(
@@ -27,27 +27,27 @@ class Part(Strict):
             )
 
 
-class Texts(Part):
+class TextHarnessConfig(HarnessConfig):
     """What lm-eval measures."""
 
     fewshot: int | None = Field(default=None, ge=0)  # as each task says
     chat: bool = False  # questions are put in the base's chat template
 
 
-class Suite(Strict):
+class Suite(StrictModel):
     """What is measured of a model beside the tasks of its store."""
 
     kl: bool = True  # how far the store's general tasks went from the base, or all its tasks
-    texts: Texts | None = Field(default=None, alias="lm-eval")
-    images: Part | None = Field(default=None, alias="lmms-eval")
+    texts: TextHarnessConfig | None = Field(default=None, alias="lm-eval")
+    images: HarnessConfig | None = Field(default=None, alias="lmms-eval")
 
-    def parts(self) -> dict[str, Part]:
+    def harness_configs(self) -> dict[str, HarnessConfig]:
         """What each harness is asked for."""
         asked = {"lm-eval": self.texts, "lmms-eval": self.images}
-        return {name: part for name, part in asked.items() if part}
+        return {name: config for name, config in asked.items() if config}
 
 
-_SECTIONS: Sections = {"lm-eval": Texts, "lmms-eval": Part}
+_SECTIONS: Sections = {"lm-eval": TextHarnessConfig, "lmms-eval": HarnessConfig}
 
 SUITES: dict[str, Suite] = {
     "general": Suite.model_validate(
@@ -65,8 +65,8 @@ def load_suite(name: str) -> Suite:
         return SUITES[name]
     if not Path(name).is_file():
         raise RecipeError(f"unknown suite {name!r}; allowed: {', '.join(SUITES)}, or a YAML file")
-    content = mapping_of(text_of(name, "suite"), name, "kl, lm-eval, lmms-eval")
+    content = parse_mapping(read_text(name, "suite"), name, "kl, lm-eval, lmms-eval")
     try:
         return Suite.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(f"{name}: {first_problem(error, Suite, _SECTIONS)}") from error
+        raise RecipeError(f"{name}: {format_problem(error, Suite, _SECTIONS)}") from error

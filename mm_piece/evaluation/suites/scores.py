@@ -13,23 +13,23 @@ class Score(TypedDict):
 
 Scores = dict[str, dict[str, Score]]  # task -> metric -> score
 
-_ERROR = "_stderr"
+_STDERR_SUFFIX = "_stderr"
 
 
-def readable(results: Mapping[str, Mapping[str, Any]]) -> Scores:
+def parse_harness_results(results: Mapping[str, Mapping[str, Any]]) -> Scores:
     """The numbers in a harness's results; keys `metric,filter` become `metric` or `metric filter`.
 
     Tasks without any number are left out: groups that are only a name for their tasks.
     """
-    found = {task: _scores(metrics) for task, metrics in results.items()}
+    found = {task: _parse_metrics(metrics) for task, metrics in results.items()}
     return {task: scores for task, scores in found.items() if scores}
 
 
-def _scores(metrics: Mapping[str, Any]) -> dict[str, Score]:
+def _parse_metrics(metrics: Mapping[str, Any]) -> dict[str, Score]:
     numbers = {key: value for key, value in metrics.items() if "," in key and _is_number(value)}
     errors = {}
     for key, value in numbers.items():
-        metric, of_error, _ = key.partition(_ERROR)
+        metric, of_error, _ = key.partition(_STDERR_SUFFIX)
         if of_error:  # of several kinds of standard error, the first
             errors.setdefault((metric, key.partition(",")[2]), float(value))
     return {
@@ -37,7 +37,9 @@ def _scores(metrics: Mapping[str, Any]) -> dict[str, Score]:
             "value": float(numbers[f"{metric},{chosen}"]),
             "stderr": errors.get((metric, chosen)),
         }
-        for metric, _, chosen in (key.partition(",") for key in numbers if _ERROR not in key)
+        for metric, _, chosen in (
+            key.partition(",") for key in numbers if _STDERR_SUFFIX not in key
+        )
     }
 
 

@@ -6,6 +6,6 @@ language    the language model: image token, padding, chat template
 building    `assemble`
 """
 
-from mm_piece.models.assembly.building import Assembly, assemble
+from mm_piece.models.assembly.building import AssembledBase, assemble
 
-__all__ = ["Assembly", "assemble"]
+__all__ = ["AssembledBase", "assemble"]

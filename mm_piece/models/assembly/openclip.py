@@ -13,18 +13,18 @@ RANDOM = "random"  # where weights are named: none, for trials; such a tower see
 _SCHEMES = ("hf-hub:", "local-dir:")  # open_clip's own: what follows brings its weights
 
 
-def load_tower(vision: str, pretrained: str | None) -> nn.Module:
+def load_vision_encoder(vision: str, pretrained: str | None) -> nn.Module:
     """The image tower of an open_clip model, float32, with its `preprocess_cfg`.
 
     `vision` is an architecture, `hf-hub:owner/name` or `local-dir:folder`; `pretrained` one of
     open_clip's tags for an architecture, a checkpoint file, or `random`. Raises ModelError, for
     what cannot work before anything is downloaded.
     """
-    open_clip = _open_clip()
+    open_clip = _import_open_clip()
     name = vision if vision.startswith(_SCHEMES) else vision.replace("/", "-")
-    config = _config(open_clip, name)
-    _require_plain(config.get("vision_cfg", {}), name)
-    _require_weights(open_clip, name, pretrained, bool(config.get("quick_gelu")))
+    config = _read_model_config(open_clip, name)
+    _require_convertible(config.get("vision_cfg", {}), name)
+    _require_pretrained(open_clip, name, pretrained, bool(config.get("quick_gelu")))
     try:
         if pretrained == RANDOM:
             model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
@@ -32,11 +32,11 @@ def load_tower(vision: str, pretrained: str | None) -> nn.Module:
             model = open_clip.create_model_from_pretrained(name, pretrained, return_transform=False)
     except Exception as error:  # open_clip hands files to many readers, each with its own errors
         what = f"{name} {pretrained}" if pretrained else name
-        raise ModelError(f"open_clip cannot load {what}: {_line(error)}") from error
+        raise ModelError(f"open_clip cannot load {what}: {_format_error(error)}") from error
     return model.visual
 
 
-def _open_clip() -> Any:
+def _import_open_clip() -> Any:
     try:
         import open_clip
     except ImportError as error:
@@ -44,11 +44,13 @@ def _open_clip() -> Any:
     return open_clip
 
 
-def _config(open_clip: Any, name: str) -> dict[str, Any]:
+def _read_model_config(open_clip: Any, name: str) -> dict[str, Any]:
     try:
         config = open_clip.get_model_config(name)
     except Exception as error:  # a folder's or the hub's, with as many kinds of errors
-        raise ModelError(f"open_clip cannot read the settings of {name}: {_line(error)}") from error
+        raise ModelError(
+            f"open_clip cannot read the settings of {name}: {_format_error(error)}"
+        ) from error
     if config is None:
         near = get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.5) or ["ViT-B-32"]
         raise ModelError(
@@ -58,13 +60,13 @@ def _config(open_clip: Any, name: str) -> dict[str, Any]:
     return config
 
 
-def _line(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _require_plain(settings: dict[str, Any], name: str) -> None:
+def _require_convertible(settings: dict[str, Any], name: str) -> None:
     """Raise ModelError for a tower whose settings already say that it cannot be converted."""
-    found = next((what for key, what in _UNSUPPORTED.items() if settings.get(key)), None)
+    found = next((what for key, what in _UNSUPPORTED_SETTINGS.items() if settings.get(key)), None)
     if isinstance(settings.get("layers"), list):
         found = "is a ResNet"
     if "siglip" not in settings.get("timm_model_name", "siglip"):
@@ -73,7 +75,9 @@ def _require_plain(settings: dict[str, Any], name: str) -> None:
         raise ModelError(f"{name} is not supported: its tower {found}; {SUPPORTED}")
 
 
-def _require_weights(open_clip: Any, name: str, pretrained: str | None, quick: bool) -> None:
+def _require_pretrained(
+    open_clip: Any, name: str, pretrained: str | None, has_quick_gelu: bool
+) -> None:
     """Raise ModelError unless `pretrained` says which weights, and they suit the architecture."""
     if pretrained == RANDOM or name.startswith(_SCHEMES):
         if pretrained not in (None, RANDOM):
@@ -82,14 +86,14 @@ def _require_weights(open_clip: Any, name: str, pretrained: str | None, quick: b
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     if not tag and not (pretrained and Path(pretrained).is_file()):
         tags = [*open_clip.list_pretrained_tags_by_model(name), "a checkpoint file", RANDOM]
-        said = f"has no weights {pretrained!r}" if pretrained else "needs weights (--pretrained)"
-        raise ModelError(f"{name} {said}; allowed: {', '.join(tags)}")
-    if tag.get("quick_gelu") and not quick:  # open_clip itself only warns
+        problem = f"has no weights {pretrained!r}" if pretrained else "needs weights (--pretrained)"
+        raise ModelError(f"{name} {problem}; allowed: {', '.join(tags)}")
+    if tag.get("quick_gelu") and not has_quick_gelu:  # open_clip itself only warns
         raise ModelError(f"{pretrained!r} was trained with QuickGELU; use {name}-quickgelu")
 
 
 # What a tower's settings may say, and transformers' models have nothing equal for.
-_UNSUPPORTED = {
+_UNSUPPORTED_SETTINGS = {
     "attentional_pool": "has attentional pooling",
     "ls_init_value": "has layer scale",
     "no_ln_pre": "has no norm before its layers",

@@ -23,54 +23,56 @@ from transformers import (
 from transformers.activations import ACT2FN
 
 from mm_piece.errors import ModelError
-from mm_piece.families import Rules
+from mm_piece.families import RenamingRules
 
-_FUSED = re.compile(r"\.(?:in_proj_|qkv\.)(weight|bias)$")
+_FUSED_PATTERN = re.compile(r"\.(?:in_proj_|qkv\.)(weight|bias)$")
 _ACTIVATIONS = ("gelu", "quick_gelu", "gelu_pytorch_tanh")
 
 
 @dataclass(frozen=True)
-class Kind:
+class VisionEncoderKind:
     """How one kind of tower becomes a vision model."""
 
-    model: type[PreTrainedModel]
-    config: Callable[..., PreTrainedConfig]
-    settings: Callable[[Any], dict[str, Any]]
-    rules: Rules  # from open_clip's names to those of the model, all applied in order
-    left_out: str  # names of what no hidden state depends on
-    class_tokens: int  # how many tokens stand before the patches
+    model_class: type[PreTrainedModel]
+    config_class: Callable[..., PreTrainedConfig]
+    read_settings: Callable[[Any], dict[str, Any]]
+    renaming_rules: (
+        RenamingRules  # from open_clip's names to those of the model, all applied in order
+    )
+    ignored_pattern: str  # names of what no hidden state depends on
+    num_class_tokens: int  # how many tokens stand before the patches
     feature_layer: int  # which hidden states LLaVA models of this kind take
 
     @property
     def name(self) -> str:
         """What transformers calls the model."""
-        return self.model.__name__
+        return self.model_class.__name__
 
 
-def kind_of(visual: nn.Module, name: str) -> Kind:
+def encoder_kind_of(visual: nn.Module, name: str) -> VisionEncoderKind:
     """The kind of an open_clip tower; ModelError for one that is not supported."""
     kind = type(visual).__name__
-    if kind not in KINDS:
+    if kind not in ENCODER_KINDS:
         raise ModelError(f"{name} is not supported: open_clip's {kind}; {SUPPORTED}")
-    return KINDS[kind]
+    return ENCODER_KINDS[kind]
 
 
-def convert(visual: nn.Module, name: str) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
+def convert_encoder(visual: nn.Module, name: str) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
     """Configuration and weights of the vision model equal to an open_clip tower.
 
     Raises ModelError that names what the tower has and transformers' model has no place for.
     """
-    kind = kind_of(visual, name)
-    weights = renamed(visual.state_dict(), kind)
-    _require(set(weights), kind, name)
-    return kind.config(**kind.settings(visual)), weights
+    kind = encoder_kind_of(visual, name)
+    weights = rename_weights(visual.state_dict(), kind)
+    _require_known_weights(set(weights), kind, name)
+    return kind.config_class(**kind.read_settings(visual)), weights
 
 
-def _require(found: set[str], kind: Kind, name: str) -> None:
+def _require_known_weights(found: set[str], kind: VisionEncoderKind, name: str) -> None:
     """Raise ModelError unless these are the weights of a vision model of some depth."""
     depth = len({key.split(".")[2] for key in found if key.startswith("encoder.layers.")})
     with torch.device("meta"):
-        live = kind.model(kind.config(num_hidden_layers=depth)).state_dict()
+        live = kind.model_class(kind.config_class(num_hidden_layers=depth)).state_dict()
     expected = {key.removeprefix("vision_model.") for key in live}  # transformers before 5.6
     if unknown := sorted(found - expected):
         what = f"{kind.name} has no place for its {unknown[0]}"
@@ -79,60 +81,60 @@ def _require(found: set[str], kind: Kind, name: str) -> None:
         raise ModelError(f"{name} is not supported: it has no {missing[0]}; {SUPPORTED}")
 
 
-def renamed(weights: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
+def rename_weights(weights: Mapping[str, Tensor], kind: VisionEncoderKind) -> dict[str, Tensor]:
     """A tower's weights under the names of transformers' model, fused projections split."""
     result: dict[str, Tensor] = {}
     for name, weight in weights.items():
-        if re.match(kind.left_out, name):
+        if re.match(kind.ignored_pattern, name):
             continue
-        for pattern, replacement in kind.rules:
+        for pattern, replacement in kind.renaming_rules:
             name = re.sub(pattern, replacement, name)
         if name.endswith("position_embedding.weight"):
             weight = weight.squeeze(0)  # timm keeps a batch dimension
-        result |= _split(name, weight)
+        result |= _split_fused(name, weight)
     return result
 
 
-def _split(name: str, weight: Tensor) -> dict[str, Tensor]:
+def _split_fused(name: str, weight: Tensor) -> dict[str, Tensor]:
     """Query, key and value apart: they lie one below the other in a fused projection."""
-    fused = _FUSED.search(name)
+    fused = _FUSED_PATTERN.search(name)
     if not fused:
         return {name: weight}
     stem = name[: fused.start()]
-    parts = zip("qkv", weight.chunk(3), strict=True)
-    return {f"{stem}.{letter}_proj.{fused[1]}": part for letter, part in parts}
+    chunks = zip("qkv", weight.chunk(3), strict=True)
+    return {f"{stem}.{letter}_proj.{fused[1]}": chunk for letter, chunk in chunks}
 
 
-def _clip_settings(visual: Any) -> dict[str, Any]:
+def _read_clip_settings(visual: Any) -> dict[str, Any]:
     block = visual.transformer.resblocks[0]
     return {
         "hidden_size": visual.conv1.out_channels,
         "intermediate_size": block.mlp.c_fc.out_features,
         "num_hidden_layers": len(visual.transformer.resblocks),
         "num_attention_heads": block.attn.num_heads,
-        "image_size": _square(visual.image_size),
-        "patch_size": _square(visual.patch_size),
-        "hidden_act": _activation(block.mlp.gelu),
+        "image_size": _require_square(visual.image_size),
+        "patch_size": _require_square(visual.patch_size),
+        "hidden_act": _find_activation(block.mlp.gelu),
         "layer_norm_eps": block.ln_1.eps,
         "projection_dim": visual.output_dim,
     }
 
 
-def _siglip_settings(visual: Any) -> dict[str, Any]:
+def _read_siglip_settings(visual: Any) -> dict[str, Any]:
     trunk, block = visual.trunk, visual.trunk.blocks[0]
     return {
         "hidden_size": trunk.embed_dim,
         "intermediate_size": block.mlp.fc1.out_features,
         "num_hidden_layers": len(trunk.blocks),
         "num_attention_heads": block.attn.num_heads,
-        "image_size": _square(visual.image_size),
-        "patch_size": _square(trunk.patch_embed.patch_size),
-        "hidden_act": _activation(block.mlp.act),
+        "image_size": _require_square(visual.image_size),
+        "patch_size": _require_square(trunk.patch_embed.patch_size),
+        "hidden_act": _find_activation(block.mlp.act),
         "layer_norm_eps": block.norm1.eps,
     }
 
 
-def _square(edges: tuple[int, int]) -> int:
+def _require_square(edges: tuple[int, int]) -> int:
     if edges[0] != edges[1]:
         raise ModelError(
             f"images or patches of {edges[0]} x {edges[1]} are not supported: no square"
@@ -140,7 +142,7 @@ def _square(edges: tuple[int, int]) -> int:
     return edges[0]
 
 
-def _activation(module: nn.Module) -> str:
+def _find_activation(module: nn.Module) -> str:
     """transformers' name of an activation, told by its values: classes differ between versions."""
     x = torch.linspace(-4, 4, 65)
     for name in _ACTIVATIONS:
@@ -149,7 +151,7 @@ def _activation(module: nn.Module) -> str:
     raise ModelError(f"activation {module} is not supported; supported: {', '.join(_ACTIVATIONS)}")
 
 
-_CLIP: Rules = (
+_CLIP_RULES: RenamingRules = (
     (r"^class_embedding$", "embeddings.class_embedding"),
     (r"^positional_embedding$", "embeddings.position_embedding.weight"),
     (r"^conv1\.", "embeddings.patch_embedding."),
@@ -161,7 +163,7 @@ _CLIP: Rules = (
     (r"\.mlp\.c_fc\.", ".mlp.fc1."),
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 )
-_SIGLIP: Rules = (
+_SIGLIP_RULES: RenamingRules = (
     (r"^trunk\.", ""),
     (r"^pos_embed$", "embeddings.position_embedding.weight"),
     (r"^patch_embed\.proj\.", "embeddings.patch_embedding."),
@@ -173,14 +175,20 @@ _SIGLIP: Rules = (
 )
 SUPPORTED = "supported: plain ViT towers (ViT-B-32, ViT-L-14, …) and SigLIP's (ViT-B-16-SigLIP, …)"
 
-_HEADLESS = partial(SiglipVisionConfig, vision_use_head=False)
+_HEADLESS_SIGLIP = partial(SiglipVisionConfig, vision_use_head=False)
 
 # LLaVA-1.5 drops the class token; LLaVA-OneVision takes all of SigLIP's tokens.
-KINDS = {
-    "VisionTransformer": Kind(
-        CLIPVisionModel, CLIPVisionConfig, _clip_settings, _CLIP, r"proj$", 1, -2
+ENCODER_KINDS = {
+    "VisionTransformer": VisionEncoderKind(
+        CLIPVisionModel, CLIPVisionConfig, _read_clip_settings, _CLIP_RULES, r"proj$", 1, -2
     ),
-    "TimmModel": Kind(
-        SiglipVisionModel, _HEADLESS, _siglip_settings, _SIGLIP, r"trunk\.attn_pool\.|head\.", 0, -1
+    "TimmModel": VisionEncoderKind(
+        SiglipVisionModel,
+        _HEADLESS_SIGLIP,
+        _read_siglip_settings,
+        _SIGLIP_RULES,
+        r"trunk\.attn_pool\.|head\.",
+        0,
+        -1,
     ),
 }
