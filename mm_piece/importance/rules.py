@@ -1,175 +1,182 @@
-"""Scoring rules: from the moments of a run of entries to their scores. Pure tensors."""
+"""The scoring rules: one table, and what a rule of one's own has to say.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+A rule is pure arithmetic on tensors: from the moments of some entries to their scores. To add one,
+write its function and one entry of `RULES`; recipes then know its name, and everything that asks
+for gradients, outputs or weights reads from the same entry what to provide.
+
+This module does not import torch, so that recipes are read without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mm_piece.errors import SelectionError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mm_piece.importance.moments import Moments
+
+GRADIENT_SUMS = frozenset({"mean", "square"})
+OUTPUT_SUMS = frozenset({"output"})
+
 
 @dataclass(frozen=True)
-class Moments:
-    """What a scoring rule may see of a run of flat entries: fp32 tensors of equal length."""
+class Rule:
+    """A scoring rule, and what it needs to be given.
 
-    mean: Tensor  # mean over examples of the gradient
-    square: Tensor  # mean over examples of the squared gradient: the diagonal empirical Fisher
-    weight: Tensor  # the entries themselves, for rules that look at them (`weighs`)
-    xi: float
-    generator: torch.Generator
-    count: int = 1  # how many gradients were averaged: examples, or batches
-    output: Tensor = torch.zeros(1)  # mean over examples of what the entry's row gives out
-    retention: Tensor = torch.zeros(1)  # stake of what the model is to keep, relative to its mean
+    Raises ValueError for needs that cannot be provided together.
+    """
 
+    # From `Moments` of n entries to n scores; higher ones are selected.
+    function: Callable[[Moments], Tensor]
+    # What is summed over the examples: "mean" and "square" of gradients cost four bytes an entry
+    # each, "output" costs four bytes an output row. A rule that needs nothing reads no data.
+    needs: tuple[str, ...] = ("mean", "square")
+    # Every example's gradient counts by itself; else a batch's gradient counts as one.
+    per_example: bool = True
+    # Scores are squares of gradients: automatic density weighs their roots.
+    squared: bool = False
+    # The rule looks at the weights themselves.
+    reads_weights: bool = False
+    # The rule looks at retention importance, which takes two more estimates a task.
+    uses_retention: bool = False
+    # Settings of a recipe's `select` where the recipe says nothing: what the rule's paper has.
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
-Rule = Callable[[Moments], Tensor]
+    def __post_init__(self) -> None:
+        """Raise ValueError for needs that are unknown or cannot be provided together."""
+        needs = set(self.needs)
+        if not (needs <= GRADIENT_SUMS or needs == OUTPUT_SUMS):
+            raise ValueError(
+                f"needs {sorted(needs)}; allowed: mean and square of gradients, or output alone"
+            )
+
+        if not self.per_example and not needs & GRADIENT_SUMS:
+            raise ValueError("per_example is about gradients, and the rule needs none")
+
+    @property
+    def is_data_free(self) -> bool:
+        """Whether the rule needs no example."""
+        return not self.needs
+
+    @property
+    def needs_outputs(self) -> bool:
+        """Whether the rule needs outputs of linear layers, and so scores their weights alone."""
+        return "output" in self.needs
 
 
 def piece_f(moments: Moments) -> Tensor:
-    """PIECE-F: the diagonal Fisher, E_n[g_n ** 2]."""
+    """Return PIECE-F's scores (arXiv 2511.15375): the diagonal Fisher, E_n[g_n ** 2]."""
     return moments.square
 
 
 def piece_s(moments: Moments) -> Tensor:
-    """PIECE-S: |E_n[g_n]| / sqrt(F + xi), a first-order signal normalised by curvature."""
+    """Return PIECE-S's scores (arXiv 2511.15375): |E_n[g_n]| / sqrt(F + xi).
+
+    They are a first-order signal, normalised by curvature.
+    """
     return moments.mean.abs() / (moments.square + moments.xi).sqrt()
 
 
 def piece_r(moments: Moments) -> Tensor:
-    """PIECE-R: what an entry moves of the task over what is at stake, sqrt(F) / (K + xi).
+    """Return PIECE-R's scores, √F / (K + xi): an entry's gain on the task over its importance K.
 
-    An adaptive optimizer moves every entry about as far, by d: that gains |g| d on the task, here
-    with sqrt(F) for |g|, and risks K d ** 2 of what the model is to keep.
+    An adaptive optimizer moves every entry about as far, by d. That gains |g| d on the task, here
+    with √F for |g|, and costs K d ** 2 of what the model should retain.
     """
     return moments.square.sqrt() / (moments.retention + moments.xi)
 
 
 def piece_f_official(moments: Moments) -> Tensor:
-    """The public code's Fisher: the sum of the squares of micro-batch gradients."""
+    """Return the public code's Fisher: the sum of the squares of micro-batch gradients."""
     return moments.square * moments.count
 
 
 def piece_s_official(moments: Moments) -> Tensor:
-    """The public code's PIECE-S on sums over micro-batches: |sum g| / sqrt(sum g ** 2 + 1)."""
-    return (moments.mean * moments.count).abs() / (moments.square * moments.count + 1).sqrt()
+    """Return the public code's PIECE-S, on sums over micro-batches: |Σ g| / sqrt(Σ g ** 2 + 1)."""
+    signal = (moments.mean * moments.count).abs()
+    curvature = moments.square * moments.count + 1
+    return signal / curvature.sqrt()
 
 
 def gradient(moments: Moments) -> Tensor:
-    """Gradient magnitude: |E_n[g_n]|, what SIFT (arXiv 2312.11875) selects by."""
+    """Return gradient magnitudes, |E_n[g_n]|, by which SIFT (arXiv 2312.11875) selects."""
     return moments.mean.abs()
 
 
 def snip(moments: Moments) -> Tensor:
-    """SNIP (arXiv 1810.02340): |E_n[g_n] w|, what the loss would change by without the entry."""
+    """Return SNIP's scores (arXiv 1810.02340): |E_n[g_n] w|.
+
+    To first order, the loss changes by as much where the entry is set to zero.
+    """
     return (moments.mean * moments.weight).abs()
 
 
 def migu(moments: Moments) -> Tensor:
-    """MIGU: the sum over tokens of the absolute output of the entry's row."""
+    """Return MIGU's scores: the mean absolute output of the entry's output row."""
     return moments.output
 
 
 def magnitude(moments: Moments) -> Tensor:
-    """The entry's absolute value; needs no data."""
+    """Return the entries' absolute values."""
     return moments.weight.abs()
 
 
 def random(moments: Moments) -> Tensor:
-    """Uniform numbers from the seed: the control of equal density."""
-    return torch.rand(moments.weight.shape, generator=moments.generator)
+    """Return uniform numbers from the seed: the baseline of equal density."""
+    return moments.weight.clone().uniform_(generator=moments.generator)
 
 
-def resolve_method(method: str) -> Rule:
-    """The scoring rule of a method's name or dotted path; SelectionError names the known ones."""
-    if method in METHODS:
-        return METHODS[method]
-    module, _, function = str(method).rpartition(".")
+def rule_of(method: str) -> Rule:
+    """Return the rule of a method's name, or of a dotted path to a `Rule` or a function.
+
+    A plain function gets both sums of gradients and the weights. Raises SelectionError for a method
+    that is unknown, and for a rule with defaults of its own that is not in the table: a recipe is
+    read without importing what it names.
+    """
+    if method in RULES:
+        return RULES[method]
+
+    module, _, name = str(method).rpartition(".")
     try:
-        rule = getattr(import_module(module), function)
-    except Exception as error:  # a module of the user's may fail in any way
-        known = f"allowed: {', '.join(METHODS)}, or a dotted path to a rule"
-        raise SelectionError(
-            f"unknown method {method!r} ({_format_error(error)}); {known}"
-        ) from error
-    mean, square, weight = torch.zeros(3, 7)
-    apply_rule(method, rule, Moments(mean, square, weight, 1.0, torch.Generator()))
-    return rule
+        found = getattr(import_module(module), name)
+    except Exception as error:  # a user's module may fail in any way
+        known = f"allowed: {', '.join(RULES)}, or a dotted path to a rule"
+        raise SelectionError(f"unknown method {method!r} ({_describe(error)}); {known}") from error
 
-
-def apply_rule(method: str, rule: Rule, moments: Moments) -> Tensor:
-    """What a rule gives, fp32; SelectionError unless it is one number for each entry."""
-    try:
-        scores = rule(moments)
-    except Exception as error:
+    if not isinstance(found, Rule):
+        return Rule(found, reads_weights=True)
+    if found.defaults:
         raise SelectionError(
-            f"method {method!r} fails: {_format_error(error)}; "
-            "a dotted path to a rule names a function from Moments to scores"
-        ) from error
-    wanted = moments.weight.shape
-    if not isinstance(scores, Tensor) or scores.shape != wanted or scores.is_complex():
-        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise SelectionError(
-            f"method {method!r} gives {shape}, not scores of shape {tuple(wanted)}"
+            f"method {method!r}: defaults of a rule outside of the table are not read; "
+            f"write {', '.join(found.defaults)} into the recipe, under select"
         )
-    return scores.detach().float()
+    return found
 
 
-def _format_error(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def moments_of(method: str) -> tuple[str, ...]:
-    """Which sums a method needs: of gradients each costs four bytes an entry, outputs a row.
+# Whole output rows, each weight for itself, 30 %: as FGGM and MIGU select.
+_OUTPUT_ROWS = {"unit": "row", "scope": "tensor", "density": 0.3}
 
-    A rule of the user's gets both of gradients.
-    """
-    return REQUIRED_SUMS.get(method, ("mean", "square"))
-
-
-def needs_weights(method: str) -> bool:
-    """Whether a rule looks at the weights themselves, as a rule of the user's may."""
-    return method in ("magnitude", "snip") or method not in METHODS
-
-
-METHODS: dict[str, Rule] = {
-    "piece-f": piece_f,
-    "piece-s": piece_s,
-    "piece-r": piece_r,
-    "piece-f-official": piece_f_official,
-    "piece-s-official": piece_s_official,
-    "gradient": gradient,
-    "snip": snip,
-    "fggm": piece_f,  # summed over rows by the selection
-    "migu": migu,
-    "magnitude": magnitude,
-    "random": random,
+RULES: dict[str, Rule] = {
+    "piece-f": Rule(piece_f, needs=("square",), squared=True),
+    "piece-s": Rule(piece_s),
+    "piece-r": Rule(piece_r, needs=("square",), uses_retention=True, defaults={"xi": 0.1}),
+    "piece-f-official": Rule(piece_f_official, needs=("square",), per_example=False, squared=True),
+    "piece-s-official": Rule(piece_s_official, per_example=False),
+    "gradient": Rule(gradient, needs=("mean",)),
+    "snip": Rule(snip, needs=("mean",), reads_weights=True),
+    # FGGM is the Fisher, summed over output rows by the selection.
+    "fggm": Rule(piece_f, needs=("square",), squared=True, defaults=_OUTPUT_ROWS),
+    "migu": Rule(migu, needs=("output",), defaults=_OUTPUT_ROWS),
+    "magnitude": Rule(magnitude, needs=(), reads_weights=True),
+    "random": Rule(random, needs=()),
 }
-
-REQUIRED_SUMS: dict[str, tuple[str, ...]] = {
-    "piece-f": ("square",),
-    "piece-r": ("square",),
-    "piece-f-official": ("square",),
-    "gradient": ("mean",),
-    "snip": ("mean",),
-    "fggm": ("square",),
-    "migu": ("output",),
-    "magnitude": (),
-    "random": (),
-}
-
-# Scores that are squares of gradients.
-SQUARED_METHODS = ("piece-f", "piece-f-official", "fggm")
-
-# The rules that look at what the model is to keep.
-RETENTION_METHODS = ("piece-r",)
-
-# The rules that see the gradient of a batch as one; for all others every example counts by itself.
-BATCH_METHODS = ("piece-f-official", "piece-s-official")
-
-# The rules that look at what linear layers give out, and at nothing else.
-OUTPUT_METHODS = ("migu",)
-
-# The rules that look at the weights alone: no example is run for them.
-DATA_FREE_METHODS = tuple(method for method, needed in REQUIRED_SUMS.items() if not needed)

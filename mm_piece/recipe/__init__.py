@@ -3,11 +3,10 @@
 from mm_piece.recipe.base_options import require_options
 from mm_piece.recipe.reading import load_recipe, parse_recipe
 from mm_piece.recipe.schema import GeneralTask, MetricName, Recipe, Task
-from mm_piece.recipe.select import METHODS, SelectionSettings
+from mm_piece.recipe.select import SelectionSettings
 from mm_piece.sizes import parse_bytes
 
 __all__ = [
-    "METHODS",
     "GeneralTask",
     "MetricName",
     "Recipe",

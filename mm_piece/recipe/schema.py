@@ -1,15 +1,19 @@
 """What one YAML recipe may say: strict, frozen, every default spelled out in the store."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from mm_piece.metrics.answers import ANSWER_METRICS
 from mm_piece.recipe.base_options import require_options
 from mm_piece.recipe.select import Density, SelectionSettings, StrictModel, require_density
 from mm_piece.sizes import parse_bytes
 
-MetricName = Literal["exact", "vqa", "choice", "rouge-l", "bleu", "edit", "cider"]
+if TYPE_CHECKING:
+    MetricName = str
+else:
+    MetricName = Literal[tuple(ANSWER_METRICS)]
 ColumnName = Literal["prompt", "answer", "answers", "image", "images", "messages", "conversations"]
 
 

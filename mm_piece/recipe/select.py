@@ -6,20 +6,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mm_piece.families import GROUPS, Group
+from mm_piece.importance.rules import RULES
 from mm_piece.sizes import parse_bytes
 
-METHODS = (
-    *("piece-f", "piece-s", "piece-r", "piece-f-official", "piece-s-official"),
-    *("gradient", "snip", "fggm", "migu", "magnitude", "random"),
-)
-_ROW_DEFAULTS = {"unit": "row", "scope": "tensor", "density": 0.3}
-# What a method's paper has where the recipe says nothing.
-_METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
-    "fggm": _ROW_DEFAULTS,
-    "migu": _ROW_DEFAULTS,
-    "piece-r": {"xi": 0.1},
-}
-_WITHOUT_SCORES = ("magnitude", "random")
 Density = float | str | dict[str, float]
 
 
@@ -55,15 +44,16 @@ class SelectionSettings(StrictModel):
     def _apply_method_defaults(cls, content: Any) -> Any:
         if not isinstance(content, dict):
             return content
-        return {**_METHOD_DEFAULTS.get(str(content.get("method")), {}), **content}
+        rule = RULES.get(str(content.get("method")))
+        return {**(rule.defaults if rule else {}), **content}
 
     @field_validator("method")
     @classmethod
     def _known_method(cls, method: str) -> str:
-        if method in METHODS or "." in method:
+        if method in RULES or "." in method:
             return method
         raise ValueError(
-            f"unknown method {method!r}; allowed: {', '.join(METHODS)}, or a dotted path"
+            f"unknown method {method!r}; allowed: {', '.join(RULES)}, or a dotted path"
         )
 
     @field_validator("density", mode="before")
@@ -86,7 +76,8 @@ class SelectionSettings(StrictModel):
 
     @model_validator(mode="after")
     def _require_consistent(self) -> "SelectionSettings":
-        if self.density == "auto" and self.method in _WITHOUT_SCORES:
+        rule = RULES.get(self.method)
+        if self.density == "auto" and rule is not None and rule.is_data_free:
             raise ValueError(f"density: auto weighs scores of data, and {self.method} has none")
         if isinstance(self.ceiling, float) and self.density != "auto":
             raise ValueError("ceiling: a number bounds density: auto; else map groups to shares")

@@ -1,4 +1,4 @@
-"""Masks kept on disk, each under what it depends on: model, data, settings, seeds, version."""
+"""Masks on disk, each under what it depends on: model, data, settings, seeds, version."""
 
 import hashlib
 import json
@@ -10,32 +10,33 @@ from typing import Any
 
 from mm_piece.errors import SelectionError
 from mm_piece.files import sealed
-from mm_piece.importance import BATCH_METHODS, METHODS
+from mm_piece.importance.rules import RULES, rule_of
 from mm_piece.recipe import SelectionSettings
 from mm_piece.selection import Mask
 
-_IRRELEVANT_SETTINGS = {
-    "memory",
-    "accumulators",
-    "cache",
-    "samples",
-}  # `samples` may exceed what there is
+# Settings of `select` that change no mask; `samples` may exceed what there is, so it is counted.
+_IRRELEVANT_SETTINGS = {"memory", "accumulators", "cache", "samples"}
 
 
 def locate_mask_file(select: SelectionSettings, folder: Path, facts: Mapping[str, Any]) -> Path:
-    """The file of a mask: in `folder`, or where the recipe says.
+    """Return the file of a mask: in the folder of the recipe's cache, or in `folder`.
 
-    `facts` are what it depends on beside the recipe's settings. A method of the user's may change
-    under its name, and so its masks are kept for one run alone. Raises SelectionError if the folder
-    cannot be made.
+    Its name is a digest of all that the mask depends on: the settings, `facts` and the version. A
+    user's own rule may change under its name, so its masks stay in the run's `folder`. Raises
+    SelectionError if the cache folder cannot be written.
     """
-    directory = Path(select.cache) if select.cache and select.method in METHODS else folder
     require_writable_folder(select)
+    shares_masks = select.cache is not None and select.method in RULES
+    directory = Path(str(select.cache)) if shares_masks else folder
     directory.mkdir(parents=True, exist_ok=True)
-    ignored = _IRRELEVANT_SETTINGS | (set() if select.method in BATCH_METHODS else {"batch_size"})
+
+    ignored = set(_IRRELEVANT_SETTINGS)
+    if rule_of(select.method).per_example:
+        ignored.add("batch_size")
     settings = select.model_dump(mode="json", exclude=ignored)
     key_text = json.dumps([settings, facts, version("mm-piece")], sort_keys=True)
-    return directory / f"mask-{hashlib.sha256(key_text.encode()).hexdigest()[:32]}.safetensors"
+    digest = hashlib.sha256(key_text.encode()).hexdigest()[:32]
+    return directory / f"mask-{digest}.safetensors"
 
 
 def require_writable_folder(select: SelectionSettings) -> None:
@@ -53,11 +54,11 @@ def require_writable_folder(select: SelectionSettings) -> None:
 
 
 def write_mask(file: Path, mask: Mask, stability: Mapping[str, float]) -> None:
-    """Keep a mask and how stable it is; whole or not at all."""
+    """Write a mask and its stability, whole or not at all."""
     sealed.write_checksummed(file, mask, {"stability": dict(stability)})
 
 
 def read_mask(file: Path) -> tuple[Mask, dict[str, float]] | None:
-    """The mask and its stability as an earlier run left them; None if none did, or not whole."""
+    """Return the mask and its stability as a run wrote them; None unless they are whole."""
     cached = sealed.read_checksummed(file)
     return None if cached is None else (cached[0], cached[1]["stability"])

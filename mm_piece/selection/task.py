@@ -18,13 +18,21 @@ from mm_piece.families import group_of, weights
 from mm_piece.importance import FoldSums, Moments
 from mm_piece.importance.factored import RetentionImportance
 from mm_piece.importance.rows import width_of
+from mm_piece.importance.rules import GRADIENT_SUMS, rule_of
 from mm_piece.recipe import Recipe, SelectionSettings, parse_bytes
-from mm_piece.selection import Budgets, Mask, build_topk_groups, cache, count_units, select_stream
+from mm_piece.selection import (
+    Budgets,
+    Mask,
+    build_topk_groups,
+    cache,
+    count_units,
+    select_stream,
+)
 from mm_piece.selection.stability import build_sampled_groups, estimate_overlaps
 
 Shapes = dict[str, tuple[int, ...]]
 
-_FOLD_MEMORY_DIVISOR = 8  # the part of the budget that sums of parts of the examples may take
+_FOLD_MEMORY_DIVISOR = 8  # the share of the budget that sums of parts of the examples may take
 
 
 @dataclass(frozen=True)
@@ -33,25 +41,25 @@ class TaskSelection:
 
     mask: Mask
     sizes: dict[str, int]  # entries per weight that could be selected
-    samples: int
+    samples: int  # examples that were scored
     stability: dict[str, float]  # examples -> overlap of the masks of two sets of so many
 
     @property
     def num_selected(self) -> int:
-        """How many entries are selected."""
+        """Number of selected entries."""
         return sum(len(index) for index in self.mask.values())
 
     def __str__(self) -> str:
-        """How much was selected and how sure that is, in one line."""
+        """Return in one line how much was selected, and how sure that is."""
         total = sum(self.sizes.values())
-        text = (
-            f"selected {self.num_selected:,} of {total:,} entries ({self.num_selected / total:.3g})"
-        )
+        density = self.num_selected / total
+        text = f"selected {self.num_selected:,} of {total:,} entries ({density:.3g})"
         if not self.stability:
             return text
+
         *fewer, (examples, overlap) = self.stability.items()
-        beside = ", ".join(f"{count}: {share:.0%}" for count, share in reversed(fewer))
         text += f"; masks of two sets of {examples} examples share {overlap:.0%}"
+        beside = ", ".join(f"{count}: {share:.0%}" for count, share in reversed(fewer))
         return f"{text} ({beside})" if beside else text
 
 
@@ -66,46 +74,48 @@ def select_for_task(
     cache_key: Mapping[str, str],
     make_retention: Callable[[], RetentionImportance] = lambda: RetentionImportance([]),
 ) -> TaskSelection:
-    """The selection for a task's examples, from an earlier run where one had the same to do.
+    """Return the selection for a task's examples, read from the cache where an equal one is.
 
-    It is kept in `folder`, or where the recipe says. `pad` is the padding token; `seeds`: of the
-    run, which draws the examples, and of the task; `standing` tells apart the models and the data;
-    `keep` finds what the model is to keep, if the method asks.
+    folder           where the mask is cached, unless the recipe names a folder
+    seeds            of the run, which samples the examples, and of the task
+    cache_key        identifies the model and the data
+    make_retention   estimates retention importance; called if the method uses it
     """
+    rule = rule_of(select.method)
     sample = encoded.sample(select.samples, seeds[0])
-    per_example = select.method not in importance.BATCH_METHODS
-    batches = LengthGroupedBatches(sample, select.batch_size, pad_token_id, per_example)
+    batches = LengthGroupedBatches(sample, select.batch_size, pad_token_id, rule.per_example)
+
     names = importance.find_scorable_names(model, batches, select.method, select.exclude)
     named = weights(model)
     shapes = {name: tuple(shape_of(named[name])) for name in names}
+    sizes = {name: prod(shape) for name, shape in shapes.items()}
+
     facts = {**cache_key, "seeds": seeds, "samples": len(sample)}
     file = cache.locate_mask_file(select, folder, facts)
     cached = distributed.broadcast(cache.read_mask(file))
-    if cached is None:
-        retention = (
-            make_retention()
-            if select.method in importance.RETENTION_METHODS
-            else RetentionImportance([])
-        )
+    if cached is not None:
+        mask, stability = cached
+    else:
+        retention = make_retention() if rule.uses_retention else RetentionImportance([])
         estimator = _MaskEstimator(model, batches, select, shapes, seeds[1], retention)
-        cached = estimator.select_mask(), estimator.estimate_stability()
+        mask = estimator.select_mask()
+        stability = estimator.estimate_stability(mask)
         if distributed.is_main():
-            cache.write_mask(file, *cached)
-    mask, stability = cached
-    in_order = {name: mask[name] for name in names if name in mask}  # safetensors sorts by name
-    sizes = {name: prod(shape) for name, shape in shapes.items()}
-    return TaskSelection(in_order, sizes, len(sample), stability)
+            cache.write_mask(file, mask, stability)
+
+    in_model_order = {name: mask[name] for name in names if name in mask}  # files sort by name
+    return TaskSelection(in_model_order, sizes, len(sample), stability)
 
 
 def budgets_of(select: SelectionSettings) -> Budgets:
-    """The budgets that a recipe asks for."""
+    """Return the budgets that a recipe asks for."""
     return Budgets(
         select.density,
         scope=select.scope,
         unit=select.unit,
         floor=select.floor,
         ceiling=select.ceiling,
-        squares=select.method in importance.SQUARED_METHODS,
+        squares=rule_of(select.method).squared,
     )
 
 
@@ -119,11 +129,12 @@ def require_selectable(recipe: Recipe, shapes: Mapping[str, Sequence[int]]) -> N
 def find_selectable_names(
     select: SelectionSettings, shapes: Mapping[str, Sequence[int]]
 ) -> set[str]:
-    """Names of the weights that a selection may choose entries of; SelectionError for none."""
+    """Return the names of the weights that a selection may choose from; SelectionError for none."""
     eligible = {n: s for n, s in shapes.items() if group_of(n) not in select.exclude}
     budgets = budgets_of(select)
-    found = build_topk_groups(count_units(eligible, budgets)[0], budgets)
-    return {name for group in found for name in group.names}
+    num_units, _ = count_units(eligible, budgets)
+    groups = build_topk_groups(num_units, budgets)
+    return {name for group in groups for name in group.names}
 
 
 class _MaskEstimator:
@@ -138,18 +149,23 @@ class _MaskEstimator:
         seed: int,
         retention: RetentionImportance,
     ) -> None:
-        self.model, self.batches, self.select, self.retention = model, batches, select, retention
-        self.shapes, self.seed, self.memory = shapes, seed, parse_bytes(select.memory)
+        self.model = model
+        self.batches = batches
+        self.select = select
+        self.retention = retention
+        self.shapes = shapes
+        self.seed = seed
+        self.memory = parse_bytes(select.memory)
+
+        self.rule = importance.resolve_rule(select.method)
         self.budgets = _drop_absent_groups(budgets_of(select), shapes)
         self.sizes, self.widths = count_units(shapes, self.budgets)
-        self.moment_kinds = importance.moments_of(select.method)
-        self.folds = self._make_folds() if {"mean", "square"} & set(self.moment_kinds) else None
+        self.folds = self._make_folds() if GRADIENT_SUMS & {*self.rule.needs} else None
 
     def select_mask(self) -> Mask:
-        """The mask, in as many passes over the batches as the memory asks for."""
-        sharded = (
-            distributed.world_size() > 1 and self.select.method not in importance.DATA_FREE_METHODS
-        )
+        """Return the mask, in as many passes over the batches as the memory asks for."""
+        # What needs no data is scored alike by every process, with nothing to divide.
+        sharded = distributed.world_size() > 1 and not self.rule.is_data_free
         pieces = importance.stream_scores(
             self.model,
             self.batches,
@@ -163,72 +179,75 @@ class _MaskEstimator:
             retention=self.retention.scores_at,
             progress=_show_batch_progress,
         )
-        self.selected_mask = select_stream(pieces, self.shapes, self.budgets, sharded)
-        return self.selected_mask
+        return select_stream(pieces, self.shapes, self.budgets, sharded)
 
-    def estimate_stability(self) -> dict[str, float]:
-        """Overlaps by number of examples, once there is a mask; empty where no data are scored."""
+    def estimate_stability(self, mask: Mask) -> dict[str, float]:
+        """Return the overlap of two masks by number of examples; nothing where no data are scored.
+
+        `mask` is what `select_mask` returned, whose passes filled the folds.
+        """
         if self.folds is None:
             return {}
+
         self.folds.all_reduce_sums()
-        units = {
-            name: len(index) // self.widths[name] for name, index in self.selected_mask.items()
-        }
-        groups = build_sampled_groups(
-            self.folds, build_topk_groups(self.sizes, self.budgets), self.sizes, units
-        )
-        found = estimate_overlaps(self.folds, self._make_score_function(), groups, self.seed)
+        num_chosen = {name: len(index) // self.widths[name] for name, index in mask.items()}
+        groups = build_topk_groups(self.sizes, self.budgets)
+        sampled = build_sampled_groups(self.folds, groups, self.sizes, num_chosen)
+        found = estimate_overlaps(self.folds, self._make_score_function(), sampled, self.seed)
         return {str(count): round(share, 4) for count, share in found.items()}
 
     def _assign_entry_ranges(self) -> dict[str, EntryRange]:
-        """What this process scores of every weight: rows where rows are chosen, or have scores."""
-        rows = self.budgets.unit == "row" or self.select.method in importance.OUTPUT_METHODS
-        widths = {name: width_of(shape) if rows else 1 for name, shape in self.shapes.items()}
+        """Return what this process scores of every weight.
+
+        Output rows stay whole where rows are chosen, and where a row's entries share one score.
+        """
+        by_row = self.budgets.unit == "row" or self.rule.needs_outputs
         return {
-            n: distributed.assign_entry_range(prod(shape), widths[n])
-            for n, shape in self.shapes.items()
+            name: distributed.assign_entry_range(prod(shape), width_of(shape) if by_row else 1)
+            for name, shape in self.shapes.items()
         }
 
     def _make_folds(self) -> FoldSums:
         return FoldSums(
             self.sizes,
             self.widths,
-            self.moment_kinds,
+            self.rule.needs,
             windows=self.batches.windows,
             max_bytes=self.memory // _FOLD_MEMORY_DIVISOR,
             seed=self.seed,
         )
 
     def _make_score_function(self) -> Callable[[Mapping[str, Tensor], int], Tensor]:
-        """The method's rule at the sampled entries."""
+        """Return a function that applies the rule to means at the sampled entries."""
         assert self.folds is not None
-        rule, named = importance.resolve_method(self.select.method), weights(self.model)
+        sampled = self.folds.entries.items()
+        size = sum(len(index) for _, index in sampled)
+
+        retention = torch.cat([self.retention.scores_at(name, index) for name, index in sampled])
+        weight = torch.zeros(size)
+        if self.rule.reads_weights:
+            named = weights(self.model)
+            entries = [gather_entries(named[name], index) for name, index in sampled]
+            weight = torch.cat([values.float().cpu() for values in entries])
         generator = torch.Generator().manual_seed(self.seed)
-        xi, method = self.select.xi, self.select.method
-        size = sum(map(len, self.folds.entries.values()))
-        weight, sampled_entries = torch.zeros(size), self.folds.entries.items()
-        retention_scores = torch.cat(
-            [self.retention.scores_at(name, index) for name, index in sampled_entries]
-        )
-        if importance.needs_weights(method):
-            weight = torch.cat(
-                [
-                    gather_entries(named[name], index).float().cpu()
-                    for name, index in sampled_entries
-                ]
-            )
 
         def score_entries(means: Mapping[str, Tensor], count: int) -> Tensor:
             known = {"mean": torch.zeros(size), "square": torch.zeros(size), **means}
-            facts = {"weight": weight.clone(), "retention": retention_scores, "count": count}
-            seen = Moments(**known, **facts, xi=xi, generator=generator)
-            return importance.apply_rule(method, rule, seen)
+            moments = Moments(
+                **known,
+                weight=weight.clone(),  # a rule may compute in place
+                retention=retention,
+                count=count,
+                xi=self.select.xi,
+                generator=generator,
+            )
+            return importance.apply_rule(self.select.method, self.rule, moments)
 
         return score_entries
 
 
 def _drop_absent_groups(budgets: Budgets, shapes: Shapes) -> Budgets:
-    """The shares less those that no example reaches: a task of texts trains no tower."""
+    """Return budgets without the groups that receive no gradient: texts train no vision tower."""
     groups = {group_of(name) for name in shapes}
     for bound in ("floor", "ceiling"):
         shares = getattr(budgets, bound)

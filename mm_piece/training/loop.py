@@ -81,7 +81,7 @@ def _train_recipe(recipe: Recipe, stop: GracefulStop) -> DeltaStore:
     data, zero = _read_splits(recipe), recipe_zero_config(recipe)
     zero.require_launcher()
     arguments(recipe.train, Path(recipe.store) / "work", recipe.seed)
-    importance.resolve_method(recipe.select.method)
+    importance.resolve_rule(recipe.select.method)
     for task in (*recipe.tasks, *recipe.general):
         ANSWER_METRICS[task.metric]([], [])  # its library is there
     store = open_or_create_store(recipe, *data, zero)
@@ -192,7 +192,7 @@ def make_penalty_strengths(
 
 def needs_retention(recipe: Recipe, task: Task) -> bool:
     """Whether a later task will ask what this one is to be kept by."""
-    return recipe.penalty > 0 or recipe.select_of(task).method in importance.RETENTION_METHODS
+    return recipe.penalty > 0 or importance.rule_of(recipe.select_of(task).method).uses_retention
 
 
 def fill_missing_retention(run: TrainingRun, model: nn.Module, processor: Any) -> None:

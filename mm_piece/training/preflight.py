@@ -119,7 +119,7 @@ def check(
         recipe = load_recipe(recipe, overrides)
     zero_config(recipe.train, "float32")
     arguments(without_deepspeed(recipe.train), Path(recipe.store) / "work", recipe.seed)
-    importance.resolve_method(recipe.select.method)
+    importance.resolve_rule(recipe.select.method)
     for task in (*recipe.tasks, *recipe.general):
         ANSWER_METRICS[task.metric]([], [])  # its library is there
     files = pick_reading_options(recipe.model)

@@ -21,11 +21,11 @@ SHARED = ("plaintext", "errors", "sizes", "dtypes", "families", "modules")
 ALLOWED = {
     "files": set(),
     "distributed": set(),
-    "recipe": set(),
     "metrics": set(),
+    "importance": {"distributed"},
+    "recipe": {"importance", "metrics"},
     "data": {"files", "metrics"},
     "deltas": {"distributed", "files"},
-    "importance": {"distributed"},
     "sparse": {"deltas", "distributed"},
     "models": {"data", "deltas", "distributed", "files", "recipe"},
     "selection": {"data", "distributed", "files", "importance", "recipe"},

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from mm_piece import importance, recipe
+from mm_piece import recipe
 from mm_piece.errors import RecipeError
 from mm_piece.metrics.answers import ANSWER_METRICS as SCORING
 from mm_piece.recipe import load_recipe, parse_bytes, parse_recipe
@@ -101,5 +101,4 @@ def test_sizes():
 
 
 def test_names_in_the_recipe_are_those_of_the_registries():
-    assert tuple(importance.METHODS) == recipe.METHODS
     assert tuple(SCORING) == get_args(recipe.MetricName)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mm_piece.data import EncodedDataset
-from mm_piece.importance import FoldSums, estimate, estimation, moments_of, stream_scores
+from mm_piece.importance import FoldSums, estimate, estimation, rule_of, stream_scores
 from mm_piece.importance.accumulators import GradientSums
 from mm_piece.recipe import SelectionSettings
 from mm_piece.selection import Budgets, build_topk_groups, count_units, select, select_stream
@@ -200,7 +200,7 @@ def test_what_parts_take_is_left_of_the_budget(model, monkeypatch, method):
     folds = FoldSums(
         {"layer.weight": N * N},
         {"layer.weight": 1},
-        moments_of(method),
+        rule_of(method).needs,
         windows=[0, 1],
         max_bytes=500,
         seed=0,

@@ -10,7 +10,7 @@ from mm_piece import importance
 from mm_piece.data import EncodedDataset, LengthGroupedBatches, read
 from mm_piece.errors import RecipeError, SelectionError, StoreError
 from mm_piece.families import group_of
-from mm_piece.importance import estimate
+from mm_piece.importance import RULES, Rule, estimate
 from mm_piece.models.base import load_base
 from mm_piece.recipe import SelectionSettings
 from mm_piece.selection import select
@@ -160,6 +160,63 @@ def test_masks_of_other_seeds_data_and_positions_are_others(recipe, tmp_path, es
     assert len(estimates) == 4
     mm_piece.train(recipe("five", times=2, **kept))  # the first one's is there
     assert len(estimates) == 5
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def product(moments):
+    return (moments.mean * moments.weight).abs()
+
+
+def test_a_rule_is_added_in_one_place(recipe, tmp_path, estimates, monkeypatch):
+    """One entry of the table, and recipes know its name and defaults, train by it and cache it."""
+    mine = Rule(product, needs=("mean",), reads_weights=True, defaults={"density": 0.05})
+    monkeypatch.setitem(RULES, "mine", mine)
+    cache = str(tmp_path / "masks")
+
+    store = mm_piece.train(recipe("one", method="mine", cache=cache))
+    info = store.delta(1).info
+    assert (info["method"], info["density"]) == ("mine", 0.05)
+    assert info["k"] == int(0.05 * info["patchable"])
+    again = mm_piece.train(recipe("two", method="mine", cache=cache))
+    assert again.entries[0].sha256 == store.entries[0].sha256
+    assert len(estimates) == 1
+
+    snip = mm_piece.train(recipe("three", method="snip", density=0.05, cache=cache))
+    assert same(mask_of(snip), mask_of(store))
+    model, _ = mm_piece.load(store=store)
+    assert mm_piece.position(model) == 1
+    with pytest.raises(RecipeError, match="unknown method 'min'; allowed: .*random, mine, or"):
+        mm_piece.train(recipe("four", method="min"))
+
+
+OWN = Rule(product, needs=("mean",), reads_weights=True)
+WITH_DEFAULTS = Rule(product, defaults={"xi": 0.5, "density": 0.2})
+
+
+def test_a_rule_of_one_s_own_is_of_the_same_type(recipe):
+    """A dotted path names a `Rule`, or a function that gets all there is."""
+    stores = [
+        mm_piece.train(recipe(name, method=method, density=0.05))
+        for name, method in (
+            ("table", "snip"),
+            ("rule", f"{__name__}.OWN"),
+            ("function", f"{__name__}.product"),
+        )
+    ]
+    assert all(same(mask_of(store), mask_of(stores[0])) for store in stores)
+    with pytest.raises(SelectionError, match="defaults .* write xi, density into the recipe"):
+        mm_piece.train(recipe("defaults", method=f"{__name__}.WITH_DEFAULTS"))
+
+
+@pytest.mark.parametrize("given", [{"needs": ("mean", "output")}, {"needs": ("hessian",)}])
+def test_a_rule_s_needs_can_be_provided(given):
+    with pytest.raises(ValueError, match="allowed: mean and square of gradients, or output alone"):
+        Rule(product, **given)
+    with pytest.raises(ValueError, match="per_example"):
+        Rule(product, needs=(), per_example=False)
 
 
 def cut(data):
