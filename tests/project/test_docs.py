@@ -78,3 +78,19 @@ def test_tables_are_rebuilt_from_the_results():
     for document in tables.DOCUMENTS:
         text = (ROOT / document).read_text(encoding="utf-8")
         assert tables.fill_tables(text) == text, document
+
+
+def test_each_question_of_a_newcomer_opens_at_most_two_files():
+    """Each of them holds what the table says."""
+    text = (ROOT / "docs" / "dev" / "architecture.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "?" in line]
+    assert len(rows) == 6
+    for row in rows:
+        named = re.findall(r"`([\w/]+\.py)` \(`(\w+)`\)", row)
+        assert 1 <= len(named) <= 2, row
+        for file, symbol in named:
+            path = ROOT / file if file.startswith("tests/") else ROOT / "mm_piece" / file
+            code = path.read_text(encoding="utf-8")
+            assert re.search(rf"^\s*(def {symbol}\(|{symbol}\b.* = )", code, re.M), (file, symbol)
+    for file in re.findall(r"`(\w+/\w+\.py)`", text):
+        assert (ROOT / "mm_piece" / file).is_file(), file
