@@ -28,17 +28,19 @@ TRAINABLE_DTYPES = {
     "float16": torch.float16,
 }
 
+# By bytes of an entry.
 INTEGER_DTYPES = {
     1: torch.int8,
     2: torch.int16,
     4: torch.int32,
     8: torch.int64,
-}  # by bytes of an entry
+}
 
 
 def view_bits(tensor: Tensor) -> Tensor:
     """View a contiguous tensor as a flat row of same-size integers, sharing its memory."""
-    return tensor.detach().view(-1).view(INTEGER_DTYPES[tensor.itemsize])
+    flat = tensor.detach().view(-1)
+    return flat.view(INTEGER_DTYPES[tensor.itemsize])
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -47,9 +49,13 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Return the dtype that a base is held and trained in; raises ModelError for any other."""
+    """Return the torch dtype that a base is loaded and trained in, by name or as it is.
+
+    Raises ModelError for a name that is not in `TRAINABLE_DTYPES`.
+    """
     if isinstance(dtype, torch.dtype):
         return dtype
+
     if not isinstance(dtype, str) or dtype not in TRAINABLE_DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}; allowed: {', '.join(TRAINABLE_DTYPES)}")
     return TRAINABLE_DTYPES[dtype]

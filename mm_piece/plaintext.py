@@ -1,4 +1,4 @@
-"""Text of others as a terminal may show it: a file, a store or a model never speaks to it."""
+"""Text of others as a terminal may show it: a file, a store or a model cannot control it."""
 
 from unicodedata import category
 
@@ -12,8 +12,18 @@ def make_printable(text: str, lines: bool = False) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(char if _is_shown(char, lines) else repr(char)[1:-1] for char in text)
+
+    shown = []
+    for char in text:
+        if _is_shown(char, lines):
+            shown.append(char)
+        else:
+            shown.append(repr(char)[1:-1])  # the escape without its quotes
+    return "".join(shown)
 
 
 def _is_shown(char: str, lines: bool) -> bool:
-    return char.isprintable() or category(char) == "Zs" or (lines and char in "\n\t")
+    # "Zs": isprintable excludes all spaces but the ASCII one
+    if char.isprintable() or category(char) == "Zs":
+        return True
+    return lines and char in "\n\t"

@@ -1,13 +1,13 @@
-"""Data formats to chat messages to batches: what a task's rows become before a model sees them.
+"""From data formats to chat messages to batches: a task's rows, up to what a model takes.
 
 sources            where rows lie: arrow (arrow_features), json_csv, image_folder, scenes/
 row_formats        a row of any format as an example: fields, question_pairs, conversations
                    (turn_marks, thoughts), images
-example            one row as every format gives it
+example            one row, the same for every format
 dataset            `read`: the examples of a source
-chat_template      the base's template; prompts: what it writes before and behind each answer
+chat_template      the base's template; prompts: the text before and after each answer
 encoding           an example as tokens and labels; special_tokens, answers
-truncation         what is too long, cut to its maximum
+truncation         examples of a maximum length
 encoded_dataset    encoded examples on disk
 collation          batches
 """

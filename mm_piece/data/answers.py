@@ -1,4 +1,4 @@
-"""The answer in what a model said, and what of an example its template leaves out."""
+"""The answer in a generated text, and the texts of an example that the chat template omits."""
 
 from typing import Any
 
@@ -23,74 +23,111 @@ from mm_piece.data.thoughts import (
 
 
 def find_answer_affixes(processor: Any, thoughtful: bool = False) -> tuple[str, str]:
-    """What the template writes around an answer: between prompt and answer, after any thoughts, and
-    between answer and the token that ends it."""
-    rendered = render_conversation(THOUGHTFUL_EXAMPLE if thoughtful else SHORT_EXAMPLE, processor)
+    """Return what the template writes right before and right after an answer.
+
+    The first stands between the prompt, or any thoughts, and the answer; the second between the
+    answer and the token that ends it.
+    """
+    example = THOUGHTFUL_EXAMPLE if thoughtful else SHORT_EXAMPLE
+    rendered = render_conversation(example, processor)
     start, end = rendered.answer_span
-    before = rendered.text[rendered.prompt_end : start].rpartition(MARKER)[2]
-    after = rendered.text[end : rendered.supervised_spans[-1][1]]
-    return before, after.removesuffix(find_trailing_token(after, tokenizer_of(processor)))
+    _, stop = rendered.supervised_spans[-1]
+
+    before = rendered.text[rendered.prompt_end : start]
+    # the marker is the thoughtful example's thoughts
+    prefix = before.rpartition(MARKER)[2]
+
+    after = rendered.text[end:stop]
+    end_token = find_trailing_token(after, tokenizer_of(processor))
+    return prefix, after.removesuffix(end_token)
 
 
 def render_question(messages: list[Message], processor: Any) -> str:
-    """The text that asks for an answer to some messages, up to where the answer itself begins.
+    """Return the text that asks for an answer to some messages, up to the answer itself.
 
     Raises DataError for messages that the template refuses.
     """
     answer_prefix, _ = find_answer_affixes(processor)
-    prompt_text = render_prompt(
-        Example(0, [*messages, SHORT_EXAMPLE.messages[-1]], [], "question"), processor
+    # templates are made for whole conversations: some answer stands at the end
+    placeholder = SHORT_EXAMPLE.messages[-1]
+    example = Example(
+        row=0,
+        messages=[*messages, placeholder],
+        images=[],
+        source="question",
     )
-    return (
-        prompt_text + answer_prefix if answer_prefix.strip() else prompt_text
-    )  # a blank begins the answer's own first token
+    prompt_text = render_prompt(example, processor)
+    if not answer_prefix.strip():  # whitespace begins the answer's own first token
+        return prompt_text
+    return prompt_text + answer_prefix
 
 
 def extract_answer(generated_text: str, example: Example, processor: Any) -> str:
-    """The answer in what a model said to an example, in the form of the example's own answer.
+    """Return the answer in a generated text, in the form of the example's own answer.
 
-    What the template writes around answers is no part of them; tags of thoughts that an answer has
-    and its prompt holds already are.
+    The affixes of the template are left out; tags of thoughts are added if the example's answer has
+    some that its prompt has written already.
     """
     answer = example.messages[-1]
-    has_thought_field = not has_tagged_thoughts(answer) and bool(split_thoughts(answer)[0])
-    answer_prefix, answer_suffix = map(str.strip, find_answer_affixes(processor, has_thought_field))
-    generated_text = generated_text.rstrip().removesuffix(answer_suffix)
-    if has_tagged_thoughts(answer):
-        return find_trailing_tags(render_prompt(example, processor)) + generated_text
-    prefix_start = generated_text.find(answer_prefix) if answer_prefix else -1
-    # Anywhere after thoughts; a mere word or sign only where it must stand.
-    is_mark = CLOSE_TAG in answer_prefix or any(
-        t in answer_prefix for t in list_special_tokens(tokenizer_of(processor))
-    )
-    if prefix_start < 0 or (
-        prefix_start > 0 and generated_text[:prefix_start].strip() and not is_mark
-    ):
-        return generated_text
-    return generated_text[prefix_start + len(answer_prefix) :]
+    has_tags = has_tagged_thoughts(answer)
+    thoughts, _ = split_thoughts(answer)
+    has_thought_field = bool(thoughts) and not has_tags
+
+    affixes = find_answer_affixes(processor, has_thought_field)
+    prefix, suffix = map(str.strip, affixes)
+    text = generated_text.rstrip().removesuffix(suffix)
+    if has_tags:
+        prompt = render_prompt(example, processor)
+        return find_trailing_tags(prompt) + text
+
+    if not prefix or prefix not in text:
+        return text
+    before, _, after = text.partition(prefix)
+    # tags and special tokens mark the answer wherever they stand, after thoughts too; a mere word
+    # or sign does so at the beginning alone
+    if before.strip() and not _is_mark(prefix, processor):
+        return text
+    return after
 
 
 def find_omitted_texts(example: Example, processor: Any) -> set[str]:
-    """What of an example's texts the template leaves out: thoughts, a role's messages."""
-    written = remove_whitespace(render_conversation(example, processor).text)
-    return {
-        name
-        for message in example.messages
-        for name, text in _list_named_texts(message)
-        if remove_whitespace(text) not in written
-    }
+    """Return the names of the texts of an example that the template leaves out.
+
+    They may be the thoughts, or all messages of a role.
+    """
+    rendered = render_conversation(example, processor)
+    written = remove_whitespace(rendered.text)
+    omitted = set()
+    for message in example.messages:
+        for name, text in _list_named_texts(message):
+            if remove_whitespace(text) not in written:
+                omitted.add(name)
+    return omitted
+
+
+def _is_mark(prefix: str, processor: Any) -> bool:
+    """Return whether a prefix has a tag or a special token, which no answer has by chance."""
+    if CLOSE_TAG in prefix:
+        return True
+    tokens = list_special_tokens(tokenizer_of(processor))
+    return any(token in prefix for token in tokens)
 
 
 def _list_named_texts(message: Message) -> list[tuple[str, str]]:
-    """The texts of a message, and what each is called."""
-    if message["role"] == "assistant":
-        fields = {name: message[name] for name in THOUGHT_FIELDS if message.get(name)}
-        named = [(f"{name!r} of turns", text) for name, text in fields.items()]
-        thoughts, answer_text = split_thoughts(message)
-        return [*(named or [("thoughts in answers", thoughts)]), ("answers", answer_text)]
-    name = f"{message['role']} messages"
-    return [
-        (name, content_part["text"])
-        for content_part in message["content"]
-        if content_part["type"] == "text"
-    ]
+    """Return the texts of a message, each after its name in a message to the user."""
+    role = message["role"]
+    named = []
+    if role != "assistant":
+        for content_part in message["content"]:
+            if content_part["type"] == "text":
+                named.append((f"{role} messages", content_part["text"]))
+        return named
+
+    for field in THOUGHT_FIELDS:
+        if message.get(field):
+            named.append((f"{field!r} of turns", message[field]))
+    thoughts, answer_text = split_thoughts(message)
+    if not named:
+        named.append(("thoughts in answers", thoughts))
+    named.append(("answers", answer_text))
+    return named

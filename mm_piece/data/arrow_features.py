@@ -1,9 +1,9 @@
-"""Values of the feature types of `datasets`: what Arrow stores, and what that stands for.
+"""From what Arrow stores to the values of the feature types of `datasets`.
 
-Arrow gives JSON as its text and a class as its number, however deep they stand in lists and
-objects. Images stay as they are stored, bytes or a path, and are decoded when they are needed. A
-type that no base here takes (audio, video, documents, and whatever `datasets` adds) becomes
-`Unsupported`, so that it is named where it is read.
+Arrow stores JSON as its text and a class as its number, however deep they stand in lists and
+objects. Images stay as they are stored, bytes or a path. A type that no base here takes (audio,
+video, documents, and whatever `datasets` adds) becomes `UnsupportedValue`: the reader that meets
+it can then name it.
 """
 
 import json
@@ -16,46 +16,53 @@ from typing import Any
 class UnsupportedValue:
     """A value of a feature type that is neither text nor image."""
 
-    kind: str
+    kind: str  # name of the type
 
     def __repr__(self) -> str:
-        """As messages show it."""
+        """Return the value as messages show it."""
         return f"a value of type {self.kind}"
 
 
 def decode_value(feature: Any, stored: Any) -> Any:
-    """What a stored value of a feature stands for."""
+    """Return the value of a feature for what Arrow stores."""
     if stored is None:
         return None
 
     if isinstance(feature, Mapping):
-        subfeatures = {name: subfeature for name, subfeature in feature.items() if name in stored}
-        return {
-            **stored,
-            **{
-                name: decode_value(subfeature, stored[name])
-                for name, subfeature in subfeatures.items()
-            },
-        }
+        decoded = dict(stored)  # columns without a known feature stay as they are
+        for name, subfeature in feature.items():
+            if name in stored:
+                decoded[name] = decode_value(subfeature, stored[name])
+        return decoded
 
     kind = type(feature).__name__
     if kind in ("List", "LargeList"):
-        is_plain = type(feature.feature).__name__ in _PLAIN_TYPES  # numbers may be many
-        return stored if is_plain else [decode_value(feature.feature, item) for item in stored]
+        item_feature = feature.feature
+        if _is_plain(item_feature):  # numbers may be many
+            return stored
+        return [decode_value(item_feature, item) for item in stored]
 
-    return stored if kind in _PLAIN_TYPES else _DECODERS.get(kind, _as_unsupported)(feature, stored)
+    if _is_plain(feature):
+        return stored
+    decoder = _DECODERS.get(kind, _as_unsupported)
+    return decoder(feature, stored)
 
 
 def features_of(schema: Any) -> Any:
-    """The features of an Arrow schema, by what `datasets` wrote into it or by Arrow's own types.
+    """Return the features of an Arrow schema.
 
-    Columns of a type that `datasets` does not know, such as maps, are left out.
+    They are those that `datasets` wrote into it, else those of Arrow's own types. Columns of a type
+    that `datasets` does not know, such as maps, are left out.
     """
     import pyarrow
     from datasets import Features
 
-    fields = [field.with_nullable(True) for field in schema if _is_known_field(field)]
-    return Features.from_arrow_schema(pyarrow.schema(fields, metadata=schema.metadata))
+    fields = []
+    for field in schema:
+        if _is_known_field(field):
+            fields.append(field.with_nullable(True))
+    known_schema = pyarrow.schema(fields, metadata=schema.metadata)
+    return Features.from_arrow_schema(known_schema)
 
 
 def _is_known_field(field: Any) -> bool:
@@ -69,29 +76,48 @@ def _is_known_field(field: Any) -> bool:
     return True
 
 
+def _is_plain(feature: Any) -> bool:
+    """Return whether Arrow stores the values of a feature as what they are."""
+    return type(feature).__name__ in _PLAIN_TYPES
+
+
 def _as_class(feature: Any, stored: Any) -> str | None:
-    """The name of a class; a label of no class, such as -1, is a gap."""
-    return feature.names[stored] if stored in range(len(feature.names)) else None
+    """Return the name of a class; a label of no class, such as -1, is a gap."""
+    known_labels = range(len(feature.names))
+    if stored not in known_labels:
+        return None
+    return feature.names[stored]
 
 
 def _as_json(feature: Any, stored: Any) -> Any:
-    """JSON by Python's parser: that of `datasets` takes 2.4595 for 2.4595000000000002."""
-    return json.loads(stored) if feature.decode else stored
+    """Return JSON by Python's parser: that of `datasets` takes 2.4595 for 2.4595000000000002."""
+    if not feature.decode:
+        return stored
+    return json.loads(stored)
 
 
 def _as_image(feature: Any, stored: Any) -> Any:
-    """An image; only one that is to have another mode than its file is decoded now."""
-    return feature.decode_example(stored) if feature.decode and feature.mode else stored
+    """Return an image as it is stored; one that is to have a certain mode is decoded now."""
+    # a mode other than the file's: no later step would convert to it
+    if not feature.decode or not feature.mode:
+        return stored
+    return feature.decode_example(stored)
 
 
 def _as_unsupported(feature: Any, _: Any) -> UnsupportedValue:
     return UnsupportedValue(type(feature).__name__)
 
 
-# Stored as what they are.
 _PLAIN_TYPES = frozenset(
-    ("Value", "Translation", "TranslationVariableLanguages")
-    + tuple(f"Array{dimensions}D" for dimensions in range(2, 6))
+    (
+        "Value",
+        "Translation",
+        "TranslationVariableLanguages",
+        "Array2D",
+        "Array3D",
+        "Array4D",
+        "Array5D",
+    )
 )
 _DECODERS: dict[str, Callable[[Any, Any], Any]] = {
     "ClassLabel": _as_class,

@@ -1,4 +1,7 @@
-"""The base's chat template: which one it is, the form of content it takes, and what it writes."""
+"""The base's chat template: which one it is, the form of content it takes, and what it writes.
+
+Templates are programs of others. What one takes is found by probes: short messages that it renders.
+"""
 
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -11,17 +14,17 @@ from jinja2 import TemplateSyntaxError
 from mm_piece.data.example import Example, Message, text_of
 from mm_piece.errors import DataError, ModelError, format_error, format_value
 
-# What a text model without a chat template gets: the question, a line break, the answer, the end.
+# For a language model without a chat template: question, line break, answer, end token.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message.content }}"
     "{% if message.role == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}"
     "{% endfor %}"
 )
-# Comes out as it is only where a template writes a text: Python's and JSON's way of writing a list
-# both escape it.
+# A text that comes out unchanged only where a template writes a text: Python's and JSON's ways of
+# writing a list both escape it.
 _PROBE = '\ue000"\ue000'
-# Some templates tell the model today's date. A row must be the same tokens on every day, so they
-# are told one day: the one that Llama's own templates name where they know none.
+# Some templates write today's date. A row must be the same tokens on every day, so they get one
+# day: the one that Llama's own templates name where they know none.
 _FIXED_DATE = date(2024, 7, 26)
 _DATE_MACRO = (
     "{% macro strftime_now(format) -%}{% set day = namespace(text=format) %}"
@@ -31,23 +34,24 @@ _DATE_MACRO = (
 
 
 def tokenizer_of(processor: Any) -> Any:
-    """The tokenizer inside a processor; a text model's processor is its tokenizer."""
+    """Return the tokenizer inside a processor; a language model's processor is its tokenizer."""
     return getattr(processor, "tokenizer", processor)
 
 
 def is_text_only(processor: Any) -> bool:
-    """Whether a processor is a text model's: its tokenizer itself."""
+    """Return whether a processor is a language model's: its tokenizer itself."""
     return processor is tokenizer_of(processor)
 
 
 def base_template_of(processor: Any) -> str | None:
-    """The chat template that a base came with; of several the one called `default`.
+    """Return the chat template that a base came with; of several the one called `default`.
 
     Raises ModelError where there is none of that name.
     """
     given = processor.chat_template
     if not isinstance(given, Mapping):
         return given
+
     if "default" not in given:
         raise ModelError(
             f"the base has several chat templates, {', '.join(sorted(given))}, and none is called "
@@ -57,11 +61,16 @@ def base_template_of(processor: Any) -> str | None:
 
 
 def template_of(processor: Any) -> str:
-    """The chat template that is used; ModelError where a base that sees images has none."""
-    template = base_template_of(processor) or (PLAIN_TEMPLATE if is_text_only(processor) else None)
-    if template is None:
-        raise ModelError("the base's processor has no chat template")
-    return template
+    """Return the chat template to use: the base's, or the plain one for a language model.
+
+    Raises ModelError where a base that sees images has none.
+    """
+    template = base_template_of(processor)
+    if template:
+        return template
+    if is_text_only(processor):
+        return PLAIN_TEMPLATE
+    raise ModelError("the base's processor has no chat template")
 
 
 def render_messages(
@@ -72,18 +81,28 @@ def render_messages(
     generation: bool = False,
     thinking: bool = False,
 ) -> str:
-    """Messages of an example as the template writes them, begun as the tokenizer begins texts.
+    """Return messages of an example as the template writes them.
 
-    Raises DataError, which names the example, for what the template refuses, and ModelError for a
-    template that leaves out what is asked or answered.
+    The text begins as the tokenizer begins texts. With `generation` it ends in the prompt for an
+    answer; `thinking` asks for thoughts before one. Raises DataError, which names the example, for
+    messages that the template refuses, and ModelError for a template that leaves out questions or
+    answers.
     """
-    tokenizer, template = tokenizer_of(processor), template_of(processor)
+    tokenizer = tokenizer_of(processor)
+    template = template_of(processor)
     _require_image_support(example, messages, processor, template)
-    forms = [_choose_content_form(message["role"], processor, template) for message in messages]
-    given = [
-        message if typed else {**message, "content": text_of(message)}
-        for message, typed in zip(messages, forms, strict=True)
-    ]
+
+    given = []
+    omitted_roles = []
+    for message in messages:
+        role = message["role"]
+        typed = _choose_content_form(role, processor, template)
+        if typed is None:
+            omitted_roles.append(role)
+        if not typed:
+            message = {**message, "content": text_of(message)}
+        given.append(message)
+
     try:
         text = tokenizer.apply_chat_template(
             given,
@@ -91,35 +110,45 @@ def render_messages(
             tokenize=False,
             add_generation_prompt=generation,
             enable_thinking=thinking,
-            thinking=thinking,  # what some templates call it
+            thinking=thinking,  # some templates have this name for it
         )
     except Exception as error:  # the template is a program of others and may raise anything
         raise _make_refusal_error(example, messages, processor, error) from error
-    for message, typed in zip(messages, forms, strict=True):
-        if typed is None and message["role"] != "system":
-            raise ModelError(f"the base's chat template leaves out the {message['role']}'s texts")
+
+    # only now: a template that refuses the conversation says more about it
+    for role in omitted_roles:
+        if role != "system":
+            raise ModelError(f"the base's chat template leaves out the {role}'s texts")
     return prepend_bos_token(text, tokenizer)
 
 
 def prepend_bos_token(text: str, tokenizer: Any) -> str:
-    """The text with the token in front that the tokenizer begins every text with."""
+    """Return the text after the token that the tokenizer begins every text with."""
     bos = tokenizer.bos_token
     if not bos or text.startswith(bos):
         return text
-    # Asked of a text, not of an empty one: what ends a text would stand there too, and may be the
-    # same token.
-    return bos + text if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else text
+
+    # not of an empty text: the token that ends a text would stand there too, and may be the same
+    first_ids = tokenizer("a")["input_ids"][:1]
+    if first_ids != [tokenizer.bos_token_id]:
+        return text
+    return bos + text
 
 
 def _require_image_support(
-    example: Example, messages: Sequence[Message], processor: Any, template: str
+    example: Example,
+    messages: Sequence[Message],
+    processor: Any,
+    template: str,
 ) -> None:
     """Raise DataError if a template has no place for the images of an example."""
-    content_types = [
-        content_part["type"] for message in messages for content_part in message["content"]
-    ]
+    content_types = set()
+    for message in messages:
+        for content_part in message["content"]:
+            content_types.add(content_part["type"])
     if "image" not in content_types or is_text_only(processor):
         return
+
     if not _shows_images(tokenizer_of(processor), template):
         raise DataError(
             f"{example.source} row {example.row} has an image, but the base's chat template shows "
@@ -127,52 +156,81 @@ def _require_image_support(
         )
 
 
-def _choose_content_form(role: str, processor: Any, template: str) -> bool | None:
-    """Whether a role's content is given as typed parts, not as a string; None: neither comes out.
+def _choose_content_form(
+    role: str,
+    processor: Any,
+    template: str,
+) -> bool | None:
+    """Return whether a role's content is given as typed parts, not as a string.
 
-    A template that takes both gets what its kind of model usually gets; so does one that takes
-    neither: the conversation itself may be what it wants, or meets its refusal.
+    Returns None if the texts come out in neither form. A template that takes both gets the usual
+    form for its kind of model. So does one that refuses both: it may take the conversation itself,
+    or say why it does not.
     """
-    forms = (False, True) if is_text_only(processor) else (True, False)
     tokenizer = tokenizer_of(processor)
-    accepted_forms = [_accepts_form(tokenizer, template, role, typed) for typed in forms]
-    if accepted_forms == [None, None]:
-        return forms[0]
-    return next((typed for typed, taken in zip(forms, accepted_forms, strict=True) if taken), None)
+    usual = not is_text_only(processor)
+    accepts_usual = _accepts_form(tokenizer, template, role, usual)
+    accepts_other = _accepts_form(tokenizer, template, role, not usual)
+    if accepts_usual is accepts_other is None:
+        return usual
+
+    if accepts_usual:
+        return usual
+    if accepts_other:
+        return not usual
+    return None
 
 
 @lru_cache(maxsize=64)
-def _accepts_form(tokenizer: Any, template: str, role: str, typed: bool) -> bool | None:
-    """Whether a template writes out a role's texts that it is given in a form; None: it refuses."""
-    found = []
-    for asked in (typed, not typed):  # the other turn may need the other form
-        probe, other = _make_turn(role, _PROBE, typed), _make_turn("user", "?", asked)
-        turns = {"system": [probe, other], "user": [probe], "assistant": [other, probe]}[role]
-        found.append(_try_render(tokenizer, template, turns))
-    return None if found == [None, None] else any(_PROBE in (text or "") for text in found)
+def _accepts_form(
+    tokenizer: Any,
+    template: str,
+    role: str,
+    typed: bool,
+) -> bool | None:
+    """Return whether a template writes a role's texts, given in a form; None if it refuses them."""
+    probe = _make_turn(role, _PROBE, typed)
+    rendered = []
+    for other_typed in (typed, not typed):  # the other turn may need the other form
+        other = _make_turn("user", "?", other_typed)
+        turns_of_role = {
+            "system": [probe, other],
+            "user": [probe],
+            "assistant": [other, probe],
+        }
+        text = _try_render(tokenizer, template, turns_of_role[role])
+        if text is not None:
+            rendered.append(text)
+
+    if not rendered:
+        return None
+    return any(_PROBE in text for text in rendered)
 
 
 @lru_cache(maxsize=64)
 def _shows_images(tokenizer: Any, template: str) -> bool:
-    """Whether a template writes anything for an image beside a text, as far as can be told.
+    """Return whether a template writes anything for an image beside a text, as far as probes show.
 
-    One that refuses every probe may do so for the conversation itself, and then says why.
+    A template that refuses every probe counts as one that does: it may refuse the conversation
+    itself, too, and then says why.
     """
-    bare = _make_turn("user", _PROBE, True)
-    shown = {**bare, "content": [{"type": "image"}, *bare["content"]]}
-    plain = _make_turn("user", _PROBE, False)
-    written, without, string = (
-        _try_render(tokenizer, template, [turn]) for turn in (shown, bare, plain)
-    )
+    without_image = _make_turn("user", _PROBE, True)
+    content = [{"type": "image"}, *without_image["content"]]
+    with_image = {**without_image, "content": content}
+    as_string = _make_turn("user", _PROBE, False)
+
+    written = _try_render(tokenizer, template, [with_image])
+    written_without = _try_render(tokenizer, template, [without_image])
+    written_string = _try_render(tokenizer, template, [as_string])
     if written is None:
-        return without is string is None
-    return _PROBE in written and written != without
+        return written_without is written_string is None
+    return _PROBE in written and written != written_without
 
 
 def _try_render(tokenizer: Any, template: str, turns: list[Any]) -> str | None:
-    """What a template writes for some turns; None if it does not take them.
+    """Return what a template writes for some turns; None if it refuses them.
 
-    Raises ModelError for what is no template.
+    Raises ModelError for a template with an error of syntax.
     """
     try:
         return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
@@ -185,28 +243,39 @@ def _try_render(tokenizer: Any, template: str, turns: list[Any]) -> str | None:
 
 
 def _make_turn(role: str, text: str, typed: bool) -> dict[str, Any]:
-    return {"role": role, "content": [{"type": "text", "text": text}] if typed else text}
+    content = [{"type": "text", "text": text}] if typed else text
+    return {"role": role, "content": content}
 
 
 def _fix_template_date(template: str) -> str:
-    """The template with one day for `strftime_now`, which else tells today's date."""
+    """Return the template with one day for `strftime_now`, which else writes today's date."""
     if "strftime_now" not in template:
         return template
-    letters = product(("-", ""), "AaBbcDdeFHIjMmpSUwWXxYyZ")  # %-d is %d without zeros in front
-    day = []
-    for dash, letter in letters:
+
+    values = []
+    for dash, letter in product(("-", ""), "AaBbcDdeFHIjMmpSUwWXxYyZ"):
         written = _FIXED_DATE.strftime(f"%{letter}")
-        day.append([f"%{dash}{letter}", (written.lstrip("0") or "0") if dash else written])
-    return _DATE_MACRO.replace("DAY", repr([*day, ["%%", "%"]])) + template
+        if dash:  # %-d is %d without zeros in front
+            written = written.lstrip("0") or "0"
+        values.append([f"%{dash}{letter}", written])
+    values.append(["%%", "%"])
+
+    # lists of texts are written alike in Python and Jinja
+    macro = _DATE_MACRO.replace("DAY", repr(values))
+    return macro + template
 
 
 def _make_refusal_error(
-    example: Example, messages: Sequence[Message], processor: Any, error: Exception
+    example: Example,
+    messages: Sequence[Message],
+    processor: Any,
+    error: Exception,
 ) -> DataError:
-    """The error for a conversation that the template refuses, and what would mend it."""
+    """Return the error for a conversation that the template refuses, and what would mend it."""
     description = f"the base's chat template refuses it: {format_value(error, 200)}"
     others = [message for message in messages if message["role"] != "system"]
     if len(others) < len(messages):
+        # many templates refuse system messages alone
         try:
             render_messages(example, others, processor)
             description += "; without its system message it would not: write that into the question"

@@ -1,4 +1,4 @@
-"""From encoded examples to batches: token rows padded, images side by side."""
+"""From encoded examples to batches: rows of tokens padded, images side by side."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from torch.nn.functional import pad as padded
 from mm_piece.data.encoding import IGNORE_INDEX
 from mm_piece.errors import DataError, format_value
 
-# Inputs with one entry per token, and what stands in the padding (None: the padding token).
+# Inputs with one entry per token, and the value of their padding (None: the padding token).
 _TOKEN_INPUT_FILLS: dict[str, int | None] = {
     "input_ids": None,
     "attention_mask": 0,
@@ -20,147 +20,226 @@ _TOKEN_INPUT_FILLS: dict[str, int | None] = {
     "mm_token_type_ids": 0,
     "token_type_ids": 0,
 }
+_TILED_DIM = 5  # (images, tiles, channels, height, width)
 
 
-def collate(batch: Sequence[dict[str, Tensor]], pad: int, left: bool = False) -> dict[str, Tensor]:
-    """One batch of encoded examples: token rows padded (left for generation), the rest stacked.
+def collate(
+    batch: Sequence[dict[str, Tensor]],
+    pad: int,
+    left: bool = False,
+) -> dict[str, Tensor]:
+    """Return one batch of encoded examples.
 
-    `pad` is the padding token. Rows with and without images may stand in one batch; images cut into
-    unequal numbers of tiles (LLaVA-NeXT) get empty ones, which the model leaves out. Raises
-    DataError for what is no example.
+    Rows of tokens are padded with the token `pad`, on the left for generation; images are joined.
+    A batch may mix rows with and without images. Images in unequal numbers of tiles (LLaVA-NeXT)
+    get empty ones, which the model leaves out. Raises DataError for a batch of anything else.
     """
+    _require_encoded(batch)
+    lengths = [example["input_ids"].shape[1] for example in batch]
+    max_length = max(lengths)
+
+    # a row without an image lacks keys that others have: in the order of first appearance
+    keys: dict[str, None] = {}
+    for example in batch:
+        keys.update(dict.fromkeys(example))
+
+    batch_inputs: dict[str, Tensor] = {}
+    for key in keys:
+        if key not in _TOKEN_INPUT_FILLS:
+            image_inputs = [example[key] for example in batch if key in example]
+            batch_inputs[key] = _concatenate_images(image_inputs)
+            continue
+
+        fill = _TOKEN_INPUT_FILLS[key]
+        if fill is None:
+            fill = pad
+        rows = []
+        for example in batch:
+            row = _token_row_of(example, key)
+            padded_row = _pad_token_row(row, max_length, fill, left)
+            rows.append(padded_row)
+        batch_inputs[key] = torch.cat(rows)  # (batch, max_length)
+    return batch_inputs
+
+
+def has_image(example: dict[str, Tensor]) -> bool:
+    """Return whether an encoded example has an image."""
+    return any(key not in _TOKEN_INPUT_FILLS for key in example)
+
+
+def digest_of(encoded: Iterable[dict[str, Tensor]]) -> str:
+    """Return the SHA-256 of everything that the task's training examples feed to the model."""
+    sha = hashlib.sha256()
+    for example in encoded:
+        for key in sorted(example):
+            values = example[key].numpy()
+            sha.update(values.tobytes())
+    return sha.hexdigest()
+
+
+def iter_batches(
+    items: Sequence[Any],
+    size: int,
+) -> Iterator[Sequence[Any]]:
+    """Yield runs of at most `size` items, in order."""
+    for start in range(0, len(items), size):
+        stop = start + size
+        yield items[start:stop]
+
+
+MAX_WINDOW_SIZE = 32  # examples in a window at most: the most that a batch can have
+_MIN_WINDOW_SIZE = 8  # examples in a window, if there are more
+_WINDOW_MULTIPLE = 16  # from this many windows on, they divide into 16 equal folds
+
+
+class LengthGroupedBatches(Sequence[dict[str, Tensor]]):
+    """Batches of encoded examples that differ in their texts alone, made when they are read.
+
+    Examples of one batch have the same inputs, images of one shape and about equally many tokens,
+    so that a pass over a batch is a pass over each of them. Images that a processor packs into rows
+    of patches (Qwen-VL) form a batch each. Grouping stays within windows of neighbours: of examples
+    in random order, every window is a random sample, and windows can be compared.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[dict[str, Tensor]],
+        size: int,
+        pad: int,
+        windowed: bool = True,
+    ) -> None:
+        """Group examples into batches of at most `size`; `pad` is the padding token.
+
+        Unless `windowed`, all examples are one window, so that batches are as full as can be, and
+        each batch counts as a window of its own: this suits sums over batches.
+        """
+        self.examples = examples
+        self.pad = pad
+        window_of = [0] * len(examples)
+        if windowed:
+            window_of = _assign_windows(len(examples))
+
+        keys = []
+        for example, window in zip(examples, window_of, strict=True):
+            shared, length = _grouping_key_of(example)
+            keys.append((window, shared, length))
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+
+        def group_of(position: int) -> tuple[int, str]:
+            window, shared, _ = keys[position]
+            return window, shared
+
+        self.batch_positions = []
+        for _, group in groupby(order, key=group_of):
+            positions = list(group)
+            first_example = examples[positions[0]]
+            batch_size = size if _is_stackable(first_example) else 1
+            batches = iter_batches(positions, batch_size)
+            self.batch_positions.extend(batches)
+
+        self.windows = []
+        for number, positions in enumerate(self.batch_positions):
+            window = window_of[positions[0]] if windowed else number
+            self.windows.append(window)
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self.batch_positions)
+
+    def __getitem__(self, number: Any) -> Any:
+        """Return one batch."""
+        positions = self.batch_positions[number]
+        examples = [self.examples[position] for position in positions]
+        return collate(examples, self.pad)
+
+
+def _require_encoded(batch: Any) -> None:
     if not isinstance(batch, Sequence) or not batch:
         raise DataError(f"a batch must be a list of encoded examples, not {format_value(batch)}")
+
     for example in batch:
         if not isinstance(example, Mapping) or "input_ids" not in example:
             raise DataError(
                 f"an encoded example maps names to tensors, not {format_value(example)}"
             )
-    length = max(example["input_ids"].shape[1] for example in batch)
-    batch_inputs: dict[str, Tensor] = {}
-    for key in dict.fromkeys(key for example in batch for key in example):
-        if key not in _TOKEN_INPUT_FILLS:
-            batch_inputs[key] = _concatenate_images(
-                [example[key] for example in batch if key in example]
-            )
-            continue
-        fill = _TOKEN_INPUT_FILLS[key]
-        rows = [_token_row_of(example, key) for example in batch]
-        batch_inputs[key] = torch.cat(
-            [_pad_token_row(r, length, pad if fill is None else fill, left) for r in rows]
-        )
-    return batch_inputs
 
 
-def has_image(example: dict[str, Tensor]) -> bool:
-    """Whether an encoded example has an image."""
-    return any(key not in _TOKEN_INPUT_FILLS for key in example)
+def _assign_windows(num_examples: int) -> list[int]:
+    """Return the window of each example; their sizes differ by one example at most."""
+    # -(-a // b) rounds up
+    num_windows = -(-num_examples // _MIN_WINDOW_SIZE)
+    if num_windows >= _WINDOW_MULTIPLE:
+        max_examples = _WINDOW_MULTIPLE * MAX_WINDOW_SIZE  # in as many windows
+        num_multiples = -(-num_examples // max_examples)
+        num_windows = _WINDOW_MULTIPLE * num_multiples
 
-
-def digest_of(encoded: Iterable[dict[str, Tensor]]) -> str:
-    """SHA-256 of everything that the task's training examples feed to the model."""
-    sha = hashlib.sha256()
-    for example in encoded:
-        for key in sorted(example):
-            sha.update(example[key].numpy().tobytes())
-    return sha.hexdigest()
-
-
-def iter_batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Runs of at most `size` items, in order."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-MAX_WINDOW_SIZE = 32  # examples in a window at most: the most that a batch can have
-_MIN_WINDOW_SIZE = 8  # examples in a window, if there are more
-_WINDOW_MULTIPLE = 16  # the windows come in multiples of this, so that this many parts are equal
-
-
-class LengthGroupedBatches(Sequence[dict[str, Tensor]]):
-    """Batches of encoded examples that differ in their texts alone, made when asked for.
-
-    Examples of one batch have the same inputs, images of one shape and about equally many tokens,
-    so that a pass over a batch is a pass over each of them. Images that a processor packs into rows
-    of patches (Qwen-VL) stand alone. Like is looked for within windows of neighbours: of examples
-    in random order, every window is then a random part, and parts can be compared.
-    """
-
-    def __init__(
-        self, examples: Sequence[dict[str, Tensor]], size: int, pad: int, windowed: bool = True
-    ) -> None:
-        """At most `size` examples a batch; `pad` is the padding token.
-
-        Not `apart`, all examples are one window, and every batch is a part: what is to be summed
-        over batches wants whole ones.
-        """
-        self.examples, self.pad = examples, pad
-        window = _assign_windows(len(examples)) if windowed else [0] * len(examples)
-        keys = [(window[n], *_grouping_key_of(example)) for n, example in enumerate(examples)]
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        groups = [[*group] for _, group in groupby(order, key=lambda n: keys[n][:2])]
-        self.batch_positions = [
-            batch
-            for group in groups
-            for batch in iter_batches(group, size if _is_stackable(examples[group[0]]) else 1)
-        ]
-        self.windows = [
-            window[batch[0]] if windowed else number
-            for number, batch in enumerate(self.batch_positions)
-        ]
-
-    def __len__(self) -> int:
-        """The number of batches."""
-        return len(self.batch_positions)
-
-    def __getitem__(self, number: Any) -> Any:
-        """One batch."""
-        return collate(
-            [self.examples[position] for position in self.batch_positions[number]], self.pad
-        )
-
-
-def _assign_windows(examples: int) -> list[int]:
-    """The window of each example; they differ by one example at most."""
-    few = -(-examples // _MIN_WINDOW_SIZE)
-    number = (
-        few
-        if few < _WINDOW_MULTIPLE
-        else _WINDOW_MULTIPLE * -(-examples // (_WINDOW_MULTIPLE * MAX_WINDOW_SIZE))
-    )
-    return [position * number // examples for position in range(examples)]
+    windows = []
+    for position in range(num_examples):
+        window = position * num_windows // num_examples
+        windows.append(window)
+    return windows
 
 
 def _is_stackable(example: dict[str, Tensor]) -> bool:
+    # several rows of one example (patches, images) could not be told from those of the next
     return all(len(value) == 1 for value in example.values())
 
 
 def _grouping_key_of(example: dict[str, Tensor]) -> tuple[str, int]:
-    """What examples of one batch share, and their length."""
-    shared = [
-        (key, list(value.shape), [] if value.is_floating_point() else value.tolist())
-        for key, value in sorted(example.items())
-        if key not in _TOKEN_INPUT_FILLS
-    ]
-    return f"{sorted(example)} {shared}", example["input_ids"].shape[1]
+    """Return what examples of one batch share, and the length of this one."""
+    shared = []
+    for key in sorted(example):
+        if key in _TOKEN_INPUT_FILLS:
+            continue
+        value = example[key]
+        shape = list(value.shape)
+        numbers = []
+        # integers are sizes and grids of the images, which must agree; floats are pixels
+        if not value.is_floating_point():
+            numbers = value.tolist()
+        shared.append((key, shape, numbers))
+
+    text = f"{sorted(example)} {shared}"
+    length = example["input_ids"].shape[1]
+    return text, length
 
 
-def _token_row_of(example: dict[str, Tensor], key: str) -> Tensor:
-    """One row of a per-token input; a row without an image has no token types, which means 0."""
-    return example[key] if key in example else torch.zeros_like(example["input_ids"])
+def _token_row_of(
+    example: dict[str, Tensor],
+    key: str,
+) -> Tensor:
+    """Return one input with an entry per token, (1, tokens).
+
+    A row without an image has no token types: all of its tokens are of type 0, text.
+    """
+    if key in example:
+        return example[key]
+    return torch.zeros_like(example["input_ids"])
 
 
-def _pad_token_row(row: Tensor, length: int, fill: int, left: bool) -> Tensor:
+def _pad_token_row(
+    row: Tensor,
+    length: int,
+    fill: int,
+    left: bool,
+) -> Tensor:
     missing = length - row.shape[1]
-    return padded(row, (missing, 0) if left else (0, missing), value=fill)
+    sides = (0, missing)
+    if left:
+        sides = (missing, 0)
+    return padded(row, sides, value=fill)
 
 
 def _concatenate_images(image_inputs: Sequence[Tensor]) -> Tensor:
-    """Parts joined along the first dimension; images in tiles (5 dimensions) get equally many."""
-    if image_inputs[0].dim() == 5:
-        most = max(image_input.shape[1] for image_input in image_inputs)
-        image_inputs = [
-            padded(image_input, (0, 0) * 3 + (0, most - image_input.shape[1]))
-            for image_input in image_inputs
-        ]
-    return torch.cat(list(image_inputs))
+    """Join image inputs along their first dimension; images in tiles get equally many of them."""
+    if image_inputs[0].dim() != _TILED_DIM:
+        return torch.cat(list(image_inputs))
+
+    max_tiles = max(image_input.shape[1] for image_input in image_inputs)
+    filled = []
+    for image_input in image_inputs:
+        missing = max_tiles - image_input.shape[1]
+        # pairs from the last dimension on: width, height, channels, tiles
+        sides = (0, 0) * 3 + (0, missing)
+        filled.append(padded(image_input, sides))
+    return torch.cat(filled)

@@ -1,4 +1,4 @@
-"""`read`: the rows of a source as examples, built when they are asked for."""
+"""The rows of a source as examples, built on access; `read` opens and checks a source."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,49 +21,64 @@ class ExampleDataset(Sequence[Example]):
     raw_rows: SourceRows
     first_number: int  # number of the first raw row
     row_numbers: range
-    folder: Path
-    columns: Mapping[Any, str]
-    prompt: str | None
+    folder: Path  # the one that image paths are relative to
+    columns: Mapping[Any, str]  # what a field is called in the source
+    prompt: str | None  # the question of rows that have none
     absent_columns: frozenset[str] = frozenset()  # mapped columns that no row has
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """Return the number of rows."""
         return len(self.row_numbers)
 
     def __getitem__(self, position: Any) -> Any:
-        """One example, or the part of the sequence that a slice names."""
+        """Return one example, or the subsequence that a slice names."""
         if isinstance(position, slice):
             return replace(self, row_numbers=self.row_numbers[position])
-        return self.example_from_raw(self.read_raw_row(position), self.row_numbers[position])
+
+        raw = self.read_raw_row(position)
+        number = self.row_numbers[position]
+        return self.example_from_raw(raw, number)
 
     def __add__(self, others: Sequence[Example]) -> list[Example]:
-        """These examples and others, as a list."""
+        """Return these examples and others, as a list."""
         return [*self, *others]
 
     def read_raw_row(self, position: int) -> Any:
-        """A row as it stands in the source."""
-        return self.raw_rows[self.row_numbers[position] - self.first_number]
+        """Return a row as it stands in the source."""
+        number = self.row_numbers[position]
+        return self.raw_rows[number - self.first_number]
 
     def find_unread_fields(self) -> set[str]:
-        """The fields, of any row and of the objects in it, that nothing reads."""
+        """Return the fields, of any row and of the objects in it, that nothing reads."""
         found: set[str] = set()
         for position, number in enumerate(self.row_numbers):
-            row, _ = self._parse_raw_row(self.read_raw_row(position), number)
-            found |= {name for name, _ in row.find_unread_fields()}
+            raw = self.read_raw_row(position)
+            row, _ = self._parse_raw_row(raw, number)
+            for name, _ in row.find_unread_fields():
+                found.add(name)
         return found
 
     def example_from_raw(self, raw: Any, number: int) -> Example:
-        """The example of a raw row."""
-        return self._parse_raw_row(raw, number)[1]
+        """Build the example of a raw row."""
+        _, example = self._parse_raw_row(raw, number)
+        return example
 
     def _parse_raw_row(self, raw: Any, number: int) -> tuple[TrackedFields, Example]:
-        """The fields of a raw row, those taken that are read, and its example."""
+        """Return the fields of a raw row, with those marked that are read, and its example."""
         if not isinstance(raw, Mapping):
             raise DataError(
                 f"{self.source} row {number}: a row must be an object, not {format_value(raw)}"
             )
+
         row = build_row_fields(raw, self.columns)
-        return row, build_example(row, number, self.source, self.folder, self.prompt)
+        example = build_example(
+            row,
+            number,
+            self.source,
+            self.folder,
+            self.prompt,
+        )
+        return row, example
 
 
 def read(
@@ -72,30 +87,26 @@ def read(
     columns: Mapping[Any, str] | None = None,
     prompt: str | None = None,
 ) -> ExampleDataset:
-    """All rows of a source; image paths are relative to `images`, or to the source's own folder.
+    """Return all rows of a source, checked.
 
-    `columns` says what a field is called in the source, where a row has that column; `prompt` is
-    the question of rows that have none. Raises DataError in one line for a missing or empty source,
-    a row of no known format, an image that is missing or no image, and images that do not match
-    the `<image>` marks of the text.
+    Image paths are relative to `images`, or to the source's own folder. `columns` gives the name of
+    a field in the source, where a row has that column; `prompt` is the question of rows that have
+    none. Raises DataError in one line for a missing or empty source, a row of no known format, an
+    image that is missing or no image, and images that do not match the `<image>` marks of the text.
     """
     source = _as_text(source, "source")
-    images = None if images is None else _as_text(images, "images")
-    prompt = None if prompt is None else _as_text(prompt, "prompt")
+    if images is not None:
+        images = _as_text(images, "images")
+    if prompt is not None:
+        prompt = _as_text(prompt, "prompt")
     if columns is not None and not isinstance(columns, Mapping):
         raise DataError(f"columns must map fields to names, not {format_value(columns)}")
+
     rows = _open_dataset(source, images, columns, prompt)
     absent_columns = set(rows.columns.values())
     for error in _iter_row_problems(rows, absent_columns):
-        raise error
+        raise error  # the first one is enough
     return replace(rows, absent_columns=frozenset(absent_columns))
-
-
-def _as_text(value: Any, name: str) -> str:
-    """A text or a path as a text; DataError that names the argument for anything else."""
-    if not isinstance(value, str | os.PathLike):
-        raise DataError(f"{name} must be a text, not {format_value(value)}")
-    return str(value)
 
 
 def iter_problems(
@@ -104,39 +115,73 @@ def iter_problems(
     columns: Mapping[Any, str] | None = None,
     prompt: str | None = None,
 ) -> Iterator[DataError]:
-    """Everything that `read` would raise, row by row."""
+    """Yield everything that `read` would raise, row by row."""
     try:
         rows = _open_dataset(source, images, columns, prompt)
     except DataError as error:
         yield error
         return
-    yield from _iter_row_problems(rows, set(rows.columns.values()))
+
+    absent_columns = set(rows.columns.values())
+    yield from _iter_row_problems(rows, absent_columns)
+
+
+def _as_text(value: Any, name: str) -> str:
+    """Return a text or a path as a text; DataError that names the argument for anything else."""
+    if not isinstance(value, str | os.PathLike):
+        raise DataError(f"{name} must be a text, not {format_value(value)}")
+    return str(value)
 
 
 def _open_dataset(
-    source: str, images: str | None, columns: Mapping[Any, str] | None, prompt: str | None
+    source: str,
+    images: str | None,
+    columns: Mapping[Any, str] | None,
+    prompt: str | None,
 ) -> ExampleDataset:
-    path, (start, stop) = split_slice(source)
-    raw, first = open_raw_rows(path, (start, stop))
-    numbers = range(first + len(raw))[start:stop]
-    if not numbers:
+    """Open a source, of which a slice may name some rows; no row is read yet."""
+    path, bounds = split_slice(source)
+    start, stop = bounds
+    raw_rows, first_number = open_raw_rows(path, bounds)
+
+    # a stream of the Hub begins at the slice, other sources at row 0
+    last_number = first_number + len(raw_rows)
+    row_numbers = range(last_number)[start:stop]
+    if not row_numbers:
         raise DataError(f"{source} has no rows")
+
     folder = Path(images) if images else image_root_of(path)
-    return ExampleDataset(path, raw, first, numbers, folder, columns or {}, prompt)
+    return ExampleDataset(
+        source=path,
+        raw_rows=raw_rows,
+        first_number=first_number,
+        row_numbers=row_numbers,
+        folder=folder,
+        columns=columns or {},
+        prompt=prompt,
+    )
 
 
 def _iter_row_problems(rows: ExampleDataset, absent_columns: set[str]) -> Iterator[DataError]:
-    """What is wrong with rows, and an image column that none of them has: most likely misspelt.
+    """Yield what is wrong with rows, and with an image column that none of them has.
 
-    Columns that a row has are taken out of `absent`.
+    Such a column is most likely misspelt. The columns of every row are removed from
+    `absent_columns`.
     """
     for position, number in enumerate(rows.row_numbers):
         try:
             raw = rows.read_raw_row(position)
-            absent_columns.difference_update(raw if isinstance(raw, Mapping) else ())
-            rows.example_from_raw(raw, number).require_images()
+            if isinstance(raw, Mapping):
+                absent_columns.difference_update(raw)
+            example = rows.example_from_raw(raw, number)
+            example.require_images()
         except DataError as error:
             yield error
-    images = {rows.columns[field] for field in ("image", "images") if field in rows.columns}
-    if missing := sorted(images & absent_columns):
+
+    image_columns = set()
+    for field in ("image", "images"):
+        if field in rows.columns:
+            image_columns.add(rows.columns[field])
+    missing = sorted(image_columns & absent_columns)
+    if missing:
         yield DataError(f"{rows.source}: no row has the image column {missing[0]!r}")

@@ -1,4 +1,4 @@
-"""A task's examples as model inputs: encoded when asked for, kept on disk by their content."""
+"""A task's examples as model inputs: encoded on access, cached on disk by their content."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from mm_piece.files.atomic import reporting_os_errors
 
 
 class EncodedDataset(Sequence[dict[str, Tensor]]):
-    """Encoded examples that take no memory: each is made once and read from `folder` after that.
+    """Encoded examples that take no memory: `folder` caches each of them once it is encoded.
 
-    A file is named by the SHA-256 of what it was made of (texts, image bytes, processor, length),
-    so changed data are encoded anew. Once the folder holds `room` bytes, further examples are made
-    whenever they are asked for.
+    The name of a file is the SHA-256 of all that went into it (texts, image bytes, processor,
+    maximum length), so changed data are encoded anew. Once the folder holds `max_bytes`, further
+    examples are encoded at every access.
     """
 
     def __init__(
@@ -33,68 +33,103 @@ class EncodedDataset(Sequence[dict[str, Tensor]]):
         max_length: int | None = None,
         max_bytes: int = 20 * 2**30,
     ) -> None:
-        """Nothing is encoded before it is asked for."""
-        self.examples, self.processor, self.folder = examples, processor, folder
-        self.max_length, self.max_bytes = max_length, max_bytes
+        """Take the examples, without encoding any."""
+        self.examples = examples
+        self.processor = processor
+        self.folder = folder
+        self.max_length = max_length
+        self.max_bytes = max_bytes
+        # the repr of a tokenizer leaves its chat template out
         self._settings_key = f"{processor!r} {template_of(processor)} {max_length}"
-        self._cached_bytes = sum(map(_file_size_of, folder.glob("*"))) if max_bytes else 0
+        self._cached_bytes = 0
+        if max_bytes:
+            files = folder.glob("*")
+            self._cached_bytes = sum(map(_file_size_of, files))
 
     def __len__(self) -> int:
-        """The number of examples."""
+        """Return the number of examples."""
         return len(self.examples)
 
     def __getitem__(self, position: Any) -> Any:
-        """One encoded example, or the part of the sequence that a slice names."""
+        """Return one encoded example, or the subsequence that a slice names."""
         if isinstance(position, slice):
-            return self.select_positions(range(len(self))[position])
-        return self.encode_truncated(position)[0]
+            positions = range(len(self))[position]
+            return self.select_positions(positions)
+        encoded, _ = self.encode_truncated(position)
+        return encoded
 
     def select_positions(self, positions: Sequence[int]) -> "EncodedDataset":
-        """The examples at some positions, in that order."""
-        return self.with_examples([self.examples[position] for position in positions])
+        """Return the examples at some positions, in that order."""
+        examples = [self.examples[position] for position in positions]
+        return self.with_examples(examples)
 
     def with_examples(self, examples: Sequence[Example]) -> "EncodedDataset":
-        """Other examples, encoded and kept alike."""
+        """Return other examples, encoded and cached with the same settings."""
         return EncodedDataset(
-            examples, self.processor, self.folder, self.max_length, self.max_bytes
+            examples,
+            self.processor,
+            self.folder,
+            self.max_length,
+            self.max_bytes,
         )
 
     def sample(self, number: int, seed: int) -> "EncodedDataset":
-        """So many of the examples in random order; all of them if there are no more."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return self.select_positions(order[:number].tolist())
+        """Return `number` of the examples in random order; all of them if there are no more."""
+        generator = torch.Generator().manual_seed(seed)
+        # the order depends on the seed alone, not on the state of the global generator
+        order = torch.randperm(len(self), generator=generator)
+        positions = order[:number].tolist()
+        return self.select_positions(positions)
 
     def encode_truncated(self, position: int) -> tuple[dict[str, Tensor], bool]:
-        """One encoded example, and whether it lost text to `max_length`."""
+        """Return one encoded example, and whether it lost text to `max_length`."""
         example = self.examples[position]
-        cache_key = hashlib.sha256(
-            f"{example.compute_digest()} {self._settings_key}".encode()
-        ).hexdigest()
-        file = self.folder / f"{cache_key}.safetensors"
+        file = self._locate_file(example)
         if file.is_file():
-            with safe_open(file, "pt") as opened:
-                names = opened.keys()
-                is_truncated = opened.metadata()["truncated"] == "True"
-                return {name: opened.get_tensor(name) for name in names}, is_truncated
-        made, is_truncated = encode_truncated(example, self.processor, self.max_length)
-        if self._cached_bytes < self.max_bytes:
-            self._write_encoded(file, made, is_truncated)
-        return made, is_truncated
+            return _read_encoded(file)
 
-    def _write_encoded(self, file: Path, made: dict[str, Tensor], is_truncated: bool) -> None:
-        content = {name: value.contiguous() for name, value in made.items()}
-        data = save(content, {"truncated": str(is_truncated)})
+        encoded, is_truncated = encode_truncated(example, self.processor, self.max_length)
+        if self._cached_bytes < self.max_bytes:
+            self._write_encoded(file, encoded, is_truncated)
+        return encoded, is_truncated
+
+    def _locate_file(self, example: Example) -> Path:
+        content = f"{example.compute_digest()} {self._settings_key}"
+        cache_key = hashlib.sha256(content.encode()).hexdigest()
+        return self.folder / f"{cache_key}.safetensors"
+
+    def _write_encoded(
+        self,
+        file: Path,
+        encoded: dict[str, Tensor],
+        is_truncated: bool,
+    ) -> None:
+        tensors = {}
+        for name, value in encoded.items():
+            tensors[name] = value.contiguous()  # safetensors refuses others
+        metadata = {"truncated": str(is_truncated)}
+        data = save(tensors, metadata)
+
         with reporting_os_errors(file):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic.writing_atomically(
-                file, durable=False
-            ) as file_stream:  # loader processes may meet here
-                file_stream.write(data)
+            # data loader processes may write the same file at once
+            with atomic.writing_atomically(file, durable=False) as stream:
+                stream.write(data)
         self._cached_bytes += len(data)
 
 
+def _read_encoded(file: Path) -> tuple[dict[str, Tensor], bool]:
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+        names = opened.keys()  # the handle is no mapping: it cannot be iterated itself
+        encoded = {}
+        for name in names:
+            encoded[name] = opened.get_tensor(name)
+    return encoded, metadata["truncated"] == "True"
+
+
 def _file_size_of(file: Path) -> int:
-    """The size of a file, nothing if another process has just renamed it."""
+    """Return the size of a file; 0 if another process has just renamed it."""
     try:
         return file.stat().st_size
     except FileNotFoundError:

@@ -1,92 +1,162 @@
-"""The fields of a row and of the objects inside it: which hold anything, and which were read."""
+"""The fields of a row and of the objects inside it.
+
+`TrackedFields` records which fields the readers use, so that a field that nothing reads is noticed.
+The functions below it settle what counts as empty.
+"""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
+# Other types are never the same value: arrays, for one, do not compare to a single truth value.
+_COMPARABLE_TYPES = (str, int, float, list, dict)
+
 
 class TrackedFields:
-    """The fields of an object, each of which counts as read once it was taken.
+    """The fields of an object, and which of them have been read.
 
     Objects inside it have fields of their own, such as `messages[].loss`.
     """
 
-    def __init__(self, given: Mapping[Any, Any], path: str = "") -> None:
-        """Gaps are left out."""
-        self.raw_values = {name: value for name, value in given.items() if not is_missing(value)}
-        self.path, self.read_names = path, set[Any]()
-        self.hidden_values: dict[Any, Any] = {}  # what is there and must not be read
+    def __init__(
+        self,
+        given: Mapping[Any, Any],
+        path: str = "",
+    ) -> None:
+        """Take the values of an object, gaps left out; `path` begins the names of its fields."""
+        self.path = path
+        self.raw_values: dict[Any, Any] = {}
+        self.read_names: set[Any] = set()
+        self.hidden_values: dict[Any, Any] = {}  # present, but a mapped column replaces them
         self.nested_fields: list[TrackedFields] = []
 
-    def choose_field(self, *names: str) -> str | None:
-        """The first of some fields that holds anything, else the first that is there.
+        for name, value in given.items():
+            if not is_missing(value):
+                self.raw_values[name] = value
 
-        Others of them that say the same count as read too.
+    def choose_field(self, *names: str) -> str | None:
+        """Return the first of some fields that holds anything, else the first that is present.
+
+        The chosen field counts as read, and so do the others of `names` that say the same.
         """
-        there = [name for name in names if name in self.raw_values]
-        chosen = next((name for name in there if is_filled(self.raw_values[name])), None)
-        if chosen is None:
-            return there[0] if there else None
-        value = self.raw_values[chosen]
-        self.read_names |= {
-            name for name in there if name == chosen or _is_same_value(self.raw_values[name], value)
-        }
+        values = self.raw_values
+        present = [name for name in names if name in values]
+        if not present:
+            return None
+
+        filled = [name for name in present if is_filled(values[name])]
+        if not filled:
+            return present[0]
+
+        chosen = filled[0]
+        self.read_names.add(chosen)  # by itself: bytes and images are never compared
+        value = values[chosen]
+        for name in present:
+            if _is_same_value(values[name], value):
+                self.read_names.add(name)
         return chosen
 
     def read_value(self, *names: str) -> Any:
-        """The value of the field that `choose` names; None for none."""
+        """Return the value of the field that `choose_field` picks; None if there is none."""
         chosen = self.choose_field(*names)
-        return None if chosen is None else self.raw_values[chosen]
+        if chosen is None:
+            return None
+        return self.raw_values[chosen]
 
     def has_value(self, *names: str) -> bool:
-        """Whether one of some fields holds anything."""
-        return any(is_filled(self.raw_values[name]) for name in self.raw_values.keys() & names)
+        """Return whether one of some fields holds anything."""
+        values = self.raw_values
+        present = values.keys() & names
+        return any(is_filled(values[name]) for name in present)
 
-    def add_nested_fields(self, given: Mapping[Any, Any], name: str) -> "TrackedFields":
-        """The fields of an object that stands in the field `name`."""
-        self.nested_fields.append(TrackedFields(given, f"{self.path}{name}."))
-        return self.nested_fields[-1]
+    def add_nested_fields(
+        self,
+        given: Mapping[Any, Any],
+        name: str,
+    ) -> "TrackedFields":
+        """Return the fields of an object in the field `name`, tracked as part of this one."""
+        path = f"{self.path}{name}."
+        nested = TrackedFields(given, path)
+        self.nested_fields.append(nested)
+        return nested
 
     def find_unread_fields(self) -> list[tuple[str, Any]]:
-        """The fields, here and in the objects inside, that hold something and were not taken."""
-        fields = [
-            (name, value) for name, value in self.raw_values.items() if name not in self.read_names
-        ]
-        own = [
-            (f"{self.path}{n}", v)
-            for n, v in (*fields, *self.hidden_values.items())
-            if is_filled(v)
-        ]
-        return own + [field for inner in self.nested_fields for field in inner.find_unread_fields()]
+        """Return the names and values of filled fields, here and inside, that nothing has read."""
+        fields = []
+        for name, value in self.raw_values.items():
+            if name not in self.read_names:
+                fields.append((name, value))
+        fields.extend(self.hidden_values.items())
+
+        unread = []
+        for name, value in fields:
+            if is_filled(value):
+                path = f"{self.path}{name}"
+                unread.append((path, value))
+
+        # the path of an object inside begins with this one's
+        for inner in self.nested_fields:
+            unread.extend(inner.find_unread_fields())
+        return unread
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a table has nothing there: None, or NaN in a column of numbers."""
-    return value is None or isinstance(value, float) and math.isnan(value)
+    """Return whether a table has a gap there: None, or NaN in a column of numbers."""
+    if value is None:
+        return True
+    return isinstance(value, float) and math.isnan(value)
 
 
 def is_filled(value: Any) -> bool:
-    """Whether a value says anything: no gap, no blank text, no list or object of such alone."""
+    """Return whether a value says anything.
+
+    Gaps and texts of whitespace say nothing, nor do lists and objects of nothing else.
+    """
     if isinstance(value, str):
         return bool(value.strip())
     if isinstance(value, dict):
-        return any(map(is_filled, value.values()))
+        value = list(value.values())
     if isinstance(value, list):
         return any(map(is_filled, value))
     return not is_missing(value)
 
 
 def to_object_list(given: Any) -> Any:
-    """A list of objects, which Arrow may keep as lists side by side; others as they are."""
-    columns = list(given.values()) if isinstance(given, dict) else []
-    if not columns or not all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
+    """Return a list of objects for an object of equally long lists; other values as they are.
+
+    Arrow may store a list of objects as one list for each field.
+    """
+    if not isinstance(given, dict) or not given:
         return given
-    return [dict(zip(given, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    columns = list(given.values())
+    lengths = set()
+    for column in columns:
+        if not isinstance(column, list):
+            return given
+        lengths.add(len(column))
+    if len(lengths) > 1:
+        return given
+
+    objects = []
+    for values in zip(*columns, strict=True):
+        named_values = zip(given, values, strict=True)
+        objects.append(dict(named_values))
+    return objects
 
 
 def _is_same_value(one: Any, other: Any) -> bool:
-    """Whether two values say the same; a list of one says what that one says."""
-    plain = [v[0] if isinstance(v, list) and len(v) == 1 else v for v in (one, other)]
-    return (
-        all(isinstance(v, str | int | float | list | dict) for v in plain) and plain[0] == plain[1]
-    )
+    """Return whether two values say the same; a list of one item says what its item says."""
+    one = _unwrap_single(one)
+    other = _unwrap_single(other)
+    if not isinstance(one, _COMPARABLE_TYPES):
+        return False
+    if not isinstance(other, _COMPARABLE_TYPES):
+        return False
+    return one == other
+
+
+def _unwrap_single(value: Any) -> Any:
+    if isinstance(value, list) and len(value) == 1:
+        return value[0]
+    return value

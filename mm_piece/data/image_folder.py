@@ -7,57 +7,73 @@ from mm_piece.data.fields import is_filled
 from mm_piece.data.images import IMAGE_SUFFIXES
 from mm_piece.errors import DataError
 
-_FIELD_OF_COLUMN = {"file_name": "image", "file_names": "images"}
+# The columns of `datasets`' image folders, and the fields that rows of other formats have for them.
+_FIELD_OF_COLUMN = {
+    "file_name": "image",
+    "file_names": "images",
+}
 
 
 class ClassFolderRows:
     """The images of `folder/CLASS/*`, by name; each answer is the name of the class."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises DataError where an image has no class or classes have subfolders."""
-        inside = (path.relative_to(folder) for path in folder.rglob("*"))
-        self.names = [str(path) for path in sorted(inside) if _is_image_file(path)]
-        for name in self.names:
-            if len(Path(name).parts) != 2:
+        """List the images; DataError if one has no class or lies in a subfolder of its class."""
+        self.names: list[str] = []
+        inside = [path.relative_to(folder) for path in folder.rglob("*")]
+        for path in sorted(inside):
+            if not _is_image_file(path):
+                continue
+            if len(path.parts) != 2:
                 raise DataError(
-                    f"image {folder / name} is not in {folder}/CLASS: name the folder whose "
+                    f"image {folder / path} is not in {folder}/CLASS: name the folder whose "
                     "subfolders are the classes, or add metadata.csv with file_name and answer"
                 )
+            self.names.append(str(path))
 
     def __len__(self) -> int:
-        """The number of images."""
+        """Return the number of images."""
         return len(self.names)
 
     def __getitem__(self, position: int) -> dict[str, str]:
-        """The image and its class at a position."""
+        """Return the image and its class at a position."""
         name = self.names[position]
-        return {"image": name, "answer": Path(name).parts[0]}
+        class_name = Path(name).parts[0]
+        return {"image": name, "answer": class_name}
 
 
 class MetadataRows:
     """Rows of a metadata table: `file_name` is the image, `file_names` are the images."""
 
     def __init__(self, rows: Any) -> None:
-        """The rows are read when they are asked for."""
+        """Take the rows of the table, without reading one."""
         self.rows = rows
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """Return the number of rows."""
         return len(self.rows)
 
     def __getitem__(self, position: int) -> Any:
-        """The row at a position."""
+        """Return the row at a position, with images in the fields of other formats."""
         row = self.rows[position]
-        if not isinstance(row, dict):
+        if not isinstance(row, dict):  # the caller reports it
             return row
-        found = {new: row[old] for old, new in _FIELD_OF_COLUMN.items() if is_filled(row.get(old))}
-        if doubled := [new for new in found if is_filled(row.get(new))]:
-            raise DataError(f"metadata row {position} has both file_name(s) and {doubled[0]!r}")
-        return {key: value for key, value in row.items() if key not in _FIELD_OF_COLUMN} | found
+
+        images = {}
+        for column, field in _FIELD_OF_COLUMN.items():
+            value = row.get(column)
+            if not is_filled(value):
+                continue
+            if is_filled(row.get(field)):
+                raise DataError(f"metadata row {position} has both file_name(s) and {field!r}")
+            images[field] = value
+
+        others = {key: value for key, value in row.items() if key not in _FIELD_OF_COLUMN}
+        return {**others, **images}
 
 
 def _is_image_file(path: Path) -> bool:
-    hidden = any(
-        component.startswith(".") for component in path.parts
-    )  # such as macOS's second copies
-    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
+    # hidden files are no rows: macOS puts one beside each file of a foreign disk
+    if any(component.startswith(".") for component in path.parts):
+        return False
+    return path.suffix.lower() in IMAGE_SUFFIXES

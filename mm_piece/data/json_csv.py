@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ from mm_piece.files.strict_json import require_unique_names
 
 
 class JsonLinesRows:
-    """The rows of a JSONL file, each parsed when it is asked for; blank lines are none."""
+    """The rows of a JSONL file, parsed on access; lines of whitespace are no rows."""
 
     def __init__(self, path: Path) -> None:
-        """Only the starts of the rows are kept, 8 bytes each."""
-        self.path, self.starts = path, array("Q")
+        """Find where the rows begin: 8 bytes of memory for each."""
+        self.path = path
+        self.starts = array("Q")
+        start = 0
         try:
             with path.open("rb") as file:
-                start = 0
                 for line in file:
                     if not line.isspace():
                         self.starts.append(start)
@@ -28,11 +30,11 @@ class JsonLinesRows:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """Return the number of rows."""
         return len(self.starts)
 
     def __getitem__(self, position: int) -> Any:
-        """The row at a position."""
+        """Return the row at a position."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self.starts[position])
@@ -43,27 +45,31 @@ class JsonLinesRows:
 
 
 def read_json_rows(path: Path) -> list[Any]:
-    """The rows of a JSON file, which holds a list of them."""
+    """Return the rows of a JSON file, which must hold a list of them."""
     try:
-        rows = _parse_json(path.read_bytes(), str(path))
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+    rows = _parse_json(content, str(path))
     if not isinstance(rows, list):
         raise DataError(f"{path} must hold a list of rows, not {format_value(rows)}")
     return rows
 
 
 def read_csv_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header; every value stays the text that it is."""
+    """Return the rows of a CSV file with a header; every value stays the text that it is."""
     text = _read_text(path)
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # documents are long
+    # a field may be a document, longer than the 128 KiB that Python's csv allows
+    limit = max(csv.field_size_limit(), len(text))
+    csv.field_size_limit(limit)
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+
     rows: list[dict[str, str]] = []
     try:
-        names = reader.fieldnames or []
-        if doubled := {name for name in names if names.count(name) > 1}:
-            raise DataError(f"{path} has two columns {sorted(doubled)[0]!r}")
+        _require_unique_names(reader.fieldnames or [], path)
         for row in reader:
+            # DictReader puts surplus fields under the key None, and None in place of missing ones
             if None in row or None in row.values():
                 raise DataError(f"{path} row {len(rows)} has not as many fields as the header")
             rows.append(row)
@@ -72,7 +78,15 @@ def read_csv_rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
+def _require_unique_names(names: Sequence[str], path: Path) -> None:
+    doubled = [name for name in names if names.count(name) > 1]
+    if doubled:
+        first = min(doubled)
+        raise DataError(f"{path} has two columns {first!r}")
+
+
 def _read_text(path: Path) -> str:
+    """Return the text of a UTF-8 file, without a byte order mark."""
     try:
         content = path.read_bytes()
         return content.decode("utf-8-sig")
@@ -83,9 +97,10 @@ def _read_text(path: Path) -> str:
         raise DataError(f"cannot read {path}: line {line} is not UTF-8 text") from error
 
 
-def _parse_json(text: bytes, location: str) -> Any:
+def _parse_json(content: bytes, location: str) -> Any:
     try:
-        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=require_unique_names)
+        text = content.decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=require_unique_names)
     except UnicodeDecodeError as error:
         raise DataError(f"cannot read {location}: it is not UTF-8 text") from error
     except json.JSONDecodeError as error:
@@ -95,7 +110,10 @@ def _parse_json(text: bytes, location: str) -> Any:
 
 
 def _format_json_error(error: json.JSONDecodeError) -> str:
-    if "\n" not in error.doc.strip():
+    if "\n" not in error.doc.strip():  # a row of JSON lines: its number is known
         return f"{error.msg} at character {error.colno}"
-    lines = error.msg == "Extra data" and error.lineno == 2
-    return f"{error}{'; a file with a row on each line is called .jsonl' if lines else ''}"
+
+    # a second value on the second line is the second row of a JSONL file
+    if error.msg == "Extra data" and error.lineno == 2:
+        return f"{error}; a file with a row on each line is called .jsonl"
+    return str(error)

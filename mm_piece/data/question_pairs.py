@@ -15,99 +15,132 @@ ANSWER_FIELDS = ("answer", "response", "output")
 
 
 def parse_pair_turns(
-    row: TrackedFields, prompt: str | None, accepted: list[str], location: str
+    row: TrackedFields,
+    prompt: str | None,
+    accepted: list[str],
+    location: str,
 ) -> list[Turn]:
-    """The turns of a row that has a question and an answer."""
-    question, answer = (
-        _parse_question(row, prompt, location),
-        _parse_answer(row, accepted, location),
-    )
+    """Return the turns of a row that has a question and an answer.
+
+    `prompt` is the question of a row without one of that name; `accepted` are the row's right
+    answers. Raises DataError for a row that lacks either, and so is of no known format.
+    """
+    question = _parse_question(row, prompt, location)
+    answer = _parse_answer(row, accepted, location)
     if question is None or answer is None:
-        has = ", ".join(map(str, row.raw_values))
         lacks = "a question" if question is None else "an answer"
+        has = ", ".join(map(str, row.raw_values))
         raise DataError(
-            f"{location}: no known format; it lacks {lacks}: expected conversations or "
-            "messages, or "
-            "prompt and answer (`columns` may say what they are called, `prompt` may give the "
+            f"{location}: no known format; it lacks {lacks}: expected conversations or messages, "
+            "or prompt and answer (`columns` may say what they are called, `prompt` may give the "
             f"question); it has {format_value(has, 200)}"
         )
-    return [
-        Turn(role, split_at_marks(text, location))
-        for pair in (*_parse_history(row, location), (question, answer))
-        for role, text in zip(("user", "assistant"), pair, strict=True)
-    ]
+
+    turns = []
+    pairs = [*_parse_history(row, location), [question, answer]]
+    for asked, answered in pairs:
+        user_content = split_at_marks(asked, location)
+        turns.append(Turn("user", user_content))
+        assistant_content = split_at_marks(answered, location)
+        turns.append(Turn("assistant", assistant_content))
+    return turns
 
 
 def parse_accepted_answers(row: TrackedFields, location: str) -> list[str]:
-    """All right answers, where a row has several; VQA gives each as an object with `answer`."""
+    """Return all right answers, where a row has several."""
     given = row.read_value("answers")
+    # a list in `answer` is what others write in `answers`
     if not is_filled(given) and isinstance(row.raw_values.get("answer"), list):
         given = row.read_value("answer")
     listed = to_object_list(given)
-    plain = (
-        row.add_nested_fields(one, "answers[]").read_value("answer")
-        if isinstance(one, Mapping)
-        else one
-        for one in (listed if isinstance(listed, list) else [listed])
-    )
-    return [text_of_value(one, location) or "" for one in plain if is_filled(one)]
+    if not isinstance(listed, list):
+        listed = [listed]
+
+    accepted = []
+    for value in listed:
+        if isinstance(value, Mapping):  # VQA gives each as an object with `answer`
+            fields = row.add_nested_fields(value, "answers[]")
+            value = fields.read_value("answer")
+        if is_filled(value):
+            text = text_of_value(value, location)
+            accepted.append(text or "")
+    return accepted
 
 
-def require_accepted_answer(answer: str, accepted: list[str], location: str) -> None:
+def require_accepted_answer(
+    answer: str,
+    accepted: list[str],
+    location: str,
+) -> None:
     """Raise DataError if a row's answer would score nothing, as only others count as right.
 
-    The rules that compare whole answers decide: one that finds it among them is enough.
+    It counts as right if one metric that compares whole answers scores it.
     """
     if not accepted or answer in accepted:
         return
-    rules = (ANSWER_METRICS[name] for name in ("exact", "vqa", "choice"))
-    if not any(rule([answer], [accepted])[0] for rule in rules):
-        raise DataError(
-            f"{location}: the answer {format_value(answer)} is none of its `answers`, which "
-            "are all that "
-            f"count as right: {format_value(accepted)}; where they are options to choose from, let "
-            "`columns: {answers: …}` name the field of the right one"
-        )
+
+    for name in ("exact", "vqa", "choice"):
+        score = ANSWER_METRICS[name]
+        if score([answer], [accepted])[0]:
+            return
+
+    raise DataError(
+        f"{location}: the answer {format_value(answer)} is none of its `answers`, which are all "
+        f"that count as right: {format_value(accepted)}; where they are options to choose from, "
+        "let `columns: {answers: …}` name the field of the right one"
+    )
 
 
 def text_of_value(value: Any, location: str) -> str | None:
-    """A text, None for nothing; numbers and truth values are written out."""
-    if not isinstance(value, str) and not is_filled(value):
+    """Return a value as a text, None for nothing; numbers and truth values are written out."""
+    if isinstance(value, str):
+        return str(value)
+    if not is_filled(value):
         return None
-    if not isinstance(value, str | bool | int | float | Decimal):
+    if not isinstance(value, bool | int | float | Decimal):
         raise DataError(f"{location}: a text or a number is expected, not {format_value(value)}")
     return str(value)
 
 
 def _parse_question(row: TrackedFields, prompt: str | None, location: str) -> str | None:
-    """The question: the row's `prompt`, else the recipe's, else what else the row has."""
-    if prompt is not None and not row.has_value("prompt"):
-        question: str | None = prompt
-    else:
-        question = text_of_value(row.read_value(*QUESTION_FIELDS), location)
+    """Return the question: the row's `prompt`, else the recipe's, else the row's other fields."""
+    question = prompt
+    if prompt is None or row.has_value("prompt"):
+        value = row.read_value(*QUESTION_FIELDS)
+        question = text_of_value(value, location)
     if question is None or question != row.raw_values.get("instruction"):
         return question
-    more = text_of_value(row.read_value("input"), location)  # what an instruction is about
-    return f"{question}\n{more}" if more else question
+
+    # an instruction may have an input that it is about
+    given = row.read_value("input")
+    text = text_of_value(given, location)
+    if not text:
+        return question
+    return f"{question}\n{text}"
 
 
 def _parse_history(row: TrackedFields, location: str) -> list[list[str]]:
-    """The pairs of texts before the question."""
-    given = row.read_value("history")
-    if not is_filled(given):
+    """Return the pairs of a question and an answer before the row's own."""
+    pairs = row.read_value("history")
+    if not is_filled(pairs):
         return []
-    pairs = given if isinstance(given, list) else [given]
+
+    if not isinstance(pairs, list):
+        pairs = [pairs]  # it fails below: the message says what a history is
     for pair in pairs:
-        if not isinstance(pair, list) or [type(text) for text in pair] != [str, str]:
+        if not isinstance(pair, list) or list(map(type, pair)) != [str, str]:
             raise DataError(f"{location}: history must be a list of pairs of texts")
     return pairs
 
 
 def _parse_answer(row: TrackedFields, accepted: list[str], location: str) -> str | None:
-    """The answer to train on: the first of several in `answer`, the commonest of `answers`."""
+    """Return the answer to train on: the first of `answer`, else the commonest of `answers`."""
     answer = row.read_value(*ANSWER_FIELDS)
     if isinstance(answer, list):
-        answer = next(filter(is_filled, answer), None)
+        filled = filter(is_filled, answer)
+        answer = next(filled, None)
+
     if not is_filled(answer) and accepted:
-        answer = Counter(accepted).most_common(1)[0][0]  # of equally common ones the first
+        counts = Counter(accepted)
+        [(answer, _)] = counts.most_common(1)  # of equally common ones the first
     return text_of_value(answer, location)

@@ -1,6 +1,6 @@
 """From a row of any known format to an example.
 
-* `conversations` or `messages`: a list of turns (`turns`); a `system` text may stand beside it
+* `conversations` or `messages`: a list of turns; a `system` text may stand beside it
 * a question and an answer: `prompt`, `question`, `query` or `instruction` (with `input`), and
   `answer`, `response` or `output`; earlier pairs of them in `history`. Several right answers are a
   list in `answer`, whose first is trained on, or in `answers`, whose commonest is if there is no
@@ -42,153 +42,267 @@ from mm_piece.errors import DataError, format_value
 _TURN_FIELDS = ("conversations", "messages")
 _IMAGE_FIELDS = ("image", "pic_path", "images")
 _UNSUPPORTED_FIELDS = {
-    **dict.fromkeys(("video", "videos"), "videos are"),
-    **dict.fromkeys(("audio", "audios"), "audio is"),
+    "video": "videos are",
+    "videos": "videos are",
+    "audio": "audio is",
+    "audios": "audio is",
 }
-_OVERRIDDEN_FIELDS = {  # a column that was asked for stands before what the row has by itself
-    **dict.fromkeys(("prompt", "answer"), _TURN_FIELDS),
-    **dict.fromkeys(("image", "images"), _IMAGE_FIELDS),
+# A mapped column stands before the fields that the row has by itself.
+_OVERRIDDEN_FIELDS = {
+    "prompt": _TURN_FIELDS,
+    "answer": _TURN_FIELDS,
+    "image": _IMAGE_FIELDS,
+    "images": _IMAGE_FIELDS,
     "messages": ("conversations",),
 }
+_MEDIA_KINDS = ("image", "video", "audio")
+_MAX_PATH_LENGTH = 4096  # PATH_MAX of Linux; a longer text names no file
 
 
-def build_row_fields(raw: Mapping[Any, Any], columns: Mapping[Any, str]) -> TrackedFields:
-    """The fields of a raw row, with those that `columns` finds in it in place of its own.
+def build_row_fields(
+    raw: Mapping[Any, Any],
+    columns: Mapping[Any, str],
+) -> TrackedFields:
+    """Return the fields of a raw row, with the columns of `columns` in place of its own.
 
     A column that is empty in a row hides nothing that the row has by itself.
     """
     mapped = {field: raw[name] for field, name in columns.items() if name in raw}
     found = {field: value for field, value in mapped.items() if is_filled(value)}
-    others = {name for field in found for name in _OVERRIDDEN_FIELDS.get(field, ())} - found.keys()
-    hidden = (others | found.keys()) - set(columns.values())
 
-    own = {name: v for name, v in raw.items() if name not in others and not is_missing(v)}
-    fields = TrackedFields({**mapped, **own, **found})
-    fields.hidden_values = {name: raw[name] for name in raw if name in hidden}
-    fields.read_names |= set(columns.values()) - found.keys()
+    overridden: set[str] = set()
+    for field in found:
+        fields_behind = _OVERRIDDEN_FIELDS.get(field, ())
+        overridden.update(fields_behind)
+    overridden -= found.keys()
+
+    own = {}
+    for name, value in raw.items():
+        if name not in overridden and not is_missing(value):
+            own[name] = value
+
+    # own fields win over empty columns, filled columns over own fields
+    values = {**mapped, **own, **found}
+    fields = TrackedFields(values)
+
+    # a mapped column is in use, even where it has the name of a field that is hidden
+    source_columns = set(columns.values())
+    hidden = overridden | found.keys()
+    hidden -= source_columns
+    for name, value in raw.items():
+        if name in hidden:
+            fields.hidden_values[name] = value
+
+    # the field that a column is mapped to counts in its place
+    fields.read_names |= source_columns - found.keys()
     return fields
 
 
 def build_example(
-    row: TrackedFields, number: int, source: str, folder: Path, prompt: str | None = None
+    row: TrackedFields,
+    number: int,
+    source: str,
+    folder: Path,
+    prompt: str | None = None,
 ) -> Example:
-    """The example of one row; every field that is read is taken.
+    """Build the example of one row, and mark the fields that it reads.
 
     Image paths are relative to `folder`; `prompt` is the question of rows without one of that name.
     Raises DataError in one line for a row of no known format, turns out of order, videos, and
     images that do not match their marks.
     """
     location = f"{source} row {number}"
-    row.read_value("id")
+    row.read_value("id")  # counts as read: it says nothing about the task
     _require_no_video(row, location)
-    listed = _parse_listed_images(row, folder, location)
+    listed_images = _parse_listed_images(row, folder, location)
     accepted = parse_accepted_answers(row, location)
 
-    has_no_pair = not row.has_value(*QUESTION_FIELDS, *ANSWER_FIELDS, "answers")
-    name = row.choose_field(*_TURN_FIELDS) if has_no_pair or row.has_value(*_TURN_FIELDS) else None
-    if name:
-        turns = parse_turns(row.raw_values[name], folder, location, row, name)
+    turn_field = _choose_turn_field(row)
+    if turn_field:
+        turns = parse_turns(row.raw_values[turn_field], folder, location, row, turn_field)
     else:
-        turns = _add_image_marks(parse_pair_turns(row, prompt, accepted, location), len(listed))
-    turns = _add_system_turn(turns, text_of_value(row.read_value("system"), location), location)
+        pair_turns = parse_pair_turns(row, prompt, accepted, location)
+        turns = _add_image_marks(pair_turns, len(listed_images))
+    system = text_of_value(row.read_value("system"), location)
+    turns = _add_system_turn(turns, system, location)
 
-    images = _match_images(turns, listed, location)
-    kind = str(row.read_value("kind", "question_type") or "")
-    if not images:
+    images = _match_images(turns, listed_images, location)
+    kind = row.read_value("kind", "question_type")
+    if not images:  # only after every reader has read its fields
         require_no_unread_media(row.find_unread_fields(), location)
 
-    messages: list[Message] = [
-        {"role": turn.role, "content": _to_typed_content(turn.content), **turn.reasoning}
-        for turn in turns
-    ]
+    messages = [_make_message(turn) for turn in turns]
     _require_turn_order(messages, location)
     require_accepted_answer(text_of(messages[-1]), accepted, location)
-    untrained_turns = _find_untrained_turns(turns, location)
-    return Example(number, messages, images, source, kind, accepted, untrained_turns)
+    return Example(
+        row=number,
+        messages=messages,
+        images=images,
+        source=source,
+        kind=str(kind or ""),
+        accepted=accepted,
+        untrained_turns=_find_untrained_turns(turns, location),
+    )
 
 
 def _require_no_video(row: TrackedFields, location: str) -> None:
-    for key, what in _UNSUPPORTED_FIELDS.items():
-        if row.has_value(key):
-            raise make_unsupported_error(what, f"the row has {key!r}", location)
-    for name in _IMAGE_FIELDS:
-        if media_kind_of(row.raw_values.get(name)) in ("video", "audio"):
-            raise make_unsupported_error(
-                "videos and audio are",
-                f"{name!r} is {format_value(row.raw_values[name])}",
-                location,
-            )
+    for field, what in _UNSUPPORTED_FIELDS.items():
+        if row.has_value(field):
+            raise make_unsupported_error(what, f"the row has {field!r}", location)
+
+    # an image field may name a video, too
+    for field in _IMAGE_FIELDS:
+        value = row.raw_values.get(field)
+        if media_kind_of(value) in ("video", "audio"):
+            seen = f"{field!r} is {format_value(value)}"
+            raise make_unsupported_error("videos and audio are", seen, location)
 
 
-def _parse_listed_images(row: TrackedFields, folder: Path, location: str) -> list[ImageSource]:
-    name = row.choose_field(*_IMAGE_FIELDS)
-    if name is None:
+def _choose_turn_field(row: TrackedFields) -> str | None:
+    """Return the field of the row's conversation; None if the row is a question and an answer."""
+    has_pair = row.has_value(*QUESTION_FIELDS, *ANSWER_FIELDS, "answers")
+    if has_pair and not row.has_value(*_TURN_FIELDS):
+        return None
+    return row.choose_field(*_TURN_FIELDS)
+
+
+def _parse_listed_images(
+    row: TrackedFields,
+    folder: Path,
+    location: str,
+) -> list[ImageSource]:
+    """Return the images of the row's image field, gaps left out."""
+    field = row.choose_field(*_IMAGE_FIELDS)
+    if field is None:
         return []
-    given = to_object_list(row.raw_values[name])
-    listed, path = (given, f"{name}[]") if isinstance(given, list) else ([given], name)
-    images = (parse_image(one, folder, location, row, path) for one in listed)
-    return [image for image in images if image is not None]
+
+    path = field  # for the names of unread fields
+    given = to_object_list(row.raw_values[field])
+    if isinstance(given, list):
+        path = f"{field}[]"
+    else:
+        given = [given]
+
+    images = []
+    for value in given:
+        image = parse_image(value, folder, location, row, path)
+        if image is not None:
+            images.append(image)
+    return images
 
 
-def _add_image_marks(turns: list[Turn], images: int) -> list[Turn]:
-    """The turns; without any mark, the first question gets one for each image."""
-    if not all(isinstance(piece, str) for turn in turns for piece in turn.content):
+def _add_image_marks(turns: list[Turn], num_images: int) -> list[Turn]:
+    """Return the turns; without any mark, the first question gets one for each image."""
+    if _list_image_slots(turns):
         return turns
-    first = turns[0]._replace(content=[*[None] * images, *turns[0].content])
-    return [first, *turns[1:]]
+
+    first, *others = turns
+    marks = [None] * num_images
+    content = [*marks, *first.content]
+    return [first._replace(content=content), *others]
 
 
-def _add_system_turn(turns: list[Turn], system: str | None, location: str) -> list[Turn]:
-    """The turns after the row's system text, if there is one; it stands in for an empty turn."""
+def _list_image_slots(turns: list[Turn]) -> list[ImageSource | None]:
+    """Return the turns' own images in order, with None in the places of the row's images."""
+    slots = []
+    for turn in turns:
+        for piece in turn.content:
+            if not isinstance(piece, str):
+                slots.append(piece)
+    return slots
+
+
+def _add_system_turn(
+    turns: list[Turn],
+    system: str | None,
+    location: str,
+) -> list[Turn]:
+    """Return the turns after the row's system text, if there is one; it replaces an empty turn."""
     if not is_filled(system):
         return turns
-    others = [turn for turn in turns if turn.role != "system" or is_filled(turn.content)]
-    return [Turn("system", split_at_marks(str(system), location)), *others]
+
+    content = split_at_marks(str(system), location)
+    extended = [Turn("system", content)]
+    for turn in turns:
+        if turn.role != "system" or is_filled(turn.content):
+            extended.append(turn)
+    return extended
 
 
 def _find_untrained_turns(turns: list[Turn], location: str) -> tuple[int, ...]:
-    """The positions of the answers that are marked as not to be learned."""
-    answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
-    untrained_turns = tuple(number for number in answers if not turns[number].is_trained)
-    if len(untrained_turns) == len(answers):
+    """Return the positions of the answers that are marked as not to be learned."""
+    answers = [position for position, turn in enumerate(turns) if turn.role == "assistant"]
+    untrained = [position for position in answers if not turns[position].is_trained]
+    if len(untrained) == len(answers):
         raise DataError(f"{location}: every answer is marked as not to be learned")
-    return untrained_turns
+    return tuple(untrained)
 
 
-def _match_images(turns: list[Turn], listed: list[ImageSource], location: str) -> list[ImageSource]:
-    """The images in the order of their places: the turns' own, or the next one listed."""
-    image_slots = [piece for turn in turns for piece in turn.content if not isinstance(piece, str)]
-    if image_slots.count(None) != len(listed):
+def _match_images(
+    turns: list[Turn],
+    listed: list[ImageSource],
+    location: str,
+) -> list[ImageSource]:
+    """Return the images in the order of their places: the turns' own, or the next one listed."""
+    slots = _list_image_slots(turns)
+    num_marks = slots.count(None)  # an image part without an image of its own counts, too
+    if num_marks != len(listed):
         raise DataError(
-            f"{location}: {len(listed)} image(s) but {image_slots.count(None)} {IMAGE_MARK} "
-            "mark(s) in the text"
+            f"{location}: {len(listed)} image(s) but {num_marks} {IMAGE_MARK} mark(s) in the text"
         )
+
     waiting = iter(listed)
-    return [next(waiting) if piece is None else piece for piece in image_slots]
+    return [next(waiting) if image is None else image for image in slots]
+
+
+def _make_message(turn: Turn) -> Message:
+    return {
+        "role": turn.role,
+        "content": _to_typed_content(turn.content),
+        **turn.reasoning,  # under the names that chat templates read
+    }
 
 
 def _to_typed_content(content: Iterable[Any]) -> list[dict[str, str]]:
-    """Typed content: an image entry for each image, text between them without its outer breaks."""
-    parts = [{"type": "text", "text": ""}]
+    """Return typed content: an entry for each image, and the texts between them.
+
+    Texts lose their outer line breaks, as those beside an `<image>` mark only set it apart.
+    """
+    typed = []
+    text = ""  # since the last image
     for piece in content:
         if isinstance(piece, str):
-            parts[-1]["text"] += piece
-        else:
-            parts += [{"type": "image"}, {"type": "text", "text": ""}]
-    stripped = ({k: v.strip("\n") for k, v in content_part.items()} for content_part in parts)
-    return [content_part for content_part in stripped if content_part.get("text") != ""]
+            text += piece
+            continue
+        typed += _to_text_parts(text)
+        typed.append({"type": "image"})
+        text = ""
+    typed += _to_text_parts(text)
+    return typed
+
+
+def _to_text_parts(text: str) -> list[dict[str, str]]:
+    """Return a text as typed content; an empty one is no part."""
+    stripped = text.strip("\n")
+    if not stripped:
+        return []
+    return [{"type": "text", "text": stripped}]
 
 
 def _require_turn_order(messages: list[Message], location: str) -> None:
+    """Raise DataError unless questions and answers alternate and answers are non-empty texts."""
     roles = [message["role"] for message in messages if message["role"] != "system"]
-    if roles != ["user", "assistant"] * (len(roles) // 2):
+    num_pairs = len(roles) // 2
+    if roles != ["user", "assistant"] * num_pairs:
         raise DataError(f"{location}: turns must alternate, question first, and end in an answer")
     if not roles:
         raise DataError(f"{location}: the conversation must end in an answer")
-    for number, message in enumerate((m for m in messages if m["role"] == "assistant"), start=1):
-        if not text_of(message).strip():
+
+    answers = [message for message in messages if message["role"] == "assistant"]
+    for number, answer in enumerate(answers, start=1):
+        if not text_of(answer).strip():
             raise DataError(f"{location}: answer {number} is empty")
-        if any(content_part["type"] == "image" for content_part in message["content"]):
+        if any(part["type"] == "image" for part in answer["content"]):
             raise DataError(
                 f"{location}: answer {number} holds an image; images belong to questions"
             )
@@ -198,27 +312,36 @@ def _require_turn_order(messages: list[Message], location: str) -> None:
 
 
 def require_no_unread_media(unread: Iterable[tuple[str, Any]], location: str) -> None:
-    """Raise DataError for an image, video or sound that the row names in one of these fields."""
+    """Raise DataError if one of these fields names an image, a video or a sound."""
     for name, value in unread:
-        for found in _to_item_list(value):
-            _require_no_media(found, name, location)
+        for item in _to_item_list(value):
+            _require_no_media(item, name, location)
 
 
 def media_kind_of(value: Any) -> str | None:
-    """`image`, `video` or `audio` for such a file, its name, or a list with one; else None."""
-    return next((kind for item in _to_item_list(value) if (kind := _guess_media_kind(item))), None)
+    """Return the kind of a media file: `image`, `video` or `audio`; None for anything else.
+
+    A value may be a file's content, its name, or a list, of which the first such item counts.
+    """
+    for item in _to_item_list(value):
+        kind = _guess_media_kind(item)
+        if kind:
+            return kind
+    return None
 
 
-def _require_no_media(found: Any, name: str, location: str) -> None:
-    kind, shown = _guess_media_kind(found), format_value(found)
-    if isinstance(found, UnsupportedValue):
+def _require_no_media(item: Any, name: str, location: str) -> None:
+    if isinstance(item, UnsupportedValue):
         raise DataError(
-            f"{location}: nothing reads {name!r}, {found}, which is not supported; "
+            f"{location}: nothing reads {name!r}, {item}, which is not supported; "
             "allowed: text and images"
         )
+
+    kind = _guess_media_kind(item)
+    shown = format_value(item)
     if kind == "image":
         hint = f"say `columns: {{image: {name}}}` in the recipe"
-        if "[]" in name:
+        if "[]" in name:  # `columns` names fields of the row alone
             hint = "images stand in the row's `images` or in parts of type image"
         raise DataError(
             f"{location}: nothing reads {name!r}, which names the image {shown}; {hint}"
@@ -235,12 +358,24 @@ def _to_item_list(value: Any) -> list[Any]:
 
 
 def _guess_media_kind(value: Any) -> str | None:
-    """What kind of file a value is or names; an image of `datasets` is `{bytes, path}`."""
+    """Return the kind of a media file by its name; None for any other value.
+
+    An image of `datasets` is `{bytes, path}`, and its path may be empty.
+    """
     if isinstance(value, Image.Image):
         return "image"
-    if isinstance(value, Mapping) and value.keys() == {"bytes", "path"} and is_filled(value):
+    if isinstance(value, Mapping):
+        if value.keys() != {"bytes", "path"} or not is_filled(value):
+            return None
         return _guess_media_kind(value["path"]) or "image"
-    if not isinstance(value, str) or len(value) > 4096 or any(c.isspace() for c in value):
+
+    if not isinstance(value, str) or len(value) > _MAX_PATH_LENGTH:
         return None
-    kind, _, _ = (guess_type(value, strict=False)[0] or "").partition("/")
-    return kind if kind in ("image", "video", "audio") else None
+    if any(map(str.isspace, value)):  # prose, not a file's name
+        return None
+
+    media_type, _ = guess_type(value, strict=False)
+    if not media_type:
+        return None
+    kind = media_type.split("/")[0]
+    return kind if kind in _MEDIA_KINDS else None

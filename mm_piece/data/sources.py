@@ -1,4 +1,4 @@
-"""Where rows come from: a file, a folder, the Hub or the embedded data, as a sequence of raw rows.
+"""Where rows come from, as sequences of raw rows.
 
     rows.json  rows.jsonl  rows.csv  rows.parquet      a file, or the parts of one: `rows-*.parquet`
     folder                                             what `datasets` saved; the parts of a table;
@@ -7,7 +7,7 @@
     hf:OWNER/NAME[:CONFIG][@REVISION]/SPLIT            a data set of the Hub
     scenes:NAME/SPLIT                                  the embedded data
 
-Only JSON and CSV are held in memory; the others are read row by row when rows are asked for.
+JSON and CSV lie in memory as a whole; the other sources read a row when it is needed.
 """
 
 import re
@@ -38,96 +38,158 @@ class ConcatenatedRows:
     """The rows of several parts, one part after the other."""
 
     def __init__(self, parts: Sequence[SourceRows]) -> None:
-        """Nothing is read."""
-        self.parts, self.stops = parts, list(accumulate(map(len, parts)))
+        """Take the parts, without reading a row."""
+        self.parts = parts
+        lengths = map(len, parts)
+        self.stops = list(accumulate(lengths))  # where each part ends
 
     def __len__(self) -> int:
-        """The number of rows of all parts."""
+        """Return the number of rows of all parts."""
         return self.stops[-1]
 
     def __getitem__(self, position: int) -> Any:
-        """The row at a position."""
-        part_index = bisect_right(self.stops, position)
-        return self.parts[part_index][position - (self.stops[part_index - 1] if part_index else 0)]
+        """Return the row at a position."""
+        index = bisect_right(self.stops, position)
+        start = self.stops[index - 1] if index else 0
+        part = self.parts[index]
+        return part[position - start]
 
 
 def split_slice(source: str) -> tuple[str, RowBounds]:
-    """A source without its slice, and the rows that the slice names: `train.json[100:200]`."""
+    """Return a source without its slice, and the rows that the slice names.
+
+    A slice stands at the end, as in `train.json[100:200]`. Raises DataError for a malformed one.
+    """
     match = re.fullmatch(r"(.+)\[(\d*):(\d*)\]", source)
     if not match:
-        if re.search(r"\[[^\[\]/]*\]$", source) and not Path(source).exists():
+        # brackets may also belong to the name of a file
+        ends_in_brackets = re.search(r"\[[^\[\]/]*\]$", source)
+        if ends_in_brackets and not Path(source).exists():
             raise DataError(f"{source}: a slice is [FIRST:STOP], counted from 0, such as [:100]")
         return source, (0, None)
-    return match[1], (int(match[2] or 0), int(match[3]) if match[3] else None)
+
+    path, first, stop = match.groups()
+    first_row = int(first or 0)
+    if not stop:
+        return path, (first_row, None)
+    return path, (first_row, int(stop))
 
 
-def open_raw_rows(source: str, bounds: RowBounds) -> tuple[SourceRows, int]:
-    """The raw rows of a source, and the number of the first one; not fewer than `bounds` names.
+def open_raw_rows(
+    source: str,
+    bounds: RowBounds,
+) -> tuple[SourceRows, int]:
+    """Return raw rows of a source, and the number of the first one.
 
-    Raises DataError in one line for what is missing, cannot be read or is no source.
+    They comprise the rows that `bounds` names, and may be all of the source. Raises DataError in
+    one line for a source that is missing, cannot be read or is none.
     """
     if source.startswith("hf:"):
         return open_hub_dataset(source, *bounds)
     if source.startswith("scenes:"):
         return _open_scenes(source), 0
+
     path = Path(source)
     if path.is_dir():
         return _open_folder(path), 0
     if "*" in path.name:
-        return _open_parts(sorted(path.parent.glob(path.name)), source), 0
+        matching = path.parent.glob(path.name)
+        return _open_parts(sorted(matching), source), 0
     return _open_file(path), 0
 
 
 def image_root_of(source: str) -> Path:
-    """The folder that image paths of a source are relative to."""
+    """Return the folder that image paths of a source are relative to."""
     if source.startswith("hf:"):
         return Path()
-    return Path(source) if Path(source).is_dir() else Path(source).parent
+
+    path = Path(source)
+    if path.is_dir():
+        return path
+    return path.parent
 
 
 def _open_scenes(source: str) -> SourceRows:
-    name, separator, split = source.removeprefix("scenes:").partition("/")
+    path = source.removeprefix("scenes:")
+    name, separator, split = path.partition("/")
     if not separator:
         raise DataError(f"{source!r} is not of the form scenes:NAME/SPLIT")
     return scenes.make_rows(name, split)
 
 
 def _open_file(path: Path) -> SourceRows:
-    if path.suffix.lower() in _READERS and path.exists():
-        return _READERS[path.suffix.lower()](path)
-    if path.exists():
+    if not path.exists():
+        raise _make_missing_error(path)
+
+    suffix = path.suffix.lower()
+    reader = _READERS.get(suffix)
+    if reader is None:
         allowed = ", ".join(_READERS)
         raise DataError(f"cannot read {path}: a file of rows ends in one of {allowed}")
-    looks = len(path.parts) == 2 and not path.suffix and not path.is_absolute()
-    hint = f"; a data set of the Hub is written hf:{path}/SPLIT" if looks else ""
-    raise DataError(f"cannot read {path}: it does not exist{hint}")
+    return reader(path)
+
+
+def _make_missing_error(path: Path) -> DataError:
+    hint = ""
+    # OWNER/NAME is what a data set of the Hub is called elsewhere
+    is_plain = not path.suffix and not path.is_absolute()
+    if is_plain and len(path.parts) == 2:
+        hint = f"; a data set of the Hub is written hf:{path}/SPLIT"
+    return DataError(f"cannot read {path}: it does not exist{hint}")
 
 
 def _open_parts(files: Sequence[Path], source: str) -> SourceRows:
     if not files:
         raise DataError(f"cannot read {source}: no file has such a name")
-    return ConcatenatedRows([_open_file(file) for file in files])
+
+    parts = []
+    for file in files:
+        parts.append(_open_file(file))
+    return ConcatenatedRows(parts)
 
 
 def _open_folder(folder: Path) -> SourceRows:
-    """What a folder holds: a saved data set, images, or the parts of one table."""
-    if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        return open_saved_dataset(folder)
+    """Open what a folder holds: a saved data set, images, or the parts of one table."""
+    for name in ("state.json", "dataset_dict.json"):
+        if (folder / name).is_file():
+            return open_saved_dataset(folder)
+
     for suffix in (".csv", ".jsonl", ".parquet"):
-        if (folder / f"metadata{suffix}").is_file():
-            return MetadataRows(_open_file(folder / f"metadata{suffix}"))
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _READERS)
-    if len({re.sub(r"\d+", "", file.name) for file in files}) > 1:
-        names = ", ".join(file.name for file in files[:5])
-        raise DataError(f"{folder} holds several tables: {names}; name one, or {folder}/NAME-*")
+        metadata = folder / f"metadata{suffix}"
+        if metadata.is_file():
+            rows = _open_file(metadata)
+            return MetadataRows(rows)
+
+    files = _find_tables(folder)
     if files:
         return _open_parts(files, str(folder))
+
     images = ClassFolderRows(folder)
     if not images:
         raise DataError(f"{folder} holds no rows: no data set, no table and no images")
     return images
 
 
+def _find_tables(folder: Path) -> list[Path]:
+    """Return the parts of the one table in a folder; DataError if there are several tables."""
+    files = []
+    stems = set()
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() not in _READERS:
+            continue
+        files.append(file)
+        # parts of one table differ in their numbers alone, as train-00000-of-00002.parquet
+        stem = re.sub(r"\d+", "", file.name)
+        stems.add(stem)
+
+    if len(stems) > 1:
+        first_names = [file.name for file in files[:5]]
+        names = ", ".join(first_names)
+        raise DataError(f"{folder} holds several tables: {names}; name one, or {folder}/NAME-*")
+    return files
+
+
+# By suffix, in lower case.
 _READERS: dict[str, Callable[[Path], SourceRows]] = {
     ".json": read_json_rows,
     ".jsonl": JsonLinesRows,

@@ -1,4 +1,4 @@
-"""Examples that are too long lose text, never image tokens."""
+"""Model inputs of a maximum length: examples that are too long lose text, never image tokens."""
 
 import sys
 from dataclasses import replace
@@ -13,71 +13,105 @@ from mm_piece.errors import DataError
 
 
 def encode_truncated(
-    example: Example, processor: Any, max_length: int | None, generation: bool = False
+    example: Example,
+    processor: Any,
+    max_length: int | None,
+    generation: bool = False,
 ) -> tuple[dict[str, Tensor], bool]:
-    """Model inputs of at most `max_length` tokens, images included, and whether text was cut.
+    """Return model inputs of at most `max_length` tokens, and whether they lost text to it.
 
-    All texts longer than some common number of characters are cut to it: questions in their middle,
-    since instructions stand at both ends, answers and their thoughts at their end. For generation
-    the last answer does not count. Raises DataError if the images alone are too long.
+    Images count with all of their tokens.
+    All texts are truncated to one number of characters: questions in their middle, since
+    instructions stand at both ends, answers and their thoughts at their end. For generation the
+    last answer does not count. Raises DataError if the images alone are too long.
     """
     build = encode_prompt if generation else encode
     inputs = build(example, processor)
-    excess = inputs["input_ids"].shape[1] - (max_length or sys.maxsize)
+    length = inputs["input_ids"].shape[1]
+    excess = length - (max_length or sys.maxsize)
     if excess <= 0:
         return inputs, False
-    max_text_tokens = len(token_ids_of(example, processor, generation)) - excess
-    low, high = -1, max(map(_count_longest_text, example.messages))
-    while low < high:  # the most characters with which the example fits
-        middle = (low + high + 1) // 2
-        fits = (
-            len(token_ids_of(_truncate_example(example, middle), processor, generation))
-            <= max_text_tokens
-        )
-        low, high = (middle, high) if fits else (low, middle - 1)
-    if low < 0:
+
+    # images keep their tokens: the text has to lose the whole excess
+    num_tokens = len(token_ids_of(example, processor, generation))
+    max_chars = _find_max_chars(example, processor, generation, num_tokens - excess)
+    if max_chars < 0:
         raise DataError(
             f"{example.source} row {example.row}: max_length {max_length} leaves no room for text"
         )
-    return build(_truncate_example(example, low), processor), True
+    truncated = _truncate_example(example, max_chars)
+    return build(truncated, processor), True
+
+
+def _find_max_chars(
+    example: Example,
+    processor: Any,
+    generation: bool,
+    max_tokens: int,
+) -> int:
+    """Return the most characters a text with which an example has at most `max_tokens` tokens.
+
+    An image counts as one token. Returns -1 if no number of characters fits.
+    """
+    # bisection: more characters never make fewer tokens, up to a token at the edge
+    low = -1
+    high = max(map(_count_longest_text, example.messages))
+    while low < high:
+        middle = (low + high + 1) // 2
+        truncated = _truncate_example(example, middle)
+        num_tokens = len(token_ids_of(truncated, processor, generation))
+        if num_tokens <= max_tokens:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _truncate_example(example: Example, max_chars: int) -> Example:
-    """The example with at most `most` characters in each message's text, images untouched."""
-    return replace(
-        example, messages=[_truncate_message(message, max_chars) for message in example.messages]
-    )
+    """Return the example with at most `max_chars` characters in each text, images untouched."""
+    messages = []
+    for message in example.messages:
+        truncated = _truncate_message(message, max_chars)
+        messages.append(truncated)
+    return replace(example, messages=messages)
 
 
 def _count_longest_text(message: Message) -> int:
-    """The characters of a message's text, or of the longer one of an answer's two."""
-    return max(len(text) for text in (*split_thoughts(message), text_of(message)))
+    """Return the characters of a message's longest text; an answer may have thoughts beside it."""
+    texts = [*split_thoughts(message), text_of(message)]
+    return max(map(len, texts))
 
 
 def _truncate_message(message: Message, max_chars: int) -> Message:
     if message["role"] == "assistant":
         return truncate_answer(message, max_chars)
-    text = text_of(message)
-    num_kept = min(max(max_chars, 0), len(text))
-    head = (num_kept + 1) // 2
-    return {
-        **message,
-        "content": _remove_characters(message, range(head, head + len(text) - num_kept)),
-    }
+
+    length = len(text_of(message))
+    num_kept = min(max(max_chars, 0), length)
+    num_removed = length - num_kept
+    start = (num_kept + 1) // 2  # the beginning gets the odd character
+    removed = range(start, start + num_removed)
+    content = _remove_characters(message, removed)
+    return {**message, "content": content}
 
 
-def _remove_characters(message: Message, removed_range: range) -> list[dict[str, str]]:
-    """Typed content less the characters `gone` of all its text, counted through."""
-    parts, start = [], 0
+def _remove_characters(message: Message, removed: range) -> list[dict[str, str]]:
+    """Return typed content without a range of the characters of its texts.
+
+    The characters are numbered through all texts of the message.
+    """
+    parts = []
+    start = 0  # number of this text's first character
     for content_part in message["content"]:
         text = content_part.get("text")
         if text is None:
             parts.append(content_part)
             continue
-        low, high = (
-            min(max(edge - start, 0), len(text))
-            for edge in (removed_range.start, removed_range.stop)
-        )
-        parts.append({**content_part, "text": text[:low] + text[high:]})
+
+        # the range may begin or end in other texts: slices end with this one by themselves
+        low = max(removed.start - start, 0)
+        high = max(removed.stop - start, 0)
+        remaining = text[:low] + text[high:]
+        parts.append({**content_part, "text": remaining})
         start += len(text)
     return parts

@@ -1,11 +1,11 @@
 """Deltas: what a task changed, as indices and new values, and the files that hold it.
 
 codec          integers and bit patterns to compact bytes and back
-header         what a delta file says of itself
+header         the header of a delta file, and what it may hold
 file           a header and entries to bytes and back
-delta          `Delta`: save, load, apply, take back
+delta          `Delta`: save, load, apply, undo
 merging        several deltas as one
 comparison     what sets of changes have in common
-file_layout    weights that checkpoint files hold turned
+file_layout    weights that checkpoint files hold transposed
 interchange/   the formats of other programs
 """

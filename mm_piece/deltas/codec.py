@@ -6,7 +6,7 @@
     indices  first width (1 byte), gaps   gap = how many entries lie between two neighbours
 
 Only numpy and zlib. A plane of mantissas is noise and stays raw; the others are Huffman coded.
-Decoders know how much must come out, never inflate further, and raise `DamageError` otherwise.
+Decoders get the count that must come out, never inflate further, and raise `DamageError` otherwise.
 """
 
 import zlib
@@ -17,52 +17,89 @@ from numpy.typing import NDArray
 
 from mm_piece.errors import DamageError
 
-RAW, DEFLATE = 0, 1
+RAW = 0
+DEFLATE = 1
 MEMORY_LEVEL = 9  # longer blocks, fewer Huffman tables
-WIDTHS = (1, 2, 4, 8)
+WIDTHS = (1, 2, 4, 8)  # bytes of an unsigned integer
 SLICE = 2**20  # gaps at a time
 MAX_TENSOR_SIZE = 2**62  # below it no sum of a position and a gap leaves int64
 
+_Bytes = bytes | memoryview
+_Gaps = NDArray[np.int64]
+_Indices = NDArray[np.signedinteger]
+_Symbols = NDArray[np.unsignedinteger]
 
-def encode_indices(indices: NDArray[np.signedinteger], runs: bool = True) -> bytes:
-    """Code sorted, unique, non-negative indices; without `runs` in at least a bit each."""
+
+def encode_indices(indices: _Indices, runs: bool = True) -> bytes:
+    """Code sorted, unique, non-negative indices.
+
+    Without `runs` every index takes at least one bit.
+    """
     slices = _GapSlices(indices)
     width = _choose_width(slices, indices.size)
+    escape = _escape_symbol(width)
+
     symbols = np.empty(indices.size, f"<u{width}")
-    escaped = [np.empty(0, np.int64)]
+    escaped = [np.empty(0, np.int64)]  # np.concatenate needs one array at least
     first = 0
     for gaps in slices:
-        symbol_slice = np.minimum(gaps, _escape_symbol(width))
-        symbols[first : first + gaps.size] = symbol_slice
-        escaped.append(gaps[symbol_slice == _escape_symbol(width)] - _escape_symbol(width))
-        first += gaps.size
+        symbol_slice = np.minimum(gaps, escape)
+        is_escaped = symbol_slice == escape
+        escaped.append(gaps[is_escaped] - escape)
+
+        stop = first + gaps.size
+        symbols[first:stop] = symbol_slice
+        first = stop
+
+    coded = bytes([width])
+    coded += encode_values(symbols, runs)
     rest = np.concatenate(escaped)
-    coded = bytes([width]) + encode_values(symbols, runs)
-    return coded + _encode_gaps(rest, 2 * width) if rest.size else coded
+    if rest.size:
+        coded += _encode_gaps(rest, 2 * width)
+    return coded
 
 
-def decode_indices(data: bytes | memoryview, count: int, size: int) -> NDArray[np.int64]:
+def decode_indices(
+    data: _Bytes,
+    count: int,
+    size: int,
+) -> _Gaps:
     """Decode `count` sorted, unique indices, all of them below `size`."""
     width = data[0] if len(data) else 0
     if width not in WIDTHS or size > MAX_TENSOR_SIZE:
         raise DamageError(f"index width {width} (known: {WIDTHS}) or tensor size {size} is unsound")
-    indices, rest = _read_gaps(memoryview(data)[1:], count, width)
+
+    body = memoryview(data)[1:]
+    indices, rest = _read_gaps(body, count, width)
     _require_no_rest(rest)
+
+    # index i = Σ (gap + 1) over all gaps up to i, minus 1; in place, as `count` may be large
     indices += 1
     np.cumsum(indices, out=indices)
     indices -= 1
+    # a sum passes `size` before it can leave int64, so max() sees one that is too large
     if count and indices.max() >= size:
         raise DamageError(f"an index lies outside a tensor of {size} entries")
     return indices
 
 
-def encode_values(values: NDArray[np.unsignedinteger], runs: bool = True) -> bytes:
+def encode_values(values: _Symbols, runs: bool = True) -> bytes:
     """Code unsigned integers of 1, 2, 4 or 8 bytes, plane by plane."""
-    planes = np.ascontiguousarray(values).view(np.uint8).reshape(values.size, values.itemsize)
-    return b"".join(_encode_plane(np.ascontiguousarray(plane), runs) for plane in planes.T)
+    single_bytes = np.ascontiguousarray(values).view(np.uint8)
+    planes = single_bytes.reshape(values.size, values.itemsize).T  # (width, count)
+
+    coded = []
+    for plane in planes:
+        contiguous = np.ascontiguousarray(plane)
+        coded.append(_encode_plane(contiguous, runs))
+    return b"".join(coded)
 
 
-def decode_values(data: bytes | memoryview, count: int, width: int) -> NDArray[np.unsignedinteger]:
+def decode_values(
+    data: _Bytes,
+    count: int,
+    width: int,
+) -> _Symbols:
     """Decode `count` unsigned integers of `width` bytes."""
     values, rest = _read_values(memoryview(data), count, width)
     _require_no_rest(rest)
@@ -70,22 +107,30 @@ def decode_values(data: bytes | memoryview, count: int, width: int) -> NDArray[n
 
 
 class _GapSlices:
-    """The gaps of a row of indices, slice by slice: memory stays that of one."""
+    """The gaps of one tensor's indices, slice by slice, in the memory of one slice."""
 
-    def __init__(self, indices: NDArray[np.signedinteger]) -> None:
+    def __init__(self, indices: _Indices) -> None:
         self._indices = indices
-        self._cached_gaps = [_compute_gaps(indices, 0)] if 0 < indices.size <= SLICE else None
+        self._cached_gaps = None
+        # gaps that fit into one slice are computed once, not at each of up to five iterations
+        if 0 < indices.size <= SLICE:
+            self._cached_gaps = [_compute_gaps(indices, 0)]
 
-    def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        if self._cached_gaps is not None:  # a short row is worked out once
+    def __iter__(self) -> Iterator[_Gaps]:
+        if self._cached_gaps is not None:
             return iter(self._cached_gaps)
+
         starts = range(0, self._indices.size, SLICE)
         return (_compute_gaps(self._indices, first) for first in starts)
 
 
-def _compute_gaps(indices: NDArray[np.signedinteger], first: int) -> NDArray[np.int64]:
-    last = int(indices[first - 1]) if first else -1
-    gaps = np.diff(indices[first : first + SLICE].astype(np.int64), prepend=last) - 1
+def _compute_gaps(indices: _Indices, first: int) -> _Gaps:
+    """Return the gaps of the slice that begins at `first`."""
+    # an index -1 before the first one, so that the first gap counts the entries before it
+    previous = int(indices[first - 1]) if first else -1
+    stop = first + SLICE
+    wide = indices[first:stop].astype(np.int64)
+    gaps = np.diff(wide, prepend=previous) - 1
     if gaps.min() < 0:
         raise ValueError("indices must be sorted, unique and not negative")
     return gaps
@@ -96,84 +141,142 @@ def _choose_width(slices: _GapSlices, count: int) -> int:
 
     A common escape is one cheap symbol, but Huffman codes cannot spend less than a bit on it.
     """
-    fitting = (sum(np.count_nonzero(gaps < _escape_symbol(w)) for gaps in slices) for w in WIDTHS)
-    return next(width for width, fit in zip(WIDTHS, fitting, strict=True) if 2 * fit >= count)
+    fitting = (width for width in WIDTHS if 2 * _count_fitting(slices, width) >= count)
+    return next(fitting)
+
+
+def _count_fitting(slices: _GapSlices, width: int) -> int:
+    """Return how many gaps are coded at `width` without an escape."""
+    escape = _escape_symbol(width)
+    counts = (np.count_nonzero(gaps < escape) for gaps in slices)
+    return int(sum(counts))
 
 
 def _escape_symbol(width: int) -> int:
-    """Return the symbol of `width` bytes that says: the rest follows, at twice the width."""
-    return 2 ** (8 * width) - 1 if width < WIDTHS[-1] else MAX_TENSOR_SIZE
+    """Return the symbol of `width` bytes that means: the rest follows, at twice the width."""
+    if width == WIDTHS[-1]:
+        return MAX_TENSOR_SIZE
+    return 2 ** (8 * width) - 1
 
 
-def _encode_gaps(gaps: NDArray[np.int64], width: int) -> bytes:
-    symbols = np.minimum(gaps, _escape_symbol(width))
-    escaped = gaps[symbols == _escape_symbol(width)] - _escape_symbol(width)
+def _encode_gaps(gaps: _Gaps, width: int) -> bytes:
+    """Code gaps at `width` bytes, then what exceeds it at twice the width."""
+    escape = _escape_symbol(width)
+    symbols = np.minimum(gaps, escape)
+    is_escaped = symbols == escape
+    escaped = gaps[is_escaped] - escape
+
     coded = encode_values(symbols.astype(f"<u{width}"))
-    return coded + _encode_gaps(escaped, 2 * width) if escaped.size else coded
+    if escaped.size:
+        coded += _encode_gaps(escaped, 2 * width)
+    return coded
 
 
-def _read_gaps(data: memoryview, count: int, width: int) -> tuple[NDArray[np.int64], memoryview]:
+def _read_gaps(
+    data: memoryview,
+    count: int,
+    width: int,
+) -> tuple[_Gaps, memoryview]:
+    """Decode `count` gaps; return them and the bytes that follow."""
     symbols, data = _read_values(data, count, width)
-    escaped = symbols >= _escape_symbol(width)
     gaps = symbols.astype(np.int64)
-    more = int(np.count_nonzero(escaped))
-    if more and width == WIDTHS[-1]:
+    escaped = symbols >= _escape_symbol(width)
+    num_escaped = int(np.count_nonzero(escaped))
+    if not num_escaped:
+        return gaps, data
+
+    if width == WIDTHS[-1]:
         raise DamageError("a gap between two indices is wider than any tensor")
-    if more:
-        rest, data = _read_gaps(data, more, 2 * width)
-        gaps[escaped] += rest
+    rest, data = _read_gaps(data, num_escaped, 2 * width)
+    gaps[escaped] += rest
     return gaps, data
 
 
 def _read_values(
-    data: memoryview, count: int, width: int
-) -> tuple[NDArray[np.unsignedinteger], memoryview]:
+    data: memoryview,
+    count: int,
+    width: int,
+) -> tuple[_Symbols, memoryview]:
+    """Decode `count` integers of `width` bytes; return them and the bytes that follow."""
     planes = []
     for _ in range(width):
         plane, data = _read_plane(data, count)
         planes.append(plane)
-    values = np.empty((count, width), np.uint8)  # only now: `count` may be a lie until here
+
+    # allocated only now: until every plane has `count` bytes, a hostile file may claim any count
+    values = np.empty((count, width), np.uint8)
     for position, plane in enumerate(planes):
         values[:, position] = np.frombuffer(plane, np.uint8)
-    return values.view(f"<u{width}").reshape(count), data
+    return values.view(f"<u{width}").reshape(count), data  # (count, width) bytes -> (count,)
 
 
-def _encode_plane(plane: NDArray[np.uint8], runs: bool) -> bytes:
+def _encode_plane(
+    plane: NDArray[np.uint8],
+    runs: bool,
+) -> bytes:
+    """Code one plane in the shortest way: Huffman codes, run lengths or raw."""
     coded = _deflate_plane(plane, zlib.Z_HUFFMAN_ONLY)
-    if (
-        runs and 4 * len(coded) < plane.size
-    ):  # near Huffman's floor of one bit a symbol: runs go below it
-        coded = min(coded, _deflate_plane(plane, zlib.Z_RLE), key=len)
+    # near Huffman's floor of one bit a symbol, which only run lengths can go below
+    if runs and 4 * len(coded) < plane.size:
+        with_runs = _deflate_plane(plane, zlib.Z_RLE)
+        coded = min(coded, with_runs, key=len)
+
     if len(coded) < plane.size:
         return bytes([DEFLATE]) + coded
     return bytes([RAW]) + plane.tobytes()
 
 
-def _deflate_plane(plane: NDArray[np.uint8], strategy: int) -> bytes:
-    coder = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, MEMORY_LEVEL, strategy)
-    return coder.compress(plane.data) + coder.flush()
+def _deflate_plane(
+    plane: NDArray[np.uint8],
+    strategy: int,
+) -> bytes:
+    # negative window bits: a bare deflate stream, without zlib's header and checksum
+    coder = zlib.compressobj(
+        level=1,
+        method=zlib.DEFLATED,
+        wbits=-zlib.MAX_WBITS,
+        memLevel=MEMORY_LEVEL,
+        strategy=strategy,
+    )
+    coded = coder.compress(plane.data)
+    return coded + coder.flush()
 
 
-def _read_plane(data: memoryview, count: int) -> tuple[bytes | memoryview, memoryview]:
-    kind, body = data[:1].tobytes(), data[1:]
+def _read_plane(
+    data: memoryview,
+    count: int,
+) -> tuple[_Bytes, memoryview]:
+    """Decode one plane of `count` bytes; return it and the bytes that follow."""
+    kind = data[:1].tobytes()  # empty where the data have ended
+    body = data[1:]
     if kind == bytes([RAW]):
-        plane, rest = body[:count], body[count:]
+        plane = body[:count]
+        rest = body[count:]
     elif kind == bytes([DEFLATE]):
         plane, rest = _inflate_plane(body, count)
     else:
         raise DamageError("coded numbers end early or name an unknown kind of plane")
+
     if len(plane) != count:
         raise DamageError(f"{count} coded numbers were promised, {len(plane)} or more are there")
     return plane, rest
 
 
-def _inflate_plane(body: memoryview, count: int) -> tuple[bytes, memoryview]:
-    """Inflate a stream of `count` bytes; one byte more is enough to know that it lies."""
+def _inflate_plane(
+    body: memoryview,
+    count: int,
+) -> tuple[bytes, memoryview]:
+    """Inflate a stream of `count` bytes; return them and the bytes behind the stream.
+
+    One byte more than `count` is enough to see that a stream is longer, whatever it would inflate
+    to.
+    """
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         plane = inflater.decompress(body, count + 1)
     except zlib.error as error:
         raise DamageError(f"coded numbers do not inflate ({error})") from error
+
     if not inflater.eof:
         raise DamageError(f"coded numbers do not end after the {count} that were promised")
     return plane, memoryview(inflater.unused_data)

@@ -7,95 +7,174 @@ import torch
 from torch import Tensor
 
 from mm_piece.deltas.delta import Delta
-from mm_piece.deltas.merging import compose_deltas, find_conflicts, find_shared_entries
+from mm_piece.deltas.merging import (
+    compose_deltas,
+    find_conflicts,
+    find_shared_entries,
+)
 from mm_piece.dtypes import view_bits
 from mm_piece.errors import MismatchError
 from mm_piece.families import GROUPS, group_of
 
-COUNT_KEYS = ("left", "right", "equal", "different")
+COUNT_KEYS = (
+    "left",
+    "right",
+    "equal",
+    "different",
+)
 
 
-def compare_positions(left: Sequence[Delta], right: Sequence[Delta]) -> dict[str, Any]:
+def compare_positions(
+    left: Sequence[Delta],
+    right: Sequence[Delta],
+) -> dict[str, Any]:
     """Compare two positions, each given by the deltas that lead to it from the base.
 
-    Counts are of entries: changed only on the left, only on the right, on both sides to the same
-    bits, on both to different ones; per tensor and per group. `overlap` has a row for every delta
-    that either side has, and counts what they share and where they disagree. Raises MismatchError
-    where the sides change tensors of different shape or dtype.
+    Counts are of entries, per tensor and per group: `left` and `right` are changed on that side
+    only, `equal` on both sides to the same bits, `different` on both to different ones. `overlap`
+    has a row for every delta of either side; it counts the entries that two deltas share, and those
+    that they set differently. Raises MismatchError where the sides change tensors of different
+    shape or dtype.
     """
-    ours, theirs = compose_deltas(left), compose_deltas(right)
-    names = list(dict.fromkeys([*ours, *theirs]))
-    shapes = {name: delta.shapes[name] for delta in (*left, *right) for name in delta.shapes}
-    _require_same_kind(left, right)
-    tensors = [
-        {
+    deltas = [*left, *right]
+    left_entries = compose_deltas(left)
+    right_entries = compose_deltas(right)
+    _require_same_kind(deltas)
+
+    shapes = {}
+    for delta in deltas:
+        shapes.update(delta.shapes)
+
+    tensors = []
+    # in the order of the left side; tensors that only the right side changes come last
+    names = dict.fromkeys([*left_entries, *right_entries])
+    for name in names:
+        row = {
             "name": name,
             "group": group_of(name),
             "shape": list(shapes[name]),
-            **dict(zip(COUNT_KEYS, _count_changes(ours.get(name), theirs.get(name)), strict=True)),
         }
-        for name in names
-    ]
+        counts = _count_changes(
+            left_entries.get(name),
+            right_entries.get(name),
+        )
+        row.update(zip(COUNT_KEYS, counts, strict=True))
+        tensors.append(row)
+
+    bases = {delta.base for delta in deltas}
     return {
-        "same_base": len({delta.base for delta in (*left, *right)}) <= 1,
+        "same_base": len(bases) <= 1,
         "groups": {group: _sum_group(tensors, group) for group in GROUPS},
-        "overlap": count_overlap([*left, *right]),
+        "overlap": count_overlap(deltas),
         "tensors": tensors,
     }
 
 
 def count_overlap(deltas: Sequence[Delta]) -> dict[str, Any]:
-    """Return how many entries each two deltas share, and how many of them they set differently."""
-    distinct = [
-        delta
-        for number, delta in enumerate(deltas)
-        if not any(_is_same_delta(delta, earlier) for earlier in deltas[:number])
-    ]
-    pairs = [[_count_pair(left, right) for right in distinct] for left in distinct]
+    """Return how many entries each two deltas share, and how many of them they set differently.
+
+    `entries` and `conflicts` are square matrices, one row and one column for each of `tasks`.
+    """
+    # two positions of one store share their first deltas
+    distinct: list[Delta] = []
+    for delta in deltas:
+        if not any(_is_same_delta(delta, earlier) for earlier in distinct):
+            distinct.append(delta)
+
+    entries = []
+    conflicts = []
+    for left in distinct:
+        pairs = [_count_pair(left, right) for right in distinct]
+        entries.append([num_shared for num_shared, _ in pairs])
+        conflicts.append([num_conflicts for _, num_conflicts in pairs])
+
     return {
         "tasks": [delta.task for delta in distinct],
-        "entries": [[entries for entries, _ in row] for row in pairs],
-        "conflicts": [[conflicts for _, conflicts in row] for row in pairs],
+        "entries": entries,
+        "conflicts": conflicts,
     }
 
 
-def _count_pair(left: Delta, right: Delta) -> tuple[int, int]:
-    entries = sum(len(find_shared_entries(left, right, name)[0]) for name in left.indices)
-    return entries, sum(len(find_conflicts(left, right, name)) for name in left.indices)
+def _count_pair(
+    left: Delta,
+    right: Delta,
+) -> tuple[int, int]:
+    """Return how many entries two deltas share, and how many of them conflict."""
+    num_shared = 0
+    num_conflicts = 0
+    for name in left.indices:
+        shared, _, _ = find_shared_entries(left, right, name)
+        num_shared += len(shared)
+        num_conflicts += len(find_conflicts(left, right, name))
+    return num_shared, num_conflicts
 
 
 def _is_same_delta(left: Delta, right: Delta) -> bool:
-    """Tell whether two deltas are one: their files would be equal."""
-    if (left.task, left.base, left.parent) != (right.task, right.base, right.parent):
+    """Return whether two deltas are one: their files would be equal."""
+    for field in ("task", "base", "parent"):
+        if getattr(left, field) != getattr(right, field):
+            return False
+    # names of tensors, and digests of the values before
+    if left.before != right.before:
         return False
-    return left.before == right.before and all(
-        torch.equal(index, right.indices[name])
-        and torch.equal(view_bits(left.values[name]), view_bits(right.values[name]))
-        for name, index in left.indices.items()
-    )
+
+    for name, left_indices in left.indices.items():
+        if not torch.equal(left_indices, right.indices[name]):
+            return False
+        left_bits = view_bits(left.values[name])
+        right_bits = view_bits(right.values[name])
+        if not torch.equal(left_bits, right_bits):
+            return False
+    return True
 
 
-def _require_same_kind(left: Sequence[Delta], right: Sequence[Delta]) -> None:
+def _require_same_kind(deltas: Sequence[Delta]) -> None:
+    """Raise MismatchError unless each tensor has one shape and dtype in all deltas."""
     kinds: dict[str, tuple[Any, ...]] = {}
-    for delta in (*left, *right):
+    for delta in deltas:
         for name, shape in delta.shapes.items():
-            kind = shape, delta.values[name].dtype
-            if kinds.setdefault(name, kind) != kind:
-                raise MismatchError(f"{name} is {kinds[name]} on one side, {kind} on the other")
+            kind = (shape, delta.values[name].dtype)
+            expected = kinds.setdefault(name, kind)
+            if expected != kind:
+                raise MismatchError(f"{name} is {expected} on one side, {kind} on the other")
 
 
 def _count_changes(
-    left: tuple[Tensor, Tensor] | None, right: tuple[Tensor, Tensor] | None
+    left: tuple[Tensor, Tensor] | None,
+    right: tuple[Tensor, Tensor] | None,
 ) -> tuple[int, int, int, int]:
+    """Return the counts of one tensor, in the order of `COUNT_KEYS`."""
     if left is None or right is None:
-        return len(left[0]) if left else 0, len(right[0]) if right else 0, 0, 0
-    both = torch.isin(left[0], right[0], assume_unique=True)
-    back = torch.isin(right[0], left[0], assume_unique=True)
-    same = int((view_bits(left[1])[both] == view_bits(right[1])[back]).sum())
-    count = int(both.sum())
-    return len(both) - count, len(back) - count, same, count - same
+        num_left = len(left[0]) if left else 0
+        num_right = len(right[0]) if right else 0
+        return num_left, num_right, 0, 0
+
+    left_indices, left_values = left
+    right_indices, right_values = right
+    in_right = torch.isin(left_indices, right_indices, assume_unique=True)
+    in_left = torch.isin(right_indices, left_indices, assume_unique=True)
+
+    # both index rows are sorted, so the shared entries lie in the same order on both sides
+    left_bits = view_bits(left_values)[in_right]
+    right_bits = view_bits(right_values)[in_left]
+    num_equal = int((left_bits == right_bits).sum())
+    num_shared = int(in_right.sum())
+    return (
+        len(in_right) - num_shared,
+        len(in_left) - num_shared,
+        num_equal,
+        num_shared - num_equal,
+    )
 
 
-def _sum_group(tensors: Sequence[dict[str, Any]], group: str) -> dict[str, int]:
-    rows = [tensor for tensor in tensors if tensor["group"] == group]
-    return {key: sum(row[key] for row in rows) for key in COUNT_KEYS}
+def _sum_group(
+    tensors: Sequence[dict[str, Any]],
+    group: str,
+) -> dict[str, int]:
+    """Return the counts of all tensors of one group, added up."""
+    totals: dict[str, int] = dict.fromkeys(COUNT_KEYS, 0)
+    for tensor in tensors:
+        if tensor["group"] == group:
+            for key in COUNT_KEYS:
+                totals[key] += tensor[key]
+    return totals

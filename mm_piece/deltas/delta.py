@@ -1,9 +1,9 @@
 """`Delta`: what one task changed in a base, as sorted indices and new values.
 
-    entries    take, put, difference      copy, write and compare bit patterns, never numbers
-    identity   digest, fingerprint        of a tensor, of a base
-    Delta      from_change, check, apply  sound once it exists; checked before the first write
-               save, load                 one sealed file, see module `file`
+    entries    set_entries, find_changed_indices     write and compare bit patterns, never numbers
+    identity   compute_digest, compute_fingerprint   of a tensor, of a base
+    Delta      from_change, apply                    sound once it exists; checked before any write
+               save, load                            one checksummed file, see `deltas.file`
 
 NaN payloads and negative zeros survive: values only ever move as same-size integers.
 """
@@ -42,9 +42,9 @@ from mm_piece.errors import (
 )
 from mm_piece.files import atomic
 
-FINGERPRINT_SAMPLES = (
-    64  # entries of each tensor that enter a fingerprint; small tensors give up to twice that
-)
+FINGERPRINT_SAMPLES = 64  # entries of each tensor; a small one gives up to twice as many
+
+_Summary = tuple[Sequence[int], torch.dtype, Tensor | str]  # shape, dtype, content or its SHA-256
 
 
 def set_entries(tensor: Tensor, indices: Tensor, values: Tensor) -> None:
@@ -58,13 +58,17 @@ def find_changed_indices(before: Tensor, after: Tensor) -> Tensor:
         raise MismatchError(
             f"{_describe_tensor(before)} cannot be compared with {_describe_tensor(after)}"
         )
-    changed = view_bits(before.contiguous()) != view_bits(after.contiguous())
-    return torch.nonzero(changed).view(-1).to(index_dtype(before.numel()))
+
+    old_bits = view_bits(before.contiguous())
+    new_bits = view_bits(after.contiguous())
+    changed = torch.nonzero(old_bits != new_bits).view(-1)
+    return changed.to(index_dtype(before.numel()))
 
 
 def compute_digest(tensor: Tensor) -> str:
     """Return the SHA-256 of a tensor's bit patterns, in hex."""
-    return hashlib.sha256(view_bits(tensor.detach().cpu().contiguous()).numpy().data).hexdigest()
+    bits = view_bits(tensor.detach().cpu().contiguous())
+    return hashlib.sha256(bits.numpy().data).hexdigest()
 
 
 def compute_fingerprint(
@@ -79,24 +83,29 @@ def compute_fingerprint(
     summaries = {}
     for name, tensor in tensors.items():
         shape = shape_of(tensor)
-        positions = torch.arange(0, shape.numel(), compute_stride(shape.numel()))
-        sample = gather_entries(
-            tensor if is_partitioned(tensor) else tensor.contiguous(), positions
-        )
+        size = shape.numel()
+        positions = torch.arange(0, size, compute_stride(size))
+        readable = tensor if is_partitioned(tensor) else tensor.contiguous()
+        sample = gather_entries(readable, positions)
+
         if name in index:
-            inside = torch.isin(positions, index[name].long())
-            at = torch.searchsorted(index[name].long(), positions[inside])
-            sample[inside.to(sample.device)] = values[name][at].to(sample.device)
+            wide_index = index[name].long()
+            is_replaced = torch.isin(positions, wide_index)
+            at = torch.searchsorted(wide_index, positions[is_replaced])
+            new = values[name][at].to(sample.device)
+            sample[is_replaced.to(sample.device)] = new
         summaries[name] = (shape, sample.dtype, sample)
     return compute_identity(summaries)
 
 
 def compute_full_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return a base's identity down to the last bit; reads everything."""
-    summaries: dict[str, tuple[Sequence[int], torch.dtype, Tensor | str]] = {}
+    summaries: dict[str, _Summary] = {}
     for name, tensor in tensors.items():
+        # one tensor at a time: under ZeRO-3 all of them may not fit
         with gathered_parameters([tensor]):
-            summaries[name] = (tensor.shape, tensor.dtype, compute_digest(tensor))
+            digest = compute_digest(tensor)
+            summaries[name] = (tensor.shape, tensor.dtype, digest)
     return compute_identity(summaries)
 
 
@@ -105,19 +114,19 @@ def compute_stride(size: int) -> int:
     return size // FINGERPRINT_SAMPLES | 1
 
 
-def compute_identity(
-    summaries: Mapping[str, tuple[Sequence[int], torch.dtype, Tensor | str]],
-) -> str:
-    """Return the SHA-256 over the name, shape and dtype of tensors and what stands for each.
+def compute_identity(summaries: Mapping[str, _Summary]) -> str:
+    """Return the SHA-256 over each tensor's name, shape, dtype and content.
 
-    That is a sample of it, all of it, or the SHA-256 of either.
+    `summaries` holds (shape, dtype, content) by name. The content is a tensor (a sample or all
+    entries), or the SHA-256 of one.
     """
     sha = hashlib.sha256()
     for name in sorted(summaries):
         shape, dtype, content = summaries[name]
         kind = [name, list(shape), dtype_name(dtype)]
+        digest = content if isinstance(content, str) else compute_digest(content)
         sha.update(json.dumps(kind).encode())
-        sha.update(bytes.fromhex(content if isinstance(content, str) else compute_digest(content)))
+        sha.update(bytes.fromhex(digest))
     return sha.hexdigest()
 
 
@@ -127,23 +136,29 @@ def _describe_tensor(tensor: Tensor) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Delta:
-    """One task's changed entries, on the CPU."""
+    """One task's changed entries, on the CPU: {tensor's name: flat indices, new values, …}."""
 
     indices: dict[str, Tensor]
     values: dict[str, Tensor]
     shapes: dict[str, tuple[int, ...]]
-    before: dict[str, str]
+    before: dict[str, str]  # SHA-256 of the values that the new ones replace
     task: str
-    base: str
-    parent: str
+    base: str  # the base's fingerprint
+    parent: str  # SHA-256 of the delta file before this one; empty for a delta from the base
     info: dict[str, Any]
 
     def __post_init__(self) -> None:
         names = self.shapes.keys()
         if not names == self.indices.keys() == self.values.keys() == self.before.keys():
             raise DamageError("indices, values, shapes and digests name different tensors")
+
         for name, shape in self.shapes.items():
-            _require_sound(name, self.indices[name], self.values[name], math.prod(shape))
+            _require_sound(
+                name,
+                self.indices[name],
+                self.values[name],
+                size=math.prod(shape),
+            )
 
     @classmethod
     def from_change(
@@ -158,55 +173,84 @@ class Delta:
         info: Mapping[str, Any],
         parent: str = "",
     ) -> "Delta":
-        """Keep the selected entries whose bits changed; `info` counts selected and unchanged."""
-        rows = {
-            name: _filter_changed(name, indices[name], before[name], after[name])
-            for name in indices
-        }
-        rows = {name: row for name, row in rows.items() if len(row[0])}
-        sizes = {name: math.prod(shapes[name]) for name in rows}
-        selected = sum(len(index) for index in indices.values())
-        entries = sum(len(index) for index, _, _ in rows.values())
+        """Build a delta of the selected entries whose bits changed.
+
+        `info` gets the counts `selected` and `unchanged`.
+        """
+        changed_indices = {}
+        new_values = {}
+        digests = {}
+        for name, selected in indices.items():
+            changed, old, new = _filter_changed(
+                name,
+                selected,
+                before[name],
+                after[name],
+            )
+            # a tensor without any change is left out
+            if len(changed):
+                size = math.prod(shapes[name])
+                changed_indices[name] = changed.to(index_dtype(size))
+                new_values[name] = new
+                digests[name] = compute_digest(old)
+
+        num_selected = sum(map(len, indices.values()))
+        num_changed = sum(map(len, changed_indices.values()))
         return cls(
-            indices={name: row[0].to(index_dtype(sizes[name])) for name, row in rows.items()},
-            values={name: row[2] for name, row in rows.items()},
-            shapes={name: tuple(shapes[name]) for name in rows},
-            before={name: compute_digest(row[1]) for name, row in rows.items()},
+            indices=changed_indices,
+            values=new_values,
+            shapes={name: tuple(shapes[name]) for name in changed_indices},
+            before=digests,
             task=task,
             base=base,
             parent=parent,
-            info={**info, "selected": selected, "unchanged": selected - entries},
+            info={**info, "selected": num_selected, "unchanged": num_selected - num_changed},
         )
 
     @property
     def entries(self) -> int:
-        """Return how many entries the delta changes."""
-        return sum(len(index) for index in self.indices.values())
+        """Number of entries that the delta changes."""
+        return sum(map(len, self.indices.values()))
 
     def require_applicable(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Raise unless every tensor stands where this delta starts; write nothing.
+        """Raise DeltaError unless every tensor holds the values that this delta starts from.
 
-        Returns the values that stand there: {name: 1-D tensor on the CPU}, in index order.
+        Returns those values: {name: 1-D tensor on the CPU}, in index order. Writes nothing.
         """
         before = {}
         for name, index in self.indices.items():
             if name not in tensors:
                 raise MismatchError(f"task {self.task!r} changes {name}, which is not there")
+
             tensor = tensors[name]
             self.require_tensor_kind(name, shape_of(tensor), tensor.dtype)
-            self._require_equal(
-                name, "contiguous", True, is_partitioned(tensor) or tensor.is_contiguous()
-            )
+            # entries are written through a flat view
+            has_flat_view = is_partitioned(tensor) or tensor.is_contiguous()
+            self._require_equal(name, "contiguous", True, has_flat_view)
+
             before[name] = gather_entries(tensor, index).cpu()
             self.require_before_digest(name, compute_digest(before[name]))
         return before
 
-    def require_tensor_kind(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
+    def require_tensor_kind(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+    ) -> None:
         """Raise MismatchError unless a tensor is of the shape and dtype that this delta changes."""
-        self._require_equal(name, "shape", list(self.shapes[name]), list(shape))
-        self._require_equal(name, "dtype", self.values[name].dtype, dtype)
+        own_shape = list(self.shapes[name])
+        own_dtype = self.values[name].dtype
+        self._require_equal(name, "shape", own_shape, list(shape))
+        self._require_equal(name, "dtype", own_dtype, dtype)
 
-    def _require_equal(self, name: str, what: str, expected: object, found: object) -> None:
+    def _require_equal(
+        self,
+        name: str,
+        what: str,
+        expected: object,
+        found: object,
+    ) -> None:
         if expected != found:
             place = f"task {self.task!r}: {name}: {what}"
             raise MismatchError(f"{place}: expected {expected}, found {found}")
@@ -218,6 +262,7 @@ class Delta:
         """
         if found == self.before[name]:
             return
+
         error = OrderError if self.parent else BaseError
         start = f"delta {self.parent[:12]}…" if self.parent else f"base {self.base[:12]}…"
         raise error(
@@ -228,45 +273,61 @@ class Delta:
     def apply(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Check everything, then write the new values in place: all of them or none.
 
-        Returns the values before, as `check` does: put at `indices` they undo the delta.
+        Returns the values before, as `require_applicable` does: at `indices` they undo the delta.
         """
         before = self.require_applicable(tensors)
-        scatter_entries(
-            (tensors[name], index, self.values[name]) for name, index in self.indices.items()
-        )
+        writes = []
+        for name, index in self.indices.items():
+            writes.append((tensors[name], index, self.values[name]))
+        scatter_entries(writes)
         return before
 
     def to_bytes(self, codec: str = "gap") -> bytes:
         """Return the file's content; the same delta gives the same bytes."""
-        header = {key: vars(self)[key] for key in ("task", "base", "parent", "info")}
-        header["tensors"] = {
-            name: make_tensor_record(shape, self.values[name], self.before[name])
-            for name, shape in self.shapes.items()
+        records = {}
+        entries = {}
+        for name, shape in self.shapes.items():
+            values = self.values[name]
+            records[name] = make_tensor_record(shape, values, self.before[name])
+        for name, index in self.indices.items():
+            entries[name] = (index, self.values[name])
+
+        header = {
+            "task": self.task,
+            "base": self.base,
+            "parent": self.parent,
+            "info": self.info,
+            "tensors": records,
         }
-        entries = {name: (index, self.values[name]) for name, index in self.indices.items()}
         return deltafile.pack_delta(header, entries, codec)
 
     @classmethod
     def from_bytes(cls, data: bytes, origin: str = "delta") -> "Delta":
         """Validate and decode a file's content; `origin` names it in errors."""
+        shapes = {}
+        before = {}
         try:
             header, entries = deltafile.unpack_delta(data)
-            records = header["tensors"]
+            for name, record in header["tensors"].items():
+                shapes[name] = tuple(record["shape"])
+                before[name] = record["before"]
             return cls(
-                indices={name: indices for name, (indices, _) in entries.items()},
-                values={name: values for name, (_, values) in entries.items()},
-                shapes={
-                    name: tuple(record_fields["shape"]) for name, record_fields in records.items()
-                },
-                before={name: record["before"] for name, record in records.items()},
-                **{key: header[key] for key in ("task", "base", "parent", "info")},
+                indices={name: index for name, (index, _) in entries.items()},
+                values={name: row for name, (_, row) in entries.items()},
+                shapes=shapes,
+                before=before,
+                task=header["task"],
+                base=header["base"],
+                parent=header["parent"],
+                info=header["info"],
             )
         except DeltaError as error:
             raise type(error)(f"{origin}: {error}") from error
 
     def save(self, path: str | Path, codec: str = "gap") -> str:
         """Write the file, whole or not at all; return its SHA-256, the next delta's parent."""
-        path, data = as_path(path, "delta"), self.to_bytes(codec)
+        path = as_path(path, "delta")
+        data = self.to_bytes(codec)
         try:
             atomic.write_atomically(path, data)
         except OSError as error:
@@ -284,27 +345,44 @@ class Delta:
         return cls.from_bytes(data, origin=str(path))
 
 
-def make_tensor_record(shape: Sequence[int], values: Tensor, before: str) -> dict[str, Any]:
-    """Return what a delta file's header says of one tensor."""
-    kind = {"dtype": SAFETENSORS_NAMES[values.dtype], "entries": len(values)}
-    return {"shape": list(shape), **kind, "before": before}
+def make_tensor_record(
+    shape: Sequence[int],
+    values: Tensor,
+    before: str,
+) -> dict[str, Any]:
+    """Build one tensor's record for a delta file's header."""
+    return {
+        "shape": list(shape),
+        "dtype": SAFETENSORS_NAMES[values.dtype],
+        "entries": len(values),
+        "before": before,
+    }
 
 
 def _filter_changed(
-    name: str, indices: Tensor, before: Tensor, after: Tensor
+    name: str,
+    indices: Tensor,
+    before: Tensor,
+    after: Tensor,
 ) -> tuple[Tensor, ...]:
     """Return indices, values before and values after of the entries that changed, on the CPU."""
-    rows = [row.detach().cpu().contiguous() for row in (indices, before, after)]
-    if rows[0].shape != rows[1].shape:
+    if indices.shape != before.shape:
         raise MismatchError(
             f"{name}: {_describe_tensor(indices)} indices for {_describe_tensor(before)} values"
         )
+
+    rows = [row.detach().cpu().contiguous() for row in (indices, before, after)]
     changed = find_changed_indices(rows[1], rows[2])
     return tuple(gather_entries(row, changed) for row in rows)
 
 
-def _require_sound(name: str, indices: Tensor, values: Tensor, size: int) -> None:
-    """Raise unless indices and values can be written to a tensor of `size` entries."""
+def _require_sound(
+    name: str,
+    indices: Tensor,
+    values: Tensor,
+    size: int,
+) -> None:
+    """Raise DamageError unless indices and values can be written to a tensor of `size` entries."""
     if indices.ndim != 1 or indices.dtype != index_dtype(size):
         raise DamageError(
             f"{name}: {_describe_tensor(indices)} is no row of {index_dtype(size)} indices"
@@ -313,6 +391,9 @@ def _require_sound(name: str, indices: Tensor, values: Tensor, size: int) -> Non
         raise DamageError(
             f"{name}: {_describe_tensor(values)} are no values for {len(indices)} indices"
         )
+
+    # the two ends are enough: where they lie inside and the row ascends, all of it lies inside
     inside = not len(indices) or (indices[0] >= 0 and indices[-1] < size)
-    if not inside or (indices[1:] <= indices[:-1]).any():
+    is_descending = indices[1:] <= indices[:-1]
+    if not inside or is_descending.any():
         raise DamageError(f"{name}: indices must be sorted, unique and below {size}")

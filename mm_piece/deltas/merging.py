@@ -1,4 +1,6 @@
-"""Several deltas into one: in order (`compose`, `replay`), or as a set by a rule (`RULES`).
+"""Several deltas into one: in order (`compose_deltas`, `replay_deltas`), or as a set by a rule.
+
+`MERGE_RULES` decide where several deltas change one entry:
 
     error   deltas that change one entry to different values do not merge
     last    the later one named wins
@@ -16,57 +18,91 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mm_piece.deltas.delta import Delta, compute_digest, gather_entries, set_entries
+from mm_piece.deltas.delta import (
+    Delta,
+    compute_digest,
+    gather_entries,
+    set_entries,
+)
 from mm_piece.deltas.file import Entries
 from mm_piece.dtypes import view_bits
-from mm_piece.errors import BaseError, ConflictError, MismatchError, OrderError, PieceError
+from mm_piece.errors import (
+    BaseError,
+    ConflictError,
+    MismatchError,
+    OrderError,
+    PieceError,
+)
 
-TensorChange = tuple[Tensor, Tensor]  # places in the union, values
-MergeRule = Callable[
-    [Tensor, Sequence[TensorChange]], Tensor
-]  # the base's values, changes -> new values
+TensorChange = tuple[Tensor, Tensor]  # positions in the union of all entries, values
+# the base's values at the union, changes -> new values
+MergeRule = Callable[[Tensor, Sequence[TensorChange]], Tensor]
 
 
 def compose_deltas(deltas: Iterable[Delta]) -> Entries:
     """Merge deltas, in order, into one set of entries; where they meet, the later one wins."""
     deltas = list(deltas)
-    if len(bases := {delta.base for delta in deltas}) > 1:
+    bases = {delta.base for delta in deltas}
+    if len(bases) > 1:
         raise BaseError(f"deltas of different bases do not compose: {sorted(bases)}")
-    names = dict.fromkeys(name for delta in deltas for name in delta.indices)
-    return {name: _compose_tensor(name, [d for d in deltas if name in d.indices]) for name in names}
+
+    # a dict as an ordered set: tensors in the order in which deltas first name them
+    names: dict[str, None] = {}
+    for delta in deltas:
+        names.update(dict.fromkeys(delta.indices))
+
+    composed = {}
+    for name in names:
+        touching = _find_touching(deltas, name)
+        composed[name] = _compose_tensor(name, touching)
+    return composed
 
 
-def _compose_tensor(name: str, deltas: Sequence[Delta]) -> tuple[Tensor, Tensor]:
+def _compose_tensor(
+    name: str,
+    deltas: Sequence[Delta],
+) -> tuple[Tensor, Tensor]:
+    """Return sorted indices of one tensor, and the last delta's value for each."""
     kinds = {(delta.shapes[name], delta.values[name].dtype) for delta in deltas}
     if len(kinds) > 1:
         raise MismatchError(f"{name} is not of one shape and dtype in all deltas: {kinds}")
-    indices = torch.cat([delta.indices[name] for delta in deltas])
-    values = torch.cat([view_bits(delta.values[name]) for delta in deltas])
-    indices, order = torch.sort(indices, stable=True)
-    last = torch.ones_like(indices, dtype=torch.bool)
-    last[:-1] = indices[1:] != indices[:-1]
-    return indices[last], values[order[last]].view(deltas[0].values[name].dtype)
+
+    index_rows = [delta.indices[name] for delta in deltas]
+    bit_rows = [view_bits(delta.values[name]) for delta in deltas]
+    # stable: entries with one index stay in the order of the deltas
+    indices, order = torch.sort(torch.cat(index_rows), stable=True)
+    is_last = torch.ones_like(indices, dtype=torch.bool)
+    is_last[:-1] = indices[1:] != indices[:-1]
+
+    bits = torch.cat(bit_rows)
+    last_bits = bits[order[is_last]]
+    dtype = deltas[0].values[name].dtype
+    return indices[is_last], last_bits.view(dtype)
 
 
 def collect_indices(deltas: Sequence[Delta]) -> dict[str, Tensor]:
     """Return the sorted flat indices of all entries that any of the deltas changes."""
-    return {name: index for name, (index, _) in compose_deltas(deltas).items()}
+    composed = compose_deltas(deltas)
+    return {name: indices for name, (indices, _) in composed.items()}
 
 
 def replay_deltas(
-    deltas: Sequence[Delta], index: Mapping[str, Tensor], base: Mapping[str, Tensor]
+    deltas: Sequence[Delta],
+    index: Mapping[str, Tensor],
+    base: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """Return the values of the entries `index` after `deltas`, in order.
 
-    `base` holds the values before. Each delta is checked against what it replaces; raises BaseError
-    or OrderError.
+    `base` holds the values before. Each delta is checked against the values that it replaces;
+    raises BaseError or OrderError.
     """
     state = {name: values.clone() for name, values in base.items()}
     for delta in deltas:
         for name, touched in delta.indices.items():
-            at = torch.searchsorted(index[name], touched)
-            delta.require_before_digest(name, compute_digest(gather_entries(state[name], at)))
-            set_entries(state[name], at, delta.values[name])
+            positions = torch.searchsorted(index[name], touched)
+            replaced = gather_entries(state[name], positions)
+            delta.require_before_digest(name, compute_digest(replaced))
+            set_entries(state[name], positions, delta.values[name])
     return state
 
 
@@ -83,24 +119,31 @@ def merge_deltas(
     cannot be added.
     """
     require_mergeable(deltas, rule)
+
     merged = {}
     for name, values in base.items():
-        changes = [
-            _locate_change(delta, name, index[name]) for delta in _find_touching(deltas, name)
-        ]
-        for delta, (at, _) in zip(_find_touching(deltas, name), changes, strict=True):
-            delta.require_before_digest(name, compute_digest(gather_entries(values, at)))
+        changes = []
+        for delta in _find_touching(deltas, name):
+            positions = torch.searchsorted(index[name], delta.indices[name])
+            replaced = gather_entries(values, positions)
+            # siblings all start from the base, so each is checked against the base's values
+            delta.require_before_digest(name, compute_digest(replaced))
+            changes.append((positions, delta.values[name]))
         merged[name] = MERGE_RULES[rule](values, changes)
     return merged
 
 
-def require_mergeable(deltas: Sequence[Delta], rule: str) -> None:
-    """Raise what can be told without the base: another base, a sequence, a conflict under `error`.
+def require_mergeable(
+    deltas: Sequence[Delta],
+    rule: str,
+) -> None:
+    """Raise for all that shows without the base: other bases, a sequence, conflicts under `error`.
 
-    BaseError, OrderError, ConflictError; PieceError for an unknown rule.
+    Raises BaseError, OrderError, ConflictError; PieceError for an unknown rule.
     """
     if rule not in MERGE_RULES:
         raise PieceError(f"unknown rule {rule!r}; known: {', '.join(MERGE_RULES)}")
+
     _require_siblings(deltas)
     if rule == "error":
         require_agreement(deltas)
@@ -110,49 +153,91 @@ def require_agreement(deltas: Sequence[Delta]) -> None:
     """Raise ConflictError if two deltas change an entry to different values."""
     for number, left in enumerate(deltas):
         for right in deltas[number + 1 :]:
-            conflicts = {name: find_conflicts(left, right, name) for name in left.indices}
-            count = sum(len(found) for found in conflicts.values())
-            if count:
-                name = next(name for name, found in conflicts.items() if len(found))
-                raise ConflictError(
-                    f"{left.task!r} and {right.task!r} change {count:,} entries to different "
-                    f"values, {name}[{int(conflicts[name][0])}] first; "
-                    "rules that decide: "
-                    f"{', '.join(rule for rule in MERGE_RULES if rule != 'error')}"
-                )
+            _require_pair_agreement(left, right)
 
 
-def find_shared_entries(left: Delta, right: Delta, name: str) -> tuple[Tensor, Tensor, Tensor]:
+def _require_pair_agreement(left: Delta, right: Delta) -> None:
+    conflicts = {}
+    for name in left.indices:
+        found = find_conflicts(left, right, name)
+        if len(found):
+            conflicts[name] = found
+    if not conflicts:
+        return
+
+    count = sum(len(found) for found in conflicts.values())
+    # dicts keep their order: this is the earliest tensor and its lowest index
+    first_name = next(iter(conflicts))
+    first_index = int(conflicts[first_name][0])
+    deciding = [rule for rule in MERGE_RULES if rule != "error"]
+    raise ConflictError(
+        f"{left.task!r} and {right.task!r} change {count:,} entries to different "
+        f"values, {first_name}[{first_index}] first; "
+        f"rules that decide: {', '.join(deciding)}"
+    )
+
+
+def find_shared_entries(
+    left: Delta,
+    right: Delta,
+    name: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the flat indices that both deltas change in a tensor, and each one's values there."""
     if name not in left.indices or name not in right.indices:
         nothing = torch.empty(0, dtype=torch.int64)
         return nothing, nothing, nothing
-    ours, theirs = left.indices[name], right.indices[name]
+
     _require_same_shape(left, right, name)
-    at = torch.searchsorted(theirs, ours).clamp(max=max(len(theirs) - 1, 0))
-    hits = torch.nonzero(theirs[at] == ours).view(-1) if len(theirs) else at[:0]
+    left_indices = left.indices[name]
+    right_indices = right.indices[name]
+    # where each left index would be inserted on the right; one past the end cannot be read
+    candidates = torch.searchsorted(right_indices, left_indices)
+    last_position = max(len(right_indices) - 1, 0)
+    candidates = candidates.clamp(max=last_position)
+    if len(right_indices):
+        is_shared = right_indices[candidates] == left_indices
+        left_positions = torch.nonzero(is_shared).view(-1)
+    else:
+        left_positions = candidates[:0]
+
+    right_positions = candidates[left_positions]
     return (
-        ours[hits],
-        gather_entries(left.values[name], hits),
-        gather_entries(right.values[name], at[hits]),
+        left_indices[left_positions],
+        gather_entries(left.values[name], left_positions),
+        gather_entries(right.values[name], right_positions),
     )
 
 
-def find_conflicts(left: Delta, right: Delta, name: str) -> Tensor:
+def find_conflicts(
+    left: Delta,
+    right: Delta,
+    name: str,
+) -> Tensor:
     """Return the flat indices that two deltas change to different bit patterns in a tensor."""
-    index, ours, theirs = find_shared_entries(left, right, name)
-    if ours.dtype != theirs.dtype:
-        return index
-    return index[view_bits(ours) != view_bits(theirs)]
+    indices, left_values, right_values = find_shared_entries(left, right, name)
+    if left_values.dtype != right_values.dtype:
+        return indices
+
+    is_different = view_bits(left_values) != view_bits(right_values)
+    return indices[is_different]
 
 
-def _require_same_shape(left: Delta, right: Delta, name: str) -> None:
-    if left.shapes[name] != right.shapes[name]:
-        shapes = f"{list(left.shapes[name])} and {list(right.shapes[name])}"
-        raise MismatchError(f"{name} has the shapes {shapes} in {left.task!r} and {right.task!r}")
+def _require_same_shape(
+    left: Delta,
+    right: Delta,
+    name: str,
+) -> None:
+    left_shape = list(left.shapes[name])
+    right_shape = list(right.shapes[name])
+    if left_shape != right_shape:
+        raise MismatchError(
+            f"{name} has the shapes {left_shape} and {right_shape} "
+            f"in {left.task!r} and {right.task!r}"
+        )
 
 
 def _require_siblings(deltas: Sequence[Delta]) -> None:
+    """Raise BaseError or OrderError unless all deltas start from one base."""
     for delta in deltas:
         if delta.base != deltas[0].base:
             raise BaseError(f"{deltas[0].task!r} and {delta.task!r} belong to different bases")
@@ -163,64 +248,101 @@ def _require_siblings(deltas: Sequence[Delta]) -> None:
             )
 
 
-def _find_touching(deltas: Sequence[Delta], name: str) -> list[Delta]:
+def _find_touching(
+    deltas: Sequence[Delta],
+    name: str,
+) -> list[Delta]:
+    """Return the deltas that change a tensor, in order."""
     return [delta for delta in deltas if name in delta.indices]
 
 
-def _locate_change(delta: Delta, name: str, index: Tensor) -> TensorChange:
-    return torch.searchsorted(index, delta.indices[name]), delta.values[name]
-
-
-def _merge_last(base: Tensor, changes: Sequence[TensorChange]) -> Tensor:
+def _merge_last(
+    base: Tensor,
+    changes: Sequence[TensorChange],
+) -> Tensor:
     merged = base.clone()
-    for at, values in changes:
-        set_entries(merged, at, values)
+    for positions, values in changes:
+        set_entries(merged, positions, values)
     return merged
 
 
-def _merge_first(base: Tensor, changes: Sequence[TensorChange]) -> Tensor:
+def _merge_first(
+    base: Tensor,
+    changes: Sequence[TensorChange],
+) -> Tensor:
     return _merge_last(base, changes[::-1])
 
 
-def _merge_sum(base: Tensor, changes: Sequence[TensorChange]) -> Tensor:
-    task_vectors = (
-        _compute_task_vectors(base, changes).sort(dim=0).values
-    )  # a sum that does not depend on the order
-    return _add_and_round(base, task_vectors.sum(dim=0), changes)
+def _merge_sum(
+    base: Tensor,
+    changes: Sequence[TensorChange],
+) -> Tensor:
+    task_vectors = _compute_task_vectors(base, changes)
+    # sorted, so that the rounded sum does not depend on the order of the deltas
+    ordered = task_vectors.sort(dim=0).values  # (changes, entries)
+    update = ordered.sum(dim=0)
+    return _add_and_round(base, update, changes)
 
 
-def _merge_ties(base: Tensor, changes: Sequence[TensorChange]) -> Tensor:
-    task_vectors = _compute_task_vectors(base, changes).sort(dim=0).values
-    agree = torch.sign(task_vectors) == torch.sign(task_vectors.sum(dim=0))
-    mean = (task_vectors * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
+def _merge_ties(
+    base: Tensor,
+    changes: Sequence[TensorChange],
+) -> Tensor:
+    task_vectors = _compute_task_vectors(base, changes)
+    ordered = task_vectors.sort(dim=0).values  # as in `_merge_sum`
+    elected_sign = torch.sign(ordered.sum(dim=0))
+
+    # "disjoint merge": the mean of those with the elected sign; zeros of other deltas agree only
+    # where the changes cancel, and add nothing there
+    agree = torch.sign(ordered) == elected_sign
+    num_agreeing = agree.sum(dim=0)
+    total = (ordered * agree).sum(dim=0)
+    mean = total / num_agreeing.clamp(min=1)
     return _add_and_round(base, mean, changes)
 
 
-def _compute_task_vectors(base: Tensor, changes: Sequence[TensorChange]) -> Tensor:
-    """Return value − base, in fp32 (fp64 for fp64), a row for each change; 0 where it has none."""
+def _compute_task_vectors(
+    base: Tensor,
+    changes: Sequence[TensorChange],
+) -> Tensor:
+    """Return value − base, [changes, entries], 0 where a change has no value.
+
+    The dtype is fp32, or fp64 for an fp64 base. Raises PieceError for integers.
+    """
     if not base.is_floating_point():
         raise PieceError(f"{base.dtype} values cannot be added; rules that decide: last, first")
+
     wide = torch.promote_types(base.dtype, torch.float32)
     task_vectors = torch.zeros(len(changes), len(base), dtype=wide)
-    for row, (at, values) in zip(task_vectors, changes, strict=True):
-        row[at] = values.to(wide) - base[at].to(wide)
+    for row, (positions, values) in zip(task_vectors, changes, strict=True):
+        start = base[positions].to(wide)
+        row[positions] = values.to(wide) - start
     return task_vectors
 
 
-def _add_and_round(base: Tensor, update: Tensor, changes: Sequence[TensorChange]) -> Tensor:
-    """Return base + step in the base's dtype, but the value itself where there is only one."""
-    merged = (base.to(update.dtype) + update).to(base.dtype)
-    count = torch.zeros(len(base), dtype=torch.int64)
-    for at, _ in changes:
-        count[at] += 1
-    for at, values in changes:
-        changed_once = count[at] == 1
-        set_entries(merged, at[changed_once], values[changed_once])
+def _add_and_round(
+    base: Tensor,
+    update: Tensor,
+    changes: Sequence[TensorChange],
+) -> Tensor:
+    """Return base + update in the base's dtype, but the value itself where only one delta has it.
+
+    base + (value − base) misses the value in floating point.
+    """
+    wide = base.to(update.dtype) + update
+    merged = wide.to(base.dtype)
+
+    num_changes = torch.zeros(len(base), dtype=torch.int64)
+    for positions, _ in changes:
+        num_changes[positions] += 1
+    for positions, values in changes:
+        changed_once = num_changes[positions] == 1
+        set_entries(merged, positions[changed_once], values[changed_once])
     return merged
 
 
 MERGE_RULES: dict[str, MergeRule] = {
-    "error": _merge_last,  # nothing is left to decide
+    "error": _merge_last,  # require_mergeable has refused all conflicts
     "last": _merge_last,
     "first": _merge_first,
     "sum": _merge_sum,

@@ -1,7 +1,7 @@
-"""Files: whole or not at all, piece by piece, with nothing said twice.
+"""Files: whole or not at all, piece by piece, without a name that occurs twice.
 
 atomic         files and folders that are there whole or not at all
 safetensors    slices of tensors; a file laid out before its data exist
 sealed         checksummed cache files
-strict_json    JSON in which no key stands twice
+strict_json    JSON in which no name occurs twice
 """

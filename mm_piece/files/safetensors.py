@@ -1,7 +1,7 @@
 """Safetensors files piece by piece: read slices of a tensor, lay out a file before its data exist.
 
 The safetensors library maps a file into memory, where every page that was read stays, and writes
-what is whole in memory. Checkpoints larger than memory need both without that; the format is short:
+only tensors that are in memory. Checkpoints larger than memory need neither. The format is short:
 8 bytes of length, a JSON header of names, dtypes, shapes and offsets, the data.
 """
 
@@ -21,7 +21,16 @@ from mm_piece.files.strict_json import parse_json
 
 SLICE_ENTRIES = 2**22  # entries of a slice: large enough for full speed, a few MiB
 _MAX_HEADER_BYTES = 100_000_000  # what the safetensors library accepts
+_PAGE_BYTES = 2**12  # what a disk reads at least
 
+# What reading a damaged or hostile header raises.
+_HEADER_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RecursionError,
+)
 _DTYPE_ORDER = {name: rank for rank, name in enumerate(SAFETENSORS_DTYPES)}
 
 
@@ -35,32 +44,49 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """Return the size of its data in bytes."""
-        return math.prod(self.shape) * SAFETENSORS_DTYPES[self.dtype].itemsize
+        """Size of its data in bytes."""
+        itemsize = SAFETENSORS_DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * itemsize
 
 
 def sort_tensor_specs(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
-    """Return rows in the order in which the safetensors library lays them out."""
-    return sorted(specs, key=lambda row: (_DTYPE_ORDER[row.dtype], row.name))
+    """Return specs in the order in which the safetensors library lays tensors out."""
+
+    def rank_of(spec: TensorSpec) -> tuple[int, str]:
+        return _DTYPE_ORDER[spec.dtype], spec.name
+
+    return sorted(specs, key=rank_of)
 
 
-def build_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
-    """Return the opening of a file whose data are those of `rows`, in this order."""
+def build_header(
+    specs: Sequence[TensorSpec],
+    metadata: Mapping[str, str],
+) -> bytes:
+    """Return the opening of a file whose data are those of `specs`, in this order."""
     content: dict[str, Any] = {"__metadata__": dict(metadata)}
     start = 0
     for spec in specs:
         stop = start + spec.nbytes
-        record = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [start, stop]}
-        content[spec.name] = record
+        content[spec.name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [start, stop],
+        }
         start = stop
-    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+
+    text = json.dumps(
+        content,
+        separators=(",", ":"),
+        ensure_ascii=False,
+    ).encode()
+    text += b" " * (-len(text) % 8)  # aligns the data
+    length = len(text).to_bytes(8, "little")
+    return length + text
 
 
 @dataclass(frozen=True)
 class TensorLocation:
-    """Where a file holds one tensor; `start` counts bytes from the file's beginning."""
+    """The place of one tensor in a file; `start` counts bytes from the file's beginning."""
 
     file: Path
     dtype: torch.dtype
@@ -69,113 +95,167 @@ class TensorLocation:
 
     @property
     def size(self) -> int:
-        """Return the number of entries."""
+        """Number of entries."""
         return math.prod(self.shape)
 
-    def iter_slices(self, max_entries: int = SLICE_ENTRIES) -> Iterator[tuple[int, Tensor]]:
-        """Yield flat slices of at most `most` entries with the position of their first entry.
+    @property
+    def nbytes(self) -> int:
+        """Size of its data in bytes."""
+        return self.size * self.dtype.itemsize
+
+    def iter_slices(
+        self,
+        max_entries: int = SLICE_ENTRIES,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield flat slices of at most `max_entries`, each with the position of its first entry.
 
         Raises ModelError if the file ends early.
         """
+        # unbuffered: bytes go straight into the tensor's memory
         with self.file.open("rb", buffering=0) as file:
             file.seek(self.start)
             for first in range(0, self.size, max_entries):
-                piece = torch.empty(min(max_entries, self.size - first), dtype=self.dtype)
-                _read_exactly(file, view_bits(piece).numpy().view("u1"), self.file)
+                count = min(max_entries, self.size - first)
+                piece = torch.empty(count, dtype=self.dtype)
+                _read_exactly(file, _byte_view(piece), self.file)
                 yield first, piece
 
     def sample_entries(self, step: int) -> Tensor:
         """Return the entries 0, `step`, 2·`step`, …, reading little but them."""
-        if step * self.dtype.itemsize < 2**12:  # closer than pages are: read all
-            slices = [piece[-first % step :: step] for first, piece in self.iter_slices()]
-            return torch.cat(slices) if slices else torch.empty(0, dtype=self.dtype)
-        return self.gather_entries(range(0, self.size, step))
+        if step * self.dtype.itemsize >= _PAGE_BYTES:
+            return self.gather_entries(range(0, self.size, step))
+
+        # several samples lie in each page, so all is read anyway
+        samples = []
+        for first, piece in self.iter_slices():
+            offset = -first % step  # from the slice's first entry to the next multiple of `step`
+            samples.append(piece[offset::step])
+        if not samples:
+            return torch.empty(0, dtype=self.dtype)
+        return torch.cat(samples)
 
     def gather_entries(self, positions: Sequence[int]) -> Tensor:
         """Return the entries at flat positions, in that order, reading them one by one."""
+        itemsize = self.dtype.itemsize
         found = torch.empty(len(positions), dtype=self.dtype)
-        buffers = view_bits(found).numpy().view("u1").reshape(len(found), self.dtype.itemsize)
+        buffers = _byte_view(found).reshape(len(found), itemsize)
         with self.file.open("rb", buffering=0) as file:
             for position, buffer in zip(positions, buffers, strict=True):
-                file.seek(self.start + position * self.dtype.itemsize)
+                file.seek(self.start + position * itemsize)
                 _read_exactly(file, buffer, self.file)
         return found
 
 
 @dataclass(frozen=True)
 class MappedTensor:
-    """A tensor of a file in another format, which its reader has mapped into memory: a `Place`."""
+    """A tensor of a file in another format, mapped into memory, with a `TensorLocation`'s methods.
+
+    `iter_slices`, `sample_entries` and `gather_entries` return copies.
+    """
 
     file: Path
     tensor: Tensor
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the dtype of its entries."""
+        """Dtype of its entries."""
         return self.tensor.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return its shape."""
+        """Its shape."""
         return tuple(self.tensor.shape)
 
     @property
     def size(self) -> int:
-        """Return the number of entries."""
+        """Number of entries."""
         return self.tensor.numel()
 
-    def iter_slices(self, max_entries: int = SLICE_ENTRIES) -> Iterator[tuple[int, Tensor]]:
-        """Yield flat slices of at most `most` entries with the position of their first entry."""
+    def iter_slices(
+        self,
+        max_entries: int = SLICE_ENTRIES,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield flat slices of at most `max_entries`, each with the position of its first entry."""
         flat = self.tensor.reshape(-1)
         for first in range(0, self.size, max_entries):
-            yield first, flat[first : first + max_entries].clone()  # a slice may be written to
+            piece = flat[first : first + max_entries]
+            yield first, piece.clone()  # a slice may be written to
 
     def sample_entries(self, step: int) -> Tensor:
         """Return the entries 0, `step`, 2·`step`, …."""
-        return self.tensor.reshape(-1)[::step].clone()
+        flat = self.tensor.reshape(-1)
+        return flat[::step].clone()
 
     def gather_entries(self, positions: Sequence[int]) -> Tensor:
         """Return the entries at flat positions, in that order."""
-        return self.tensor.reshape(-1)[torch.tensor(positions, dtype=torch.int64)]
+        flat = self.tensor.reshape(-1)
+        index = torch.tensor(positions, dtype=torch.int64)
+        return flat[index]
 
 
 def read_tensor_locations(path: Path) -> dict[str, TensorLocation]:
-    """Return where a file holds each of its tensors; ModelError for what is no sound file."""
+    """Return the place of each tensor of a file; raise ModelError unless the file is sound."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            text = file.read(length) if length <= _MAX_HEADER_BYTES else b""
+            text = b""  # refused below, as no JSON
+            # a damaged file may claim any length
+            if length <= _MAX_HEADER_BYTES:
+                text = file.read(length)
             end = file.seek(0, 2)
+
         content = parse_json(text)
         content.pop("__metadata__", None)
-        found = {
-            name: _parse_location(path, 8 + length, record) for name, record in content.items()
-        }
+        found = {}
+        for name, record in content.items():
+            found[name] = _parse_location(path, 8 + length, record)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except _HEADER_ERRORS as error:
         raise ModelError(f"{path}: not a sound safetensors file: {error}") from error
+
     for name, location in found.items():
-        if location.start + location.size * location.dtype.itemsize > end:
+        if location.start + location.nbytes > end:
             raise ModelError(f"{path}: truncated: {name} reaches past the {end} bytes of the file")
     return found
 
 
-def _parse_location(path: Path, origin: int, record: dict[str, Any]) -> TensorLocation:
+def _parse_location(
+    path: Path,
+    origin: int,
+    record: dict[str, Any],
+) -> TensorLocation:
+    """Return the place that a header's record gives; offsets in it count from `origin`."""
     if record["dtype"] not in SAFETENSORS_DTYPES:
         raise ValueError(f"dtype {record['dtype']!r}; known: {', '.join(SAFETENSORS_DTYPES)}")
-    location = TensorLocation(
-        path, SAFETENSORS_DTYPES[record["dtype"]], tuple(record["shape"]), origin
-    )
+
     first, last = record["data_offsets"]
-    if min((first, *location.shape)) < 0 or last - first != location.size * location.dtype.itemsize:
+    location = TensorLocation(
+        file=path,
+        dtype=SAFETENSORS_DTYPES[record["dtype"]],
+        shape=tuple(record["shape"]),
+        start=origin + first,
+    )
+    # min() comes first: it refuses a shape with text in it, of which a product might be huge
+    is_negative = min((first, *location.shape)) < 0
+    if is_negative or last - first != location.nbytes:
         raise ValueError(f"{record} is no place of a tensor")
-    return TensorLocation(path, location.dtype, location.shape, origin + first)
+    return location
 
 
-def _read_exactly(file: Any, buffer: Any, path: Path) -> None:
-    """Read exactly as many bytes as `row` has; one read returns at most 2 GiB."""
+def _byte_view(tensor: Tensor) -> Any:
+    """Return a tensor's memory as a numpy row of bytes."""
+    return view_bits(tensor).numpy().view("u1")
+
+
+def _read_exactly(
+    file: Any,
+    buffer: Any,
+    path: Path,
+) -> None:
+    """Fill a buffer from a file; raise ModelError if the file ends before."""
     view = memoryview(buffer)
+    # one read returns at most 2 GiB
     while len(view):
         count = file.readinto(view)
         if not count:

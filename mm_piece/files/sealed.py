@@ -1,6 +1,6 @@
-"""Files of tensors that this library makes for itself: read whole, or not at all.
+"""Checksummed cache files: tensors that this library can compute again, read whole or not at all.
 
-A file that is missing, cut off or altered is one that has to be made again.
+A file that is missing, truncated or altered counts as absent.
 """
 
 import hashlib
@@ -18,34 +18,57 @@ from mm_piece.files import atomic
 
 
 def write_checksummed(
-    file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+    file: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
 ) -> None:
-    """Keep tensors and plain facts about them, whole or not at all; equal content, equal bytes."""
-    # One key: the order of several would differ from file to file.
-    record = json.dumps({"facts": metadata, "sha256": _hash_tensors(tensors)})
-    atomic.write_atomically(file, save(dict(tensors), {"sealed": record}))
+    """Write tensors and plain facts about them, whole or not at all.
+
+    Equal content gives equal bytes.
+    """
+    record = {
+        "facts": metadata,
+        "sha256": _hash_tensors(tensors),
+    }
+    # one key of the file's metadata: safetensors writes several in an order that changes
+    metadata_fields = {"sealed": json.dumps(record)}
+    data = save(dict(tensors), metadata_fields)
+    atomic.write_atomically(file, data)
 
 
 def read_checksummed(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The tensors and facts as they were written; None if they are not there, or not whole."""
+    """Return the tensors and facts as they were written; None if the file is absent or altered."""
+    tensors = {}
     try:
         with safe_open(file, "pt") as opened:
-            record = json.loads((opened.metadata() or {}).get("sealed", "{}"))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            metadata = opened.metadata() or {}
+            record = json.loads(metadata.get("sealed", "{}"))
+            for name in opened.keys():  # noqa: SIM118 - the file is no mapping
+                tensors[name] = opened.get_tensor(name)
     except (OSError, SafetensorError, ValueError):
         return None
-    is_complete = type(record) is dict and record.keys() == {"facts", "sha256"}
-    return (
-        (tensors, record["facts"])
-        if is_complete and record["sha256"] == _hash_tensors(tensors)
-        else None
-    )
+
+    if type(record) is not dict:
+        return None
+    if record.keys() != {"facts", "sha256"}:
+        return None
+    if record["sha256"] != _hash_tensors(tensors):
+        return None
+    return tensors, record["facts"]
 
 
 def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names, dtypes, shapes and bits of tensors, whatever their order."""
     sha = hashlib.sha256()
     for name in sorted(tensors):
         values = tensors[name].contiguous()
-        sha.update(json.dumps([name, str(values.dtype), list(values.shape)]).encode())
-        sha.update(values.view(torch.uint8).numpy().tobytes())
+        kind = [
+            name,
+            str(values.dtype),
+            list(values.shape),
+        ]
+        sha.update(json.dumps(kind).encode())
+
+        single_bytes = values.view(torch.uint8)
+        sha.update(single_bytes.numpy().tobytes())
     return sha.hexdigest()

@@ -11,9 +11,10 @@ _MAX_DEPTH = 64  # objects and lists in one another
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what a JSON text says; ValueError for `NaN`, `1e999`, a name twice, any other text.
+    """Return the content of a JSON text.
 
-    RecursionError or ValueError for what is nested too deep.
+    Raises ValueError for `NaN`, `1e999`, a name that occurs twice and any text that is no JSON;
+    RecursionError or ValueError for content that is nested too deep.
     """
     content = json.loads(
         text,
@@ -26,7 +27,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def require_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of names and values; ValueError if a name stands twice."""
+    """Return an object of names and values; raise ValueError if a name occurs twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
@@ -36,7 +37,8 @@ def require_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _require_shallow_nesting(content: Any) -> None:
-    """Raise ValueError for what a function that goes into depth might trip over."""
+    """Raise ValueError for content whose depth might exhaust the stack of a recursive function."""
+    # level by level, since recursion is what must not fail here
     level = [content]
     for _ in range(_MAX_DEPTH):
         level = [child for item in level for child in _children_of(item)]
@@ -46,12 +48,14 @@ def _require_shallow_nesting(content: Any) -> None:
 
 
 def _children_of(item: Any) -> Collection[Any]:
+    """Return the items of a list or the values of an object; nothing for anything else."""
     if isinstance(item, dict):
         return item.values()
     return item if isinstance(item, list) else ()
 
 
 def _parse_finite(number: str) -> float:
-    if not math.isfinite(value := float(number)):
+    value = float(number)  # also of "NaN" and "Infinity", which Python's reader accepts
+    if not math.isfinite(value):
         raise ValueError(f"not plain JSON: {format_value(number)} is no finite number")
     return value

@@ -1,13 +1,8 @@
 """Scoring rules: predictions and accepted answers of a whole task → one fraction per example.
 
-A rule sees the whole task because CIDEr counts words over all references; the others score each
+A rule gets the whole task because CIDEr counts words over all references; the others score each
 example by itself. Every score lies in 0…1, and a task's score is the mean over its examples.
-Libraries are imported when a rule first runs: scoring an empty task tells at once what is missing.
-
-words     what is compared where case, marks and articles say nothing
-overlap   exact, rouge-l, edit, bleu, cider
-vqa       the soft accuracy of VQA v2
-choice    the option that an answer names, by the words of `cues`
+Libraries are imported when a rule runs, so a rule on an empty task fails where one is missing.
 """
 
 from collections.abc import Callable, Sequence

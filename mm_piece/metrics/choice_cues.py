@@ -1,8 +1,8 @@
-"""Words by which a text says which option it means, in languages that data sets are in.
+"""Words by which a text names the option that it means, in the languages of data sets.
 
-Data alone: `labels` and `choice` make their patterns of them. An underscore stands for a space.
-What is called bare belongs to scripts that are written without spaces and may stand beside
-anything; all others are whole words.
+Data alone: `choice_labels` and `choice` make their patterns of them. An underscore stands for a
+space. The lists called bare belong to scripts that are written without spaces; their words may
+touch any character. All others are whole words.
 """
 
 # "The answer is B", "Antwort: B": what names an answer …

@@ -2,77 +2,108 @@
 
 The matrix `R` is a list of rows. Row 0 is the base, row i is the model after task i; column j
 holds the scores of task j + 1, so the score of task t right after it was learned is `R[t][t - 1]`.
-A run that is still under way has fewer rows than tasks + 1: every metric then speaks of the t tasks
+A run that is still under way has fewer rows than tasks + 1; every metric then covers the t tasks
 seen so far. A metric that has nothing to average (no task yet, or a single task for the backward
 and forward ones) is `None`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 AccuracyMatrix = Sequence[Sequence[float]]
+MatrixMetric = Callable[[AccuracyMatrix], float | None]
 
 
 def learned_accuracy(matrix: AccuracyMatrix) -> float | None:
-    """Mean of the diagonal: how well each task was learned when its turn came (MFT)."""
-    return _compute_mean(matrix[task][task - 1] for task in _list_seen_tasks(matrix))
+    """Return the mean of the diagonal: each task's score when it was learned (MFT)."""
+    scores = []
+    for task in _list_seen_tasks(matrix):
+        scores.append(matrix[task][task - 1])
+    return _compute_mean(scores)
 
 
 def overall_performance(matrix: AccuracyMatrix) -> float | None:
-    """Mean of the last row over the tasks seen: overall performance (OP, Last, MFN)."""
-    return _compute_mean(matrix[-1][task - 1] for task in _list_seen_tasks(matrix))
+    """Return the mean of the last row over the tasks seen: overall performance (OP, Last, MFN)."""
+    scores = []
+    for task in _list_seen_tasks(matrix):
+        scores.append(matrix[-1][task - 1])
+    return _compute_mean(scores)
 
 
 def mean_average_accuracy(matrix: AccuracyMatrix) -> float | None:
-    """Mean over the stages of the mean over the tasks seen by then."""
-    return _compute_mean(fmean(matrix[stage][:stage]) for stage in _list_seen_tasks(matrix))
+    """Return the mean over the stages of the mean over the tasks seen by then."""
+    # the average accuracy after each task, averaged over the run
+    averages = []
+    for stage in _list_seen_tasks(matrix):
+        seen_scores = matrix[stage][:stage]
+        average = fmean(seen_scores)
+        averages.append(average)
+    return _compute_mean(averages)
 
 
 def backward_transfer(matrix: AccuracyMatrix) -> float | None:
-    """Backward transfer: what earlier tasks gained since each was learned; a loss is below 0."""
-    return _compute_mean(
-        matrix[-1][task - 1] - matrix[task][task - 1] for task in _list_seen_tasks(matrix)[:-1]
-    )
+    """Return the backward transfer: the earlier tasks' gain since each was learned.
+
+    A loss is below 0.
+    """
+    gains = []
+    for task in _list_seen_tasks(matrix)[:-1]:
+        learned = matrix[task][task - 1]
+        last = matrix[-1][task - 1]
+        gain = last - learned
+        gains.append(gain)
+    return _compute_mean(gains)
 
 
 def average_forgetting(matrix: AccuracyMatrix) -> float | None:
-    """What the earlier tasks lost since the best position each has stood at, the base included."""
+    """Return the earlier tasks' loss since the best position of each, the base included."""
     columns = list(zip(*matrix, strict=True))
-    best_and_last = (
-        (max(columns[t - 1][:-1]), columns[t - 1][-1]) for t in _list_seen_tasks(matrix)[:-1]
-    )
-    return _compute_mean(best - last for best, last in best_and_last)
+    losses = []
+    for task in _list_seen_tasks(matrix)[:-1]:
+        # `max` over all rows but the last, so that a gain counts as a negative loss
+        *earlier, last = columns[task - 1]
+        losses.append(max(earlier) - last)
+    return _compute_mean(losses)
 
 
 def forward_transfer(matrix: AccuracyMatrix) -> float | None:
-    """Forward transfer: what the later tasks gained over the base before their own turn."""
-    return _compute_mean(
-        matrix[task - 1][task - 1] - matrix[0][task - 1] for task in _list_seen_tasks(matrix)[1:]
-    )
+    """Return the forward transfer: the later tasks' gain over the base before their own turn."""
+    gains = []
+    for task in _list_seen_tasks(matrix)[1:]:
+        before = matrix[task - 1][task - 1]
+        at_base = matrix[0][task - 1]
+        gain = before - at_base
+        gains.append(gain)
+    return _compute_mean(gains)
 
 
 def summarise_matrix(matrix: AccuracyMatrix) -> dict[str, float | None]:
-    """Every metric of the matrix, by name, in the order of `CONVENTIONS`."""
-    return {name: metric(matrix) for name, metric in MATRIX_METRICS.items()}
+    """Return every metric of the matrix, by name, in the order of `CONVENTIONS`."""
+    values = {}
+    for name, metric in MATRIX_METRICS.items():
+        values[name] = metric(matrix)
+    return values
 
 
 def _list_seen_tasks(matrix: AccuracyMatrix) -> range:
-    """The tasks seen so far, 1…t."""
+    """Return the tasks seen so far, 1…t; raise ValueError unless the matrix has T columns."""
     num_tasks = len(matrix[0]) if matrix else 0
-    if len(matrix) > num_tasks + 1 or any(len(row) != num_tasks for row in matrix):
-        rows = [len(row) for row in matrix]
+    row_lengths = [len(row) for row in matrix]
+    is_ragged = any(length != num_tasks for length in row_lengths)
+    if len(matrix) > num_tasks + 1 or is_ragged:
         raise ValueError(
-            f"an accuracy matrix has T columns and at most T + 1 rows; got rows {rows}"
+            f"an accuracy matrix has T columns and at most T + 1 rows; got rows {row_lengths}"
         )
     return range(1, len(matrix))
 
 
-def _compute_mean(values: Iterable[float]) -> float | None:
-    present = list(values)
-    return fmean(present) if present else None
+def _compute_mean(values: Sequence[float]) -> float | None:
+    if not values:
+        return None
+    return fmean(values)
 
 
-MATRIX_METRICS: dict[str, Callable[[AccuracyMatrix], float | None]] = {
+MATRIX_METRICS: dict[str, MatrixMetric] = {
     "learned": learned_accuracy,
     "op": overall_performance,
     "maa": mean_average_accuracy,

@@ -5,8 +5,20 @@ from collections.abc import Iterator, Sequence
 
 _ARTICLES = ("a", "an", "the")
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
-_NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4"}
-_NUMBERS |= {"five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
+_NUMBERS = {
+    "none": "0",
+    "zero": "0",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
 
 # The table of contractions that the evaluation code publishes, by endings. An answer is lower case
 # when it is looked up, so that the table's own capitals (Im, Ive, Id've) match nothing, there or
@@ -41,59 +53,87 @@ _IRREGULAR = {
 }
 
 
-def score_vqa(predictions: Sequence[str], accepted: Sequence[Sequence[str]]) -> list[float]:
-    """Soft accuracy of VQA v2: every annotator is left out in turn, the rest vote, min(1, votes/3).
+def score_vqa(
+    predictions: Sequence[str],
+    accepted: Sequence[Sequence[str]],
+) -> list[float]:
+    """Return the soft accuracy of VQA v2: the mean over annotators of min(1, votes / 3).
 
-    Three of ten who agree make 0.9, four make 1. Fewer than four answers are no panel of annotators
-    (nothing could reach 1) but a list of right answers: one that agrees is enough. Source: Antol et
-    al. 2015, and the evaluation code published with the data set, which leaves answers unprocessed
-    where all annotators agree to the letter; here all are processed.
+    Every annotator is left out in turn, and the others vote. Three of ten who agree make 0.9, four
+    make 1. Fewer than four answers are no panel of annotators (nothing could reach 1) but a list of
+    right answers: one that agrees is enough. Source: Antol et al. 2015, and the evaluation code
+    published with the data set, which leaves answers unprocessed where all annotators agree to the
+    letter; here all are processed.
     """
-    return [
-        _score_soft_accuracy(prediction, answers)
-        for prediction, answers in zip(predictions, accepted, strict=True)
-    ]
+    scores = []
+    for prediction, answers in zip(predictions, accepted, strict=True):
+        scores.append(_score_soft_accuracy(prediction, answers))
+    return scores
 
 
-def _score_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
+def _score_soft_accuracy(
+    prediction: str,
+    answers: Sequence[str],
+) -> float:
     num_answers = len(answers)
-    agreeing = [normalise_vqa_answer(answer) for answer in answers].count(
-        normalise_vqa_answer(prediction)
-    )
+    normalised = [normalise_vqa_answer(answer) for answer in answers]
+    num_agreeing = normalised.count(normalise_vqa_answer(prediction))
     if num_answers < 4:
-        return float(agreeing > 0)
-    votes = agreeing * min(3, agreeing - 1) + (num_answers - agreeing) * min(3, agreeing)
+        return float(num_agreeing > 0)
+
+    # without one who agrees, one vote less is left; without one of the others, all votes are
+    num_others = num_answers - num_agreeing
+    votes = num_agreeing * min(3, num_agreeing - 1)
+    votes += num_others * min(3, num_agreeing)
     return votes / (3 * num_answers)
 
 
 def normalise_vqa_answer(text: str) -> str:
-    """An answer as the published evaluation of VQA v2 processes it; if nothing is left, unchanged.
+    """Return an answer as the published evaluation of VQA v2 processes it.
 
     Punctuation goes: without a gap where it stands beside a space anywhere in the text or the text
     has a digit-comma-digit, else for a space. Points stay before digits only. Number words to ten
-    become digits, articles go, contractions get their apostrophes.
+    become digits, articles go, contractions get their apostrophes. An answer of which nothing would
+    be left is returned with its punctuation.
     """
-    text = bare = " ".join(text.lower().split())
-    glued = re.search(r"\d,\d", text)
+    text = " ".join(text.lower().split())
+    has_digit_commas = re.search(r"\d,\d", text)
+    bare = text
     for mark in _MARKS:
+        # looked up in the text as it was, as in the published code
         beside_space = f"{mark} " in text or f" {mark}" in text
-        bare = bare.replace(mark, "" if glued or beside_space else " ")
-    numbers = [_NUMBERS.get(token, token) for token in re.sub(r"\.(?!\d)", "", bare).split()]
-    tokens = [token for token in numbers if token not in _ARTICLES]
-    return " ".join(CONTRACTIONS.get(token, token) for token in tokens) or text
+        replacement = "" if has_digit_commas or beside_space else " "
+        bare = bare.replace(mark, replacement)
+    bare = re.sub(r"\.(?!\d)", "", bare)
+
+    tokens = []
+    for word in bare.split():
+        token = _NUMBERS.get(word, word)
+        if token not in _ARTICLES:
+            tokens.append(CONTRACTIONS.get(token, token))
+    return " ".join(tokens) or text
 
 
 def _iter_contractions() -> Iterator[tuple[str, str]]:
+    """Yield contractions with an apostrophe missing, each with the right form."""
     for ending, stems in _ENDINGS.items():
+        without = ending.replace("'", "")
         for stem in stems.split():
-            yield stem + ending.replace("'", ""), stem + ending
+            yield stem + without, stem + ending
+
     for ending, stems in _DOUBLED.items():
         for stem in stems.split():
             contraction = stem + ending
-            first, second = contraction.index("'"), contraction.rindex("'")
-            yield contraction[:first] + contraction[first + 1 :], contraction
-            yield contraction[:second] + contraction[second + 1 :], contraction
+            first = contraction.index("'")
+            second = contraction.rindex("'")
+            yield _drop_character(contraction, first), contraction
+            yield _drop_character(contraction, second), contraction
+
     yield from _IRREGULAR.items()
+
+
+def _drop_character(text: str, position: int) -> str:
+    return text[:position] + text[position + 1 :]
 
 
 CONTRACTIONS = dict(_iter_contractions())

@@ -1,54 +1,91 @@
-"""A text as words: what scoring rules compare where case, marks and articles say nothing."""
+"""A text as words, for scoring rules that ignore case, punctuation and articles."""
 
 import re
 from unicodedata import category, normalize
 
 # Full-width forms, as in Chinese text, become ASCII; so does the minus sign.
-_WIDTHS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x2212: ord("-")}
-# Scripts without spaces, where each character is a word: kana, Chinese characters.
-_CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-_THOUSANDS = re.compile(r"(?<!\d)(?<!\d[.,])\d{1,3}(?:,\d{3})+(?!,?\d)")
-_BARE_POINT = re.compile(r"(?<![\w.])\.(?=\d)")
-_SIGN_OR_POINT = re.compile(r"(?<![^\W_])-(?=\d)|(?<=\d)\.(?=\d)")
+_FULL_WIDTH = range(0xFF01, 0xFF5F)
+_WIDTHS = {code: code - 0xFEE0 for code in _FULL_WIDTH}
+_WIDTHS[0x2212] = ord("-")
+# Scripts without spaces, where each character is a word.
+_CJK = re.compile(
+    "["
+    "\u3040-\u30ff"  # kana
+    "\u3400-\u4dbf\u4e00-\u9fff"  # Chinese characters
+    "\uf900-\ufaff"  # their compatibility forms
+    "\U00020000-\U0003ffff"  # and rare ones
+    "]"
+)
+_THOUSANDS = re.compile(r"(?<!\d)(?<!\d[.,])\d{1,3}(?:,\d{3})+(?!,?\d)")  # 1,000 but not 1,0001
+_BARE_POINT = re.compile(r"(?<![\w.])\.(?=\d)")  # .5
+_SIGN_OR_POINT = re.compile(r"(?<![^\W_])-(?=\d)|(?<=\d)\.(?=\d)")  # -5, 0.5
 _ARTICLE = re.compile(r"(?<!\w)(?:an?|the)\s+(?=\S?\w)")
 
 
 def normalise_text(text: str) -> str:
-    """Lower case; no punctuation, symbols or articles; single spaces.
+    """Return lower-case text without punctuation, symbols and articles, with single spaces.
 
     Numbers keep sign and point and lose the commas between thousands: `1,000` is `1000`, `.5` is
     `0.5`, `-5` is not `5`. An article is one only before another word, so the answer `A` stays. A
     text of punctuation alone, such as `<`, stays as it is.
     """
-    text = _fold_text(text)
-    numbers = _BARE_POINT.sub("0.", _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text))
+    folded = _fold_text(text)
+    joined = _THOUSANDS.sub(_drop_commas, folded)
+    numbers = _BARE_POINT.sub("0.", joined)
     bare = _ARTICLE.sub("", numbers)
-    inside = {match.start() for match in _SIGN_OR_POINT.finditer(bare)}
-    characters = (
-        char if _is_word_character(char) or i in inside else " " for i, char in enumerate(bare)
-    )
-    return " ".join("".join(characters).split()) or " ".join(text.split())
+
+    # signs and points of numbers are the only punctuation that stays
+    in_numbers = {match.start() for match in _SIGN_OR_POINT.finditer(bare)}
+    characters = []
+    for position, char in enumerate(bare):
+        if _is_word_character(char) or position in in_numbers:
+            characters.append(char)
+        else:
+            characters.append(" ")
+
+    words = "".join(characters).split()
+    if not words:
+        words = folded.split()
+    return " ".join(words)
 
 
 def split_words(text: str) -> list[str]:
-    """Lower-case words of any script, each Chinese or Japanese character one; no punctuation.
+    """Return the lower-case words of any script, each Chinese or Japanese character one.
 
-    A text of punctuation alone gives its characters. On ASCII these are the words of ROUGE's own
-    tokenizer (`rouge-score`), which would drop every letter that is not in a–z.
+    Punctuation is left out; a text of punctuation alone gives its characters. On ASCII these are
+    the words of ROUGE's own tokenizer (`rouge-score`), which would drop every letter that is not in
+    a–z.
     """
-    text = _fold_text(text)
-    spaced = "".join(char if _is_word_character(char) else " " for char in text)
-    return space_cjk(spaced).split() or list("".join(text.split()))
+    folded = _fold_text(text)
+    characters = []
+    for char in folded:
+        if _is_word_character(char):
+            characters.append(char)
+        else:
+            characters.append(" ")
+
+    spaced = space_cjk("".join(characters))
+    words = spaced.split()
+    if not words:
+        words = list("".join(folded.split()))
+    return words
 
 
 def space_cjk(text: str) -> str:
-    """Set Chinese and Japanese characters apart, as words of their own."""
+    """Return text with spaces around each Chinese and Japanese character, a word of its own."""
     return _CJK.sub(r" \g<0> ", text)
 
 
+def _drop_commas(match: re.Match[str]) -> str:
+    return match[0].replace(",", "")
+
+
 def _fold_text(text: str) -> str:
-    return normalize("NFC", text.translate(_WIDTHS).lower())
+    """Return lower-case text in which one character has one form: ASCII width, NFC."""
+    lower = text.translate(_WIDTHS).lower()
+    return normalize("NFC", lower)
 
 
 def _is_word_character(char: str) -> bool:
-    return category(char)[0] in "LMN"  # letters, their marks, numbers
+    major_class = category(char)[0]
+    return major_class in "LMN"  # letters, their marks, numbers

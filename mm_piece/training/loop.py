@@ -1,74 +1,71 @@
-"""`train`: the loop over a recipe's tasks, resumable at any instant."""
+"""`train`: the loop over a recipe's tasks, resumable at any instant.
+
+Each task goes through the same steps: estimate and select, train, record, measure. What a step
+leaves on disk is whole or not there, so a run that was stopped goes on with the step it was in.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import ConcatDataset
 
 from mm_piece import distributed, importance
-from mm_piece.data import EncodedDataset, ExampleDataset, digest_of, tokenizer_of
+from mm_piece.data import EncodedDataset, digest_of, tokenizer_of
 from mm_piece.deltas.delta import Delta
 from mm_piece.deltas.file_layout import LAYOUT_KEY, layout_of
-from mm_piece.distributed import ZeroConfig
 from mm_piece.distributed.progress import print_line, progress_bar
-from mm_piece.errors import DataError
 from mm_piece.evaluation.answers import pad_token_of
-from mm_piece.evaluation.matrix import (
-    count_measured_rows,
-    find_absent_columns,
-    measure_position,
-    read_task_source,
+from mm_piece.evaluation.matrix import count_measured_rows, measure_position
+from mm_piece.recipe import (
+    Recipe,
+    SelectionSettings,
+    Task,
+    load_recipe,
+    parse_bytes,
 )
-from mm_piece.metrics.answers import ANSWER_METRICS
-from mm_piece.recipe import Recipe, SelectionSettings, Task, load_recipe, parse_bytes
 from mm_piece.selection import Mask
 from mm_piece.selection.task import TaskSelection, select_for_task
 from mm_piece.sparse.change_report import format_rounding_warning, measure_changes
 from mm_piece.sparse.tuning import sparse_tuning
 from mm_piece.store.attachment import checkout
 from mm_piece.store.delta_store import DeltaStore
-from mm_piece.store.loading import load
 from mm_piece.training import retention
 from mm_piece.training.arguments import arguments
+from mm_piece.training.preflight import preflight
 from mm_piece.training.retention import RetentionImportance
 from mm_piece.training.stopping import GracefulStop
-from mm_piece.training.store_setup import batch_size_of, open_or_create_store, recipe_zero_config
+from mm_piece.training.store_setup import (
+    Run,
+    batch_size_of,
+    find_store,
+    is_finished,
+    open_run,
+    read_splits,
+)
 from mm_piece.training.trainer import fit
 from mm_piece.training.values import require_values
 from mm_piece.training.write_errors import translate_write_errors
 
 
-@dataclass(frozen=True)
-class TrainingRun:
-    """What stays the same over the whole sequence."""
-
-    recipe: Recipe
-    store: DeltaStore
-    train_rows: dict[str, ExampleDataset]
-    test_rows: dict[str, ExampleDataset]  # of the tasks and of the general ones
-    zero: ZeroConfig
-    stop: GracefulStop
-
-
 def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
-    """Train a recipe's tasks in order and return the store; a second run goes on where one stopped.
+    """Train a recipe's tasks in order and return the store.
 
-    Everything that can be wrong with the recipe, its data or its base is found before anything is
-    written. Raises RecipeError, DataError, ModelError, SelectionError, StoreError.
+    A second run of the same recipe goes on where the first one stopped. Everything that can be
+    wrong with the recipe, its data or its base is found before anything is written. Raises
+    RecipeError, DataError, ModelError, SelectionError and StoreError.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
+
     require_values(recipe.train)
-    distributed.join_process_group(
-        float(recipe.train.get("ddp_timeout", distributed.DEFAULT_TIMEOUT))
-    )
+    timeout = recipe.train.get("ddp_timeout", distributed.DEFAULT_TIMEOUT)
+    distributed.join_process_group(float(timeout))
     with (
         distributed.translate_errors(),
         translate_write_errors(Path(recipe.store)),
@@ -78,182 +75,270 @@ def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
 
 
 def _train_recipe(recipe: Recipe, stop: GracefulStop) -> DeltaStore:
-    data, zero = _read_splits(recipe), recipe_zero_config(recipe)
-    zero.require_launcher()
-    arguments(recipe.train, Path(recipe.store) / "work", recipe.seed)
-    importance.resolve_rule(recipe.select.method)
-    for task in (*recipe.tasks, *recipe.general):
-        ANSWER_METRICS[task.metric]([], [])  # its library is there
-    store = open_or_create_store(recipe, *data, zero)
-    with store.writing() if distributed.is_main() else nullcontext():
-        run = TrainingRun(recipe, store, *data, zero, stop)
-        if min(len(store), count_measured_rows(store, recipe) - 1) < len(recipe.tasks):
-            _resume_training(run)
-    return store
+    """Train what is missing of a recipe, and measure it."""
+    plan = preflight(recipe)
+    data = read_splits(recipe)
+    store = find_store(plan)
+    if store is not None and is_finished(store, recipe):
+        return store
+
+    with open_run(plan, data, store, stop) as run:
+        _measure_missing(run)
+        for task in recipe.tasks[len(run.store) :]:
+            learn_task(run, task)
+            _measure(run, len(run.store))
+        return run.store
 
 
-def _resume_training(run: TrainingRun) -> None:
-    """Measure what was learned but not measured, then learn what is missing."""
-    recipe, store, zero = run.recipe, run.store, run.zero
-    with zero.loading_context():
-        model, processor = load(recipe.base, store, at=len(store), **_load_options(recipe))
-    if "device_map" not in recipe.model and zero.stage < 3:
-        # Trainer would move it, but scores come before it.
-        model.to(arguments(recipe.train, store.work, recipe.seed).device)
+def _measure_missing(run: Run) -> None:
+    """Measure every learned position that has no row yet, and estimate missing importance.
 
-    def measure_here(position: int) -> None:
-        with zero.engine_context(model):
-            measure_position(store, recipe, model, processor, position=position, test=run.test_rows)
+    A run may have been stopped after it stored a task and before it measured it.
+    """
+    for position in range(count_measured_rows(run.store, run.recipe), len(run.store) + 1):
+        checkout(run.model, position)
+        _measure(run, position)
 
-    for position in range(count_measured_rows(store, recipe), len(store) + 1):
-        checkout(model, position)
-        measure_here(position)
-    if len(store) < len(recipe.tasks):
-        fill_missing_retention(run, model, processor)
-    checkout(model, len(store))
-    for task in recipe.tasks[len(store) :]:
-        learn_task(run, model, processor, task)
-        measure_here(len(store))
+    if len(run.store) < len(run.recipe.tasks):
+        fill_missing_retention(run)
+    checkout(run.model, len(run.store))
 
 
-def learn_task(run: TrainingRun, model: nn.Module, processor: Any, task: Task) -> Delta:
-    """One task: scores, mask, sparse training, delta; the model stands there afterwards."""
-    recipe, started = run.recipe, time.monotonic()
-    position, seed = len(run.store) + 1, recipe.seed + len(run.store)
-    work, encoded = (
-        _work_folder(run, position),
-        make_encoded_dataset(run, processor, task, position),
+def _measure(run: Run, position: int) -> None:
+    """Write a row of the accuracy matrix; the model stands at `position`."""
+    with run.zero.engine_context(run.model):
+        measure_position(
+            run.store,
+            run.recipe,
+            run.model,
+            run.processor,
+            position=position,
+            test=run.data.test,
+        )
+
+
+@dataclass(frozen=True)
+class _TaskInputs:
+    """What every step of learning one task needs."""
+
+    task: Task
+    select: SelectionSettings
+    encoded: EncodedDataset
+    facts: dict[str, Any]  # of the encoded examples, for the delta: their digest, and cuts
+    parent: str  # SHA-256 of the delta before; empty at the base
+    seed: int
+    work: Path  # a folder for this task, removed at its end
+
+
+def learn_task(run: Run, task: Task) -> Delta:
+    """Learn one task and store its delta; the model stands behind it afterwards."""
+    started = time.monotonic()
+    position = len(run.store) + 1
+    encoded = make_encoded_dataset(run, task, position)
+    inputs = _TaskInputs(
+        task,
+        run.recipe.select_of(task),
+        encoded,
+        facts=_digest_examples(encoded, task),
+        parent=_parent_digest(run.store),
+        seed=run.recipe.seed + len(run.store),
+        work=_work_folder(run, position),
     )
-    data = _digest_examples(encoded, task)
-    pad, logs = pad_token_of(tokenizer_of(processor)), run.store.path / "logs" / work.name
-    select, parent = recipe.select_of(task), _parent_digest(run.store)
-    cache_key = {"base": run.store.base["digest"], "parent": parent, "data": data["data"]}
-    facts = {"pad_token_id": pad, "seeds": (recipe.seed, seed), "cache_key": cache_key}
-    make_retention = cache(partial(estimate_retention, run, model, encoded, select))
-    with run.zero.engine_context(model):
-        selection = select_for_task(
-            model, encoded, select, work, **facts, make_retention=make_retention
-        )
-        penalty_strengths = make_penalty_strengths(recipe, selection.mask, make_retention)
-        examples = build_training_examples(run, model, encoded, select)
+
+    with run.zero.engine_context(run.model):
+        selection, penalty_strengths = _select_entries(run, inputs)
+        examples = build_training_examples(run, inputs)
     print_line(f"{task.name}: {selection}")
-    scored = time.monotonic()
-    with run.stop.deferring_stop(), sparse_tuning(model, selection.mask) as tuning:
-        args = arguments(recipe.train, work, seed)
-        metrics = fit(tuning, examples, pad, args, logs, penalty_strengths, run.stop)
-        delta = tuning.delta(
-            task.name,
-            base=run.store.base["fingerprint"],
-            parent=parent,
-            **_describe_training(run, select, selection),
-            **data,
-            rehearsal=len(examples) - len(encoded),
-            batch=batch_size_of(recipe),
-            groups=measure_changes(tuning, selection.sizes),
-        )
-        _append_delta(run.store, delta)
-        timing = {"select": scored - started, "train": time.monotonic() - scored}
-        _record_task(run, task, {**timing, "loss": metrics["train_loss"]}, selection.stability)
-    if needs_retention(recipe, task):
-        save_retention(run, model, encoded, task, position)
+
+    selected = time.monotonic()
+    delta = _train_entries(run, inputs, selection, examples, penalty_strengths, started, selected)
+    if needs_retention(run.recipe, task):
+        save_retention(run, encoded, task, position)
+
     if distributed.is_main():
-        rmtree(work, ignore_errors=True)
+        rmtree(inputs.work, ignore_errors=True)
     for line in _format_changes(delta):
         print_line(f"{task.name}: {line}")
     return delta
 
 
-def build_training_examples(
-    run: TrainingRun, model: nn.Module, encoded: EncodedDataset, select: SelectionSettings
-) -> Sequence[dict[str, Tensor]]:
-    """A task's examples and, as the recipe asks for, the model's own answers beside them."""
-    num_answers, seed = (
-        round(run.recipe.rehearsal * len(encoded)),
-        run.recipe.seed + len(run.store),
+def _select_entries(run: Run, inputs: _TaskInputs) -> tuple[TaskSelection, Mask | None]:
+    """Select the entries that a task may change, and how strongly each is penalised."""
+
+    @cache  # two more estimates: made once, and only if the method or the penalty asks
+    def make_retention() -> RetentionImportance:
+        return estimate_retention(run, inputs)
+
+    selection = select_for_task(
+        run.model,
+        inputs.encoded,
+        inputs.select,
+        inputs.work,
+        pad_token_id=pad_token_of(tokenizer_of(run.processor)),
+        seeds=(run.recipe.seed, inputs.seed),
+        cache_key={
+            "base": run.store.base["digest"],
+            "parent": inputs.parent,
+            "data": inputs.facts["data"],
+        },
+        make_retention=make_retention,
     )
+    strengths = make_penalty_strengths(run.recipe, selection.mask, make_retention)
+    return selection, strengths
+
+
+def _train_entries(
+    run: Run,
+    inputs: _TaskInputs,
+    selection: TaskSelection,
+    examples: Sequence[dict[str, Tensor]],
+    penalty_strengths: Mask | None,
+    started: float,
+    selected: float,
+) -> Delta:
+    """Train the selected entries and store what they became.
+
+    Between the last step and the stored delta nothing is on disk that a stop could go on with, so
+    a stop waits until the delta is there.
+    """
+    task = inputs.task
+    args = arguments(run.recipe.train, inputs.work, inputs.seed)
+    pad = pad_token_of(tokenizer_of(run.processor))
+    logs = run.store.path / "logs" / inputs.work.name
+
+    with run.stop.deferring_stop(), sparse_tuning(run.model, selection.mask) as tuning:
+        metrics = fit(tuning, examples, pad, args, logs, penalty_strengths, run.stop)
+        delta = tuning.delta(
+            task.name,
+            base=run.store.base["fingerprint"],
+            parent=inputs.parent,
+            **_describe_training(run, inputs.select, selection),
+            **inputs.facts,
+            rehearsal=len(examples) - len(inputs.encoded),
+            batch=batch_size_of(run.recipe),
+            groups=measure_changes(tuning, selection.sizes),
+        )
+        _append_delta(run.store, delta)
+
+        seconds = {
+            "select": selected - started,
+            "train": time.monotonic() - selected,
+            "loss": metrics["train_loss"],
+        }
+        _record_task(run, task, seconds, selection.stability)
+    return delta
+
+
+def build_training_examples(run: Run, inputs: _TaskInputs) -> Sequence[dict[str, Tensor]]:
+    """Return a task's examples and, as the recipe asks, self-generated rehearsal beside them."""
+    encoded = inputs.encoded
+    num_answers = round(run.recipe.rehearsal * len(encoded))
     if num_answers == 0:
         return encoded
-    rehearsal = retention.generate_rehearsal(model, encoded, select, seed, num_answers)
+
+    rehearsal = retention.generate_rehearsal(
+        run.model,
+        encoded,
+        inputs.select,
+        inputs.seed,
+        num_answers,
+    )
     print_line(f"{len(rehearsal)} rehearsal examples are trained beside {len(encoded)} of the task")
     return ConcatDataset([encoded, rehearsal])  # type: ignore[return-value] - it can be indexed
 
 
 def make_penalty_strengths(
-    recipe: Recipe, mask: Mask, make_retention: Callable[[], RetentionImportance]
+    recipe: Recipe,
+    mask: Mask,
+    make_retention: Callable[[], RetentionImportance],
 ) -> Mask | None:
-    """How hard each selected entry is pulled back to where it stood; None without a penalty."""
+    """Return λ K of each selected entry, how strongly it is penalised; None without a penalty."""
     if recipe.penalty == 0:
         return None
+
+    importances = make_retention()
     return {
-        name: recipe.penalty * make_retention().scores_at(name, index)
-        for name, index in mask.items()
+        name: recipe.penalty * importances.scores_at(name, index) for name, index in mask.items()
     }
 
 
 def needs_retention(recipe: Recipe, task: Task) -> bool:
-    """Whether a later task will ask what this one is to be kept by."""
-    return recipe.penalty > 0 or importance.rule_of(recipe.select_of(task).method).uses_retention
+    """Whether later tasks need the importance of this one's examples."""
+    method = recipe.select_of(task).method
+    return recipe.penalty > 0 or importance.rule_of(method).uses_retention
 
 
-def fill_missing_retention(run: TrainingRun, model: nn.Module, processor: Any) -> None:
-    """Estimate what is missing of learned tasks' importance: a run may have ended before it."""
+def fill_missing_retention(run: Run) -> None:
+    """Estimate learned tasks' importance where it is missing: a run may have ended before it."""
     for position, task in enumerate(run.recipe.tasks[: len(run.store)], start=1):
-        if needs_retention(run.recipe, task):
-            checkout(model, position)
-            save_retention(
-                run, model, make_encoded_dataset(run, processor, task, position), task, position
-            )
-            if distributed.is_main():
-                rmtree(_work_folder(run, position), ignore_errors=True)
+        if not needs_retention(run.recipe, task):
+            continue
+
+        checkout(run.model, position)
+        encoded = make_encoded_dataset(run, task, position)
+        save_retention(run, encoded, task, position)
+        if distributed.is_main():
+            rmtree(_work_folder(run, position), ignore_errors=True)
 
 
-def estimate_retention(
-    run: TrainingRun, model: nn.Module, encoded: EncodedDataset, select: SelectionSettings
-) -> RetentionImportance:
-    """What the model is to keep while it learns its next task."""
-    files = [_retention_file(run, position) for position in range(1, len(run.store) + 1)]
-    pairs = zip(files, run.store.entries, strict=True)
-    earlier = [retention.read_sensitivity(file, entry.sha256) for file, entry in pairs]
+def estimate_retention(run: Run, inputs: _TaskInputs) -> RetentionImportance:
+    """Return the importance K for what the model should retain while it learns its next task."""
+    positions = range(1, len(run.store) + 1)
+    earlier = [
+        retention.read_sensitivity(_retention_file(run, position), entry.sha256)
+        for position, entry in zip(positions, run.store.entries, strict=True)
+    ]
     return retention.make_retention_importance(
-        model, encoded, select, run.recipe.seed + len(run.store), earlier
+        run.model,
+        inputs.encoded,
+        inputs.select,
+        inputs.seed,
+        earlier,
     )
 
 
 def save_retention(
-    run: TrainingRun, model: nn.Module, encoded: EncodedDataset, task: Task, position: int
+    run: Run,
+    encoded: EncodedDataset,
+    task: Task,
+    position: int,
 ) -> None:
-    """Estimate what a learned task is to be kept by, once; the model stands after it."""
-    file, delta = _retention_file(run, position), run.store.entries[position - 1].sha256
+    """Estimate the importance of a learned task's examples, once; the model stands behind it."""
+    file = _retention_file(run, position)
+    delta = run.store.entries[position - 1].sha256
     if distributed.broadcast(retention.read_sensitivity(file, delta) is not None):
         return
+
     select = run.recipe.select_of(task)
-    with run.zero.engine_context(model):
+    with run.zero.engine_context(run.model):
         sample = encoded.sample(select.samples, run.recipe.seed)
-        sensitivity = retention.estimate_sensitivity(model, sample, select)
+        sensitivity = retention.estimate_sensitivity(run.model, sample, select)
     if distributed.is_main():
         retention.write_sensitivity(file, sensitivity, delta)
     distributed.barrier()
 
 
-def make_encoded_dataset(
-    run: TrainingRun, processor: Any, task: Task, position: int
-) -> EncodedDataset:
-    """A task's training examples as model inputs, kept on disk while the task is learned."""
-    max_bytes, folder = parse_bytes(run.recipe.cache), _work_folder(run, position) / "encoded"
-    return EncodedDataset(run.train_rows[task.name], processor, folder, task.max_length, max_bytes)
+def make_encoded_dataset(run: Run, task: Task, position: int) -> EncodedDataset:
+    """Return a task's training examples as model inputs, cached on disk while it is learned."""
+    return EncodedDataset(
+        run.data.train[task.name],
+        run.processor,
+        _work_folder(run, position) / "encoded",
+        task.max_length,
+        parse_bytes(run.recipe.cache),
+    )
 
 
-def _work_folder(run: TrainingRun, position: int) -> Path:
+def _work_folder(run: Run, position: int) -> Path:
     return run.store.work / f"{position:04d}"
 
 
-def _retention_file(run: TrainingRun, position: int) -> Path:
-    """Where the importance of a learned task lies."""
+def _retention_file(run: Run, position: int) -> Path:
     return run.store.path / "kept" / f"{position:04d}.safetensors"
 
 
 def _append_delta(store: DeltaStore, delta: Delta) -> None:
-    """The main process writes; every process has seen it and needs no file of the task any more."""
+    """Append a task's delta: the main process writes, then every process has seen it."""
     if distributed.is_main():
         store.append(delta)
     distributed.barrier()
@@ -262,44 +347,56 @@ def _append_delta(store: DeltaStore, delta: Delta) -> None:
 
 
 def _digest_examples(encoded: EncodedDataset, task: Task) -> dict[str, Any]:
-    """Encode every example once: their digest, and how many lost text to the task's length."""
+    """Encode every example once; return their digest, and how many lost text to `max_length`."""
     truncations: list[bool] = []
     digest = digest_of(_iter_encoded(encoded, truncations, f"{task.name}: encode"))
     if task.max_length is None:
         return {"data": digest}
-    cut, most = sum(truncations), task.max_length
-    print_line(f"{task.name}: {cut} of {len(encoded)} examples lost text to max_length {most}")
-    return {"data": digest, "truncated": cut}
+
+    num_truncated = sum(truncations)
+    print_line(
+        f"{task.name}: {num_truncated} of {len(encoded)} examples lost text to "
+        f"max_length {task.max_length}"
+    )
+    return {"data": digest, "truncated": num_truncated}
 
 
 def _iter_encoded(
-    encoded: EncodedDataset, truncations: list[bool], title: str
+    encoded: EncodedDataset,
+    truncations: list[bool],
+    title: str,
 ) -> Iterator[dict[str, Tensor]]:
+    """Yield all examples, and append to `truncations` whether each lost text."""
     for position in progress_bar(range(len(encoded)), title, "example"):
-        inputs, cut = encoded.encode_truncated(position)
-        truncations.append(cut)
+        inputs, is_truncated = encoded.encode_truncated(position)
+        truncations.append(is_truncated)
         yield inputs
 
 
 def _format_changes(delta: Delta) -> list[str]:
-    """What the task changed in each group, in one line; another one if most of it was lost."""
+    """Return in one line what a task changed in each group; in a second what rounding undid."""
     groups = delta.info["groups"]
-    moved = (
+    changes = (
         f"{group} {row['changed']:,} of {row['entries']:,} ({row['share']:.2%} of norm)"
         for group, row in groups.items()
     )
-    rounding_note = format_rounding_warning(groups)
-    return [f"changed {', '.join(moved)}", *([rounding_note] if rounding_note else [])]
+    lines = [f"changed {', '.join(changes)}"]
+    if warning := format_rounding_warning(groups):
+        lines.append(warning)
+    return lines
 
 
 def _parent_digest(store: DeltaStore) -> str:
-    """The SHA-256 of the delta that the next one starts from; empty at the base."""
+    """Return the SHA-256 of the delta that the next one starts from; empty at the base."""
     return store.entries[-1].sha256 if len(store) else ""
 
 
 def _describe_training(
-    run: TrainingRun, select: SelectionSettings, selection: TaskSelection
+    run: Run,
+    select: SelectionSettings,
+    selection: TaskSelection,
 ) -> dict[str, Any]:
+    """Return what a delta's header says of how it was trained."""
     return {
         "method": select.method,
         "density": select.density,
@@ -312,28 +409,16 @@ def _describe_training(
     }
 
 
-def _read_splits(recipe: Recipe) -> tuple[dict[str, ExampleDataset], dict[str, ExampleDataset]]:
-    measured_tasks = (*recipe.tasks, *recipe.general)
-    train = {task.name: read_task_source(task, task.train) for task in recipe.tasks}
-    test = {task.name: read_task_source(task, task.test) for task in measured_tasks}
-    for task in measured_tasks:
-        parts = [rows[task.name] for rows in (train, test) if task.name in rows]
-        for problem in find_absent_columns(task, parts):
-            raise DataError(problem)
-    return train, test
-
-
-def _load_options(recipe: Recipe) -> dict[str, Any]:
-    options = {key: value for key, value in recipe.model.items() if key != "dtype"}
-    return {**options, "revision": recipe.revision}
-
-
 def _record_task(
-    run: TrainingRun, task: Task, seconds: dict[str, float], stability: dict[str, float]
+    run: Run,
+    task: Task,
+    seconds: dict[str, float],
+    stability: dict[str, float],
 ) -> None:
-    """Write what a delta must not hold: equal runs differ in it and make equal files."""
+    """Write what a delta must not hold: equal runs differ in it, and still make equal files."""
     if not distributed.is_main():
         return
+
     results = run.store.results()
     for section, facts in (("seconds", seconds), ("stability", stability)):
         results[section] = {**results.get(section, {}), task.name: facts}

@@ -50,6 +50,24 @@ def trained(request, base, tmp_path_factory):
     return store, seen
 
 
+def test_a_run_loads_its_base_once(base, tmp_path, monkeypatch):
+    """A new run, and one that goes on: a base of billions of weights takes minutes to load."""
+    calls = []
+    real = load_base
+
+    def count(*args, **options):
+        calls.append(args)
+        return real(*args, **options)
+
+    for module in ("training.store_setup", "store.loading"):
+        monkeypatch.setattr(f"mm_piece.{module}.load_base", count)
+    recipe = recipe_for(base, tmp_path / "store")
+    mm_piece.train(recipe)
+    assert len(calls) == 1
+    mm_piece.train(recipe)  # finished: nothing is loaded
+    assert len(calls) == 1
+
+
 def test_load_at_t_is_the_model_that_stood_there(trained, base):
     store, seen = trained
     assert sorted(seen) == [0, 1, 2, 3]

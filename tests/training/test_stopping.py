@@ -82,10 +82,15 @@ def at_call(call, times, number):
 
 # Where a run may be when it is told: what stands in whose place, and what it says.
 PLACES = {
-    "scoring": (training, "pulls_of", partial(at_call, training.make_penalty_strengths, 2), ""),
-    "measuring": (training, "measure", partial(at_call, training.measure_position, 2), ""),
+    "scoring": (
+        training,
+        "make_penalty_strengths",
+        partial(at_call, training.make_penalty_strengths, 2),
+        "",
+    ),
+    "measuring": (training, "measure_position", partial(at_call, training.measure_position, 2), ""),
     "task 2": (GracefulStop, "on_step_end", partial(at_step, 3, "0002"), " at step 3"),
-    "appending": (training, "_append", partial(at_call, training._append_delta, 1), ""),
+    "appending": (training, "_append_delta", partial(at_call, training._append_delta, 1), ""),
 }
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 

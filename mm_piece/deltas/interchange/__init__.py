@@ -1,12 +1,13 @@
 """Deltas in the formats of other programs, and back.
 
-    write                                Delta -> file            vllm, coo
-    read                                 file, base -> Delta      vllm, coo, shira
-    checkpoint_patches, sparse_patches   Delta -> fields of vLLM's classes, without a file
+    write_foreign_delta        Delta -> file            vllm, coo
+    read_foreign_delta         file, base -> Delta      vllm, coo, shira
+    make_checkpoint_patches    Delta -> fields of vLLM's classes, without a file
+    make_sparse_patches        likewise
 
-Foreign files know neither a base's fingerprint nor what stood there before, so a reader gets the
-whole base, and checks everything before it makes a delta. They count entries as the base's own
-files hold them, which may be otherwise than the model does: `file_layout`.
+Foreign files hold neither a base's fingerprint nor the values before, so a reader gets the whole
+base, and checks everything before it makes a delta. They count entries in the layout of the base's
+own files, which may differ from the model's: `deltas.file_layout`.
 
 **vllm.** vLLM (repository vllm-project/vllm) has two classes for new values at flat indices of a
 checkpoint's tensors, and no file for them. Values replace, floating only; NaN means "unchanged".
@@ -16,7 +17,7 @@ checkpoint's tensors, and no file for them. Values replace, floating only; NaN m
 * `SparseWeightPatch(name, indices, values, full_shape)` for a trainer's `send_weights(patches)`:
   int32 indices. `vllm/distributed/weight_transfer/sparse_nccl_engine.py`, pull request 53751.
 
-Ours is one safetensors file of rows NAME.indices and NAME.values; its metadata field
+Our file for them is a safetensors file of rows NAME.indices and NAME.values; its metadata field
 `weight_patches` is JSON: {NAME: {"shape": [2, 3], "dtype": "bfloat16"}}. In vLLM, without us:
 
     file = safetensors.safe_open(path, "pt")
@@ -25,12 +26,12 @@ Ours is one safetensors file of rows NAME.indices and NAME.values; its metadata 
                                      row(name, "values"), row(name, "indices"))
                for name, field in json.loads(file.metadata()["weight_patches"]).items()]
 
-**coo.** What makes a `torch.sparse_coo_tensor`: rows NAME.coords (int64, [ndim, entries], in any
-order) and NAME.values, which replace; sizes in the metadata field `sparse_coo`, as above.
+**coo.** The arguments of `torch.sparse_coo_tensor`: rows NAME.coords (int64, [ndim, entries], in
+any order) and NAME.values, which replace; sizes in the metadata field `sparse_coo`, as above.
 
 **shira.** A folder of PEFT's `save_pretrained` with a SHiRA adapter (repository huggingface/peft,
 `src/peft/tuners/shira/`). Its values are *added*, at PEFT's scale of 1: the model after its
-`merge_and_unload()`, bit for bit; only the NaNs of a 16-bit base, which that rewrites, stay.
+`merge_and_unload()`, bit for bit. Only the NaNs of a 16-bit base stay, which PEFT rewrites.
 """
 
 import json
@@ -69,7 +70,7 @@ from mm_piece.errors import DamageError, DeltaError, FormatError, MismatchError
 from mm_piece.files import atomic
 from mm_piece.files.strict_json import parse_json
 
-Layout = Mapping[str, Sequence[int]]
+Layout = Mapping[str, Sequence[int]]  # a transposable weight's name -> its shape in files
 
 
 def read_foreign_delta(
@@ -84,23 +85,30 @@ def read_foreign_delta(
     """Return what a foreign file changes in `base`; entries whose bits stay are left out.
 
     `base` is the whole base, {published name: tensor}, in the dtype trained in. `rename` turns a
-    name in the file into a published one: `names.translator(model)` for adapters of live models.
-    `layout`, which the delta keeps, is how the base's files hold weights that may lie turned:
-    `Checkpoint.layout`. Raises FormatError (another format), DamageError (unsound), MismatchError
-    (another base).
+    name in the file into a published one: `families.make_translator(model)` for adapters of live
+    models. `layout` (`Checkpoint.layout`) gives the shapes in the base's files of weights that may
+    be transposed; the delta records it. Raises FormatError (another format), DamageError (unsound),
+    MismatchError (another base).
     """
     reader, _ = _find_format(format_name)
     try:
         entries = reader(Path(path), base, rename)
-        rows = {name: _sort_entries(name, *entries[name]) for name in entries}
+        indices = {}
+        after = {}
+        for name in entries:
+            indices[name], after[name] = _sort_entries(name, *entries[name])
+
+        before = {}
+        for name, index in indices.items():
+            before[name] = gather_entries(base[name].contiguous(), index)
         return Delta.from_change(
-            {name: row[0] for name, row in rows.items()},
-            {name: gather_entries(base[name].contiguous(), row[0]) for name, row in rows.items()},
-            {name: row[1] for name, row in rows.items()},
-            {name: base[name].shape for name in rows},
+            indices,
+            before,
+            after,
+            {name: base[name].shape for name in indices},
             task=task,
             base=compute_fingerprint(base),
-            info={"imported": format_name, **layout_of(rows, layout or {})},
+            info={"imported": format_name, **layout_of(indices, layout or {})},
         )
     except DeltaError as error:
         line = " ".join(str(error).splitlines())  # names in a hostile file may break lines
@@ -108,71 +116,111 @@ def read_foreign_delta(
 
 
 def write_foreign_delta(
-    delta: Delta, path: str | Path, format_name: str, layout: Layout | None = None
+    delta: Delta,
+    path: str | Path,
+    format_name: str,
+    layout: Layout | None = None,
 ) -> None:
     """Write a foreign file, whole or not at all; the same delta gives the same bytes.
 
-    Entries are counted as the base's files hold them: as `layout` (`Checkpoint.layout`) says, by
-    default the delta itself. Raises FormatError where the format cannot say it, or nobody says how
-    a weight lies that may be turned, DeltaError where the disk refuses.
+    Entries are counted in the layout of the base's files, which `layout` (`Checkpoint.layout`)
+    gives, or by default the delta itself. Raises FormatError where the format cannot express the
+    delta, or where the layout of a transposable weight is unknown; DeltaError where the disk
+    refuses.
     """
     _, pack = _find_format(format_name)
     if pack is None:
         raise FormatError(f"the format {format_name!r} can be read only")
+
     delta = to_file_layout(delta, layout)
     field, rows = pack(delta)
-    rows = {key: row.clone(memory_format=torch.contiguous_format) for key, row in rows.items()}
-    fields = {name: kind_of(delta.shapes[name], row.dtype) for name, row in delta.values.items()}
-    data = safetensors.torch.save(rows, {field: json.dumps(fields, sort_keys=True)})
+    # copies: safetensors refuses rows that share memory
+    owned = {key: row.clone(memory_format=torch.contiguous_format) for key, row in rows.items()}
+
+    kinds = {}
+    for name, values in delta.values.items():
+        kinds[name] = kind_of(delta.shapes[name], values.dtype)
+    metadata = {field: json.dumps(kinds, sort_keys=True)}
+    data = safetensors.torch.save(owned, metadata)
     try:
         atomic.write_atomically(Path(path), data)
     except OSError as error:
         raise DeltaError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def make_checkpoint_patches(delta: Delta, layout: Layout | None = None) -> list[dict[str, Any]]:
+def make_checkpoint_patches(
+    delta: Delta,
+    layout: Layout | None = None,
+) -> list[dict[str, Any]]:
     """Return the fields of one vLLM `CheckpointWeightPatch` per tensor.
 
     values [entries] in the tensor's dtype, indices [entries] int32 (int64 from 2³¹ entries on),
-    in the delta's memory where it can be; `layout` as for `write`. Raises FormatError for integer
-    tensors and NaN.
+    in the delta's memory where it can be; `layout` as for `write_foreign_delta`. Raises FormatError
+    for integer tensors and NaN.
     """
     return _make_patches(to_file_layout(delta, layout))
 
 
-def make_sparse_patches(delta: Delta, layout: Layout | None = None) -> list[dict[str, Any]]:
+def make_sparse_patches(
+    delta: Delta,
+    layout: Layout | None = None,
+) -> list[dict[str, Any]]:
     """Return the fields of one vLLM `SparseWeightPatch` per tensor.
 
-    As `checkpoint_patches`; but vLLM sends int32 indices only.
+    As `make_checkpoint_patches`; but vLLM sends int32 indices only.
     """
-    return [
-        {key: patch[key] for key in ("name", "indices", "values")} | {"full_shape": patch["shape"]}
-        for patch in make_checkpoint_patches(delta, layout)
-    ]
+    sparse_patches = []
+    for patch in make_checkpoint_patches(delta, layout):
+        sparse_patches.append(
+            {
+                "name": patch["name"],
+                "indices": patch["indices"],
+                "values": patch["values"],
+                "full_shape": patch["shape"],
+            }
+        )
+    return sparse_patches
 
 
-def to_file_layout(delta: Delta, layout: Layout | None = None) -> Delta:
-    """Return a delta as it is to be written: its entries counted as the base's files hold them.
+def to_file_layout(
+    delta: Delta,
+    layout: Layout | None = None,
+) -> Delta:
+    """Return a delta that counts its entries in the layout of the base's files.
 
-    `layout` as for `write`.
+    `layout` as for `write_foreign_delta`.
     """
     known = delta.info.get(LAYOUT_KEY) if layout is None else layout
+    indices = dict(delta.indices)
+    values = dict(delta.values)
+    # all shapes first: an unknown layout is refused before any work
     shapes = {name: find_file_shape(name, shape, known) for name, shape in delta.shapes.items()}
-    indices, values = dict(delta.indices), dict(delta.values)
-    for name in (name for name in shapes if tuple(shapes[name]) != delta.shapes[name]):
-        there = transpose_positions(indices[name], delta.shapes[name])
-        indices[name], values[name] = _sort_entries(name, there, values[name])
+
+    for name, shape in delta.shapes.items():
+        if tuple(shapes[name]) != shape:
+            in_file = transpose_positions(indices[name], shape)
+            indices[name], values[name] = _sort_entries(name, in_file, values[name])
     return replace(delta, indices=indices, values=values, shapes=shapes)
 
 
 def _make_patches(delta: Delta) -> list[dict[str, Any]]:
+    """Return the fields of vLLM's patches for a delta in the layout of files."""
+    # all values first: nothing is made of a delta that is refused
     for name, values in delta.values.items():
         _require_patchable(name, values, FormatError)
-    return [
-        {"name": name, "shape": delta.shapes[name], "dtype": values.dtype}
-        | {"values": values.contiguous(), "indices": delta.indices[name].contiguous()}
-        for name, values in delta.values.items()
-    ]
+
+    patches = []
+    for name, values in delta.values.items():
+        patches.append(
+            {
+                "name": name,
+                "shape": delta.shapes[name],
+                "dtype": values.dtype,
+                "values": values.contiguous(),
+                "indices": delta.indices[name].contiguous(),
+            }
+        )
+    return patches
 
 
 def _find_format(format_name: str) -> tuple[Any, Any]:
@@ -181,97 +229,163 @@ def _find_format(format_name: str) -> tuple[Any, Any]:
     return FORMATS[format_name]
 
 
-def _sort_entries(name: str, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort entries by flat index; refuse two for one index."""
+def _sort_entries(
+    name: str,
+    indices: Tensor,
+    values: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Sort entries by flat index; raise DamageError for two with one index."""
     order = torch.argsort(indices)
     indices = indices[order]
-    twice = indices[1:][indices[1:] == indices[:-1]]
-    if len(twice):
-        raise DamageError(f"{name}: expected unique indices, found {int(twice[0])} twice")
+    is_repeated = indices[1:] == indices[:-1]
+    repeated = indices[1:][is_repeated]
+    if len(repeated):
+        raise DamageError(f"{name}: expected unique indices, found {int(repeated[0])} twice")
     return indices, gather_entries(values.contiguous(), order)
 
 
-def _require_patchable(name: str, values: Tensor, error: type[DeltaError]) -> None:
+def _require_patchable(
+    name: str,
+    values: Tensor,
+    error: type[DeltaError],
+) -> None:
+    # vLLM reads NaN as "unchanged"
     if not values.is_floating_point() or values.isnan().any():
         raise error(f"{name}: expected floating numbers for vLLM, found integers or NaN")
 
 
 def _pack_patches(delta: Delta) -> tuple[str, dict[str, Tensor]]:
-    patches, rows = _make_patches(delta), ("indices", "values")
-    return "weight_patches", {f"{p['name']}.{row}": p[row] for p in patches for row in rows}
+    rows = {}
+    for patch in _make_patches(delta):
+        name = patch["name"]
+        rows[f"{name}.indices"] = patch["indices"]
+        rows[f"{name}.values"] = patch["values"]
+    return "weight_patches", rows
 
 
-def _read_patches(path: Path, base: BaseTensors, rename: Rename) -> Entries:
+def _read_patches(
+    path: Path,
+    base: BaseTensors,
+    rename: Rename,
+) -> Entries:
     entries, shapes = _read_rows(path, base, rename, "weight_patches", "indices")
     for name, (indices, values) in entries.items():
-        require_row_kind(f"{name}.indices", indices, (torch.int32, torch.int64), len(values))
+        require_row_kind(
+            f"{name}.indices",
+            indices,
+            (torch.int32, torch.int64),
+            len(values),
+        )
         _require_patchable(name, values, DamageError)
+
+        # flat indices are coordinates in one dimension: (1, entries)
         flat = to_flat_indices(name, indices[None], (base[name].numel(),))
         entries[name] = _to_model_layout(flat, shapes[name], base[name].shape), values
     return entries
 
 
 def _pack_coo(delta: Delta) -> tuple[str, dict[str, Tensor]]:
-    coords = {
-        f"{n}.coords": _compute_coords(row, delta.shapes[n]) for n, row in delta.indices.items()
-    }
-    return "sparse_coo", coords | {f"{name}.values": row for name, row in delta.values.items()}
+    rows = {}
+    for name, index in delta.indices.items():
+        rows[f"{name}.coords"] = _compute_coords(index, delta.shapes[name])
+    for name, values in delta.values.items():
+        rows[f"{name}.values"] = values
+    return "sparse_coo", rows
 
 
-def _read_coo(path: Path, base: BaseTensors, rename: Rename) -> Entries:
+def _read_coo(
+    path: Path,
+    base: BaseTensors,
+    rename: Rename,
+) -> Entries:
     entries, shapes = _read_rows(path, base, rename, "sparse_coo", "coords")
     for name, (coords, values) in entries.items():
-        require_row_kind(f"{name}.coords", coords, (torch.int64,), len(shapes[name]), len(values))
-        flat = to_flat_indices(name, coords, shapes[name])
-        entries[name] = _to_model_layout(flat, shapes[name], base[name].shape), values
+        shape = shapes[name]
+        require_row_kind(
+            f"{name}.coords",
+            coords,
+            (torch.int64,),
+            len(shape),
+            len(values),
+        )
+        flat = to_flat_indices(name, coords, shape)
+        entries[name] = _to_model_layout(flat, shape, base[name].shape), values
     return entries
 
 
 def _read_rows(
-    path: Path, base: BaseTensors, rename: Rename, field: str, first: str
+    path: Path,
+    base: BaseTensors,
+    rename: Rename,
+    field: str,
+    first: str,
 ) -> tuple[Entries, dict[str, Sequence[int]]]:
-    """Return published name -> index row, values, of a file of ours, and the shapes they are of.
+    """Return the entries and shapes, by published name, of a file that this library wrote.
 
-    Values are checked.
+    Entries are the rows `first` (not checked yet) and `values` (checked). `field` is the metadata
+    field that gives shape and dtype.
     """
     metadata, tensors = load_tensors(path)
     rows = pair_rows(tensors, first, "values")
     try:
-        fields = {rename(name): value for name, value in parse_json(metadata[field]).items()}
+        content = parse_json(metadata[field])
+        kinds = {rename(name): kind for name, kind in content.items()}
     except (KeyError, ValueError, AttributeError, RecursionError) as error:
         raise FormatError(f"expected JSON in the metadata field {field}, found {error}") from error
+
     rows = rename_rows(rows, base, rename)
-    if odd := fields.keys() ^ rows.keys():
+    if odd := kinds.keys() ^ rows.keys():
         raise DamageError(f"expected the same names in {field} and rows, found {min(odd)!r} in one")
-    shapes = {name: _parse_file_shape(name, fields[name], base[name]) for name in rows}
+
+    shapes = {name: _parse_file_shape(name, kinds[name], base[name]) for name in rows}
     for name, (_, values) in rows.items():
         require_row_kind(f"{name}.values", values, (base[name].dtype,), values.numel())
     return rows, shapes
 
 
-def _parse_file_shape(name: str, field: Any, tensor: Tensor) -> Sequence[int]:
-    """Return the shape that a file gives a tensor of the base, which may be turned."""
+def _parse_file_shape(
+    name: str,
+    field: Any,
+    tensor: Tensor,
+) -> Sequence[int]:
+    """Return the shape that a file gives a tensor of the base, which may be transposed there."""
     expected = kind_of(tensor.shape, tensor.dtype)
-    if may_be_transposed(name) and field == kind_of(transpose_shape(tensor.shape), tensor.dtype):
-        return transpose_shape(tensor.shape)
+    if may_be_transposed(name):
+        transposed = transpose_shape(tensor.shape)
+        if field == kind_of(transposed, tensor.dtype):
+            return transposed
+
     if field != expected:
         raise MismatchError(f"{name}: expected {expected}, found {field}")
     return tensor.shape
 
 
-def _to_model_layout(flat: Tensor, found: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Return flat indices of a file's tensor as those of the model's."""
-    return flat if tuple(found) == tuple(shape) else transpose_positions(flat, found)
+def _to_model_layout(
+    flat: Tensor,
+    found: Sequence[int],
+    shape: Sequence[int],
+) -> Tensor:
+    """Return flat indices of a file's tensor, of shape `found`, as those of the model's."""
+    if tuple(found) == tuple(shape):
+        return flat
+    return transpose_positions(flat, found)
 
 
-def _compute_coords(indices: Tensor, shape: Sequence[int]) -> Tensor:
+def _compute_coords(
+    indices: Tensor,
+    shape: Sequence[int],
+) -> Tensor:
     """Return coordinates [ndim, entries] of flat indices."""
-    flat = indices.to(torch.int64)[None]
-    rows = [flat // math.prod(shape[axis + 1 :]) % size for axis, size in enumerate(shape)]
-    return torch.cat([flat[:0], *rows])
+    flat = indices.to(torch.int64)[None]  # (1, entries)
+    rows = [flat[:0]]  # (0, entries), for a tensor without dimensions
+    for axis, size in enumerate(shape):
+        stride = math.prod(shape[axis + 1 :])
+        rows.append(flat // stride % size)
+    return torch.cat(rows)
 
 
-FORMATS = {  # name -> reader, packer: what makes the metadata field and the rows of a file
+# name -> reader, packer, which returns the metadata field and the rows of a file
+FORMATS = {
     "vllm": (_read_patches, _pack_patches),
     "coo": (_read_coo, _pack_coo),
     "shira": (read_shira, None),
