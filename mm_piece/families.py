@@ -1,15 +1,19 @@
 """Published hub names of a model's weights, and the group each of them belongs to.
 
-The same weight has had three live names over the generations of transformers (as published, 4.52 to
-5.5, from 5.6 on). Scores, masks and deltas speak the published name only, so the rules below turn
-any live name into it. Pure strings, but for `weights`, which walks a module.
+A live name is what a module calls a weight. The same weight has had three of them over the
+generations of transformers (as published, 4.52 to 5.5, from 5.6 on). Scores, masks and deltas use
+the published name only, so the rules below turn any live name into it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import (
+    TYPE_CHECKING,
+    Literal,
+    get_args,
+)
 from weakref import WeakKeyDictionary
 
 from mm_piece.errors import ModelError, format_value
@@ -22,7 +26,7 @@ Group = Literal["vision", "projector", "language", "embedding", "head"]
 
 GROUPS: tuple[str, ...] = get_args(Group)
 
-# First match wins, so the specific patterns stand before the general ones.
+# The first match wins, so the specific patterns stand before the general ones.
 _GROUP_PATTERNS: RenamingRules = (
     (r"(^|\.)lm_head\.", "head"),
     (r"(^|\.)embed_tokens\.", "embedding"),
@@ -36,22 +40,33 @@ _GROUP_PATTERNS: RenamingRules = (
 
 
 def group_of(name: str) -> str:
-    """The group (one of `GROUPS`) of a published weight name."""
-    return next(group for pattern, group in _GROUP_PATTERNS if re.search(pattern, name))
+    """Return the group (one of `GROUPS`) of a published weight name."""
+    matching = (group for pattern, group in _GROUP_PATTERNS if re.search(pattern, name))
+    return next(matching)  # the last pattern matches any name
 
 
 def parameter_location(name: str) -> tuple[str, int | None, str]:
-    """Group, layer number (None outside the stacked layers) and module of a published name."""
-    stem = name.rsplit(".", 1)[0] if name.endswith((".weight", ".bias")) else name
+    """Return group, layer number (None outside the stacked layers) and module of a weight.
+
+    `name` is its published name.
+    """
+    stem = name
+    if name.endswith((".weight", ".bias")):
+        stem = name.rsplit(".", 1)[0]
+
     layer = re.search(r"\.(?:layers|blocks)\.(\d+)\.", name)
     module = re.search(r"[^.]+(?:\.\d+)?$", stem)  # `mlp.0`: a number alone says nothing
-    return group_of(name), int(layer[1]) if layer else None, module[0] if module else stem
+    return (
+        group_of(name),
+        int(layer[1]) if layer else None,
+        module[0] if module else stem,
+    )
 
 
 def hub_name(live: str, model_type: str) -> str:
-    """The published name of a live parameter, for any generation of transformers.
+    """Return the published name of a live parameter, for any generation of transformers.
 
-    Raises ModelError for a family this library does not know.
+    Raises ModelError for an unknown family.
     """
     for pattern, replacement in rules_of(model_type):
         live = re.sub(pattern, replacement, live)
@@ -59,16 +74,15 @@ def hub_name(live: str, model_type: str) -> str:
 
 
 def rules_of(model_type: str) -> RenamingRules:
-    """The renaming rules of a family; ModelError names the known ones."""
+    """Return the renaming rules of a family; raise ModelError, with the known ones, for others."""
     if model_type not in FAMILIES:
-        raise ModelError(
-            f"unknown model family {model_type!r}; known: {', '.join(sorted(FAMILIES))}"
-        )
+        known = ", ".join(sorted(FAMILIES))
+        raise ModelError(f"unknown model family {model_type!r}; known: {known}")
     return FAMILIES[model_type]
 
 
 def make_translator(model: nn.Module) -> Callable[[str], str]:
-    """The function from live to published names of a model; a plain torch module keeps its own."""
+    """Return the function from live to published names; a plain torch module keeps its own."""
     config = getattr(model, "config", None)  # what tells a transformers model from a plain one
     if config is None:
         return lambda live: live
@@ -76,22 +90,24 @@ def make_translator(model: nn.Module) -> Callable[[str], str]:
 
 
 def inner_model(model: nn.Module) -> nn.Module:
-    """The transformers model that a module wraps (DDP, torch.compile, one of your own), or itself.
+    """Return the transformers model that a module wraps (DDP, torch.compile, one of your own).
 
-    Raises ModelError for what is no module, and for one with several such models.
+    A module without one is returned itself. Raises ModelError for anything but a module, and for a
+    module with several such models.
     """
     from torch.nn import Module
 
     if not isinstance(model, Module):
         raise ModelError(f"the model must be a torch module, not {format_value(model)}")
-    found = [*_iter_outermost_models(model)]
+
+    found = list(_iter_outermost_models(model))
     if len(found) > 1:
         raise ModelError(f"{type(model).__name__} holds {len(found)} models; name one of them")
     return found[0] if found else model
 
 
 def is_transformers(module: nn.Module) -> bool:
-    """Whether a module is a model of transformers, told without importing it."""
+    """Return whether a module is a model of transformers, without importing the library."""
     return any(kind.__name__ == "PreTrainedModel" for kind in type(module).__mro__)
 
 
@@ -104,7 +120,7 @@ def _iter_outermost_models(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def why_fixed(weight: Tensor) -> str:
-    """Why entries of a weight cannot be read, scored and written as numbers; "" if they can."""
+    """Return why entries of a weight cannot be read, scored and written; "" if they can."""
     from torch import Tensor
     from torch.nn import Parameter
 
@@ -118,11 +134,9 @@ def why_fixed(weight: Tensor) -> str:
 
 
 def weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters under their published names, in model order; a tied weight appears once.
+    """Return the parameters under their published names, in model order.
 
-    A model keeps the order in which its weights were first seen here, whatever takes them out and
-    puts them back (a parametrization does): masks, ties and random streams follow it. Of a wrapper
-    they are those of the model inside.
+    A tied weight appears once. Of a wrapper the parameters are those of the model inside.
     """
     model = inner_model(model)
     translate = make_translator(model)
@@ -130,9 +144,13 @@ def weights(model: nn.Module) -> dict[str, nn.Parameter]:
     if len(named) != sum(1 for _ in model.named_parameters()):
         raise ModelError("two parameters share one published name; the family's rules need mending")
 
+    # A model keeps the order in which its weights were first seen here, even if something takes
+    # them out and puts them back (a parametrization does): masks, ties and random streams follow
+    # this order.
     order = _orders.setdefault(model, tuple(named))
-    first = {name: named[name] for name in order if name in named}
-    return {**first, **named}
+    ordered = {name: named[name] for name in order if name in named}
+    ordered.update(named)  # weights that are new come last
+    return ordered
 
 
 _orders: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()
@@ -154,9 +172,9 @@ _QWEN2_VL: RenamingRules = (
 )
 _QWEN3_VL: RenamingRules = ((r"^(?=visual\.|language_model\.)", "model."),)
 
-# Every family that can be trained, by the `model_type` of its configuration. A text model's names
-# have never changed. Another family is one line here, and patterns above if its groups have names
-# of their own.
+# Every family that can be trained, by the `model_type` of its configuration. The names of language
+# models have never changed. Another family is one line here, and patterns above if its groups have
+# names of their own.
 FAMILIES: dict[str, RenamingRules] = {
     "llava": _LLAVA,
     "llava_next": _LLAVA,

@@ -1,11 +1,17 @@
-"""Which modules hold a weight, and what happens where one of them reads it.
+"""Which modules own a weight, and interception of reads of it.
 
-A weight may lie in several modules (tied weights), and be read outside of its own layer.
+A weight may lie in several modules (tied weights), and code outside of its own layer may read it
+(functional layers). To intercept every read, a module's class is replaced for some time by a
+subclass in which the weight is a property.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import (
+    Callable,
+    Iterator,
+    Mapping,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -15,13 +21,13 @@ from torch import Tensor, nn
 
 Reader = Callable[[nn.Module], Tensor]
 
-_INTERCEPTION = "_interception"  # of a module whose class `intercept_reads` has changed
-_RUNNING = "_is_running"  # a tracked module that runs at the moment
+_INTERCEPTION = "_interception"  # of a module whose class `intercepting_reads` has changed
+_RUNNING = "_is_running"  # of a module that `tracking_calls` tracks and that runs at the moment
 
 
 @dataclass
 class Interception:
-    """What a module has for the time in which its parameters' reads are intercepted."""
+    """What a module has only while reads of its parameters are intercepted."""
 
     readers: dict[str, Reader]  # by attribute
     parameters: list[str] = field(default_factory=list)  # registered besides its own
@@ -29,71 +35,114 @@ class Interception:
 
 
 class Intercepted:
-    """Marks a module whose class `intercept_reads` has changed; a copy of it is a plain module."""
+    """A mark of modules whose class `intercepting_reads` has changed; a copy is a plain module."""
 
     __slots__ = ()
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        reduced: tuple[Any, ...] = super().__reduce_ex__(max(2, protocol))  # type: ignore[assignment]
+        # `copy` and `pickle` go through here. From protocol 2 on the second item has the class
+        # alone, before that other arguments too.
+        protocol = max(2, protocol)
+        reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
         create, _, state, *rest = reduced
-        return create, (type(self).__bases__[0],), _drop_interception(dict(state)), *rest
+
+        plain_class = type(self).__bases__[0]
+        plain_state = _drop_interception(dict(state))
+        return create, (plain_class,), plain_state, *rest
 
 
 def is_intercepted(model: nn.Module) -> bool:
-    """Whether reads of any parameter of a model are intercepted: it is being tuned or scored."""
-    return any(isinstance(module, Intercepted) for module in model.modules())
+    """Return whether reads of any parameter are intercepted: the model is being tuned or scored."""
+    modules = model.modules()
+    return any(isinstance(module, Intercepted) for module in modules)
 
 
 @contextmanager
-def intercepting_reads(module: nn.Module, readers: Mapping[str, Reader]) -> Iterator[Interception]:
-    """Context in which reading one of a module's parameters gives what its reader returns.
+def intercepting_reads(
+    module: nn.Module,
+    readers: Mapping[str, Reader],
+) -> Iterator[Interception]:
+    """Keep reads of some of a module's parameters returning what their reader returns.
 
-    The parameters stay where they are, under their names and in their order: the module's class
-    is a subclass of the same name, with a property for each reader. What is added to the module
-    meanwhile is to be taken down in the Interception: copies do without it.
+    The parameters stay where they are, under their names and in their order. Parameters and hooks
+    that a caller adds to the module meanwhile belong in the Interception: copies leave them out.
     """
-    kind, interception = type(module), Interception(dict(readers))
+    # Python looks up a property on the class only: hence a subclass, of the same name.
+    original_class = type(module)
+    interception = Interception(dict(readers))
+    attributes = tuple(readers)
     vars(module)[_INTERCEPTION] = interception
-    module.__class__ = _make_subclass(kind, tuple(readers))
+    module.__class__ = _make_subclass(original_class, attributes)
     try:
         yield interception
     finally:
-        module.__class__ = kind
+        module.__class__ = original_class
         del vars(module)[_INTERCEPTION]
 
 
 def _drop_interception(state: dict[str, Any]) -> dict[str, Any]:
-    """The attributes of a module without what is there while its reads are intercepted."""
+    """Return a module's attributes without what it has only while its reads are intercepted."""
     interception: Interception = state.pop(_INTERCEPTION)
     state.pop(_RUNNING, None)
-    dropped = {"_parameters": interception.parameters}
-    dropped |= dict.fromkeys((name for name in state if "_hooks" in name), interception.hooks)
 
-    for name, keys in dropped.items():
-        remaining = {key: value for key, value in state[name].items() if key not in keys}
-        state[name] = type(state[name])(remaining)
+    # torch has a dict by id for the hooks of each kind, and further ones for their options.
+    dropped: dict[str, list[Any]] = {}
+    dropped["_parameters"] = interception.parameters
+    for attribute in state:
+        if "_hooks" in attribute:
+            dropped[attribute] = interception.hooks
+
+    # New dicts: those of `state` are the module's own.
+    for attribute, keys in dropped.items():
+        original = state[attribute]
+        remaining = type(original)()
+        for key, value in original.items():
+            if key not in keys:
+                remaining[key] = value
+        state[attribute] = remaining
     return state
 
 
 @cache
-def _make_subclass(kind: type[nn.Module], attributes: tuple[str, ...]) -> type[nn.Module]:
-    members: dict[str, Any] = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    members |= {attribute: property(partial(_call_reader, attribute)) for attribute in attributes}
-    return type(kind.__name__, (kind, Intercepted), members)
+def _make_subclass(
+    kind: type[nn.Module],
+    attributes: tuple[str, ...],
+) -> type[nn.Module]:
+    """Return a subclass whose attributes are read through a module's Interception.
+
+    It is the same for the same arguments, so that modules of one class still have one class.
+    """
+    members: dict[str, Any] = {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+    }
+    for attribute in attributes:
+        getter = partial(_call_reader, attribute)
+        members[attribute] = property(getter)
+
+    base_classes = (kind, Intercepted)
+    return type(kind.__name__, base_classes, members)
 
 
 def _call_reader(attribute: str, module: nn.Module) -> Tensor:
-    return vars(module)[_INTERCEPTION].readers[attribute](module)
+    interception: Interception = vars(module)[_INTERCEPTION]
+    reader = interception.readers[attribute]
+    return reader(module)
 
 
 @contextmanager
 def tracking_calls(module: nn.Module) -> Iterator[list[int]]:
-    """Context in which `is_running` tells whether a module is running, called as a module is.
+    """Keep `is_running` up to date for a module while the block runs. Yields the ids of its hooks.
 
-    Gives the ids of its hooks.
+    Hooks see calls of the module as such, not of its `forward` method.
     """
     before = module.register_forward_pre_hook(_mark_running)
-    after = module.register_forward_hook(_mark_stopped, prepend=True, always_call=True)
+    # `always_call`: a call that fails has ended, too.
+    after = module.register_forward_hook(
+        _mark_stopped,
+        prepend=True,
+        always_call=True,
+    )
     try:
         yield [before.id, after.id]
     finally:
@@ -103,7 +152,7 @@ def tracking_calls(module: nn.Module) -> Iterator[list[int]]:
 
 
 def is_running(module: nn.Module) -> bool:
-    """Whether a tracked module runs at the moment."""
+    """Return whether a tracked module runs at the moment."""
     return vars(module).get(_RUNNING, False)
 
 
@@ -117,28 +166,40 @@ def _mark_stopped(module: nn.Module, *_: Any) -> None:
 
 @dataclass(frozen=True)
 class WeightOwner:
-    """A module that holds a weight under this attribute, and what the module lies in."""
+    """A module that owns a weight, under this attribute, and the modules around it."""
 
     attribute: str
     module_chain: tuple[nn.Module, ...]  # the module itself, the one around it, … up to the model
 
     @property
     def module(self) -> nn.Module:
-        """The module that holds the weight."""
+        """The module that owns the weight."""
         return self.module_chain[0]
 
     def is_linear(self, attribute: str) -> bool:
-        """Whether this is that attribute (weight, bias) of a linear layer and nothing derived."""
-        return type(self.module) is nn.Linear and self.attribute == attribute
+        """Return whether this is that attribute (weight, bias) of a linear layer.
+
+        A subclass of one may compute something else with it, and does not count.
+        """
+        is_linear_layer = type(self.module) is nn.Linear
+        return is_linear_layer and self.attribute == attribute
 
 
 def owners_of(model: nn.Module) -> dict[int, list[WeightOwner]]:
-    """Every module that holds a given weight, by the weight's `id`."""
-    found: dict[int, list[WeightOwner]] = {}
+    """Return all modules that own each weight, by the weight's `id`."""
+    owners: dict[int, list[WeightOwner]] = {}
     modules = dict(model.named_modules())
+
     for path, module in modules.items():
-        steps = path.split(".") if path else []
-        enclosing = [modules[".".join(steps[:end])] for end in range(len(steps) - 1, -1, -1)]
+        # The path `a.b.c` lies in `a.b`, in `a`, and in the model, whose path is empty.
+        module_chain = [module]
+        enclosing_path = path
+        while enclosing_path:
+            enclosing_path, _, _ = enclosing_path.rpartition(".")
+            module_chain.append(modules[enclosing_path])
+
         for attribute, weight in module.named_parameters(recurse=False):
-            found.setdefault(id(weight), []).append(WeightOwner(attribute, (module, *enclosing)))
-    return found
+            owner = WeightOwner(attribute, tuple(module_chain))
+            weight_owners = owners.setdefault(id(weight), [])
+            weight_owners.append(owner)
+    return owners

@@ -1,4 +1,6 @@
-"""The command line: parse, call one function, print. Torch is imported inside commands only.
+"""The command line. Each command parses its arguments, calls one function and prints.
+
+Commands import torch and whatever needs it inside, so that `--help` is quick.
 
 run         train, eval, ask
 check       check
@@ -22,23 +24,27 @@ from mm_piece.cli.options import echo, format_error, printable_messages
 from mm_piece.errors import PieceError
 from mm_piece.plaintext import make_printable
 
-# Of several processes the first tells a mistake, and the launcher ends the others when it has. One
-# that is still there after so many seconds has a mistake of its own, or has lost the first.
+# The first process prints an error that all of them have, and then the launcher ends the others.
+# A process that is still there after so many seconds has an error of its own, or the first is gone.
 _ERROR_DELAY_SECONDS = 20
 
 
 class _CommandGroup(click.Group):
-    """Prints a user's mistake as one line and exits with status 2; --debug shows the traceback."""
+    """Commands whose errors are printed as one line, with status 2 (--debug: a traceback)."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         try:
             with printable_messages():
                 return super().main(*args, **options)
         except SystemExit as finished:
-            if os.environ.get("WORLD_SIZE", "1") != "1" and isinstance(finished.code, int):
-                from mm_piece.distributed import exit_process
+            is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+            if is_alone or not isinstance(finished.code, int):
+                raise
 
-                exit_process(finished.code)
+            from mm_piece.distributed import exit_process
+
+            # threads of torch's backends may abort a process of several that exits in order
+            exit_process(finished.code)
             raise
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -47,6 +53,8 @@ class _CommandGroup(click.Group):
         except (PieceError, OSError) as error:
             if ctx.params["debug"]:
                 raise
+
+            # all processes may have the same error: only the first prints it at once
             if os.environ.get("RANK", "0") != "0":
                 time.sleep(_ERROR_DELAY_SECONDS)
             echo(f"Error: {format_error(error)}", err=True)
@@ -54,12 +62,16 @@ class _CommandGroup(click.Group):
         except KeyboardInterrupt:
             echo("Aborted!", err=True)
             ctx.exit(128 + signal.SIGINT)
-        except click.ClickException as error:  # it may quote what a file is called
-            vars(error).update(message=make_printable(error.message))
+        except click.ClickException as error:  # it may quote the name of a file
+            printable = make_printable(error.message)
+            vars(error).update(message=printable)  # click declares the attribute Final
             raise
 
 
-@click.group(cls=_CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_CommandGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="mm-piece")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("--local_rank", hidden=True, expose_value=False)  # a launcher may give it
@@ -68,6 +80,7 @@ def main(debug: bool) -> None:
     sys.path.append(str(Path.cwd()))  # where a recipe's own rules may lie
 
 
-for _module in (run, check, assemble, inspect, derive, share):
+_MODULES = (run, check, assemble, inspect, derive, share)
+for _module in _MODULES:
     for _command in _module.COMMANDS:
         main.add_command(_command)

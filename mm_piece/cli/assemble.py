@@ -1,4 +1,4 @@
-"""Commands that make bases: assemble."""
+"""The command that makes a base: assemble."""
 
 from pathlib import Path
 
@@ -27,7 +27,12 @@ from mm_piece.cli.options import TO, echo
     type=click.IntRange(min=0),
     help="Of the projector's weights.",
 )
-@click.option("--dtype", default="float32", show_default=True, help="Of all weights.")
+@click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    help="Of all weights.",
+)
 def assemble(
     vision: str,
     language: str,
@@ -45,7 +50,13 @@ def assemble(
     from mm_piece.models.assembly import assemble as make
 
     made = make(
-        vision, language, to, pretrained, feature_layer=feature_layer, seed=seed, dtype=dtype
+        vision,
+        language,
+        to,
+        pretrained,
+        feature_layer=feature_layer,
+        seed=seed,
+        dtype=dtype,
     )
     for note in made.notes:
         echo(f"note: {note}")

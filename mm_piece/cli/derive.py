@@ -5,7 +5,16 @@ from typing import Any
 
 import click
 
-from mm_piece.cli.options import AT, BASE, NEW_FILE, PATH, STORE, TASK, TO, echo
+from mm_piece.cli.options import (
+    AT,
+    BASE,
+    NEW_FILE,
+    PATH,
+    STORE,
+    TASK,
+    TO,
+    echo,
+)
 
 
 @click.command()
@@ -13,15 +22,25 @@ from mm_piece.cli.options import AT, BASE, NEW_FILE, PATH, STORE, TASK, TO, echo
 @TO
 @AT
 @BASE
-@click.option("--shard-size", default="5GB", show_default=True, help="Most bytes of one file.")
-def export(store: Path, to: Path, **options: Any) -> None:
+@click.option(
+    "--shard-size",
+    default="5GB",
+    show_default=True,
+    help="Most bytes of one file.",
+)
+def export(
+    store: Path,
+    to: Path,
+    **options: Any,
+) -> None:
     """Write an ordinary checkpoint folder TO.
 
     Of a position of STORE, or of a delta file on its --base.
     """
     from mm_piece.store.exporting import export as write
 
-    echo(f"wrote {write(store, to=to, **options)}")
+    folder = write(store, to=to, **options)
+    echo(f"wrote {folder}")
 
 
 @click.command()
@@ -30,11 +49,16 @@ def export(store: Path, to: Path, **options: Any) -> None:
 @AT
 @BASE
 @TASK
-def squash(store: Path, to: Path, **options: Any) -> None:
+def squash(
+    store: Path,
+    to: Path,
+    **options: Any,
+) -> None:
     """Write a position of STORE as one delta file TO."""
     from mm_piece.store.deriving import squash as make
 
-    _save_delta(make(store, **options), to)
+    squashed = make(store, **options)
+    _save_delta(squashed, to)
 
 
 @click.command()
@@ -43,7 +67,12 @@ def squash(store: Path, to: Path, **options: Any) -> None:
 @NEW_FILE
 @TASK
 @click.option("--dtype", default=None, help="Cast both to this dtype. [TUNED's own]")
-def extract(base: str, tuned: str, to: Path, **options: Any) -> None:
+def extract(
+    base: str,
+    tuned: str,
+    to: Path,
+    **options: Any,
+) -> None:
     """Write the delta TO between two checkpoints.
 
     BASE and TUNED are ordinary ones of any size, folders or hub ids.
@@ -51,8 +80,9 @@ def extract(base: str, tuned: str, to: Path, **options: Any) -> None:
     from mm_piece.store.deriving import extract as make
 
     found = make(base, tuned, to, **options)
-    share = found["entries"] / max(found["of"], 1)
-    echo(f"wrote {to}: {found['entries']:,} entries ({share:.3%}), {found['bytes']:,} bytes")
+    entries = found["entries"]
+    share = entries / max(found["of"], 1)  # `of`: all entries of the weights
+    echo(f"wrote {to}: {entries:,} entries ({share:.3%}), {found['bytes']:,} bytes")
 
 
 @click.command()
@@ -66,7 +96,12 @@ def extract(base: str, tuned: str, to: Path, **options: Any) -> None:
     help="Where they conflict: error, last, first, sum, ties.",
 )
 @TASK
-def merge(base: str, to: Path, deltas: tuple[Path, ...], **options: Any) -> None:
+def merge(
+    base: str,
+    to: Path,
+    deltas: tuple[Path, ...],
+    **options: Any,
+) -> None:
     """Write one delta TO out of several.
 
     Each of DELTAS starts from BASE.
@@ -74,29 +109,47 @@ def merge(base: str, to: Path, deltas: tuple[Path, ...], **options: Any) -> None
     from mm_piece.deltas.delta import Delta
     from mm_piece.store.deriving import merge as make
 
-    _save_delta(make([Delta.load(delta) for delta in deltas], base, **options), to)
+    # all are read before anything is computed
+    loaded = [Delta.load(delta) for delta in deltas]
+    merged = make(loaded, base, **options)
+    _save_delta(merged, to)
 
 
 @click.command()
 @STORE
 @click.argument("task")
 @TO
-def without(store: Path, task: str, to: Path) -> None:
+def without(
+    store: Path,
+    task: str,
+    to: Path,
+) -> None:
     """Make a store TO of STORE without one TASK.
 
     Only where no other task changes its entries.
     """
     from mm_piece.store.deriving import remove_task as make
 
-    echo(f"made {to} with {len(make(store, task, to))} deltas")
+    made = make(store, task, to)
+    echo(f"made {to} with {len(made)} deltas")
 
 
 @click.command()
 @click.argument("delta", type=PATH)
 @NEW_FILE
-@click.option("--format", "form", required=True, help="vllm, coo; gap or raw: our own codecs.")
+@click.option(
+    "--format",
+    "form",
+    required=True,
+    help="vllm, coo; gap or raw: our own codecs.",
+)
 @click.option("--base", default=None, help="Base whose files are meant. [the delta's own]")
-def convert(delta: Path, to: Path, form: str, base: str | None) -> None:
+def convert(
+    delta: Path,
+    to: Path,
+    form: str,
+    base: str | None,
+) -> None:
     """Write a delta in another program's format."""
     from mm_piece.deltas import file as deltafile
     from mm_piece.deltas import interchange
@@ -104,15 +157,21 @@ def convert(delta: Path, to: Path, form: str, base: str | None) -> None:
     from mm_piece.errors import FormatError
     from mm_piece.models.checkpoint import Checkpoint, fetch_checkpoint
 
-    writers = [name for name, (_, pack) in interchange.FORMATS.items() if pack]
-    if form not in (*deltafile.CODECS, *writers):
-        known = ", ".join((*deltafile.CODECS, *writers))
-        raise FormatError(f"unknown format {form!r}; known: {known}")
+    # some foreign formats can only be read
+    formats = interchange.FORMATS.items()
+    writable = [name for name, (_, pack) in formats if pack]
+    known = [*deltafile.CODECS, *writable]
+    if form not in known:
+        raise FormatError(f"unknown format {form!r}; known: {', '.join(known)}")
+
     loaded = Delta.load(delta)
     if form in deltafile.CODECS:
         loaded.save(to, form)
     else:
-        layout = Checkpoint(fetch_checkpoint(base)).layout if base else None
+        layout = None  # by default the delta's own
+        if base:
+            folder = fetch_checkpoint(base)
+            layout = Checkpoint(folder).layout
         interchange.write_foreign_delta(loaded, to, form, layout)
     echo(f"wrote {to}: {loaded.entries:,} entries, {to.stat().st_size:,} bytes")
 
@@ -121,11 +180,21 @@ def convert(delta: Path, to: Path, form: str, base: str | None) -> None:
 @click.argument("source", type=PATH)
 @click.argument("base")
 @NEW_FILE
-@click.option("--format", "form", required=True, help="vllm, coo, shira (a PEFT adapter's folder).")
+@click.option(
+    "--format",
+    "form",
+    required=True,
+    help="vllm, coo, shira (a PEFT adapter's folder).",
+)
 @click.option("--dtype", default=None, help="What the base is cast to. [its own]")
 @TASK
 def import_delta(
-    source: Path, base: str, to: Path, form: str, dtype: str | None, task: str | None
+    source: Path,
+    base: str,
+    to: Path,
+    form: str,
+    dtype: str | None,
+    task: str | None,
 ) -> None:
     """Make a delta TO of another program's file.
 
@@ -136,17 +205,37 @@ def import_delta(
     from mm_piece.models.base import load_base, tensors
     from mm_piece.models.checkpoint import Checkpoint, fetch_checkpoint
 
-    checkpoint = Checkpoint(fetch_checkpoint(base), dtype)
+    folder = fetch_checkpoint(base)
+    checkpoint = Checkpoint(folder, dtype)
     model, _ = load_base(checkpoint.folder, dtype=checkpoint.dtype)
-    named, rename = tensors(model), make_translator(model)
+    named = tensors(model)
+    # a model may compute with weights that its files do not hold: no delta can change those
     checkpoint.require_same_weights(named)
-    facts = {"task": task or to.stem, "rename": rename, "layout": checkpoint.layout}
-    _save_delta(interchange.read_foreign_delta(source, form, named, **facts), to)
+
+    delta = interchange.read_foreign_delta(
+        source,
+        form,
+        named,
+        task=task or to.stem,
+        rename=make_translator(model),
+        layout=checkpoint.layout,
+    )
+    _save_delta(delta, to)
 
 
 def _save_delta(delta: Any, to: Path) -> None:
+    """Write a delta, and print its size."""
     delta.save(to)
-    echo(f"wrote {to}: {delta.entries:,} entries, {to.stat().st_size:,} bytes")
+    size = to.stat().st_size
+    echo(f"wrote {to}: {delta.entries:,} entries, {size:,} bytes")
 
 
-COMMANDS = (export, squash, extract, merge, without, convert, import_delta)
+COMMANDS = (
+    export,
+    squash,
+    extract,
+    merge,
+    without,
+    convert,
+    import_delta,
+)

@@ -6,7 +6,16 @@ from typing import Any
 
 import click
 
-from mm_piece.cli.options import AT, JSON, PATH, STORE, echo, echo_json, show_rows, show_table
+from mm_piece.cli.options import (
+    AT,
+    JSON,
+    PATH,
+    STORE,
+    echo,
+    echo_json,
+    show_rows,
+    show_table,
+)
 
 
 @click.command()
@@ -17,69 +26,107 @@ def log(store: Path, as_json: bool) -> None:
     from mm_piece.store.delta_store import DeltaStore
 
     content = DeltaStore.open(store).log()
-    rows = [
-        (
-            str(d["position"]),
-            d["task"],
-            f"{d['entries']:,}",
-            f"{d['bytes']:,}",
-            d["sha256"][:12],
-            d["file"],
+    rows = []
+    for delta in content["deltas"]:
+        row = (
+            str(delta["position"]),
+            delta["task"],
+            f"{delta['entries']:,}",
+            f"{delta['bytes']:,}",
+            delta["sha256"][:12],  # enough to tell deltas apart by eye
+            delta["file"],
         )
-        for d in content["deltas"]
-    ]
-    show_table(content, ("position", "task", "entries", "bytes", "sha256", "file"), rows, as_json)
+        rows.append(row)
+
+    header = ("position", "task", "entries", "bytes", "sha256", "file")
+    show_table(content, header, rows, as_json)
 
 
 @click.command()
 @STORE
 @AT
 @JSON
-def show(store: Path, at: int | None, as_json: bool) -> None:
+def show(
+    store: Path,
+    at: int | None,
+    as_json: bool,
+) -> None:
     """Show what one delta holds: one of STORE, or a delta file."""
-    from mm_piece.sparse.change_report import COLUMNS, find_change_rows
     from mm_piece.store.loading import describe_delta
 
     content = describe_delta(store, at)
-    rows = [
-        (t["name"], t["group"], "x".join(map(str, t["shape"])), f"{t['entries']:,}")
-        for t in content["tensors"]
-    ]
-    if not as_json:
-        changes = find_change_rows(content["info"])
-        other_info = {
-            key: value for key, value in content["info"].items() if key != "groups" or not changes
-        }
-        facts = {key: value for key, value in content.items() if key not in ("info", "tensors")}
-        facts |= {f"info.{key}": value for key, value in other_info.items()}
-        width = max(map(len, facts))
-        for key, value in facts.items():
-            echo(f"{key:>{width}}  {value if isinstance(value, str) else json.dumps(value)}")
-        show_rows(
-            ("group", *COLUMNS),
-            [(g, *map(_format_change, row)) for g, row in _fill_columns(changes)],
-        )
-    show_table(content, ("tensor", "group", "shape", "entries"), rows, as_json)
+    if as_json:
+        echo_json(content)
+        return
+
+    _show_facts(content)
+    _show_changes(content["info"])
+
+    rows = []
+    for tensor in content["tensors"]:
+        shape = "x".join(map(str, tensor["shape"]))
+        entries = f"{tensor['entries']:,}"
+        rows.append((tensor["name"], tensor["group"], shape, entries))
+    show_rows(("tensor", "group", "shape", "entries"), rows)
 
 
-def _fill_columns(changes: dict[str, dict[str, float]]) -> list[tuple[str, list[tuple[str, Any]]]]:
-    """A change report with every column; older deltas lack some."""
+def _show_facts(content: dict[str, Any]) -> None:
+    """Print what describes a delta as a whole, one fact a line."""
+    from mm_piece.sparse.change_report import find_change_rows
+
+    facts = {}
+    for key, value in content.items():
+        if key not in ("info", "tensors"):
+            facts[key] = value
+
+    # `info` comes from whoever wrote the delta: a prefix keeps it from posing as a fact
+    has_changes = bool(find_change_rows(content["info"]))
+    for key, value in content["info"].items():
+        if key == "groups" and has_changes:  # shown as a table
+            continue
+        facts[f"info.{key}"] = value
+
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        shown = value if isinstance(value, str) else json.dumps(value)
+        echo(f"{key:>{width}}  {shown}")
+
+
+def _show_changes(info: dict[str, Any]) -> None:
+    """Print a delta's change report: how much it changes in each group of weights."""
+    from mm_piece.sparse.change_report import COLUMNS, find_change_rows
+
+    changes = find_change_rows(info)
+    rows = []
+    for group, row in _fill_columns(changes):
+        cells = [_format_change(cell) for cell in row]
+        rows.append((group, *cells))
+    show_rows(("group", *COLUMNS), rows)
+
+
+def _fill_columns(
+    changes: dict[str, dict[str, float]],
+) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """Return a change report with every column; older deltas lack some (None)."""
     from mm_piece.sparse.change_report import COLUMNS
 
-    return [(group, [(c, row.get(c)) for c in COLUMNS]) for group, row in changes.items()]
+    filled = []
+    for group, row in changes.items():
+        cells = [(column, row.get(column)) for column in COLUMNS]
+        filled.append((group, cells))
+    return filled
 
 
 def _format_change(cell: tuple[str, Any]) -> str:
+    """Return a column's value as text: a share in percent, a norm in six digits, a count."""
     column, value = cell
     if value is None:
         return "–"
-    return (
-        f"{value:.3%}"
-        if column == "share"
-        else f"{value:,.6g}"
-        if column == "norm"
-        else f"{value:,}"
-    )
+    if column == "share":
+        return f"{value:.3%}"
+    if column == "norm":
+        return f"{value:,.6g}"
+    return f"{value:,}"
 
 
 @click.command()
@@ -100,7 +147,11 @@ def results(store: Path, as_json: bool) -> None:
 @click.argument("left")
 @click.argument("right")
 @JSON
-def diff(left: str, right: str, as_json: bool) -> None:
+def diff(
+    left: str,
+    right: str,
+    as_json: bool,
+) -> None:
     """Compare two positions, stores or delta files.
 
     LEFT and RIGHT are each STORE (its last position), STORE@T or a delta file. Counts entries that
@@ -110,24 +161,45 @@ def diff(left: str, right: str, as_json: bool) -> None:
     from mm_piece.store.deriving import diff_positions
 
     content = diff_positions(left, right)
-    counts = ("left", "right", "equal", "different")
-    groups = [(name, *row.values()) for name, row in content["groups"].items() if any(row.values())]
-    tensors = [(row["name"], *(row[key] for key in counts)) for row in content["tensors"]]
-    header = ("only left", "only right", "both, equal", "both, different")
     if as_json:
         echo_json(content)
         return
+
+    # the same entry of two bases may have different values: their comparison means less
     if not content["same_base"]:
         echo("The two sides belong to different bases.")
+
+    header = ("only left", "only right", "both, equal", "both, different")
+    tensors = []
+    for row in content["tensors"]:
+        counts = (row["left"], row["right"], row["equal"], row["different"])
+        tensors.append((row["name"], *counts))
     show_rows(("tensor", *header), tensors)
+
+    groups = []
+    for name, row in content["groups"].items():
+        if any(row.values()):
+            groups.append((name, *row.values()))
     show_rows(("group", *header), groups)
-    shared = content["overlap"]
-    pairs = zip(shared["tasks"], shared["entries"], shared["conflicts"], strict=True)
-    rows = [
-        (task, *(f"{entries:,} ({clash:,})" for entries, clash in zip(*row, strict=True)))
-        for task, *row in pairs
-    ]
-    show_rows(("shared entries (set differently)", *shared["tasks"]), rows)
+
+    _show_overlap(content["overlap"])
+
+
+def _show_overlap(overlap: dict[str, Any]) -> None:
+    """Print how many entries each two deltas share, and how many of them they set differently."""
+    tasks = overlap["tasks"]
+
+    rows = []
+    for task, entries, conflicts in zip(
+        tasks,
+        overlap["entries"],
+        overlap["conflicts"],
+        strict=True,
+    ):
+        pairs = zip(entries, conflicts, strict=True)
+        cells = [f"{shared:,} ({different:,})" for shared, different in pairs]
+        rows.append((task, *cells))
+    show_rows(("shared entries (set differently)", *tasks), rows)
 
 
 @click.command()
@@ -140,7 +212,11 @@ def diff(left: str, right: str, as_json: bool) -> None:
     help="Compare every bit of the base too: the store's own, or this folder or hub id.",
 )
 @JSON
-def verify(store: Path, base: str | None, as_json: bool) -> None:
+def verify(
+    store: Path,
+    base: str | None,
+    as_json: bool,
+) -> None:
     """Check all files of STORE, or one delta file.
 
     Their hashes, the chain from delta to delta, and that each one decodes.
@@ -152,23 +228,31 @@ def verify(store: Path, base: str | None, as_json: bool) -> None:
         Delta.load(store)
         _echo_verified({"deltas": 1, "ok": True}, as_json)
         return
+
     opened = DeltaStore.open(store)
     opened.verify()
-    content: dict[str, Any] = {"deltas": len(opened), "ok": True}
+    content: dict[str, Any] = {
+        "deltas": len(opened),
+        "ok": True,
+    }
     if base is not None:
         from mm_piece.store.exporting import verify_base
 
+        # the bare option, an empty text, means the store's own base
         content["base"] = verify_base(opened, base or None)
     _echo_verified(content, as_json)
 
 
 def _echo_verified(content: dict[str, Any], as_json: bool) -> None:
+    """Print what has been verified."""
     if as_json:
         echo_json(content)
         return
+
     number = content["deltas"]
+    plural = "" if number == 1 else "s"
     base = ", and the base" if "base" in content else ""
-    echo(f"{number} delta{'' if number == 1 else 's'} verified{base}")
+    echo(f"{number} delta{plural} verified{base}")
 
 
 @click.command()
@@ -180,28 +264,45 @@ def report(stores: tuple[Path, ...], to: Path | None) -> None:
     """Write an HTML page about STORE, or one that compares several."""
     from mm_piece.report import report_comparison, report_store
 
-    page = report_store(stores[0], to) if len(stores) == 1 else report_comparison(stores, to)
+    is_single = len(stores) == 1
+    page = report_store(stores[0], to) if is_single else report_comparison(stores, to)
     echo(f"wrote {page}")
 
 
 def print_results(store: Any) -> None:
+    """Print the accuracy matrix of an open store, and the metrics of continual learning on it."""
     from mm_piece.metrics.continual import CONVENTIONS, summarise_matrix
 
     content = store.results()
     if not content:
         echo("no results yet")
         return
+
+    matrix = content["matrix"]
+    columns = [*content["tasks"]]
     ability = content.get("base_ability")
-    columns = [*content["tasks"], *(["base ability"] if ability else [])]
+    if ability:
+        columns.append("base ability")
+
     names = ["base", *(entry.task for entry in store.entries)]
+    # the first row is the base, before any task
     rows = []
-    for position, row in enumerate(content["matrix"]):
-        cells = [*row, ability[position]] if ability else row
-        rows.append((f"{position} {names[position]}", *(f"{100 * score:.1f}" for score in cells)))
+    for position, row in enumerate(matrix):
+        scores = [*row, ability[position]] if ability else row
+        cells = [f"{100 * score:.1f}" for score in scores]
+        rows.append((f"{position} {names[position]}", *cells))
     show_rows(("after", *columns), rows, title="accuracy, %")
-    for name, value in summarise_matrix(content["matrix"]).items():
-        if value is not None:
+
+    for name, value in summarise_matrix(matrix).items():
+        if value is not None:  # it may need more tasks than there are
             echo(f"{name:>10}  {value:+7.1%}   {CONVENTIONS[name]}")
 
 
-COMMANDS = (log, show, results, diff, verify, report)
+COMMANDS = (
+    log,
+    show,
+    results,
+    diff,
+    verify,
+    report,
+)

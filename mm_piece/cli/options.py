@@ -1,7 +1,8 @@
-"""What commands share: options and arguments, and the only way to the terminal.
+"""Options and arguments that commands share, and everything that prints.
 
-Whatever is printed goes through `echo`, `echo_lines`, `echo_json` or `show_rows`: files, stores,
-models and data are others' words, and none of them may speak to the terminal.
+Commands print through `echo`, `echo_lines`, `echo_tokens`, `echo_json` or `show_rows` only. Texts
+from files, stores, models and data may hold control characters: these functions escape them, so
+that none of them controls the terminal.
 """
 
 import json
@@ -24,28 +25,49 @@ PATH = click.Path(path_type=Path)
 AT = click.option(
     "--at", type=int, default=None, help="Position: 0 is the base, t after task t. [last]"
 )
-BASE = click.option("--base", default=None, help="Folder or hub id of the base. [the store's own]")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+BASE = click.option(
+    "--base",
+    default=None,
+    help="Folder or hub id of the base. [the store's own]",
+)
+JSON = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print JSON.",
+)
 STORE = click.argument("store", type=PATH)
 TO = click.argument("to", type=PATH)
-NEW_FILE = click.argument("to", type=PATH, callback=lambda _, __, path: _require_absent(path))
-TASK = click.option("--task", default=None, help="Name of the new delta's task.")
+NEW_FILE = click.argument(
+    "to",
+    type=PATH,
+    callback=lambda _, __, path: _require_absent(path),
+)
+TASK = click.option(
+    "--task",
+    default=None,
+    help="Name of the new delta's task.",
+)
 
 
 def _require_absent(path: Path) -> Path:
-    """Return a path where nothing is: what a command makes never replaces what it is made of."""
+    """Return the path; raise PieceError if anything is there.
+
+    What a command makes must never replace what it is made of.
+    """
+    # a broken link does not exist, yet it is in the way
     if path.exists() or path.is_symlink():
         raise PieceError(f"{path} exists; name a new file")
     return path
 
 
 def echo(text: str, err: bool = False) -> None:
-    """Print one line, whatever the text holds."""
+    """Print a text as one line, whatever it holds."""
     click.echo(make_printable(text), err=err)
 
 
 def echo_lines(text: str) -> None:
-    """Print a text that may have several lines."""
+    """Print a text and keep its line breaks."""
     click.echo(make_printable(text, lines=True))
 
 
@@ -56,29 +78,42 @@ def echo_tokens(tokens: Iterable[tuple[str, bool]]) -> None:
     """
     click.echo("  ", nl=False)
     for text, supervised in tokens:
-        shown = make_printable(text, lines=True).replace("\n", "\n  ")
-        shown = shown.replace("⟦", r"\u27e6").replace("⟧", r"\u27e7")
-        colour = "green" if supervised else None
-        click.secho(f"⟦{shown}⟧" if supervised else shown, nl=False, fg=colour)
+        shown = make_printable(text, lines=True)
+        shown = shown.replace("\n", "\n  ")
+        # brackets of the text itself must not look like ours
+        shown = shown.replace("⟦", r"\u27e6")
+        shown = shown.replace("⟧", r"\u27e7")
+
+        if supervised:
+            click.secho(f"⟦{shown}⟧", nl=False, fg="green")
+        else:
+            click.secho(shown, nl=False)
     click.echo("")
 
 
 def echo_json(content: Any) -> None:
     """Print content as JSON; a number that is not finite, which JSON does not have, is null."""
-    text = json.dumps(_replace_non_finite(content), indent=2, allow_nan=False)
+    finite = _replace_non_finite(content)
+    text = json.dumps(finite, indent=2, allow_nan=False)
     click.echo(text.replace("\x7f", "\\u007f"))  # the one control that json leaves as it is
 
 
 def _replace_non_finite(value: Any) -> Any:
+    """Return a value in which None stands for every number that is not finite."""
     if isinstance(value, dict):
-        return {key: _replace_non_finite(part) for key, part in value.items()}
+        return {key: _replace_non_finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_replace_non_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [_replace_non_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def show_table(
-    content: Any, header: Sequence[str], rows: Sequence[Sequence[object]], as_json: bool
+    content: Any,
+    header: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    as_json: bool,
 ) -> None:
     """Print rows under a header, or `content` as JSON."""
     if as_json:
@@ -88,41 +123,63 @@ def show_table(
 
 
 def show_rows(
-    header: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None
+    header: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    title: str | None = None,
 ) -> None:
     """Print a table; numbers get separators and stand on the right."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, title=title and _plain_text_cell(title), title_justify="left")
+    # rich reads markup in plain strings: every cell becomes a Text
+    table = Table(
+        box=SIMPLE_HEAD,
+        title=title and _plain_text_cell(title),
+        title_justify="left",
+    )
     for number, name in enumerate(header):
-        numeric = bool(rows) and isinstance(rows[0][number], int)
-        table.add_column(_plain_text_cell(name), justify="right" if numeric else "left")
+        is_numeric = bool(rows) and isinstance(rows[0][number], int)
+        justify = "right" if is_numeric else "left"
+        table.add_column(_plain_text_cell(name), justify=justify)
+
     for row in rows:
-        table.add_row(*map(_plain_text_cell, row))
-    console = Console(width=None if sys.stdout.isatty() else 160)  # a file shortens no names
+        cells = map(_plain_text_cell, row)
+        table.add_row(*cells)
+
+    # in a file, rich would shorten names to 80 columns
+    width = None if sys.stdout.isatty() else 160
+    console = Console(width=width)
     console.print(table)
 
 
 def _plain_text_cell(content: object) -> Any:
-    """A cell that is text and nothing else: no markup, no links, no emoji codes."""
+    """Build a cell of plain text, in which rich finds no markup, links or emoji codes."""
     from rich.text import Text
 
-    return Text(f"{content:,}" if isinstance(content, int) else make_printable(str(content)))
+    if isinstance(content, int):
+        return Text(f"{content:,}")
+    return Text(make_printable(str(content)))
 
 
 def format_error(error: PieceError | OSError) -> str:
-    """Return what an error says, in words; what the system says of a file begins with its name."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
+    """Return an error's message; that of the system about a file begins with the file's name."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    if error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return error.strerror
 
 
 @contextmanager
 def printable_messages() -> Iterator[None]:
-    """Make printable what libraries log and warn of, and the traceback of an unforeseen error."""
-    format_warning, factory = warnings.formatwarning, logging.getLogRecordFactory()
+    """Make log messages, warnings and tracebacks printable while the block runs.
+
+    A traceback is printed after the block: its hook stays.
+    """
+    # both are global: put back afterwards
+    format_warning = warnings.formatwarning
+    factory = logging.getLogRecordFactory()
     warnings.formatwarning = lambda *args, **kwargs: make_printable(
         format_warning(*args, **kwargs), lines=True
     )
@@ -143,4 +200,6 @@ class _PrintableRecord(logging.LogRecord):
 
 
 def _print_traceback(*error: Any) -> None:
-    sys.stderr.write(make_printable("".join(traceback.format_exception(*error)), lines=True))
+    lines = traceback.format_exception(*error)
+    text = make_printable("".join(lines), lines=True)
+    sys.stderr.write(text)

@@ -6,7 +6,16 @@ from typing import Any
 import click
 
 from mm_piece.cli.inspect import print_results
-from mm_piece.cli.options import AT, BASE, JSON, PATH, STORE, echo, echo_lines, show_table
+from mm_piece.cli.options import (
+    AT,
+    BASE,
+    JSON,
+    PATH,
+    STORE,
+    echo,
+    echo_lines,
+    show_table,
+)
 
 
 @click.command()
@@ -25,6 +34,7 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
     store = run(recipe, *overrides)
     if not is_main():
         return
+
     print_results(store)
     echo(f"store: {store.path}  (mm-piece report {store.path} writes a page about it)")
 
@@ -43,7 +53,12 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
     "--suite", default=None, help="What others measure general ability by: general, or a YAML file."
 )
 @JSON
-def evaluate(as_json: bool, kl: bool, suite: str | None, **options: Any) -> None:
+def evaluate(
+    as_json: bool,
+    kl: bool,
+    suite: str | None,
+    **options: Any,
+) -> None:
     """Measure the model at a position of STORE.
 
     On the test sets of its recipe, or on those of the named tasks.
@@ -57,53 +72,95 @@ def evaluate(as_json: bool, kl: bool, suite: str | None, **options: Any) -> None
         _print_suite(suite, as_json, **options)
         return
 
-    scores = measure_divergences_at(**options) if kl else measure_scores_at(**options)
-    if not is_main():
-        return
     if kl:
-        divergences = [(name, f"{nats:.4f}") for name, nats in scores.items()]
-        show_table(scores, ("task", "KL from the base"), divergences, as_json)
-        return
-    rows = [(name, f"{score:.1%}") for name, score in scores.items()]
-    show_table(scores, ("task", "score"), rows, as_json)
+        scores = measure_divergences_at(**options)
+        title = "KL from the base"
+        rows = [(name, f"{nats:.4f}") for name, nats in scores.items()]
+    else:
+        scores = measure_scores_at(**options)
+        title = "score"
+        rows = [(name, f"{score:.1%}") for name, score in scores.items()]
+
+    if is_main():  # all processes have the same scores
+        show_table(scores, ("task", title), rows, as_json)
 
 
-def _print_suite(name: str, as_json: bool, **options: Any) -> None:
-    """What a suite found; what was found before a harness failed is printed all the same.
+def _print_suite(
+    name: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Run a suite and print its scores.
 
-    A table shows the tasks and groups that the suite names, JSON their parts too.
+    A table shows the tasks and groups that the suite names, JSON the tasks of groups too.
     """
     from mm_piece.evaluation.suites import load_suite, run_suite
 
-    suite, found = load_suite(name), {}
-    named = {task for part in suite.harness_configs().values() for task in part.tasks}
+    suite = load_suite(name)
+    named: set[str] = set()
+    for config in suite.harness_configs().values():
+        named.update(config.tasks)
+
+    found = {}
     try:
         found.update(run_suite(suite=suite, **options))
     finally:
-        rows = [
-            (harness, task, metric, f"{score['value']:.4f}", _format_stderr(score["stderr"]))
-            for harness, scores in found.items()
-            for task, metrics in scores.items()
-            if task in named or not named & scores.keys()
-            for metric, score in metrics.items()
-        ]
+        # a harness may take hours: what was found before another one failed is printed
         if found:
-            show_table(found, ("", "task", "metric", "value", ""), rows, as_json)
+            header = ("", "task", "metric", "value", "")
+            show_table(found, header, _format_scores(found, named), as_json)
+
+
+def _format_scores(found: dict[str, Any], named: set[str]) -> list[tuple[str, ...]]:
+    """Return the table rows of the named tasks; of all tasks for a harness without any of them."""
+    rows = []
+    for harness, scores in found.items():
+        # `kl` has the store's own tasks, which no suite names
+        shown = named & scores.keys() or scores.keys()
+        for task, metrics in scores.items():
+            if task not in shown:
+                continue
+            for metric, score in metrics.items():
+                value = f"{score['value']:.4f}"
+                stderr = _format_stderr(score["stderr"])
+                rows.append((harness, task, metric, value, stderr))
+    return rows
 
 
 def _format_stderr(error: float | None) -> str:
-    return "" if error is None else f"± {error:.4f}"
+    if error is None:
+        return ""
+    return f"± {error:.4f}"
 
 
 @click.command()
 @click.argument("image", type=PATH)
 @click.argument("question")
-@click.option("--store", type=PATH, default=None, help="Delta store.")
-@click.option("--delta", type=PATH, default=None, help="A single delta file.")
+@click.option(
+    "--store",
+    type=PATH,
+    default=None,
+    help="Delta store.",
+)
+@click.option(
+    "--delta",
+    type=PATH,
+    default=None,
+    help="A single delta file.",
+)
 @AT
 @BASE
-@click.option("--max-new-tokens", default=32, show_default=True, type=click.IntRange(min=1))
-def ask(image: Path, question: str, **options: Any) -> None:
+@click.option(
+    "--max-new-tokens",
+    default=32,
+    show_default=True,
+    type=click.IntRange(min=1),
+)
+def ask(
+    image: Path,
+    question: str,
+    **options: Any,
+) -> None:
     """Ask a QUESTION about an IMAGE."""
     from mm_piece.evaluation.answers import answer_question as answer
     from mm_piece.evaluation.answers import move_to_accelerator
@@ -111,7 +168,8 @@ def ask(image: Path, question: str, **options: Any) -> None:
 
     limit = options.pop("max_new_tokens")
     model, processor = load(**options)
-    echo_lines(answer(move_to_accelerator(model), processor, image, question, limit))
+    model = move_to_accelerator(model)
+    echo_lines(answer(model, processor, image, question, limit))
 
 
 COMMANDS = (train, evaluate, ask)

@@ -1,7 +1,7 @@
-"""Other processes and what lies on them: the only wing that knows DDP and DeepSpeed ZeRO.
+"""Other processes, and the parameters on them: the only wing that uses DDP and DeepSpeed ZeRO.
 
-collectives        start processes, talk to them, divide work
-shards             a weight that lies in parts on several processes (ZeRO-3): read, write, gather it
+collectives        join the processes of a launcher, communicate, divide work
+shards             a weight that ZeRO-3 partitions over the processes: read, write, gather it
 deepspeed_config   what a DeepSpeed configuration may ask for
 deepspeed_engine   DeepSpeed around a model: partitioned loading, passes outside of training, state
 progress           one bar and one line for all processes

@@ -1,7 +1,8 @@
-"""A weight that ZeRO-3 has cut into equal parts, one on each process: entries in and out of it.
+"""A weight that ZeRO-3 partitions into equal shards, one on each process: read and write entries.
 
-A weight that lies here as a whole is a weight with one part, so that callers need not know. What
-reads a cut weight is a collective: all processes ask for the same entries in the same order.
+A weight that is not partitioned is treated as one shard, so that callers need not tell the two
+apart. A function that reads a partitioned weight is a collective: all processes call it, for the
+same entries in the same order.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,69 +19,93 @@ EntryWrite = tuple[Tensor, Tensor, Tensor]  # a tensor, flat indices, values
 
 
 def is_partitioned(weight: Tensor) -> bool:
-    """Whether only a part of the weight lies on this process."""
+    """Return whether only a shard of the weight is on this process."""
     return "ds_tensor" in vars(weight)
 
 
 def shape_of(weight: Tensor) -> torch.Size:
-    """The shape of the whole weight."""
-    return torch.Size(weight.ds_shape) if is_partitioned(weight) else weight.shape  # type: ignore
+    """Return the shape of the gathered weight."""
+    if is_partitioned(weight):
+        return torch.Size(weight.ds_shape)  # type: ignore[attr-defined]
+    return weight.shape
 
 
 def local_shard(weight: Tensor) -> tuple[int, Tensor]:
-    """The first entry of this process's part, and the part: 1-D, sharing its memory."""
+    """Return the first entry of this process's shard, and the shard: 1-D, sharing its memory."""
     if not is_partitioned(weight):
         return 0, weight.detach().reshape(-1)
-    shard = weight.ds_tensor.detach()  # type: ignore[attr-defined]
-    first = distributed.get_rank(_process_group_of(weight)) * len(shard)
-    return first, shard[: max(0, prod(shape_of(weight)) - first)]  # the last ones end in padding
+
+    padded = weight.ds_tensor.detach()  # type: ignore[attr-defined]
+    group_rank = distributed.get_rank(_process_group_of(weight))
+    first = group_rank * len(padded)
+
+    # Shards are equally long. The last ones end in padding, or are nothing else.
+    num_entries = prod(shape_of(weight))
+    num_left = max(0, num_entries - first)
+    return first, padded[:num_left]
 
 
 def slice_to_shard(weight: Tensor, flat: Tensor) -> Tensor:
-    """This process's part of something with one number for each entry of a cut weight, padded."""
+    """Return this process's shard of one number for each entry of a partitioned weight, padded."""
     first, shard = local_shard(weight)
-    own = flat.new_zeros(len(weight.ds_tensor))  # type: ignore[attr-defined]
-    own[: len(shard)] = flat[first : first + len(shard)]
+    padded_length = len(weight.ds_tensor)  # type: ignore[attr-defined]
+    own = flat.new_zeros(padded_length)
+    end = first + len(shard)
+    own[: len(shard)] = flat[first:end]
     return own
 
 
 def gather_entries(weight: Tensor, indices: Tensor) -> Tensor:
-    """Copy the entries at flat `indices`, in the weight's dtype, on its device."""
+    """Return a copy of the entries at flat `indices`, in the weight's dtype, on its device."""
     if not is_partitioned(weight):
-        return view_bits(weight).index_select(0, indices.to(weight.device)).view(weight.dtype)
+        indices = indices.to(weight.device)
+        bits = view_bits(weight).index_select(0, indices)
+        return bits.view(weight.dtype)
+
     positions, is_local, shard = _locate_in_shard(weight, indices)
-    found = torch.zeros(len(indices), dtype=shard.dtype, device=shard.device)
+    found = shard.new_zeros(len(indices))
     found[is_local] = shard[positions[is_local]]
-    found = found.to(weight.device).view(torch.uint8)  # every byte is zero but on one process
-    distributed.all_reduce(found, group=_process_group_of(weight))
-    return found.view(weight.dtype)
+
+    # One process has an entry and all others have zeros: a sum of bytes carries nothing over, and
+    # is exact for every dtype. A sum of the numbers themselves would turn -0.0 into 0.0.
+    found = found.to(weight.device)
+    found_bytes = found.view(torch.uint8)
+    distributed.all_reduce(found_bytes, group=_process_group_of(weight))
+    return found_bytes.view(weight.dtype)
 
 
 def scatter_entries(writes: Iterable[EntryWrite]) -> None:
-    """Write weights' entries at flat indices in place, bit for bit, all of them or none.
+    """Write weights' entries at flat indices in place, bit for bit: all of them or none.
 
-    What can still fail, memory on another device, happens before the first write; on the CPU one
-    row of indices at a time is widened.
+    Every step that may still fail, as an allocation on another device may, comes before the first
+    write.
     """
-    staged = [
-        (target, positions.to(target.device), patterns.to(target.device))
-        for weight, indices, values in writes
-        for target, positions, patterns in _iter_local_writes(weight, indices, view_bits(values))
-    ]
+    staged: list[EntryWrite] = []
+    for weight, indices, values in writes:
+        patterns = view_bits(values)
+        for target, positions, local_patterns in _iter_local_writes(weight, indices, patterns):
+            positions = positions.to(target.device)
+            local_patterns = local_patterns.to(target.device)
+            staged.append((target, positions, local_patterns))
+
+    # `index_copy_` takes int64. On the CPU the indices of one weight at a time are widened, which
+    # keeps the extra memory small; elsewhere all of them are, before the first write.
     if any(target.device.type != "cpu" for target, _, _ in staged):
         staged = [
             (target, positions.to(torch.int64), patterns) for target, positions, patterns in staged
         ]
     for target, positions, patterns in staged:
-        target.index_copy_(0, positions.to(torch.int64), patterns)
+        wide_positions = positions.to(torch.int64)
+        target.index_copy_(0, wide_positions, patterns)
 
 
 def norm_of(weight: Tensor) -> float:
-    """The Euclidean norm of the whole weight, computed in fp32."""
+    """Return the Euclidean norm of the gathered weight, computed in fp32."""
     _, shard = local_shard(weight)
     own = torch.linalg.vector_norm(shard, dtype=torch.float32)
     if not is_partitioned(weight):
         return float(own)
+
     square = own.to(weight.device).square()
     distributed.all_reduce(square, group=_process_group_of(weight))
     return float(square.sqrt())
@@ -88,10 +113,11 @@ def norm_of(weight: Tensor) -> float:
 
 @contextmanager
 def gathered_parameters(weights: Sequence[Tensor]) -> Iterator[None]:
-    """Weights that lie here as a whole until the context ends."""
+    """Keep the weights gathered on every process while the block runs."""
     if not any(map(is_partitioned, weights)):
         yield
         return
+
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
     with GatheredParameters(list(weights)):
@@ -99,23 +125,36 @@ def gathered_parameters(weights: Sequence[Tensor]) -> Iterator[None]:
 
 
 def _process_group_of(weight: Tensor) -> Any:
-    """The processes that hold parts of a weight."""
+    """Return the process group over which a weight is partitioned."""
     return weight.ds_process_group  # type: ignore[attr-defined]
 
 
-def _iter_local_writes(weight: Tensor, indices: Tensor, patterns: Tensor) -> Iterator[EntryWrite]:
-    """Where entries are to be written: bit patterns in flat memory, whichever holds them here."""
+def _iter_local_writes(
+    weight: Tensor,
+    indices: Tensor,
+    patterns: Tensor,
+) -> Iterator[EntryWrite]:
+    """Yield the writes of bit patterns to flat memory of this process that make up one write."""
     if not is_partitioned(weight):
         yield view_bits(weight), indices, patterns
         return
-    if weight.numel():  # gathered at the moment, or for good because it is small
+
+    # DeepSpeed may have the weight gathered beside its shard: at the moment, or for good because
+    # it is small. Both copies must change.
+    if weight.numel():
         yield view_bits(weight), indices, patterns
     positions, is_local, shard = _locate_in_shard(weight, indices)
-    yield shard, positions[is_local], patterns.to(shard.device)[is_local]
+    local_patterns = patterns.to(shard.device)[is_local]
+    yield shard, positions[is_local], local_patterns
 
 
-def _locate_in_shard(weight: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Places in this process's part, which of them lie inside, and the part's bit patterns."""
+def _locate_in_shard(
+    weight: Tensor,
+    indices: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return positions in this process's shard, which of them are inside, and its bit patterns."""
     first, shard = local_shard(weight)
     positions = indices.to(shard.device, torch.int64) - first
-    return positions, (positions >= 0) & (positions < len(shard)), view_bits(shard)
+    is_after_start = positions >= 0
+    is_before_end = positions < len(shard)
+    return positions, is_after_start & is_before_end, view_bits(shard)

@@ -1,7 +1,7 @@
-"""Evaluation: a model's answers on tasks, and how far it went from its base.
+"""Evaluation: a model's answers on tasks, and how far it has gone from its base.
 
-answers        greedy answers and their scores: one row of the accuracy matrix
-matrix         that row for a store's recipe, at a position
+answers        greedy answers to examples, and their scores
+matrix         the mean scores of all tasks at a position: one row of the accuracy matrix
 divergence     Kullback-Leibler divergence from the base
-suites/        harnesses that others keep: lm-eval, lmms-eval
+suites/        harnesses of others: lm-eval, lmms-eval
 """

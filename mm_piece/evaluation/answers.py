@@ -1,12 +1,12 @@
-"""Answers and scores of a model on tasks: one row of the accuracy matrix."""
+"""Greedy answers of a model to examples, and their scores."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mm_piece import distributed
 from mm_piece.data import Example, collate, encode_truncated, iter_batches, tokenizer_of
@@ -21,7 +21,7 @@ from mm_piece.models.generation import greedy_decoding
 
 
 class ScoredAnswer(TypedDict):
-    """What the model said to one row, and its score from 0 to 1."""
+    """The model's prediction for one example, and its score from 0 to 1."""
 
     row: int
     kind: str
@@ -32,22 +32,37 @@ class ScoredAnswer(TypedDict):
 
 
 def answer_question(
-    model: nn.Module, processor: Any, image: Path, question: str, max_new_tokens: int = 32
+    model: nn.Module,
+    processor: Any,
+    image: Path,
+    question: str,
+    max_new_tokens: int = 32,
 ) -> str:
-    """The model's greedy answer to one question about one image file."""
+    """Return the model's greedy answer to one question about one image file."""
     pictures.require_image(image, f"image {image}")
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": []}]
-    return generate_batch(model, processor, [Example(0, turns, [image], "ask")], max_new_tokens)[0]
+
+    content = [
+        {"type": "image"},
+        {"type": "text", "text": question},
+    ]
+    turns = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": []},
+    ]
+    example = Example(0, turns, [image], "ask")
+    (answer,) = generate_batch(model, processor, [example], max_new_tokens)
+    return answer
 
 
 def move_to_accelerator(model: Any) -> Any:
-    """The model, moved to the accelerator if there is one."""
+    """Move the model to the accelerator if there is one, and return it."""
     device = torch.accelerator.current_accelerator(check_available=True)
-    return model if device is None else model.to(device)
+    if device is None:
+        return model
+    return model.to(device)
 
 
-@torch.no_grad()  # in inference mode, weights gathered from parts could never train again
+@torch.no_grad()  # in inference mode, weights gathered from shards could never train again
 def generate_batch(
     model: Any,
     processor: Any,
@@ -57,65 +72,113 @@ def generate_batch(
     synced_gpus: bool = False,
     skip_special_tokens: bool = False,
 ) -> list[str]:
-    """Greedy answers to one batch, padded on the left; prompts of at most `max_length` tokens.
+    """Generate greedy answers to one batch; prompts have at most `max_length` tokens.
 
-    An answer ends before the token that ends it; special tokens in it, such as those of a place in
-    the image, are part of it unless they are to be skipped.
-    With `synced_gpus` every process goes on until all have their answers, as a model that lies
-    in parts on them needs it.
-    Whatever a base's own generation configuration asks for is left aside (`greedy`): an answer
-    depends on the weights and the prompt alone.
+    An answer stops before its end token. Special tokens in it, such as those of a place in the
+    image, are part of it, unless `skip_special_tokens`. With `synced_gpus` every process goes on
+    until all have their answers, which a partitioned model needs.
+
+    An answer depends on the weights and the prompt alone: `greedy_decoding` sets aside the base's
+    own generation configuration. Raises ModelError if the model cannot answer.
     """
-    tokenizer, ends = tokenizer_of(processor), end_tokens_of(model, processor)
-    encoded = [
-        encode_truncated(example, processor, max_length, generation=True)[0] for example in batch
-    ]
-    inputs = collate(encoded, pad_token_of(tokenizer), left=True)
-    inputs = {key: value.to(model.device) for key, value in inputs.items()}
-    inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
-    limits = {"pad_token_id": pad_token_of(tokenizer), "eos_token_id": ends}
+    tokenizer = tokenizer_of(processor)
+    ends = end_tokens_of(model, processor)
+    pad = pad_token_of(tokenizer)
+
+    prompts = []
+    for example in batch:
+        prompt, _ = encode_truncated(example, processor, max_length, generation=True)
+        prompts.append(prompt)
+    # padded on the left: a model continues each row at its end
+    inputs = _move_inputs(collate(prompts, pad, left=True), model)
+
     try:
         with (
             distributed.translate_errors(),
-            greedy_decoding(model, max_new_tokens=max_new_tokens, **limits) as settings,
+            greedy_decoding(
+                model,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad,
+                eos_token_id=ends,
+            ) as settings,
         ):
-            ids = model.generate(**inputs, generation_config=settings, synced_gpus=synced_gpus)
+            ids = model.generate(
+                **inputs,
+                generation_config=settings,
+                synced_gpus=synced_gpus,
+            )
     except PieceError:
         raise
     except Exception as error:  # a model raises whatever it trips over
         location = f"{batch[0].source} row {batch[0].row}"
         raise ModelError(f"the base cannot answer {location}: {format_error(error)}") from error
 
-    new = ids[:, inputs["input_ids"].shape[1] :].tolist()
-    answers = [[*takewhile(lambda token: token not in ends, row)] for row in new]
-    texts = [
-        extract_answer(decode_answer(row, tokenizer), example, processor).strip()
-        for row, example in zip(answers, batch, strict=True)
-    ]
-    return (
-        [remove_special_tokens(text, tokenizer) for text in texts] if skip_special_tokens else texts
-    )
+    prompt_length = inputs["input_ids"].shape[1]
+    new_ids = ids[:, prompt_length:].tolist()  # (batch, new tokens)
+    texts = _decode_texts(new_ids, batch, processor, ends)
+    if skip_special_tokens:
+        texts = [remove_special_tokens(text, tokenizer) for text in texts]
+    return texts
+
+
+def _decode_texts(
+    new_ids: Sequence[Sequence[int]],
+    batch: Sequence[Example],
+    processor: Any,
+    ends: Collection[int],
+) -> list[str]:
+    """Return the answers in what a model generated, each up to its first end token."""
+    tokenizer = tokenizer_of(processor)
+
+    texts = []
+    for row, example in zip(new_ids, batch, strict=True):
+        answer_ids = [*takewhile(lambda token: token not in ends, row)]
+        text = decode_answer(answer_ids, tokenizer)
+        text = extract_answer(text, example, processor)
+        texts.append(text.strip())
+    return texts
+
+
+def _move_inputs(inputs: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Return inputs on a model's device; floating-point ones, such as pixels, in its dtype."""
+    moved = {}
+    for key, value in inputs.items():
+        moved[key] = value.to(model.device)
+        if value.is_floating_point():
+            moved[key] = moved[key].to(model.dtype)
+    return moved
 
 
 def decode_answer(ids: Sequence[int], tokenizer: Any) -> str:
-    """The text of an answer's tokens, as they are: nothing about it is tidied up."""
-    return tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
+    """Return the text of an answer's tokens, in which no spaces are tidied up."""
+    # tidied up, "a , b" would read "a, b"
+    text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return text.strip()
 
 
 def end_tokens_of(model: Any, processor: Any) -> list[int]:
-    """The tokens that end an answer: the model's own, and what its chat template ends turns with.
+    """Return the tokens that end an answer: the model's own and those of its chat template.
 
     The two differ in bases that were never tuned to chat.
     """
-    tokenizer, model_ends = tokenizer_of(processor), model.generation_config.eos_token_id
-    ends = {*(model_ends if isinstance(model_ends, list) else [model_ends]), tokenizer.eos_token_id}
-    ends.update(tokenizer.convert_tokens_to_ids(sorted(turn_end_tokens_of(processor))))
+    tokenizer = tokenizer_of(processor)
+    model_ends = model.generation_config.eos_token_id  # one, a list of several, or None
+    # transformers allows all three
+    if not isinstance(model_ends, list):
+        model_ends = [model_ends]
+
+    turn_ends = sorted(turn_end_tokens_of(processor))
+    ends = {*model_ends, tokenizer.eos_token_id}
+    ends.update(tokenizer.convert_tokens_to_ids(turn_ends))
+    # a tokenizer may have no end token
     return sorted(ends - {None})
 
 
 def pad_token_of(tokenizer: Any) -> int:
-    """The padding token, or the end token where a tokenizer has none."""
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    """Return the padding token, or the end token where a tokenizer has none."""
+    if tokenizer.pad_token_id is None:
+        return tokenizer.eos_token_id
+    return tokenizer.pad_token_id
 
 
 def evaluate(
@@ -125,43 +188,58 @@ def evaluate(
     metric: str = "exact",
     **options: Any,
 ) -> list[ScoredAnswer]:
-    """Answer and score every example; options: those of `said`.
+    """Answer and score every example; `options` are those of `generate_answers`.
 
-    Raises DataError for an unknown metric and for what are no examples, ModelError for what is no
-    model and no processor.
+    Raises DataError for an unknown metric or something else than examples, and ModelError for
+    something else than a model or a processor.
     """
-    if metric not in ANSWER_METRICS:
-        raise DataError(
-            f"unknown metric {format_value(metric)}; known: {', '.join(ANSWER_METRICS)}"
-        )
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"the model must be a torch module, not {format_value(model)}")
-    if not callable(processor):
-        raise ModelError(f"the processor must be what `load` gives, not {format_value(processor)}")
-    if not isinstance(examples, Sequence) or not all(isinstance(e, Example) for e in examples):
-        raise DataError(
-            f"examples must be a list of what `read` gives, not {format_value(examples)}"
-        )
+    _require_evaluable(model, processor, examples, metric)
+    predictions = generate_answers(model, processor, examples, **options)
 
-    rule, predictions = (
-        ANSWER_METRICS[metric],
-        generate_answers(model, processor, examples, **options),
-    )
     tokenizer = tokenizer_of(processor)
-    accepted = [
-        [_as_decoded(answer, tokenizer) for answer in example.accepted or [example.answer]]
-        for example in examples
-    ]
-    scores = rule(predictions, accepted)
+    accepted = []
+    for example in examples:
+        answers = example.accepted or [example.answer]
+        accepted.append([_as_decoded(answer, tokenizer) for answer in answers])
+
+    score_answers = ANSWER_METRICS[metric]
+    scores = score_answers(predictions, accepted)
     return [
         _make_scored_answer(example, text, score)
         for example, text, score in zip(examples, predictions, scores, strict=True)
     ]
 
 
+def _require_evaluable(
+    model: nn.Module,
+    processor: Any,
+    examples: Sequence[Example],
+    metric: str,
+) -> None:
+    """Raise DataError or ModelError unless the arguments of `evaluate` are what it takes."""
+    if metric not in ANSWER_METRICS:
+        known = ", ".join(ANSWER_METRICS)
+        raise DataError(f"unknown metric {format_value(metric)}; known: {known}")
+
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model must be a torch module, not {format_value(model)}")
+    if not callable(processor):
+        raise ModelError(f"the processor must be what `load` gives, not {format_value(processor)}")
+
+    # a list, or a dataset that reads its rows on demand
+    is_list = isinstance(examples, Sequence)
+    if not is_list or not all(isinstance(one, Example) for one in examples):
+        given = format_value(examples)
+        raise DataError(f"examples must be a list of what `read` gives, not {given}")
+
+
 def _as_decoded(answer: str, tokenizer: Any) -> str:
-    """An answer as it reads when its tokens are said: not every tokenizer gives every text back."""
-    return decode_answer(tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer)
+    """Return an answer after encoding and decoding, which not every tokenizer does exactly.
+
+    A model that generates the very tokens of an answer must score 1.
+    """
+    encoded = tokenizer(answer, add_special_tokens=False)
+    return decode_answer(encoded["input_ids"], tokenizer)
 
 
 def generate_answers(
@@ -173,56 +251,78 @@ def generate_answers(
     title: str = "evaluate",
     **options: Any,
 ) -> list[str]:
-    """The model's greedy answer to every example; options: those of `generate`.
+    """Generate the model's greedy answer to every example, in their order.
 
-    Of several processes each answers some of the batches; all get all answers. Where the model
-    lies in parts on them, they go through the same layers at any time.
+    `options` are those of `generate_batch`. Each of several processes answers some of the batches,
+    and all return all answers. The processes of a partitioned model go through its layers together.
     """
     all_batches = list(iter_batches(examples, batch_size))
     is_partitioned = any(map(distributed.is_partitioned, model.parameters()))
-    schedule = distributed.schedule_items(
-        [any(e.images for e in batch) for batch in all_batches], in_lockstep=is_partitioned
-    )
-    answered = [
-        generate_batch(model, processor, all_batches[number], synced_gpus=is_partitioned, **options)
-        for number, _ in progress_bar(schedule, title, "batch")
-    ]
-    own_numbers = [number for number, first in schedule if first]
-    own_texts = [texts for texts, (_, first) in zip(answered, schedule, strict=True) if first]
-    return [
-        text
-        for texts in distributed.all_gather_items(own_texts, own_numbers, len(all_batches))
-        for text in texts
-    ]
+    # in lockstep, batches with and without images must not meet: they use other layers
+    have_images = [any(example.images for example in batch) for batch in all_batches]
+    schedule = distributed.schedule_items(have_images, in_lockstep=is_partitioned)
+
+    own_numbers = []
+    own_texts = []
+    for number, is_own in progress_bar(schedule, title, "batch"):
+        texts = generate_batch(
+            model,
+            processor,
+            all_batches[number],
+            synced_gpus=is_partitioned,
+            **options,
+        )
+        if is_own:  # else it only keeps this process in step with the others
+            own_numbers.append(number)
+            own_texts.append(texts)
+
+    all_texts = distributed.all_gather_items(own_texts, own_numbers, len(all_batches))
+    return [text for texts in all_texts for text in texts]
 
 
 def relabel_examples(
-    model: nn.Module, processor: Any, examples: Sequence[Example], **options: Any
+    model: nn.Module,
+    processor: Any,
+    examples: Sequence[Example],
+    **options: Any,
 ) -> list[Example]:
-    """The examples with what the model says in place of their answers; options: those of `said`.
+    """Return the examples with the model's own answers in place of theirs.
 
-    Left out is where it says nothing, or a token that it would read as an image.
+    `options` are those of `generate_answers`. Leaves out examples to which the model answers
+    nothing, or with a token that it would read as an image.
     """
     generated = generate_answers(model, processor, examples, **options)
-    return [
-        example.with_answer(text)
-        for example, text in zip(examples, generated, strict=True)
-        if text and not find_visual_token(text, processor)
-    ]
+
+    relabelled = []
+    for example, text in zip(examples, generated, strict=True):
+        # such a token would stand for an image that is not there
+        if text and not find_visual_token(text, processor):
+            relabelled.append(example.with_answer(text))
+    return relabelled
 
 
 def mean_score(answers: Sequence[ScoredAnswer]) -> float:
-    """Mean score, a fraction from 0 to 1."""
-    return sum(answer["score"] for answer in answers) / len(answers)
+    """Return the mean score, a fraction from 0 to 1."""
+    total = sum(answer["score"] for answer in answers)
+    return total / len(answers)
 
 
 def scores_by_kind(answers: Sequence[ScoredAnswer]) -> dict[str, float]:
-    """Mean score for each kind of question, where rows say what kind they are."""
-    kinds = sorted({answer["kind"] for answer in answers} - {""})
-    return {kind: mean_score([a for a in answers if a["kind"] == kind]) for kind in kinds}
+    """Return the mean score for each kind of question, over the rows that have a kind."""
+    kinds = {answer["kind"] for answer in answers} - {""}
+
+    scores = {}
+    for kind in sorted(kinds):
+        of_kind = [answer for answer in answers if answer["kind"] == kind]
+        scores[kind] = mean_score(of_kind)
+    return scores
 
 
-def _make_scored_answer(example: Example, prediction: str, score: float) -> ScoredAnswer:
+def _make_scored_answer(
+    example: Example,
+    prediction: str,
+    score: float,
+) -> ScoredAnswer:
     return {
         "row": example.row,
         "kind": example.kind,

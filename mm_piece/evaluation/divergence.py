@@ -1,7 +1,7 @@
-"""How far a model has gone from its base, whatever it is asked: a gauge without right answers.
+"""Kullback-Leibler divergence of a model from its base: a measure that needs no right answers.
 
-What a model forgets follows its Kullback-Leibler divergence from the base (RL's Razor, 2025), which
-moves before any score does.
+How much a model forgets follows this divergence (RL's Razor, 2025), which moves before any score
+does.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,8 @@ from mm_piece.distributed.progress import progress_bar
 from mm_piece.evaluation.answers import pad_token_of, relabel_examples
 from mm_piece.store.attachment import checkout
 
-_EXAMPLES_PER_CHUNK = (
-    64  # whose distributions are held before the model moves to its other position
-)
+# The base's distributions of so many examples stay in memory while the model is at `at`.
+_EXAMPLES_PER_CHUNK = 64
 
 
 def measure_divergence(
@@ -37,43 +36,71 @@ def measure_divergence(
     max_length: int | None = None,
     batch_size: int = 8,
 ) -> float:
-    """KL(base, position `at`) in nats a token, over the base's own greedy answers to the examples.
+    """Return KL(base || position `at`) in nats a token, over the base's own greedy answers.
 
-    `model` was taken from a store by `load`; it stands at `at` afterwards.
+    `load` made `model` from a store. The model is at position `at` afterwards.
     """
     checkout(model, 0)
-    limits = {"max_new_tokens": max_new_tokens, "max_length": max_length}
     relabelled = relabel_examples(
-        model, processor, examples, batch_size=batch_size, title="base", **limits
+        model,
+        processor,
+        examples,
+        batch_size=batch_size,
+        title="base",
+        max_new_tokens=max_new_tokens,
+        max_length=max_length,
     )
-    total, tokens = 0.0, 0
-    for chunk in progress_bar(
-        [*iter_batches(relabelled, _EXAMPLES_PER_CHUNK)], "divergence", "part"
-    ):
-        encoded = [encode_truncated(example, processor, max_length)[0] for example in chunk]
-        chunk_batches = [
-            collate(b, pad_token_of(tokenizer_of(processor)))
-            for b in iter_batches(encoded, batch_size)
-        ]
+    chunks = [*iter_batches(relabelled, _EXAMPLES_PER_CHUNK)]
+
+    total = 0.0
+    num_tokens = 0
+    for chunk in progress_bar(chunks, "divergence", "part"):
+        batches = _encode_batches(chunk, processor, max_length, batch_size)
+
         checkout(model, 0)
-        base_outputs = [_predict_log_probs(model, batch) for batch in chunk_batches]
+        base_outputs = [_predict_log_probs(model, batch) for batch in batches]
+
         checkout(model, at)
-        for batch, base_log_probs in zip(chunk_batches, base_outputs, strict=True):
-            token_divergence = (
-                base_log_probs.exp() * (base_log_probs - _predict_log_probs(model, batch))
-            ).sum(-1)
-            total, tokens = (
-                total + float(token_divergence.double().sum()),
-                tokens + len(token_divergence),
-            )
+        for batch, base_log_probs in zip(batches, base_outputs, strict=True):
+            log_probs = _predict_log_probs(model, batch)
+            # KL(p || q) = sum of p * (log p - log q) over the vocabulary
+            terms = base_log_probs.exp() * (base_log_probs - log_probs)
+            token_divergences = terms.sum(-1)  # (tokens,)
+            total += float(token_divergences.double().sum())
+            num_tokens += len(token_divergences)
+
     checkout(model, at)
-    return total / max(tokens, 1)
+    return total / max(num_tokens, 1)
+
+
+def _encode_batches(
+    examples: Sequence[Example],
+    processor: Any,
+    max_length: int | None,
+    batch_size: int,
+) -> list[dict[str, Tensor]]:
+    """Encode examples with their answers, and collate them into batches."""
+    # padded positions have no labels, and so do not count
+    pad = pad_token_of(tokenizer_of(processor))
+
+    encoded = []
+    for example in examples:
+        inputs, _ = encode_truncated(example, processor, max_length)
+        encoded.append(inputs)
+    return [collate(batch, pad) for batch in iter_batches(encoded, batch_size)]
 
 
 @torch.no_grad()
 def _predict_log_probs(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """Log-probabilities of the next token (tokens, vocabulary), fp32, before each answer token."""
-    moved = {key: value.to(model.device) for key, value in inputs.items()}
-    moved = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in moved.items()}
-    logits = model(**moved).logits[:, :-1]
-    return logits[moved["labels"][:, 1:] != IGNORE_INDEX].float().log_softmax(-1).cpu()
+    """Return the model's log-probabilities at each answer token: (tokens, vocabulary), fp32."""
+    moved = {}
+    for key, value in inputs.items():
+        moved[key] = value.to(model.device)
+        if value.is_floating_point():
+            moved[key] = moved[key].to(model.dtype)
+
+    # a position predicts the token after it
+    logits = model(**moved).logits[:, :-1]  # (batch, length - 1, vocabulary)
+    labels = moved["labels"][:, 1:]  # (batch, length - 1)
+    answer_logits = logits[labels != IGNORE_INDEX]  # (tokens, vocabulary)
+    return answer_logits.float().log_softmax(-1).cpu()

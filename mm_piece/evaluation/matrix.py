@@ -1,4 +1,7 @@
-"""One row of the accuracy matrix: a model at a position, measured on every task of a recipe."""
+"""The accuracy matrix: one row for each position of a store, one column for each task.
+
+A row holds the mean scores of the model at that position on every task of the recipe.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,24 +30,34 @@ AnswersByTask = dict[str, list[ScoredAnswer]]
 
 
 def read_task_source(task: GeneralTask, source: str) -> ExampleDataset:
-    """The rows of a task's train or test source, read as the recipe says."""
+    """Read the examples of a task's train or test source, as the recipe describes them."""
     return read(source, task.images, task.columns, task.prompt)
 
 
-def find_absent_columns(task: GeneralTask, sources: Sequence[ExampleDataset]) -> list[str]:
-    """What is wrong with a task's `columns`: those that no row of its sources has."""
-    absent = (
-        set.intersection(*(set(source.absent_columns) for source in sources)) if sources else set()
-    )
+def find_absent_columns(
+    task: GeneralTask,
+    sources: Sequence[ExampleDataset],
+) -> list[str]:
+    """Return an error line for each of a task's `columns` that no row of its sources has."""
+    if not sources:
+        return []
+
+    # a column need be in one of the sources only
+    absent_by_source = [set(source.absent_columns) for source in sources]
+    absent = set.intersection(*absent_by_source)
     return [f"task {task.name!r}: columns: no row has {name!r}" for name in sorted(absent)]
 
 
 def answer_task(
-    model: nn.Module, processor: Any, examples: Sequence[Example], recipe: Recipe, task: GeneralTask
+    model: nn.Module,
+    processor: Any,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    task: GeneralTask,
 ) -> list[ScoredAnswer]:
-    """A model's answers to a task's rows, scored by its metric.
+    """Answer a task's examples, and score the answers by its metric.
 
-    Batches have `per_device_eval_batch_size` rows, a setting of Trainer's.
+    Batches have `per_device_eval_batch_size` examples, a setting of Trainer's.
     """
     return evaluate(
         model,
@@ -68,44 +81,70 @@ def measure_position(
     test: Mapping[str, Sequence[Example]],
 ) -> None:
     """Evaluate every task and the base ability; the main process writes row and answers."""
-    tasks = (*recipe.tasks, *recipe.general)
-    answers = {t.name: answer_task(model, processor, test[t.name], recipe, t) for t in tasks}
+    answers: AnswersByTask = {}
+    # all processes answer together
+    for task in (*recipe.tasks, *recipe.general):
+        examples = test[task.name]
+        answers[task.name] = answer_task(model, processor, examples, recipe, task)
     if not distributed.is_main():
         return
-    row = {name: mean_score(given) for name, given in answers.items()}
+
+    row = {}
+    for name, scored in answers.items():
+        row[name] = mean_score(scored)
     store.write_answers(position, answers)
-    store.write_results(_update_results(store, recipe, position, row, answers))
-    with SummaryWriter(str(store.path / "logs")) as board:
+    # after the answers: a row that is there has its answers, wherever a run was stopped
+    results = _update_results(store, recipe, position, row, answers)
+    store.write_results(results)
+
+    log_folder = store.path / "logs"
+    with SummaryWriter(str(log_folder)) as board:
         for name, score in row.items():
             board.add_scalar(f"score/{name}", score, position)
-    scores = "  ".join(f"{name} {score:.1%}" for name, score in row.items())
-    print_line(f"position {position}  {scores}")
+
+    scores = [f"{name} {score:.1%}" for name, score in row.items()]
+    print_line(f"position {position}  {'  '.join(scores)}")
 
 
 def measure_scores_at(
-    store: str | Path, at: int | None = None, base: str | None = None, names: Sequence[str] = ()
+    store: str | Path,
+    at: int | None = None,
+    base: str | None = None,
+    names: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Scores of the model at a position on the tasks of the store's recipe (or on those named)."""
+    """Return the model's mean score at a position, by task of the store's recipe.
+
+    With `names`, only of those tasks.
+    """
     distributed.join_process_group()
     recipe, opened, chosen = choose_tasks(store, names)
+    # read first: what is wrong with the data shows before a base is loaded
     test = {task.name: read_task_source(task, task.test) for task in chosen}
     model, processor = load(base, opened, at)
     model = move_to_accelerator(model)
-    return {
-        task.name: mean_score(answer_task(model, processor, test[task.name], recipe, task))
-        for task in chosen
-    }
+
+    scores = {}
+    for task in chosen:
+        examples = test[task.name]
+        answers = answer_task(model, processor, examples, recipe, task)
+        scores[task.name] = mean_score(answers)
+    return scores
 
 
 def measure_divergences_at(
-    store: str | Path, at: int | None = None, base: str | None = None, names: Sequence[str] = ()
+    store: str | Path,
+    at: int | None = None,
+    base: str | None = None,
+    names: Sequence[str] = (),
 ) -> dict[str, float]:
-    """How far the model at a position is from the base, by task, in nats a token."""
+    """Return the divergence of the model at a position from its base, by task, in nats a token."""
     distributed.join_process_group()
     recipe, opened, chosen = choose_tasks(store, names)
     position = opened.position(at)
+    # at the base: `measure_divergence` moves the model between both positions
     model, processor = load(base, opened, 0)
-    return measure_divergences(move_to_accelerator(model), processor, recipe, chosen, position)
+    model = move_to_accelerator(model)
+    return measure_divergences(model, processor, recipe, chosen, position)
 
 
 def measure_divergences(
@@ -115,9 +154,10 @@ def measure_divergences(
     tasks: Sequence[GeneralTask],
     position: int,
 ) -> dict[str, float]:
-    """How far a model at a position of its store is from the base, by task, in nats a token."""
-    return {
-        task.name: measure_divergence(
+    """Return the divergence of a store's model at a position, by task, in nats a token."""
+    divergences = {}
+    for task in tasks:
+        divergences[task.name] = measure_divergence(
             model,
             processor,
             read_task_source(task, task.test),
@@ -126,42 +166,75 @@ def measure_divergences(
             max_length=task.max_length,
             batch_size=recipe.train.get("per_device_eval_batch_size", 8),
         )
-        for task in tasks
-    }
+    return divergences
 
 
 def choose_tasks(
-    store: str | Path, names: Sequence[str]
+    store: str | Path,
+    names: Sequence[str],
 ) -> tuple[Recipe, DeltaStore, list[GeneralTask]]:
-    """A store's recipe, the store, and those of its tasks that are named; all without names."""
+    """Return a store's recipe, the store, and its tasks of these names (of no names: all).
+
+    Raises RecipeError for a name that no task has.
+    """
+    # a store brings its own recipe: no file of the user is read
     opened = as_store(store)
     recipe = parse_recipe(opened.recipe, f"{store}/recipe.yaml")
-    tasks = {task.name: task for task in (*recipe.tasks, *recipe.general)}
-    if unknown := set(names) - set(tasks):
-        raise RecipeError(f"unknown task {sorted(unknown)[0]!r}; the store has {', '.join(tasks)}")
-    return recipe, opened, [tasks[name] for name in names or tasks]
+    all_tasks = (*recipe.tasks, *recipe.general)
+    tasks = {task.name: task for task in all_tasks}
+    unknown = set(names) - set(tasks)
+    if unknown:
+        known = ", ".join(tasks)
+        raise RecipeError(f"unknown task {min(unknown)!r}; the store has {known}")
+
+    chosen = [tasks[name] for name in names or tasks]
+    return recipe, opened, chosen
 
 
 def count_measured_rows(store: DeltaStore, recipe: Recipe) -> int:
-    """Rows of the matrix; none of them counts once the recipe has got a further task."""
+    """Count the rows of the matrix that a run need not measure again."""
     results = store.results()
-    is_same = results.get("tasks") == [task.name for task in recipe.tasks]
-    return len(results["matrix"]) if is_same and "matrix" in results else 0
+    names = [task.name for task in recipe.tasks]
+    # a further task makes a column that none of the rows has
+    if results.get("tasks") != names:
+        return 0
+    return len(results.get("matrix", []))
 
 
 def _update_results(
-    store: DeltaStore, recipe: Recipe, position: int, row: dict[str, float], answers: AnswersByTask
+    store: DeltaStore,
+    recipe: Recipe,
+    position: int,
+    row: dict[str, float],
+    answers: AnswersByTask,
 ) -> dict[str, Any]:
+    """Return a store's results with the row of a position, and without any later row."""
     tasks = [task.name for task in recipe.tasks]
     general = [task.name for task in recipe.general]
     before = store.results()
     results: dict[str, Any] = {**before, "tasks": tasks, "general": general}
-    results["matrix"] = [*before.get("matrix", [])[:position], [row[name] for name in tasks]]
-    if general:
-        ability = sum(row[name] for name in general) / len(general)
-        results["base_ability"] = [*before.get("base_ability", [])[:position], ability]
-        results["base_ability_name"] = ", ".join(general)
-        kinds = scores_by_kind([given for name in general for given in answers[name]])
-        old = before.get("base_kinds", {})
-        results["base_kinds"] = {k: [*old.get(k, [])[:position], v] for k, v in kinds.items()}
+
+    earlier_rows = before.get("matrix", [])
+    new_row = [row[name] for name in tasks]
+    results["matrix"] = [*earlier_rows[:position], new_row]
+    if not general:
+        return results
+
+    earlier_abilities = before.get("base_ability", [])
+    general_scores = [row[name] for name in general]
+    ability = sum(general_scores) / len(general)
+    results["base_ability"] = [*earlier_abilities[:position], ability]
+    results["base_ability_name"] = ", ".join(general)
+
+    # over all rows of the general tasks together: a kind may occur in several of them
+    general_answers: list[ScoredAnswer] = []
+    for name in general:
+        general_answers += answers[name]
+
+    earlier_kinds = before.get("base_kinds", {})
+    kinds = {}
+    for kind, score in scores_by_kind(general_answers).items():
+        earlier_scores = earlier_kinds.get(kind, [])
+        kinds[kind] = [*earlier_scores[:position], score]
+    results["base_kinds"] = kinds
     return results

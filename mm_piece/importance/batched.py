@@ -1,11 +1,15 @@
-"""Several examples in one pass: which modules keep them apart, found by looking.
+"""Several examples in one pass: which modules keep them apart, and their gradients.
 
-A module carries a batch if what it is given for the batch is what it is given for the examples, one
-after the other, and if so is its output. Then the rows of its output's gradient belong to one
-example each. A weight without such a module sees its batches taken apart.
+A module is batch-separable if it does to a batch what it does to its examples one after the other.
+Then the rows of its output's gradient belong to one example each. A trial run finds these modules;
+nothing needs to be known about their code.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import (
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +18,33 @@ import torch
 from torch import Tensor, nn
 
 from mm_piece.importance.accumulators import GradientSums
-from mm_piece.importance.backward import IGNORE_INDEX, Batch, iter_examples, loss_of
-from mm_piece.importance.hooks import ModuleCall, ModuleObserver, Observation
+from mm_piece.importance.backward import (
+    IGNORE_INDEX,
+    Batch,
+    iter_examples,
+    loss_of,
+)
+from mm_piece.importance.hooks import (
+    ModuleCall,
+    ModuleObserver,
+    Observation,
+)
 
 _TOLERANCE = 1e-2  # relative: sums in bf16 differ by less, another example's values by far more
 
-
-SeparableModules = dict[
-    nn.Module, tuple[bool, ...]
-]  # of its tensors, which ones are cut by the examples
+# Of each batch-separable module: which of its input tensors are split by the examples. The others
+# (position ids of one row, a shared mask) are the same for all of them.
+SeparableModules = dict[nn.Module, tuple[bool, ...]]
 
 
 class Recompute(ModuleObserver):
-    """Weights whose gradients come from running their module again, example by example."""
+    """Weights whose gradients come from running their module again, example by example.
+
+    Let f be the module, x_n the inputs of example n and G_n the gradient of its output f(x_n; w).
+    By the chain rule g_n = (df(x_n; w)/dw)^T G_n, a vector-Jacobian product. In the batch's own
+    graph autograd would sum it over the examples; a small graph of f(x_n; w) alone gives it for
+    one. It costs one more forward pass of the module, and no formula for it.
+    """
 
     def __init__(
         self,
@@ -36,102 +54,181 @@ class Recompute(ModuleObserver):
         sums: GradientSums,
         observation: Observation,
     ) -> None:
+        """`split_flags`: as in SeparableModules; `named`: the weights, anywhere in the module."""
         super().__init__(named, module, sums)
-        self.split_flags, self.parameters, self.observation = (
-            split_flags,
-            [*named.values()],
-            observation,
-        )
+        self.split_flags = split_flags
+        self.parameters = list(named.values())
+        self.observation = observation
 
     def add_gradients(self, call: ModuleCall, gradient: Tensor) -> None:
-        size = len(self.scales)
+        num_examples = len(self.scales)
+        example_gradients = gradient.chunk(num_examples)
+
         for number, scale in enumerate(self.scales):
-            given = [
-                (tensor.chunk(size)[number] if is_split else tensor).detach()
-                for tensor, is_split in zip(call.tensors, self.split_flags, strict=True)
-            ]
-            found = self._recompute_gradients(call, given, gradient.chunk(size)[number])
+            example_tensors = []
+            for tensor, is_split in zip(call.tensors, self.split_flags, strict=True):
+                if is_split:
+                    tensor = tensor.chunk(num_examples)[number]
+                example_tensors.append(tensor.detach())
+
+            found = self._recompute_gradients(
+                call,
+                example_tensors,
+                example_gradients[number],
+            )
             for name, weight_gradient in zip(self.names, found, strict=True):
                 if weight_gradient is not None:
-                    self.sums.add_gradient(name, 0, weight_gradient * scale)
+                    scaled = weight_gradient * scale
+                    self.sums.add_gradient(name, 0, scaled)
 
     def _recompute_gradients(
-        self, call: ModuleCall, given: Sequence[Tensor], gradient: Tensor
+        self,
+        call: ModuleCall,
+        tensors: Sequence[Tensor],
+        gradient: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        """The weights' gradients for one example; other watchers inside the module look away."""
+        """Return the weights' gradients for one example; None for a weight that it does not use.
+
+        Observers of modules inside this one pause: they have seen this call in the batch's pass.
+        """
         with (
             self.observation.paused_observation(),
             torch.enable_grad(),
             _requiring_gradients(self.parameters),
         ):
-            output = call.rerun_module(self.module, given)
-            return torch.autograd.grad(output, self.parameters, gradient, allow_unused=True)
+            output = call.rerun_module(self.module, tensors)
+            return torch.autograd.grad(
+                output,
+                self.parameters,
+                grad_outputs=gradient,
+                allow_unused=True,  # an expert that none of the example's tokens is routed to
+            )
 
 
 def scales_of(batch: Batch) -> list[float]:
-    """What takes each example's share of the batch's mean loss to its own mean loss."""
-    answered = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(1)
-    return (answered.sum() / answered.clamp(min=1)).tolist()
+    """Return for each example what its share of the batch's gradient is to be multiplied by.
+
+    With T_n answer tokens in example n and T in all, the batch's loss is sum_n (T_n / T) L_n, so
+    the scales are T / T_n. An example without answer tokens adds zeros, whatever its scale.
+    """
+    # The first label is never predicted: no token stands before it.
+    is_answer = batch["labels"][:, 1:] != IGNORE_INDEX
+    counts = is_answer.sum(1)  # (examples,)
+    total = counts.sum()
+    scales = total / counts.clamp(min=1)
+    return scales.tolist()
 
 
 @torch.no_grad()
 def find_separable_modules(model: nn.Module, batch: Batch) -> SeparableModules:
-    """The modules that carry this batch; none if its loss is not the mean over answers' tokens."""
+    """Return the modules that keep the examples of this batch apart.
+
+    The batch runs once as a whole and once example by example. A module counts if it runs once in
+    each of these passes and its tensors in the batch are those of the examples, one after the
+    other. None counts if the loss is not the mean over all answer tokens: scales would be wrong.
+    """
     examples = list(iter_examples(batch))
-    batch_calls, loss = _record_calls(model, batch, len(examples))
+    batch_calls, batch_loss = _record_calls(model, batch, len(examples))
     example_runs = [_record_calls(model, example, 1) for example in examples]
-    shares = [
-        example_loss / scale
-        for (_, example_loss), scale in zip(example_runs, scales_of(batch), strict=True)
-    ]
-    if not _is_close(loss, sum(shares)):
+
+    # L = sum_n L_n / scale_n must hold.
+    scales = scales_of(batch)
+    loss_shares = []
+    for (_, example_loss), scale in zip(example_runs, scales, strict=True):
+        loss_shares.append(example_loss / scale)
+    if not _is_close(batch_loss, sum(loss_shares)):
         return {}
-    found = {}
+
+    found: SeparableModules = {}
     for module, calls in batch_calls.items():
-        all_calls = [calls, *(example_calls.get(module, []) for example_calls, _ in example_runs)]
-        if all(len(calls) == 1 for calls in all_calls):
-            split_flags = _find_split_tensors(*(calls[0] for calls in all_calls))
-            if split_flags and split_flags[-1]:  # the output is cut too
-                found[module] = split_flags[:-1]
+        all_calls = [calls]
+        for example_calls, _ in example_runs:
+            all_calls.append(example_calls.get(module, []))
+
+        # A second call would show a second part of the gradient, see `per_example`.
+        if any(len(calls) != 1 for calls in all_calls):
+            continue
+
+        batch_call, *per_example = [calls[0] for calls in all_calls]
+        split_flags = _find_split_tensors(batch_call, *per_example)
+        if not split_flags:
+            continue
+
+        *input_flags, is_output_split = split_flags
+        if is_output_split:
+            found[module] = tuple(input_flags)
     return found
+
+
+_Summary = tuple[int, float]  # first dimension and norm of a tensor
 
 
 @dataclass(frozen=True)
 class _TensorSummary:
-    """First dimension and norm of a tensor, and of the parts that each example would get."""
+    """Summaries of a tensor and of the pieces that each example would get.
 
-    full: tuple[int, float]
-    pieces: list[tuple[int, float]]
+    Two numbers stand for a tensor, so that a trial run holds no activations.
+    """
+
+    full: _Summary
+    pieces: list[_Summary]  # empty if the first dimension cannot be divided
 
     @classmethod
     def from_tensor(cls, tensor: Tensor, size: int) -> "_TensorSummary":
-        rows = len(tensor) if tensor.dim() else 0
-        chunks = tensor.chunk(size) if rows and rows % size == 0 else ()
-        return cls((rows, _norm_of(tensor)), [(len(chunk), _norm_of(chunk)) for chunk in chunks])
+        """Summarise a tensor, whose pieces are for `size` examples."""
+        num_rows = len(tensor) if tensor.dim() else 0
+        full = (num_rows, _norm_of(tensor))
+        if num_rows == 0 or num_rows % size != 0:
+            return cls(full, [])
+
+        pieces = []
+        for chunk in tensor.chunk(size):
+            pieces.append((len(chunk), _norm_of(chunk)))
+        return cls(full, pieces)
 
 
-_Calls = dict[
-    nn.Module, list[list[_TensorSummary]]
-]  # per module and call: its tensors, the output last
+# Of each module and each of its calls: the tensors that went in, and the output as the last.
+_Calls = dict[nn.Module, list[list[_TensorSummary]]]
 
 
-def _record_calls(model: nn.Module, batch: Batch, size: int) -> tuple[_Calls, float]:
-    """What every module was called with and gave, and the loss."""
+def _record_calls(
+    model: nn.Module,
+    batch: Batch,
+    size: int,
+) -> tuple[_Calls, float]:
+    """Return the calls of every module during a forward pass, and the loss.
+
+    A call is empty, and so its module not separable, unless its only output is a tensor and no
+    tensor hides in a tuple or a list.
+    """
     calls: _Calls = {}
 
     def record_call(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        out: Any,
     ) -> None:
-        values = (*args, *kwargs.values())
-        plain = isinstance(out, Tensor) and not any(isinstance(v, tuple | list) for v in values)
-        tensors = [v for v in (*values, out) if isinstance(v, Tensor)] if plain else []
-        calls.setdefault(module, []).append(
-            [_TensorSummary.from_tensor(tensor, size) for tensor in tensors]
-        )
+        inputs = [*args, *kwargs.values()]
+        has_nested = any(isinstance(value, tuple | list) for value in inputs)
 
-    handles = [m.register_forward_hook(record_call, with_kwargs=True) for m in model.modules()]
+        summaries: list[_TensorSummary] = []
+        if isinstance(out, Tensor) and not has_nested:
+            for value in (*inputs, out):
+                if isinstance(value, Tensor):
+                    summary = _TensorSummary.from_tensor(value, size)
+                    summaries.append(summary)
+
+        calls_of_module = calls.setdefault(module, [])
+        calls_of_module.append(summaries)
+
+    handles = []
+    for module in model.modules():
+        handle = module.register_forward_hook(record_call, with_kwargs=True)
+        handles.append(handle)
     try:
-        return calls, float(loss_of(model, batch))
+        loss = loss_of(model, batch)
+        return calls, float(loss)
     finally:
         for handle in handles:
             handle.remove()
@@ -140,37 +237,48 @@ def _record_calls(model: nn.Module, batch: Batch, size: int) -> tuple[_Calls, fl
 def _find_split_tensors(
     batched: list[_TensorSummary], *per_example: list[_TensorSummary]
 ) -> tuple[bool, ...]:
-    """For each tensor whether it is cut (or shared) by the examples; empty if one is neither."""
-    if any(len(tensors) != len(batched) for tensors in per_example):
+    """Return for each tensor of a call whether it is split by the examples, or shared by them.
+
+    `per_example`: the same module's calls for each example. Empty if a tensor is neither.
+    """
+    if any(len(summaries) != len(batched) for summaries in per_example):
         return ()
+
     split_flags = []
-    for number, summary in enumerate(batched):
-        example_summaries = [tensors[number].full for tensors in per_example]
-        is_split = len(summary.pieces) == len(example_summaries) and all(
-            map(_is_same_summary, summary.pieces, example_summaries)
-        )
-        if not is_split and not all(
-            _is_same_summary(summary.full, example_summary) for example_summary in example_summaries
-        ):
-            return ()
+    for number, in_batch in enumerate(batched):
+        alone = [summaries[number].full for summaries in per_example]
+
+        is_split = False
+        if len(in_batch.pieces) == len(alone):
+            is_split = all(map(_is_same_summary, in_batch.pieces, alone))
+        if not is_split:
+            is_shared = all(_is_same_summary(in_batch.full, summary) for summary in alone)
+            if not is_shared:
+                return ()
+
         split_flags.append(is_split)
     return tuple(split_flags)
 
 
 def _norm_of(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor.float()))
+    norm = torch.linalg.vector_norm(tensor.float())
+    return float(norm)
 
 
-def _is_same_summary(one: tuple[int, float], other: tuple[int, float]) -> bool:
-    return one[0] == other[0] and _is_close(one[1], other[1])
+def _is_same_summary(one: _Summary, other: _Summary) -> bool:
+    num_rows, norm = one
+    other_rows, other_norm = other
+    return num_rows == other_rows and _is_close(norm, other_norm)
 
 
 def _is_close(one: float, other: float) -> bool:
-    return abs(one - other) <= _TOLERANCE * max(abs(one), abs(other))
+    largest = max(abs(one), abs(other))
+    return abs(one - other) <= _TOLERANCE * largest
 
 
 @contextmanager
 def _requiring_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Keep otherwise frozen weights differentiable while the block runs."""
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:

@@ -1,11 +1,11 @@
-"""Sums over folds of the examples, at a random sample of entries: what parts of them would give.
+"""Sums over folds of the examples, at a random sample of entries.
 
-A whole second set of scores would cost what the first one does. A random sample of entries has the
-same distribution of scores, and its sums are read off the running ones after each batch.
+From them follows what scores would be on other sets of examples: on halves of these, say. Sums of
+every fold at every entry would take as much memory again for each fold. A random sample of entries
+has the same distribution of scores, and its sums are read off the running ones after each batch.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -19,7 +19,11 @@ _ENTRIES = 2**18  # of the sample, at most
 
 
 class FoldSums:
-    """Sums at sampled units (entries or rows) of tensors, apart for each fold of the batches."""
+    """Sums at sampled units (entries or output rows) of tensors, one for each fold of the batches.
+
+    The running sums S(t) after batch t cover all batches up to t. A batch adds the difference
+    S(t) - S(t - 1) to its own fold.
+    """
 
     def __init__(
         self,
@@ -31,90 +35,166 @@ class FoldSums:
         max_bytes: int,
         seed: int,
     ) -> None:
-        """`sizes` counts units, `widths` their entries; all sums fit in `room` bytes.
+        """`sizes` counts a tensor's units, `widths` the entries of one; `kinds` as GradientSums.
 
-        `windows` numbers, for each batch, the random part of the examples that it comes from.
+        `windows` numbers for each batch the random part of the examples that it comes from. Windows
+        are dealt to folds in turn. All sums together take at most `max_bytes`.
         """
         random = torch.Generator().manual_seed(seed)
-        self.num_folds, self.widths = min(_FOLDS, len(set(windows))), widths
-        self._fold_of_batch = [window % self.num_folds for window in windows]
-        entries = min(_ENTRIES, max_bytes // (4 * len(kinds) * (self.num_folds + 1) + 8))
-        self.units = _sample_units(sizes, widths, entries, random)
-        self.entries = {name: entries_of(u, widths[name]) for name, u in self.units.items()}
-        self._offsets = _compute_offsets({name: len(found) for name, found in self.entries.items()})
-        total = sum(map(len, self.entries.values()))
-        self.sums = {kind: torch.zeros(self.num_folds, total) for kind in kinds}
-        self._previous = {kind: torch.zeros(total) for kind in kinds}
-        self.counts = [0] * self.num_folds
+        num_windows = len(set(windows))
+        self.num_folds = min(_FOLDS, num_windows)
+        self.widths = widths
+        self._fold_of_batch = []
+        for window in windows:
+            fold = window % self.num_folds
+            self._fold_of_batch.append(fold)
+
+        # An entry takes an fp32 sum of each kind in each fold, another one for the running sum, and
+        # its int64 index.
+        sums_per_entry = len(kinds) * (self.num_folds + 1)
+        bytes_per_entry = 4 * sums_per_entry + 8
+        max_entries = min(_ENTRIES, max_bytes // bytes_per_entry)
+        self.units = _sample_units(sizes, widths, max_entries, random)
+
+        self.entries: dict[str, Tensor] = {}
+        entry_counts: dict[str, int] = {}
+        for name, units in self.units.items():
+            entries = entries_of(units, widths[name])
+            self.entries[name] = entries
+            entry_counts[name] = len(entries)
+
+        # The sampled entries of all tensors lie one after the other in one vector.
+        total = sum(entry_counts.values())
+        self._offsets = _compute_offsets(entry_counts)
+        self.sums: dict[str, Tensor] = {}
+        self._previous: dict[str, Tensor] = {}  # the running sums after the last batch
+        for kind in kinds:
+            self.sums[kind] = torch.zeros(self.num_folds, total)
+            self._previous[kind] = torch.zeros(total)
+        self.counts = [0] * self.num_folds  # examples of each fold
 
     @property
     def nbytes(self) -> int:
-        """What all of it takes."""
-        tensors = (*self.sums.values(), *self._previous.values(), *self.entries.values())
+        """Number of bytes of all sums and indices."""
+        tensors = [
+            *self.sums.values(),
+            *self._previous.values(),
+            *self.entries.values(),
+        ]
         return sum(tensor.nbytes for tensor in tensors)
 
     def begin_pass(self, sums: GradientSums) -> None:
-        """A pass over all batches begins, which adds to these sums."""
-        self.counts, self._examples_seen = [0] * self.num_folds, 0
+        """Begin a pass over all batches, which adds to `sums`: those of one block of entries.
+
+        Forgets what an earlier attempt at the same block has added.
+        """
+        self.counts = [0] * self.num_folds
+        self._examples_seen = 0
+
+        # Of each range of the block: which sampled entries lie in it, and where their sums do.
         self._spans: list[tuple[str, Tensor, slice]] = []
         for block_range in sums.ranges.values():
-            entries, ends = (
-                self.entries[block_range.name],
-                torch.tensor([block_range.start, block_range.stop]),
-            )
-            low, high = torch.searchsorted(entries, ends).tolist()
-            start = self._offsets[block_range.name]
-            self._spans.append(
-                (block_range.name, entries[low:high], slice(start + low, start + high))
-            )
-        for kind in self.sums:
+            name = block_range.name
+            entries = self.entries[name]
+            bounds = torch.tensor([block_range.start, block_range.stop])
+            edges = torch.searchsorted(entries, bounds)
+            low, high = edges.tolist()
+            inside = entries[low:high]
+
+            offset = self._offsets[name]
+            span = slice(offset + low, offset + high)
+            self._spans.append((name, inside, span))
+
+        for kind, fold_sums in self.sums.items():
+            previous = self._previous[kind]
             for _, _, span in self._spans:
-                self.sums[kind][:, span] = 0
-                self._previous[kind][span] = 0
+                fold_sums[:, span] = 0
+                previous[span] = 0
 
     def record_batch(self, batch: int, sums: GradientSums) -> None:
-        """What a batch has added to the sums."""
+        """Add to a batch's fold what the batch has added to the running sums."""
         fold = self._fold_of_batch[batch]
-        self.counts[fold] += sums.examples - self._examples_seen
+        num_examples = sums.examples - self._examples_seen
+        self.counts[fold] += num_examples
         self._examples_seen = sums.examples
+
         for name, entries, span in self._spans:
-            for kind, now in sums.sums_at(name, entries).items():
-                self.sums[kind][fold, span] += now - self._previous[kind][span]
-                self._previous[kind][span] = now
+            running_sums = sums.sums_at(name, entries)
+            for kind, running in running_sums.items():
+                fold_sums = self.sums[kind]
+                previous = self._previous[kind]
+                added = running - previous[span]
+                fold_sums[fold, span] += added
+                previous[span] = running
 
     def all_reduce_sums(self) -> None:
-        """Bring together what every process has summed, each for tensors of its own."""
-        self.sums = {kind: distributed.all_reduce_sum(sums) for kind, sums in self.sums.items()}
+        """All-reduce the sums of all processes, each of which has scored entries of its own."""
+        for kind, sums in self.sums.items():
+            self.sums[kind] = distributed.all_reduce_sum(sums)
 
     def compute_means(self, times: Tensor) -> tuple[dict[str, Tensor], int]:
-        """Mean of each kind over folds, each so many `times`, and how many examples that are."""
-        count = int((times * torch.tensor(self.counts)).sum())
-        return {kind: times.float() @ sums / count for kind, sums in self.sums.items()}, count
+        """Return the mean of each kind at all sampled entries, and over how many examples it is.
+
+        `times` (folds,) are integers: how often each fold counts.
+        """
+        example_counts = times * torch.tensor(self.counts)
+        count = int(example_counts.sum())
+        fold_weights = times.float()
+
+        means: dict[str, Tensor] = {}
+        for kind, sums in self.sums.items():
+            total = fold_weights @ sums  # (sampled entries,)
+            means[kind] = total / count
+        return means, count
 
     def split_by_tensor(self, flat: Tensor) -> dict[str, Tensor]:
-        """What belongs to each tensor of something that has one number for each sampled entry."""
-        sizes = [len(found) for found in self.entries.values()]
-        return dict(zip(self.entries, flat.split(sizes), strict=True))
+        """Split a vector with one number for each sampled entry into those of each tensor."""
+        counts = [len(entries) for entries in self.entries.values()]
+        pieces = flat.split(counts)
+        return dict(zip(self.entries, pieces, strict=True))
 
 
 def _sample_units(
-    sizes: Mapping[str, int], widths: Mapping[str, int], entries: int, random: torch.Generator
+    sizes: Mapping[str, int],
+    widths: Mapping[str, int],
+    entries: int,
+    random: torch.Generator,
 ) -> dict[str, Tensor]:
-    """About as many `entries` of whole units, evenly spread; per tensor sorted int64 units."""
+    """Draw units of all tensors uniformly, about as many as have `entries` entries together.
+
+    Returns sorted int64 units by tensor. Units that are drawn twice count once.
+    """
     total = sum(sizes.values())
-    per_unit = sum(sizes[name] * widths[name] for name in sizes) / max(total, 1)
-    wanted = int(entries / per_unit)
+    total_entries = 0
+    for name, size in sizes.items():
+        total_entries += size * widths[name]
+    mean_width = total_entries / max(total, 1)
+    wanted = int(entries / mean_width)
     if wanted >= total:
         chosen = torch.arange(total)
     else:
-        chosen = torch.randint(total, (wanted,), generator=random).unique()
-    found, start = {}, 0
+        drawn = torch.randint(total, (wanted,), generator=random)
+        chosen = drawn.unique()  # sorted
+
+    # Units are numbered through all tensors; each tensor's are those from `start` on.
+    found: dict[str, Tensor] = {}
+    start = 0
     for name, size in sizes.items():
-        low, high = torch.searchsorted(chosen, torch.tensor([start, start + size])).tolist()
-        found[name] = chosen[low:high] - start
-        start += size
+        end = start + size
+        bounds = torch.tensor([start, end])
+        edges = torch.searchsorted(chosen, bounds)
+        low, high = edges.tolist()
+        own_units = chosen[low:high]
+        found[name] = own_units - start
+        start = end
     return found
 
 
 def _compute_offsets(sizes: Mapping[str, int]) -> dict[str, int]:
-    return dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
+    """Return where each tensor's entries begin in a vector of all of them."""
+    offsets: dict[str, int] = {}
+    next_offset = 0
+    for name, size in sizes.items():
+        offsets[name] = next_offset
+        next_offset += size
+    return offsets

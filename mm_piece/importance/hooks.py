@@ -1,10 +1,17 @@
-"""Gradients where they arise, example by example: from a module's inputs and its output's gradient.
+"""Gradient hooks: weights' gradients for each example, from a module's inputs and output gradient.
 
-The weights stay frozen, so no gradient of the size of the model ever exists. A linear layer's is
-computed in blocks of rows, each of which is added to the sums at once.
+An observer watches one module. When the backward pass arrives at the module's output, the observer
+gets the gradient there and what the module was called with, and computes the gradients of its
+weights. The weights themselves stay frozen, so autograd makes no gradient of their size.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from mm_piece.importance.accumulators import GradientSums
-from mm_piece.modules import Reader, WeightOwner, intercepting_reads, is_running, tracking_calls
+from mm_piece.modules import (
+    Reader,
+    WeightOwner,
+    intercepting_reads,
+    is_running,
+    tracking_calls,
+)
 
 _CPU_ROWS = 256  # of a weight's gradient at once; fewer make slow products of few tokens
 _GPU_ENTRIES = 2**24  # of a weight's gradient at once: enough to fill an accelerator
@@ -22,9 +35,8 @@ _GPU_ENTRIES = 2**24  # of a weight's gradient at once: enough to fill an accele
 class ModuleReused(Exception):
     """A weight is used more than once for one example: no call shows the whole of its gradient.
 
-    Its watched module ran twice, or the weight was read while that module did not run.
-
-    `watched` are the weights that it was watched for, each with the module.
+    Either its observed module ran twice, or the weight was read while that module did not run.
+    `reused` are the weights that the module was observed for, each with the module.
     """
 
     def __init__(self, reused: Iterable[tuple[str, nn.Module]]) -> None:
@@ -33,24 +45,28 @@ class ModuleReused(Exception):
 
 
 class Observation:
-    """What the watchers of a model share: what asks for gradients, and whether they look."""
+    """What all observers of a model share: an anchor in the graph, and whether they observe."""
 
     def __init__(self) -> None:
-        # With every weight frozen, nothing below the first of them asks for a gradient: this does.
+        # With every weight frozen no activation requires a gradient, and autograd builds no graph.
+        # Observed outputs depend on this scalar as well, so that the graph begins with them.
         self.anchor = torch.zeros((), requires_grad=True)
         self.is_active = True
-        self.outside_reads: set[tuple[str, nn.Module]] = (
-            set()
-        )  # weights read where no watcher looks
+
+        # Weights that were read while their observed module did not run.
+        self.outside_reads: set[tuple[str, nn.Module]] = set()
 
     def require_no_outside_reads(self) -> None:
-        """Raise CalledAgain for weights that were read while their watched modules did not run."""
+        """Raise ModuleReused for weights that were read while their module did not run."""
         if self.outside_reads:
             raise ModuleReused(self.outside_reads)
 
     @contextmanager
     def paused_observation(self) -> Iterator[None]:
-        """What runs in here is not seen, forward or backward: a watcher runs it once more."""
+        """Keep all observers blind while the block runs: an observer recomputes its module there.
+
+        They see neither the forward pass nor its backward pass.
+        """
         self.is_active = False
         try:
             yield
@@ -59,102 +75,156 @@ class Observation:
 
 
 class ModuleObserver:
-    """What is told of the call of a module, and of the gradient of its output."""
+    """The receiver of a module's call and of the gradient of its output."""
 
-    def __init__(self, names: Iterable[str], module: nn.Module, sums: GradientSums) -> None:
-        """`names`: the weights whose gradients it adds."""
-        self.names, self.module, self.sums = tuple(names), module, sums
+    def __init__(
+        self,
+        names: Iterable[str],
+        module: nn.Module,
+        sums: GradientSums,
+    ) -> None:
+        """`names`: the weights whose gradients it adds to `sums`."""
+        self.names = tuple(names)
+        self.module = module
+        self.sums = sums
         self.scales: Sequence[float] = ()
 
     def begin_batch(self, scales: Sequence[float]) -> None:
-        """A batch of as many examples begins; each one's gradient counts times its scale."""
-        self.scales, self.was_called = scales, False
+        """Expect a batch of as many examples as scales; each gradient counts times its scale."""
+        self.scales = scales
+        self.was_called = False
 
     def observe_call(self, call: "ModuleCall", gradient: Tensor) -> None:
-        """Add what a call gives, the only one of the batch; CalledAgain if it is not."""
+        """Add the gradients from the only call in this batch; ModuleReused if it is the second."""
         if self.was_called:
             raise ModuleReused((name, self.module) for name in self.names)
         self.was_called = True
         self.add_gradients(call, gradient)
 
     def add_gradients(self, call: "ModuleCall", gradient: Tensor) -> None:
-        """Add every example's gradient; what was called and given has one part for each."""
+        """Add every example's gradient of the weights.
+
+        `gradient` is that of the module's output. Its first dimension is the examples', in order,
+        or can be divided by their number.
+        """
         raise NotImplementedError
 
 
 class GradientHook(ModuleObserver):
-    """The weight of a linear layer."""
+    """The weight W of a linear layer, y_t = W x_t + b for every token t.
 
-    def __init__(self, name: str, module: nn.Linear, sums: GradientSums) -> None:
+    The gradient of example n is the sum of (dL/dy_t) x_t^T over its tokens, which is the matrix
+    product G_n^T X_n of the output gradients G_n (tokens, out) and the inputs X_n (tokens, in). It
+    is computed for a block of output rows at a time and added to the sums at once, so that no
+    gradient of the size of a large weight exists, not even for one example.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Linear,
+        sums: GradientSums,
+    ) -> None:
         super().__init__([name], module, sums)
-        self.name, self.block_range, self.out_features = (
-            name,
-            sums.ranges[name],
-            module.out_features,
-        )
+        self.name = name
+        self.block_range = sums.ranges[name]
+        self.out_features = module.out_features
         self.scratch: Tensor | None = None
 
     def add_gradients(self, call: "ModuleCall", gradient: Tensor) -> None:
         if self.block_range.start == self.block_range.stop:
             return
+
         # Autocast has two dtypes; a CPU multiplies fp32 faster and better than halves.
-        dtype = torch.float32 if gradient.device.type == "cpu" else gradient.dtype
-        x, gradient = call.tensors[0].to(dtype), gradient.to(dtype)
-        columns = x.shape[-1]
-        inputs = x.reshape(len(self.scales), -1, columns)
-        outputs = gradient.reshape(len(self.scales), -1, gradient.shape[-1])
-        for low, high in self._iter_row_blocks(columns, x.device):
-            for scale, example_inputs, example_outputs in zip(
-                self.scales, inputs, outputs, strict=True
-            ):
-                rows = torch.mm(
-                    example_outputs[:, low:high].t(),
-                    example_inputs,
-                    out=self._reserve_scratch(x, high - low),
-                )
-                self.sums.add_gradient(
-                    self.name, low * columns, rows if scale == 1.0 else rows * scale
-                )
+        is_on_cpu = gradient.device.type == "cpu"
+        dtype = torch.float32 if is_on_cpu else gradient.dtype
+        x = call.tensors[0].to(dtype)
+        gradient = gradient.to(dtype)
+
+        num_examples = len(self.scales)
+        in_features = x.shape[-1]
+        out_features = gradient.shape[-1]
+        inputs = x.reshape(num_examples, -1, in_features)  # (examples, tokens, in)
+        outputs = gradient.reshape(num_examples, -1, out_features)  # (examples, tokens, out)
+
+        for low, high in self._iter_row_blocks(in_features, x.device):
+            for scale, x_n, g_n in zip(self.scales, inputs, outputs, strict=True):
+                scratch = self._reserve_scratch(x, high - low)
+                g_block = g_n[:, low:high]  # (tokens, high - low)
+                block = torch.mm(g_block.t(), x_n, out=scratch)  # (high - low, in)
+                if scale != 1.0:
+                    block = block * scale
+                self.sums.add_gradient(self.name, low * in_features, block)
         self.scratch = None
 
-    def _iter_row_blocks(self, columns: int, device: torch.device) -> Iterator[tuple[int, int]]:
-        """Row ranges that cover the run, on one grid: the same products whatever the budget."""
-        step = _CPU_ROWS if device.type == "cpu" else max(1, _GPU_ENTRIES // columns)
-        first = self.block_range.start // columns // step * step
-        for low in range(first, -(-self.block_range.stop // columns), step):
-            yield low, min(low + step, self.out_features)
+    def _iter_row_blocks(
+        self,
+        columns: int,
+        device: torch.device,
+    ) -> Iterator[tuple[int, int]]:
+        """Iterate over blocks of output rows that cover the range of entries to sum.
+
+        Every block begins at a multiple of the same step, wherever the range begins. The products
+        thus have the same shapes, and round the same, whatever the memory budget.
+        """
+        gpu_rows = max(1, _GPU_ENTRIES // columns)
+        step = _CPU_ROWS if device.type == "cpu" else gpu_rows
+        first_row = self.block_range.start // columns
+        end_row = -(-self.block_range.stop // columns)  # rounded up
+
+        first_block = first_row // step * step
+        for low in range(first_block, end_row, step):
+            high = min(low + step, self.out_features)
+            yield low, high
 
     def _reserve_scratch(self, x: Tensor, rows: int) -> Tensor:
-        """Room for a block; memory that is asked for anew would be cleared anew each time."""
+        """Return memory for a block, the same for all blocks of a call.
+
+        A new tensor for each product would be memory from the system, cleared anew each time. No
+        block has more rows than the first.
+        """
         if self.scratch is None:
             self.scratch = x.new_empty(rows, x.shape[-1])
         return self.scratch[:rows]
 
 
 class BiasGradientHook(ModuleObserver):
-    """The bias of a linear layer."""
+    """The bias b of a linear layer: the gradient is the sum of dL/dy_t over an example's tokens."""
 
-    def __init__(self, name: str, module: nn.Module, sums: GradientSums) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        sums: GradientSums,
+    ) -> None:
         super().__init__([name], module, sums)
         self.name = name
 
     def add_gradients(self, call: "ModuleCall", gradient: Tensor) -> None:
-        example_gradients = gradient.reshape(len(self.scales), -1, gradient.shape[-1])
-        for scale, example_gradient in zip(self.scales, example_gradients, strict=True):
-            self.sums.add_gradient(self.name, 0, example_gradient.sum(0) * scale)
+        num_examples = len(self.scales)
+        out_features = gradient.shape[-1]
+        outputs = gradient.reshape(num_examples, -1, out_features)  # (examples, tokens, out)
+
+        for scale, g_n in zip(self.scales, outputs, strict=True):
+            bias_gradient = g_n.sum(0) * scale
+            self.sums.add_gradient(self.name, 0, bias_gradient)
 
 
 @dataclass
 class ModuleCall:
-    """What a module was called with: its tensors apart from all else."""
+    """The arguments of a module's call, its tensors apart from all else."""
 
     tensors: tuple[Tensor, ...]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     @classmethod
-    def from_arguments(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "ModuleCall":
-        """The call with a `_Place` wherever a tensor stood."""
+    def from_arguments(
+        cls,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> "ModuleCall":
+        """Build a call from its arguments, with a `_Placeholder` in place of every tensor."""
         tensors: list[Tensor] = []
 
         def replace_tensor(value: Any) -> Any:
@@ -163,29 +233,36 @@ class ModuleCall:
             tensors.append(value)
             return _Placeholder(len(tensors) - 1)
 
-        placeholders = (
-            tuple(map(replace_tensor, args)),
-            {key: replace_tensor(value) for key, value in kwargs.items()},
-        )
-        return cls(tuple(tensors), *placeholders)
+        plain_args = tuple(map(replace_tensor, args))
+        plain_kwargs = {key: replace_tensor(value) for key, value in kwargs.items()}
+        return cls(tuple(tensors), plain_args, plain_kwargs)
 
     def rerun_module(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
-        """What the module gives for other tensors in the same places."""
+        """Return the module's output for other tensors in the place of this call's."""
 
         def fill_placeholder(value: Any) -> Any:
-            return tensors[value.number] if isinstance(value, _Placeholder) else value
+            if isinstance(value, _Placeholder):
+                return tensors[value.number]
+            return value
 
-        filled = {key: fill_placeholder(value) for key, value in self.kwargs.items()}
-        return module.forward(*map(fill_placeholder, self.args), **filled)
+        args = map(fill_placeholder, self.args)
+        kwargs = {key: fill_placeholder(value) for key, value in self.kwargs.items()}
+        # `forward` alone: the module's hooks, ours among them, have run for this call.
+        return module.forward(*args, **kwargs)
 
 
 @dataclass(frozen=True)
 class _Placeholder:
+    """The place of a tensor among the arguments of a call."""
+
     number: int
 
 
 class _ObservedOutput(torch.autograd.Function):
-    """An output, unchanged; its gradient is shown to a watcher, with the module's call."""
+    """An output, unchanged; on the way back an observer gets its gradient and the module's call.
+
+    A function of its own and not a tensor hook, because it holds the module's inputs until then.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -196,51 +273,71 @@ class _ObservedOutput(torch.autograd.Function):
         call: ModuleCall,
         *tensors: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(*tensors)  # not an attribute: gradient checkpointing takes these over
-        ctx.shown = observer, ModuleCall((), call.args, call.kwargs)
+        # Gradient checkpointing frees and recomputes what is saved in this way, and only that: as
+        # attributes of `ctx` the inputs of all modules would live until the backward pass.
+        ctx.save_for_backward(*tensors)
+        ctx.observer = observer
+        ctx.call = ModuleCall((), call.args, call.kwargs)
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        observer, call = ctx.shown
-        tensors = ctx.saved_tensors  # once: recomputed ones are given out once
-        observer.observe_call(replace(call, tensors=tensors), gradient)
-        return gradient, *(None,) * (3 + len(tensors))
+        # Once only: torch.utils.checkpoint refuses a second read of what it has recomputed.
+        tensors = ctx.saved_tensors
+        call = replace(ctx.call, tensors=tensors)
+        ctx.observer.observe_call(call, gradient)
+
+        # One for each argument of `forward`: the output's own, and nothing for the others.
+        return gradient, None, None, None, *(None for _ in tensors)
 
 
 @contextmanager
 def observing_modules(
-    observers: Sequence[ModuleObserver], observation: Observation, owners: Mapping[str, WeightOwner]
+    observers: Sequence[ModuleObserver],
+    observation: Observation,
+    owners: Mapping[str, WeightOwner],
 ) -> Iterator[None]:
-    """Every gradient that reaches a watched module is shown to its watcher.
+    """Keep observers attached to their modules while the block runs.
 
-    `owners`: of the watched weights. Where one is read outside of its watched module, as a
-    functional layer reads it, `observation` takes it down.
+    `owners`: of the observers' weights, at least. Where one of these weights is read while its
+    observed module does not run, as by torch.nn.functional, `observation` notes it.
     """
     readers: dict[nn.Module, dict[str, Reader]] = {}
     for observer in observers:
         for name in observer.names:
             owner = owners[name]
             reader = _make_reader(name, owner.attribute, observer.module, observation)
-            readers.setdefault(owner.module, {})[owner.attribute] = reader
+            module_readers = readers.setdefault(owner.module, {})
+            module_readers[owner.attribute] = reader
 
     with ExitStack() as stack:
         for observer in observers:
-            # Before others' hooks, and so after theirs on the way back: weights are gathered then.
+            # Before others' hooks, and so after theirs on the way back: ZeRO-3's have gathered the
+            # module's weights then.
             handle = observer.module.register_forward_hook(
-                _make_forward_hook(observer, observation), with_kwargs=True, prepend=True
+                _make_forward_hook(observer, observation),
+                with_kwargs=True,
+                prepend=True,
             )
             stack.callback(handle.remove)
-        for module in dict.fromkeys(observer.module for observer in observers):
+
+        # Several observers may share a module, which is tracked once.
+        observed_modules = dict.fromkeys(observer.module for observer in observers)
+        for module in observed_modules:
             stack.enter_context(tracking_calls(module))
-        for module, of_module in readers.items():
-            stack.enter_context(intercepting_reads(module, of_module))
+        for module, module_readers in readers.items():
+            stack.enter_context(intercepting_reads(module, module_readers))
         yield
 
 
 def _make_reader(
-    name: str, attribute: str, observed: nn.Module, observation: Observation
+    name: str,
+    attribute: str,
+    observed: nn.Module,
+    observation: Observation,
 ) -> Reader:
+    """Return a reader of a weight that notes reads outside of the observed module."""
+
     def fetch_parameter(module: nn.Module) -> Tensor:
         if observation.is_active and not is_running(observed):
             observation.outside_reads.add((name, observed))
@@ -249,13 +346,29 @@ def _make_reader(
     return fetch_parameter
 
 
-def _make_forward_hook(observer: ModuleObserver, observation: Observation) -> Callable[..., Tensor]:
+def _make_forward_hook(
+    observer: ModuleObserver,
+    observation: Observation,
+) -> Callable[..., Tensor]:
+    """Return a forward hook that puts `_ObservedOutput` behind a module's output."""
+
     def observe_output(
-        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        _: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Tensor,
     ) -> Tensor:
         if not observation.is_active:
             return output
+
         call = ModuleCall.from_arguments(args, kwargs)
-        return _ObservedOutput.apply(output, observation.anchor, observer, call, *call.tensors)  # type: ignore
+        observed_output: Any = _ObservedOutput.apply(
+            output,
+            observation.anchor,
+            observer,
+            call,
+            *call.tensors,
+        )
+        return observed_output
 
     return observe_output

@@ -1,10 +1,8 @@
-"""What a model's answers stand on: how much the lead of each token it would say can be moved.
+"""Margin sensitivity: how easily a change of weights changes the tokens that a model answers with.
 
-An answer token changes when its lead, the logit of the token less the highest other one, is used
-up. Moves d_i of weights i, independent and with mean zero, change a lead m by sum (dm/dw_i) d_i,
-and by Chebyshev's inequality use it up with a probability of at most the sum of
-(dm/dw_i / m) ** 2 d_i ** 2. The Fisher of the same token would vanish with the error that is left
-(like exp(-2 m)): of a sure answer it says that every weight is free.
+The logit margin m of an answer token is its logit less the highest other one. The token changes
+when m falls to zero. PIECE-R takes a weight's margin sensitivity, the mean over answer tokens of
+(dm/dw / m) ** 2, as the importance K of the weight for what the model already does.
 """
 
 from zlib import crc32
@@ -12,36 +10,91 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from mm_piece.importance.backward import IGNORE_INDEX, Batch, to_model_device
+from mm_piece.importance.backward import (
+    IGNORE_INDEX,
+    Batch,
+    to_model_device,
+)
 
-_MIN_MARGIN = 1.0  # nats: smaller leads count as this one, or a single token would outweigh all
+# Why (dm/dw / m) ** 2. Let the weights change by d_i, independent of each other and with mean zero.
+# To first order a margin then changes by sum_i (dm/dw_i) d_i, with mean zero and with the variance
+# sum_i (dm/dw_i) ** 2 E[d_i ** 2]. By Chebyshev's inequality
+#     P(the token changes) <= P(|change of m| >= m) <= sum_i (dm/dw_i / m) ** 2 E[d_i ** 2],
+# so (dm/dw_i / m) ** 2 is what weight i adds to the bound, for each unit of its squared change.
+#
+# Why not the Fisher of the same token. Its gradient is that of log p, and with one other token
+# d(log p)/dm = 1 - p, about exp(-m). Squared, it vanishes like exp(-2 m): for an answer that the
+# model is sure of, the Fisher says that every weight is free to change.
+#
+# Why random signs. A sum of squared gradients over tokens t would take a backward pass for each
+# token. With independent signs s_t = +-1, E[s_t s_u] = 0 for t != u, and so
+#     E[(d/dw sum_t s_t a_t m_t) ** 2] = sum_t (a_t dm_t/dw) ** 2.
+# The squared gradient of one signed sum is thus an unbiased estimate, in one backward pass
+# (Hutchinson's estimator of a diagonal).
+
+_MIN_MARGIN = 1.0  # nats: smaller margins count as this one, or one token would outweigh all
 
 
 def margin_sensitivity(model: nn.Module, batch: Batch) -> Tensor:
-    """A sum whose squared gradient is, in expectation over random signs, the weights' stake.
+    """Return a scalar whose squared gradient is in expectation each weight's margin sensitivity.
 
-    For each example the mean over its answer tokens of (dm/dw / max(m, 1)) ** 2; tokens that others
-    lead have nothing at stake. Of several examples, by their shares of the answer tokens, as the
-    loss has them. The signs depend on the answer alone. Returns a scalar.
+    For one example that is the mean over its answer tokens of (dm/dw / max(m, 1)) ** 2, where
+    tokens whose margin is not positive count as zero: the model would not answer with them. A batch
+    gives the sum of its examples' scalars, each times its share of the answer tokens, as a loss
+    does.
     """
     inputs = to_model_device(batch, model)
-    labels = inputs.pop("labels")[:, 1:]
-    answered = labels != IGNORE_INDEX
-    logits = model(**inputs).logits[:, :-1][answered].float()
-    tokens = labels[answered].unsqueeze(-1)
-    others = logits.scatter(-1, tokens, float("-inf")).amax(-1)
-    margins = logits.gather(-1, tokens).squeeze(-1) - others
-    inverse_margins = (margins > 0) / margins.detach().clamp(min=_MIN_MARGIN)
-    counts = answered.sum(1)
-    weights = (counts.clamp(min=1).sqrt() / counts.sum()).repeat_interleave(counts)
-    return (_draw_signs(labels, answered).to(margins) * weights * inverse_margins * margins).sum()
+    labels = inputs.pop("labels")
+    next_tokens = labels[:, 1:]  # the first token follows nothing
+    is_answer = next_tokens != IGNORE_INDEX  # (examples, tokens - 1)
+
+    outputs = model(**inputs)
+    logits = outputs.logits[:, :-1]
+    logits = logits[is_answer].float()  # (answer tokens, vocabulary)
+
+    tokens = next_tokens[is_answer].unsqueeze(-1)  # (answer tokens, 1)
+    other_logits = logits.scatter(-1, tokens, float("-inf"))
+    highest_other = other_logits.amax(-1)
+    answer_logits = logits.gather(-1, tokens)
+    margins = answer_logits.squeeze(-1) - highest_other  # (answer tokens,)
+
+    # The denominator is detached: the gradient of m / m would be zero.
+    denominators = margins.detach().clamp(min=_MIN_MARGIN)
+    is_leading = margins > 0
+    inverse_margins = is_leading / denominators
+
+    # With T_n answer tokens in example n and T in all, a token weighs sqrt(T_n) / T. For an example
+    # alone (T_n = T) that is 1 / sqrt(T_n), whose square makes the mean over the tokens. In a batch
+    # it is T_n / T of that, a share which `scales_of` makes up for as it does for a loss.
+    counts = is_answer.sum(1)  # (examples,)
+    roots = counts.clamp(min=1).sqrt()
+    example_weights = roots / counts.sum()
+    token_weights = example_weights.repeat_interleave(counts)
+
+    signs = _draw_signs(next_tokens, is_answer)
+    signs = signs.to(margins)
+    coefficients = signs * token_weights * inverse_margins
+    signed_margins = coefficients * margins
+    return signed_margins.sum()
 
 
 def _draw_signs(labels: Tensor, answered: Tensor) -> Tensor:
-    """A random sign for each answer token, the same in whatever batch an example stands."""
-    found = [torch.empty(0)]
-    for row, mask in zip(labels.cpu(), answered.cpu(), strict=True):
+    """Return a random sign for each answer token, in the order of the tokens.
+
+    The seed is a checksum of the answer's own tokens, so that an example has the same signs in
+    whatever batch it stands.
+    """
+    label_rows = labels.cpu()
+    masks = answered.cpu()
+    signs = [torch.empty(0)]  # a batch without answers has none
+
+    for row, mask in zip(label_rows, masks, strict=True):
         answer = row[mask]
-        generator = torch.Generator().manual_seed(crc32(answer.numpy().tobytes()))
-        found.append(2.0 * torch.randint(0, 2, answer.shape, generator=generator) - 1)
-    return torch.cat(found)
+        answer_bytes = answer.numpy().tobytes()
+        generator = torch.Generator()
+        generator.manual_seed(crc32(answer_bytes))
+
+        bits = torch.randint(0, 2, answer.shape, generator=generator)
+        example_signs = 2.0 * bits - 1  # 0 or 1 to -1 or 1
+        signs.append(example_signs)
+    return torch.cat(signs)

@@ -1,10 +1,15 @@
-"""A block's gradients, example by example: from whole batches where it can be, else one by one.
+"""Each example's gradient of the weights of one block, added to running sums.
 
-How a weight's gradients are found is decided for each weight by itself, from the model and the
-batch: they round the same whichever other weights are looked at.
+A batch goes through the model in one pass where its examples can be told apart inside of it. For
+the weights where they cannot, the examples of the batch follow one by one.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -33,22 +38,58 @@ from mm_piece.importance.hooks import (
 )
 from mm_piece.modules import WeightOwner, owners_of
 
+# The aim. Scores need sum_n g_n and sum_n g_n ** 2 over examples n, entry by entry, where
+# g_n = dL_n/dw and L_n is the mean loss over the answer tokens of example n. Autograd alone gives
+# one sum over the whole batch, whose square is not the sum of the squares. So every g_n is needed
+# by itself. One backward pass for each example always gives it, but is slow; the following ways
+# find all g_n of a batch in a single backward pass.
+#
+# 1. A linear layer, y_t = W x_t + b for every token t. By the chain rule
+#        dL_n/dW = sum over the tokens t of example n of (dL_n/dy_t) x_t^T = G_n^T X_n
+#        dL_n/db = sum over the same tokens of dL_n/dy_t
+#    with the layer's inputs X_n (tokens, in) and the gradient of its outputs G_n (tokens, out).
+#    Both pass by during a pass over the batch: GradientHook and BiasGradientHook pick them up and
+#    multiply the rows of each example alone.
+#
+# 2. Any other module with weights (a norm, a convolution, stacked experts, a bare parameter). No
+#    formula is known here, so the module is recomputed: it runs again on the inputs of one example,
+#    and autograd takes that example's rows of the output gradient back to the weights (Recompute).
+#    If the module itself does not keep the examples apart, a module around it may.
+#
+# 3. Whatever is left: a backward pass for each example, in which linear weights still take way 1
+#    (no gradient of the weight's size is ever made) and all others get autograd's own gradient.
+#
+# Scales. A batch's loss is the mean over all of its answer tokens, L = sum_n (T_n / T) L_n with T_n
+# answer tokens in example n and T in all. The rows of the output gradient that belong to example n
+# are therefore T_n / T times what L_n alone gives. The scale T / T_n makes up for it; it must come
+# before squaring, so that an example counts the same in whatever batch it stands.
+#
+# Reuse. A module that runs twice for one example gives g_n = a + b, one part for each call. Neither
+# call shows the sum, and a ** 2 + b ** 2 is not (a + b) ** 2. The same holds for a weight that is
+# tied (it lies in two modules) or read while its module does not run. Such weights are excluded
+# from observing that module: a module around all of the calls may be recomputed, or way 3 is left,
+# where autograd sums the parts before anything is squared.
+
 ReusedModules = Collection[tuple[str, nn.Module]]  # weights, each with a module that runs twice
 
 
 @dataclass(frozen=True)
 class _GradientPass:
-    """How the gradients of some weights are found in one backward pass."""
+    """How one backward pass finds the gradients of some weights; false if of none."""
 
     observers: Sequence[ModuleObserver]
-    collected: Mapping[str, nn.Parameter]  # dense, from autograd
+    collected: Mapping[str, nn.Parameter]  # dense gradients, from autograd
 
     def __bool__(self) -> bool:
         return bool(self.observers or self.collected)
 
 
 class PerExampleGradients:
-    """The gradients of the weights of `sums`, none from a call of a module that runs `twice`."""
+    """The gradients of the weights of `sums`, which they are added to.
+
+    The way to a weight's gradient depends on the model and the batch only, never on which other
+    weights are scored: it rounds the same in every block, whatever the memory budget.
+    """
 
     def __init__(
         self,
@@ -57,30 +98,48 @@ class PerExampleGradients:
         reused: ReusedModules,
         objective: Objective = loss_of,
     ) -> None:
-        self.model, self.sums, self.reused, self.objective = model, sums, reused, objective
-        named, owners = weights(model), owners_of(model)
-        self.named = {name: named[name] for name in sums.ranges}
-        owned = {name: owners[id(weight)] for name, weight in self.named.items()}
-        self.owners = {name: found[0] for name, found in owned.items() if len(found) == 1}
+        """`reused`: known from an earlier attempt, which ended with ModuleReused."""
+        self.model = model
+        self.sums = sums
+        self.reused = reused
+        self.objective = objective
+
+        model_weights = weights(model)
+        self.named = {name: model_weights[name] for name in sums.ranges}
+
+        # Only weights that lie in one module: of a tied weight, each module shows a part.
+        all_owners = owners_of(model)
+        self.owners: dict[str, WeightOwner] = {}
+        for name, weight in self.named.items():
+            weight_owners = all_owners[id(weight)]
+            if len(weight_owners) == 1:
+                self.owners[name] = weight_owners[0]
+
         self.observation = Observation()
         self.per_example_pass = self._plan_example_pass(self.named)
         self.passes_by_kind: dict[tuple[object, ...], tuple[_GradientPass, _GradientPass]] = {}
 
     def add_batch(self, batch: Batch) -> None:
-        """The gradients of a batch's examples."""
+        """Add the gradient of every example of a batch.
+
+        Raises ModuleReused if a weight turns out to be used twice: the sums are incomplete then,
+        and the caller begins anew with these weights among `reused`.
+        """
         batched, per_example = self._plan_passes(batch)
+
         if batched:
-            self._run_backward(batch, batched.observers, {}, scales_of(batch))
+            scales = scales_of(batch)
+            self._run_backward(batch, batched.observers, {}, scales)
+
         for example in iter_examples(batch):
             if per_example:
                 self._run_backward(example, per_example.observers, per_example.collected, [1.0])
             self.sums.examples += 1
 
     def add_batch_as_one(self, batch: Batch) -> None:
-        """The gradient of a batch's objective, as if it were one example's."""
-        self._run_backward(
-            batch, self.per_example_pass.observers, self.per_example_pass.collected, [1.0]
-        )
+        """Add the gradient of a batch's objective, as if the batch were one example."""
+        single = self.per_example_pass
+        self._run_backward(batch, single.observers, single.collected, [1.0])
         self.sums.examples += 1
 
     def _run_backward(
@@ -90,102 +149,153 @@ class PerExampleGradients:
         collected: Mapping[str, nn.Parameter],
         scales: list[float],
     ) -> None:
+        """Run one forward and one backward pass, during which all gradients are added.
+
+        `scales`: one for each example of the batch.
+        """
         for observer in observers:
             observer.begin_batch(scales)
         self.observation.outside_reads.clear()
+
         with (
             observing_modules(observers, self.observation, self.owners),
             collecting_gradients(collected, self._add_dense_gradient),
         ):
             loss = self.objective(self.model, batch)
             self.observation.require_no_outside_reads()
-            if loss.requires_grad:  # a text reaches no weight of a block that lies in the tower
+
+            # Without an image no weight of the vision tower is used: if all weights of the block
+            # lie there, the loss depends on none of them.
+            if loss.requires_grad:
                 loss.backward()
 
-    def _add_dense_gradient(self, name: str, gradient: Tensor) -> None:
+    def _add_dense_gradient(
+        self,
+        name: str,
+        gradient: Tensor,
+    ) -> None:
         self.sums.add_gradient(name, 0, gradient)
 
     def _plan_passes(self, batch: Batch) -> tuple[_GradientPass, _GradientPass]:
-        """How a batch is passed through as a whole, and how its examples one by one."""
+        """Return how to pass a batch as a whole, then each of its examples.
+
+        Together they cover every weight once. The plan for a kind of batch is made from the first
+        one of that kind.
+        """
         kind = _batch_kind_of(batch)
         if kind is None:
             return _GradientPass([], {}), self.per_example_pass
+
         if kind not in self.passes_by_kind:
             separable = find_separable_modules(self.model, batch)
-            batched = self._make_batch_observers(separable)
-            observed = {name for observer in batched for name in observer.names}
+            observers = self._make_batch_observers(separable)
+            observed = {name for observer in observers for name in observer.names}
             others = [name for name in self.named if name not in observed]
-            self.passes_by_kind[kind] = _GradientPass(batched, {}), self._plan_example_pass(others)
+
+            batched = _GradientPass(observers, {})
+            per_example = self._plan_example_pass(others)
+            self.passes_by_kind[kind] = batched, per_example
+
         return self.passes_by_kind[kind]
 
     def _plan_example_pass(self, names: Iterable[str]) -> _GradientPass:
-        """Weights in a pass over one example: what no layer shows comes from autograd."""
-        gradient_hooks = [
-            GradientHook(name, owner.module, self.sums)  # type: ignore[arg-type] - is_linear says so
-            for name in names
-            if (owner := self._find_hooked_owner(name)) is not None
-        ]
-        hooked = {gradient_hook.name for gradient_hook in gradient_hooks}
-        return _GradientPass(
-            gradient_hooks, {name: self.named[name] for name in names if name not in hooked}
-        )
+        """Return how a pass over one example finds the gradients of some weights."""
+        gradient_hooks: list[ModuleObserver] = []
+        collected: dict[str, nn.Parameter] = {}
+
+        for name in names:
+            owner = self._find_hooked_owner(name)
+            if owner is None:
+                collected[name] = self.named[name]
+            else:
+                linear = owner.module
+                gradient_hooks.append(GradientHook(name, linear, self.sums))  # type: ignore[arg-type] - is_linear says so
+
+        return _GradientPass(gradient_hooks, collected)
 
     def _make_batch_observers(self, separable: SeparableModules) -> list[ModuleObserver]:
-        """A watcher for every weight with a module that keeps the examples of a batch apart."""
-        found: list[ModuleObserver] = []
+        """Return observers for all weights whose gradients a batched pass can tell apart."""
+        observers: list[ModuleObserver] = []
         recomputed: dict[nn.Module, dict[str, nn.Parameter]] = {}
+
         for name, owner in self.owners.items():
-            separable_module = self._find_separable_module(name, owner, separable)
-            if separable_module is None:
+            module = self._find_separable_module(name, owner, separable)
+            if module is None:
                 continue
             if self._find_hooked_owner(name):
-                found.append(GradientHook(name, separable_module, self.sums))  # type: ignore[arg-type] - as above
-            elif separable_module is owner.module and owner.is_linear("bias"):
-                found.append(BiasGradientHook(name, separable_module, self.sums))
+                observers.append(GradientHook(name, module, self.sums))  # type: ignore[arg-type] - as above
+            elif module is owner.module and owner.is_linear("bias"):
+                observers.append(BiasGradientHook(name, module, self.sums))
             else:
-                recomputed.setdefault(separable_module, {})[name] = self.named[name]
+                recomputed.setdefault(module, {})[name] = self.named[name]
+
+        # One run of a module serves all of its weights.
         for module, named in recomputed.items():
-            found.append(Recompute(module, separable[module], named, self.sums, self.observation))
-        return found
+            split_flags = separable[module]
+            observers.append(
+                Recompute(
+                    module,
+                    split_flags,
+                    named,
+                    self.sums,
+                    self.observation,
+                )
+            )
+        return observers
 
     def _find_separable_module(
-        self, name: str, owner: WeightOwner, separable: SeparableModules
+        self,
+        name: str,
+        owner: WeightOwner,
+        separable: SeparableModules,
     ) -> nn.Module | None:
-        """The module whose calls tell of a weight's gradients in a batch: the innermost there is.
+        """Return the innermost module that shows a weight's gradient for each example, if any.
 
-        Of a linear layer its own alone: others would make a gradient of the layer's size.
+        The innermost is the cheapest to recompute.
         """
-        module_chain = (
-            owner.module_chain[:1] if self._find_hooked_owner(name) else owner.module_chain
-        )
-        return next(
-            (m for m in module_chain if m in separable and (name, m) not in self.reused), None
-        )
+        module_chain = owner.module_chain
+        if self._find_hooked_owner(name):
+            # A linear layer alone: recomputing a module around it would make a gradient of the
+            # weight's size for each example.
+            module_chain = module_chain[:1]
+
+        for module in module_chain:
+            if module in separable and (name, module) not in self.reused:
+                return module
+        return None
 
     def _find_hooked_owner(self, name: str) -> WeightOwner | None:
-        """The owner of a linear layer's weight that no other layer shares and that runs once."""
+        """Return the owner of a linear layer's weight, None for any other, tied or reused."""
         owner = self.owners.get(name)
-        if owner is None or not owner.is_linear("weight") or (name, owner.module) in self.reused:
+        if owner is None or not owner.is_linear("weight"):
+            return None
+        if (name, owner.module) in self.reused:
             return None
         return owner
 
 
 def _batch_kind_of(batch: Batch) -> tuple[object, ...] | None:
-    """What batches have in common that can be cut alike; None for one that is taken apart.
+    """Return what a batch has in common with others that the same plan fits.
 
-    Every tensor has a row for each example, and what is neither a token nor a number (the sizes of
-    images) is the same for all of them.
+    None for one whose examples are passed one by one: a single example, or a batch with a tensor
+    that cannot be divided by examples. Every tensor needs a row for each example. Integers that are
+    not one for each token describe the others (sizes of images) and must be the same for all
+    examples, or the rows of the other tensors mean different things.
     """
     labels = batch.get("labels")
     if not isinstance(labels, Tensor) or len(labels) == 1:
         return None
+
     kind: list[object] = []
     for key, value in sorted(batch.items()):
         if not isinstance(value, Tensor) or len(value) != len(labels):
             return None
+
+        # One number for each token: batches of all lengths are of one kind.
         if value.shape == labels.shape:
             kind.append(key)
             continue
+
         if not value.is_floating_point() and bool((value != value[:1]).any()):
             return None
         kind.append((key, value.shape[1:]))

@@ -1,10 +1,10 @@
 """Models: bases as transformers loads them, and their files as streams of weights.
 
 base               a model and its processor, from a hub id or a folder
-placement          devices that a base is put on
+placement          the devices that a base is put on
 skeleton           a base's weights by their names in its files, without values
 checkpoint         a folder's weights under published names, slice by slice
-generation         greedy answers
+generation         greedy decoding
 image_processor    open_clip's image transform for transformers
 assembly/          new bases out of a vision encoder and a language model
 """

@@ -28,31 +28,42 @@ from mm_piece.models import image_processor  # noqa: F401 - AutoProcessor finds 
 from mm_piece.models.placement import require_devices, require_experts, require_values
 from mm_piece.recipe import require_options
 
-# Options of `from_pretrained` that say which of a base's files hold its weights. A store records
-# them: without them it would be another base.
+# Options of `from_pretrained` that select a base's files of weights. A store records them: other
+# files would be another base.
 READING_OPTIONS = ("subfolder", "variant", "use_safetensors")
 _COMPUTE_OPTIONS = ("attn_implementation", "experts_implementation")
 
 
-def load_base(base: str | Path, revision: str | None = None, **options: Any) -> tuple[Any, Any]:
-    """The base and its processor (a tokenizer for a text model), in evaluation mode.
+def load_base(
+    base: str | Path,
+    revision: str | None = None,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Load a base and its processor (a language model's tokenizer), in evaluation mode.
 
-    `options` go to `from_pretrained` as they stand (dtype as a name or a torch.dtype, default
-    float32). Raises ModelError in one line for an option that is not among `options_of`'s, and when
-    the base is missing, of an unknown family, lacks weights or has some of another shape, is
-    quantised, or has an adapter beside it.
+    `options` go to `from_pretrained` as they are (dtype as a name or a torch.dtype, default
+    float32). Raises ModelError, in one line, for an option that `require_options` refuses, and for
+    a base that is missing, of an unknown family, quantised, without some of its weights or with
+    weights of another shape, or has an adapter beside it.
     """
     options = validate_options(options)
     require_devices(options)
     logging.disable_progress_bar()
-    source, subfolder = resolve_source(base), options.get("subfolder") or ""
+
+    source = resolve_source(base)
+    subfolder = options.get("subfolder") or ""
     with raising_model_error(f"cannot load base {source}"):
         config = load_family_config(source, revision, subfolder)
         options["dtype"] = as_dtype(options.get("dtype", "float32"))
-        # What does not fit is told by name below; transformers would point to a printed table.
-        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, loaded = auto_class_of(config).from_pretrained(source, revision=revision, **options)
+
+        # `require_complete_load` names what does not fit; transformers' own error would refer to a
+        # table that it prints.
+        options["output_loading_info"] = True
+        options["ignore_mismatched_sizes"] = True
+        auto_class = auto_class_of(config)
+        model, loaded = auto_class.from_pretrained(source, revision=revision, **options)
         processor = _read_processor(source, config, revision, subfolder)
+
     require_complete_load(source, loaded)
     require_values(model)
     require_experts(model, options)
@@ -60,52 +71,80 @@ def load_base(base: str | Path, revision: str | None = None, **options: Any) -> 
 
 
 def validate_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What may be said of how a base loads, under the names of today; ModelError for the rest."""
+    """Return the options of loading a base under their current names; ModelError for any other."""
     try:
         return require_options(options)
     except ValueError as error:
         raise ModelError(f"loading a base: {error}") from error
 
 
-def load_processor(base: str | Path, revision: str | None = None, **options: Any) -> Any:
-    """The processor of a base alone (a text model's tokenizer); ModelError as in `load_base`."""
-    source, subfolder = resolve_source(base), options.get("subfolder") or ""
+def load_processor(
+    base: str | Path,
+    revision: str | None = None,
+    **options: Any,
+) -> Any:
+    """Load the processor of a base alone (a language model's tokenizer).
+
+    Raises ModelError as `load_base` does.
+    """
+    source = resolve_source(base)
+    subfolder = options.get("subfolder") or ""
     with raising_model_error(f"cannot load base {source}"):
         config = load_family_config(source, revision, subfolder)
         return _read_processor(source, config, revision, subfolder)
 
 
 def pick_reading_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `from_pretrained`'s options that say which files a base is read from."""
-    return {key: options[key] for key in READING_OPTIONS if options.get(key) not in (None, "")}
+    """Return the options that select a base's files, as far as they are set."""
+    picked: dict[str, Any] = {}
+    for key in READING_OPTIONS:
+        if options.get(key) not in (None, ""):
+            picked[key] = options[key]
+    return picked
 
 
-def build_meta_model(base: str | Path, revision: str | None = None, **options: Any) -> Any:
-    """The model of a base without values (on the meta device), from its configuration alone.
+def build_meta_model(
+    base: str | Path,
+    revision: str | None = None,
+    **options: Any,
+) -> Any:
+    """Build the model of a base without values, on the meta device, from its configuration alone.
 
-    Of `options` it takes where the configuration lies, and how the model computes.
+    Only two kinds of `options` matter: where the configuration is, and how the model computes.
     """
-    source, computing = (
-        resolve_source(base),
-        {key: options[key] for key in _COMPUTE_OPTIONS if key in options},
-    )
+    source = resolve_source(base)
+    subfolder = options.get("subfolder") or ""
+    computing = {key: options[key] for key in _COMPUTE_OPTIONS if key in options}
+
     with raising_model_error(f"cannot load base {source}"):
-        config = load_family_config(source, revision, options.get("subfolder") or "")
+        config = load_family_config(source, revision, subfolder)
+        auto_class = auto_class_of(config)
         with torch.device("meta"):
-            return auto_class_of(config).from_config(config, **computing).eval()
+            return auto_class.from_config(config, **computing).eval()
 
 
-def load_family_config(source: str, revision: str | None = None, subfolder: str = "") -> Any:
-    """The configuration of a base of a known family; ModelError as `plain_config`."""
+def load_family_config(
+    source: str,
+    revision: str | None = None,
+    subfolder: str = "",
+) -> Any:
+    """Load the configuration of a base of a known family.
+
+    Raises ModelError for another family, and as `load_plain_config` does.
+    """
     config = load_plain_config(source, revision, subfolder)
     rules_of(config.model_type)
     return config
 
 
-def load_plain_config(source: str, revision: str | None = None, subfolder: str = "") -> Any:
-    """The configuration of a model whose files hold its weights as they are.
+def load_plain_config(
+    source: str,
+    revision: str | None = None,
+    subfolder: str = "",
+) -> Any:
+    """Load the configuration of a model whose files contain its weights as they are.
 
-    Raises ModelError for one with an adapter beside it, and for a quantised one.
+    Raises ModelError for a model with an adapter beside it, and for a quantised one.
     """
     if find_adapter_config_file(source, revision=revision, subfolder=subfolder):
         raise ModelError(
@@ -113,6 +152,7 @@ def load_plain_config(source: str, revision: str | None = None, subfolder: str =
             "weights. Remove the adapter's files if it is merged already, else merge it first "
             "(PEFT's merge_and_unload) and save the model alone"
         )
+
     config = AutoConfig.from_pretrained(source, revision=revision, subfolder=subfolder)
     if "quantization_config" in config.to_dict():
         raise ModelError(
@@ -123,29 +163,31 @@ def load_plain_config(source: str, revision: str | None = None, subfolder: str =
 
 
 def auto_class_of(config: Any) -> Any:
-    """The class whose `from_pretrained` loads a base of such a configuration."""
+    """Return the class whose `from_pretrained` loads a base with this configuration."""
     return AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
 
 
 def require_complete_load(source: str, loaded: Mapping[str, Any]) -> None:
-    """Raise ModelError for weights that transformers could not take from the files.
+    """Raise ModelError for weights that the files do not contain, or in another shape.
 
-    It would draw them at random.
+    transformers draws such weights at random. `loaded` is its loading info.
     """
     for name, found, expected in sorted(loaded["mismatched_keys"]):
         raise ModelError(
             f"{source}: {name} is {list(found)}, the model has {list(expected)}: "
             "its config.json is another model's"
         )
-    if missing := sorted(loaded["missing_keys"]):
+
+    missing = sorted(loaded["missing_keys"])
+    if missing:
         raise ModelError(f"base {source} lacks {len(missing)} weights, {missing[0]!r} among them")
 
 
 @contextmanager
 def raising_model_error(message: str) -> Iterator[None]:
-    """Context in which whatever a library raises becomes a ModelError of one line.
+    """Raise a ModelError of one line for every error of a library in the block.
 
-    A base comes from a user, and libraries answer to what does not fit with errors of any kind.
+    A base comes from a user, and libraries answer with errors of any kind to one that does not fit.
     """
     try:
         yield
@@ -155,45 +197,67 @@ def raising_model_error(message: str) -> Iterator[None]:
         raise ModelError(f"{message}: {format_error(error)}") from error
 
 
-def max_positions_of(base: str | Path, revision: str | None = None, **options: Any) -> int:
-    """How many positions the base's language model was made for."""
+def max_positions_of(
+    base: str | Path,
+    revision: str | None = None,
+    **options: Any,
+) -> int:
+    """Return the number of positions that the base's language model was made for."""
     source = resolve_source(base)
+    subfolder = options.get("subfolder") or ""
     with raising_model_error(f"cannot load base {source}"):
-        config = load_family_config(source, revision, options.get("subfolder") or "")
+        config = load_family_config(source, revision, subfolder)
         return config.get_text_config().max_position_embeddings
 
 
 def resolve_source(base: str | Path) -> str:
-    """A folder or hub id as transformers takes it; ModelError for a folder that is not there."""
+    """Return a folder or hub id as transformers takes it; ModelError for a missing folder."""
     source = str(base)
     if not source:
         raise ModelError("base is empty; give a folder or a hub id")
-    if not Path(source).is_dir() and (source.count("/") > 1 or source[:1] in "/."):
+
+    # A hub id is `name` or `owner/name`.
+    is_path = source.count("/") > 1 or source[:1] in "/."
+    if is_path and not Path(source).is_dir():
         raise ModelError(f"cannot load base {source}: there is no such folder")
     return source
 
 
 def find_processor_folder(source: str, revision: str | None, subfolder: str) -> str:
-    """The folder of a base that its processor lies in: that of the weights, or the outermost."""
-    options: dict[str, Any] = {"revision": revision, "subfolder": subfolder}
-    own = cached_file(
-        source, TOKENIZER_CONFIG_FILE, _raise_exceptions_for_missing_entries=False, **options
-    )
+    """Return the folder of a base with its processor: that of the weights, or the outermost."""
+    options: dict[str, Any] = {
+        "revision": revision,
+        "subfolder": subfolder,
+        "_raise_exceptions_for_missing_entries": False,
+    }
+    own = cached_file(source, TOKENIZER_CONFIG_FILE, **options)
     return subfolder if own else ""
 
 
-def _read_processor(source: str, config: Any, revision: str | None, subfolder: str) -> Any:
-    auto = AutoProcessor if "vision_config" in config else AutoTokenizer
+def _read_processor(
+    source: str,
+    config: Any,
+    revision: str | None,
+    subfolder: str,
+) -> Any:
+    """Read the processor of a base, its chat template included."""
+    auto_class = AutoProcessor if "vision_config" in config else AutoTokenizer
     folder = find_processor_folder(source, revision, subfolder) if subfolder else ""
-    processor = auto.from_pretrained(source, revision=revision, subfolder=folder)
-    if not processor.chat_template:  # older repositories keep it in the tokenizer's configuration
+    processor = auto_class.from_pretrained(source, revision=revision, subfolder=folder)
+
+    # Older repositories have the template in the tokenizer's configuration.
+    if not processor.chat_template:
         processor.chat_template = tokenizer_of(processor).chat_template
     return processor
 
 
 def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The live weights under published names, detached: writing to them writes to the model.
+    """Return the live weights under published names, detached: writes to them change the model.
 
-    Weights that lie in parts on several processes stay what they are.
+    Partitioned weights are returned as they are, because the attributes of their shards do not
+    outlast `detach`.
     """
-    return {name: p if is_partitioned(p) else p.detach() for name, p in weights(model).items()}
+    found: dict[str, torch.Tensor] = {}
+    for name, weight in weights(model).items():
+        found[name] = weight if is_partitioned(weight) else weight.detach()
+    return found

@@ -1,4 +1,4 @@
-"""Greedy answers, whatever a base's own generation configuration asks for."""
+"""Greedy decoding, whatever a base's own generation configuration asks for."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,45 +9,71 @@ from transformers import GenerationConfig
 
 from mm_piece.models.base import raising_model_error, resolve_source
 
-# A base's generation configuration: what is kept of it, in answers that are greedy.
+# The settings of a base's generation configuration that greedy answers take over.
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-_GREEDY_DEFAULTS: dict[str, Any] = {  # values of generation settings that ask for nothing
+
+# Values of generation settings that ask for nothing beyond greedy decoding.
+_GREEDY_DEFAULTS: dict[str, Any] = {
     "_from_model_config": True,
-    **{"do_sample": False, "num_beams": 1, "temperature": 1.0, "top_k": 50, "top_p": 1.0},
-    **{"repetition_penalty": 1.0, "length_penalty": 1.0, "no_repeat_ngram_size": 0},
-    **{"num_return_sequences": 1, "use_cache": True, "return_dict_in_generate": False},
-    **{"output_scores": False, "output_attentions": False, "output_hidden_states": False},
+    "do_sample": False,
+    "num_beams": 1,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "num_return_sequences": 1,
+    "use_cache": True,
+    "return_dict_in_generate": False,
+    "output_scores": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
 }
 
 
 @contextmanager
 def greedy_decoding(model: Any, **settings: Any) -> Iterator[GenerationConfig]:
-    """Context in which a model generates greedily, whatever its base's own settings ask for.
+    """Keep a model generating greedily while the block runs.
 
     Gives the configuration to generate with: the base's token ids, and `settings`. The model's own
-    one is set aside meanwhile, or `generate` would fill in from it what this one leaves open.
+    configuration is replaced meanwhile, because `generate` fills in from it what this one leaves
+    open.
     """
     own = model.generation_config
-    ids = {name: getattr(own, name) for name in TOKEN_IDS}
-    clean = GenerationConfig(**{**ids, "do_sample": False, "num_beams": 1, **settings})
-    model.generation_config = clean
+    values: dict[str, Any] = {name: getattr(own, name) for name in TOKEN_IDS}
+    values |= {"do_sample": False, "num_beams": 1}
+    values |= settings
+    greedy = GenerationConfig(**values)
+
+    model.generation_config = greedy
     try:
-        yield clean
+        yield greedy
     finally:
         model.generation_config = own
 
 
 def find_ignored_settings(
-    base: str | Path, revision: str | None = None, subfolder: str = "", **_: Any
+    base: str | Path,
+    revision: str | None = None,
+    subfolder: str = "",
+    **_: Any,
 ) -> list[str]:
-    """The names of a base's generation settings that its greedy answers leave aside."""
+    """Return the names of a base's generation settings that its greedy answers ignore."""
     source = resolve_source(base)
-    location: dict[str, Any] = {"revision": revision or "main", "subfolder": subfolder}
+    location: dict[str, Any] = {
+        "revision": revision or "main",
+        "subfolder": subfolder,
+    }
     with raising_model_error(f"cannot load base {source}"):
         try:
             own = GenerationConfig.from_pretrained(source, **location)
-        except OSError:  # none of its own: older ones have it in their configuration
+        except OSError:  # older bases have these settings in their model configuration
             own = GenerationConfig.from_pretrained(source, "config.json", **location)
+
     known = vars(GenerationConfig()).keys() - {*TOKEN_IDS, "transformers_version"}
-    asked = {key: value for key, value in own.to_diff_dict().items() if key in known}
-    return sorted(key for key, value in asked.items() if value != _GREEDY_DEFAULTS.get(key))
+    ignored = []
+    for key, value in own.to_diff_dict().items():
+        if key in known and value != _GREEDY_DEFAULTS.get(key):
+            ignored.append(key)
+    return sorted(ignored)

@@ -1,11 +1,12 @@
 """open_clip's inference transform as an image processor of transformers, equal bit for bit.
 
-A checkpoint names the class of its image processor. `PilBackend` is one that every installation of
-transformers has, and the only general one that resizes with PIL as open_clip does: the others come
-in two backends, of which the one that is picked by default differs by a grey level. It still takes
-another window than open_clip where the crop leaves an odd number of pixels, and blends transparency
-with white. So the class here bears that name and is registered for it: where this module is
-imported, checkpoints that name it get open_clip's transform, elsewhere the near one.
+A checkpoint names the class of its image processor. Those that `assemble` writes name `PilBackend`,
+which every installation of transformers has, and which alone among the general ones resizes with
+PIL as open_clip does. (The others come in two backends, and the default one differs by a grey
+level.) transformers' own `PilBackend` still crops another window than open_clip where the crop
+leaves an odd number of pixels, and blends transparency with white. The class here has that name and
+is registered for it: a process that imports this module gets open_clip's transform for such a
+checkpoint, any other process a near one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,43 +20,62 @@ from transformers.image_transforms import to_pil_image
 
 from mm_piece.errors import ModelError
 
+# PIL's filters, by the numbers that checkpoints write.
+FILTERS = {
+    2: functional.InterpolationMode.BILINEAR,
+    3: functional.InterpolationMode.BICUBIC,
+}
+
 
 class PilBackend(transformers.PilBackend):
-    """Resize and crop as torchvision does with a PIL image, in its own mode; then RGB."""
+    """Resizing and cropping of torchvision for a PIL image, in the image's own mode; then RGB."""
 
     def process_image(self, image: Any, **settings: Any) -> np.ndarray:
-        """One image, resized and cropped: uint8 (3, height, width)."""
+        """Return one image, resized and cropped: uint8 (3, height, width)."""
         pil_image: Any = to_pil_image(image)
         if settings["do_resize"]:
             size = settings["size"]
             edges = [size.shortest_edge] if size.shortest_edge else [size.height, size.width]
-            pil_image = functional.resize(pil_image, edges, FILTERS[settings["resample"]])
+            pil_filter = FILTERS[settings["resample"]]
+            pil_image = functional.resize(pil_image, edges, pil_filter)
         if settings["do_center_crop"]:
             crop = settings["crop_size"]
             pil_image = functional.center_crop(pil_image, [crop.height, crop.width])
-        return np.moveaxis(np.array(pil_image.convert("RGB")), -1, 0)
 
-    def _preprocess(self, images: list[np.ndarray], *args: Any, **settings: Any) -> BatchFeature:
-        disabled_steps = {"do_resize": False, "do_center_crop": False}
-        return super()._preprocess(images, *args, **{**settings, **disabled_steps})
+        pixels = np.array(pil_image.convert("RGB"))  # (height, width, 3)
+        return np.moveaxis(pixels, -1, 0)
+
+    def _preprocess(
+        self,
+        images: list[np.ndarray],
+        *args: Any,
+        **settings: Any,
+    ) -> BatchFeature:
+        # `process_image` has done these two steps.
+        settings["do_resize"] = False
+        settings["do_center_crop"] = False
+        return super()._preprocess(images, *args, **settings)
 
 
 def make_image_processor(settings: Mapping[str, Any]) -> PilBackend:
-    """The image processor equal to the transform that open_clip makes of `settings`.
+    """Make the image processor that equals open_clip's transform for `settings`.
 
-    `settings` is a tower's `preprocess_cfg`. Raises ModelError for what cannot be expressed.
+    `settings` is the `preprocess_cfg` of a vision encoder. Raises ModelError for what transformers
+    cannot express.
     """
     height, width = _to_edge_pair(settings["size"])
-    mode, filter_name = settings["resize_mode"], settings["interpolation"]
+    mode = settings["resize_mode"]
     if mode not in ("shortest", "squash"):
         raise ModelError(f"resize mode {mode!r} is not supported; supported: shortest, squash")
     if height != width:
         raise ModelError(f"images of {height} x {width} are not supported; supported: squares")
+
     square = {"height": height, "width": width}
+    is_bilinear = settings["interpolation"] == "bilinear"
     return PilBackend(
         do_resize=True,
         size=square if mode == "squash" else {"shortest_edge": height},
-        resample=2 if filter_name == "bilinear" else 3,  # open_clip resizes with no other
+        resample=2 if is_bilinear else 3,  # open_clip resizes with no other
         do_center_crop=mode == "shortest",
         crop_size=square,
         do_rescale=True,
@@ -67,24 +87,32 @@ def make_image_processor(settings: Mapping[str, Any]) -> PilBackend:
 
 
 def _to_edge_pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    """Return the height and the width that open_clip's `size` stands for."""
+    if isinstance(size, int):
+        return size, size
+    return size[0], size[1]
 
 
 def _to_channel_values(values: float | Sequence[float]) -> list[float]:
-    return list(values) if isinstance(values, Sequence) else [values] * 3
+    """Return one value for each of the three channels."""
+    if isinstance(values, Sequence):
+        return list(values)
+    return [values] * 3
 
 
 class _RegistrationConfig(PreTrainedConfig):
-    """What an image processor must be registered under; no model has this configuration."""
+    """The configuration that an image processor is registered under; no model has it."""
 
     model_type = "mm_piece_preprocessing"
 
 
-# PIL's numbers, as checkpoints write them.
-FILTERS = {
-    2: functional.InterpolationMode.BILINEAR,
-    3: functional.InterpolationMode.BICUBIC,
+# transformers picks a backend by what is installed; both of them are this class.
+_BACKENDS = {
+    "torchvision": PilBackend,
+    "pil": PilBackend,
 }
-
-_BACKENDS = {"torchvision": PilBackend, "pil": PilBackend}  # whichever is asked for
-AutoImageProcessor.register(_RegistrationConfig, image_processor_classes=_BACKENDS, exist_ok=True)
+AutoImageProcessor.register(
+    _RegistrationConfig,
+    image_processor_classes=_BACKENDS,
+    exist_ok=True,
+)

@@ -1,4 +1,4 @@
-"""Whether what is said of loading a base acts, and its weights have values on devices."""
+"""Checks of a base's loading options: known devices, weights on them, experts to configure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +13,12 @@ from mm_piece.recipe.base_options import AUTOMATIC_MAPS
 
 def require_devices(options: Mapping[str, Any]) -> None:
     """Raise ModelError for a device that torch does not know, or that is not there."""
-    placed = options.get("device_map")
-    for device in placed.values() if isinstance(placed, dict) else [placed]:
+    device_map = options.get("device_map")
+    devices = device_map.values() if isinstance(device_map, dict) else [device_map]
+    for device in devices:
         if device in AUTOMATIC_MAPS:
             continue
+
         try:
             torch.empty(0, device=device)
         except Exception as error:  # a device's library raises in ways of its own
@@ -25,18 +27,25 @@ def require_devices(options: Mapping[str, Any]) -> None:
 
 def require_experts(model: nn.Module, options: Mapping[str, Any]) -> None:
     """Raise ModelError for an `experts_implementation` of a model that has no experts."""
-    given = options.get("experts_implementation")
-    if given and not any(".experts." in name for name, _ in model.named_parameters()):
+    if not options.get("experts_implementation"):
+        return
+
+    has_experts = any(".experts." in name for name, _ in model.named_parameters())
+    if not has_experts:
         raise ModelError(
             "experts_implementation does nothing: the base has no experts; leave it out"
         )
 
 
 def require_values(model: nn.Module) -> None:
-    """Raise ModelError for weights that a map of devices left on a disk, or moves about."""
-    if valueless := [name for name, weight in weights(model).items() if weight.is_meta]:
+    """Raise ModelError for weights that a device map offloads: to the disk, or until a call.
+
+    Such weights are meta tensors in the model.
+    """
+    valueless = [name for name, weight in weights(model).items() if weight.is_meta]
+    if valueless:
         raise ModelError(
             f"device_map leaves {len(valueless)} weights off the devices, {valueless[0]!r} "
-            "first, and "
-            "what is not there cannot be trained; give max_memory more room, or take more devices"
+            "first, and what is not there cannot be trained; "
+            "give max_memory more room, or take more devices"
         )

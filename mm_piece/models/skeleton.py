@@ -1,8 +1,9 @@
-"""What `from_pretrained` makes of a checkpoint's files, without their values.
+"""A *skeleton*: what `from_pretrained` makes of a checkpoint's files, without their values.
 
-Which files are read, where each of their tensors goes, what is tied and what is left over: all of
-that is asked of transformers, by its own functions and by loading onto the meta device, which takes
-no memory and a moment. Rules of ours would be guesses, right for one version.
+It tells which files are read, where each of their tensors goes, which weights are tied and which
+tensors are left over. transformers answers all of that, by its own functions and by loading onto
+the meta device, which takes no memory and a moment. Rules of our own would be guesses, right for
+one version.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,14 +29,19 @@ from mm_piece.models.base import (
 )
 
 
-def find_weight_files(source: str, revision: str | None = None, **reading: Any) -> list[Path]:
-    """The files that hold the weights of a folder or hub id, which are fetched; ModelError if none.
+def find_weight_files(
+    source: str,
+    revision: str | None = None,
+    **reading: Any,
+) -> list[Path]:
+    """Return the files with the weights of a folder or hub id, downloaded if need be.
 
-    `reading`: those of `models.READING`, here and below.
+    `reading` are options of `READING_OPTIONS`, here and below. Raises ModelError if there are none.
     """
     subfolder = reading.get("subfolder") or ""
     with raising_model_error(f"cannot read {source}"):
         config = load_family_config(source, revision, subfolder)
+        weights_file = config.to_dict().get("transformers_weights")
         found, _ = _get_resolved_checkpoint_files(
             source,
             variant=reading.get("variant"),
@@ -43,21 +49,31 @@ def find_weight_files(source: str, revision: str | None = None, **reading: Any) 
             use_safetensors=reading.get("use_safetensors"),
             user_agent=None,
             is_remote_code=False,
-            transformers_explicit_filename=config.to_dict().get("transformers_weights"),
-            download_kwargs={"revision": revision, "subfolder": subfolder},
+            transformers_explicit_filename=weights_file,
+            download_kwargs={
+                "revision": revision,
+                "subfolder": subfolder,
+            },
         )
+
     files = [Path(file) for file in found or ()]
-    if missing := [file.name for file in files if not file.is_file()]:
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
         raise ModelError(f"{source} has no {missing[0]}, which its index names")
     return files
 
 
 def map_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file of another format, mapped into memory by transformers' own reader."""
+    """Map the tensors of a file that is no safetensors file into memory, by transformers' reader.
+
+    Raises ModelError for a file with anything but tensors.
+    """
     with raising_model_error(f"{file} cannot be read"):
         found = load_state_dict(file)
-    if odd := [key for key, value in found.items() if not isinstance(value, Tensor)]:
-        raise ModelError(f"{file} holds {odd[0]!r}, which is no tensor")
+
+    others = [key for key, value in found.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ModelError(f"{file} holds {others[0]!r}, which is no tensor")
     return found
 
 
@@ -65,32 +81,36 @@ def map_tensors(file: Path) -> dict[str, Tensor]:
 class Skeleton:
     """A model of a folder's files that has everything but values.
 
-    `first` names for each live name the first one of the same weight; `ties` are the pairs that the
-    configuration ties and the files hold apart: transformers ties them if they are equal.
+    A *live name* is the name of a weight in the model that transformers builds. `canonical_names`
+    maps each live name to the first one of the same weight. `ties` are pairs of weights that the
+    configuration ties and the files have separately: transformers ties them if they are equal.
     """
 
     family: str
-    shapes_and_dtypes: dict[
-        str, tuple[tuple[int, ...], torch.dtype]
-    ]  # live name -> shape and dtype
+    shapes_and_dtypes: dict[str, tuple[tuple[int, ...], torch.dtype]]  # by live name
     canonical_names: dict[str, str]
     ties: dict[str, str]
     unread: list[str]  # tensors of the files that are no weights of the model
     _rename_key: Callable[[str], tuple[str | None, bool]] = field(repr=False)
 
     def find_live_name(self, key: str) -> tuple[str | None, bool]:
-        """Where a file's tensor goes, if anywhere, and whether it may be turned on its way."""
+        """Return the live name of a file's tensor, if any, and whether loading may transpose it."""
         return self._rename_key(key)
 
     def published_name_of(self, live: str) -> str:
-        """The published name of a live one."""
+        """Return the published name of a live one."""
         return hub_name(live, self.family)
 
 
-def load_skeleton(folder: Path, dtype: torch.dtype, **reading: Any) -> Skeleton:
-    """What `from_pretrained` makes of a folder; ModelError where it would have to invent values."""
+def load_skeleton(
+    folder: Path,
+    dtype: torch.dtype,
+    **reading: Any,
+) -> Skeleton:
+    """Load the skeleton of a folder; ModelError where `from_pretrained` would invent values."""
+    subfolder = reading.get("subfolder") or ""
     with raising_model_error(f"cannot load base {folder}"), _quiet_logging():
-        config = load_family_config(str(folder), subfolder=reading.get("subfolder") or "")
+        config = load_family_config(str(folder), subfolder=subfolder)
         model, loaded = auto_class_of(config).from_pretrained(
             folder,
             dtype=dtype,
@@ -100,48 +120,60 @@ def load_skeleton(folder: Path, dtype: torch.dtype, **reading: Any) -> Skeleton:
             **reading,
         )
     require_complete_load(str(folder), loaded)
-    live_parameters = dict(model.named_parameters(remove_duplicate=False))
-    owners: dict[int, str] = {}
-    canonical_names = {
-        name: owners.setdefault(id(weight), name) for name, weight in live_parameters.items()
-    }
-    pairs = model.all_tied_weights_keys.items()
+
+    owners: dict[int, str] = {}  # id of a parameter -> its first name
+    canonical_names: dict[str, str] = {}
+    shapes_and_dtypes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        canonical_names[name] = owners.setdefault(id(weight), name)
+        shape = tuple(weight.shape)
+        shapes_and_dtypes[name] = (shape, weight.dtype)
+
+    ties: dict[str, str] = {}
+    for target, source in model.all_tied_weights_keys.items():
+        if canonical_names[target] != canonical_names[source]:
+            ties[target] = source
+
     return Skeleton(
         family=model.config.model_type,
-        shapes_and_dtypes={
-            name: (tuple(weight.shape), weight.dtype) for name, weight in live_parameters.items()
-        },
+        shapes_and_dtypes=shapes_and_dtypes,
         canonical_names=canonical_names,
-        ties={
-            target: source
-            for target, source in pairs
-            if canonical_names[target] != canonical_names[source]
-        },
+        ties=ties,
         unread=sorted(loaded["unexpected_keys"]),
         _rename_key=_make_key_renaming(model),
     )
 
 
 def _make_key_renaming(model: Any) -> Callable[[str], tuple[str | None, bool]]:
-    """The function from a key of a file to a live name, as transformers renames while it loads."""
+    """Return the function from a key of a file to a live name, as transformers loads the model.
+
+    The function also returns whether loading converts the tensor, which may transpose it.
+    """
     steps = get_model_conversion_mapping(model)
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
     converters = [step for step in steps if isinstance(step, WeightConverter)]
-    state, prefix = model.state_dict(), model.base_model_prefix
+
+    state = model.state_dict()
+    prefix = model.base_model_prefix
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
     def rename_key(key: str) -> tuple[str | None, bool]:
         name, converted = rename_source_key(key, renamings, converters, prefix, state)
-        if name not in state and key in state:  # it has its live name already
+        if name not in state and key in state:  # the key is a live name already
             name, converted = rename_source_key(key, [], [], prefix, state)
-        return (name if name in parameters else None), converted is not None
+
+        live_name = name if name in parameters else None  # buffers are no weights
+        return live_name, converted is not None
 
     return rename_key
 
 
 @contextmanager
 def _quiet_logging() -> Iterator[None]:
-    """Context without transformers' own report of a load: the model's own load makes it."""
+    """Keep transformers from reporting a load while the block runs.
+
+    The model's own load makes that report.
+    """
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

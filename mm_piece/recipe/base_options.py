@@ -1,7 +1,8 @@
-"""What `model:` may say: every keyword of transformers' `from_pretrained`, and what becomes of it.
+"""The options under a recipe's `model:`, and what becomes of each.
 
-The lists are complete: a test compares them to what `from_pretrained` reads. What stands in none of
-them would be swallowed there, or would change the base's configuration, which no store records.
+They are the keywords of transformers' `from_pretrained`. The tables are complete: a test compares
+them to what `from_pretrained` reads. It would swallow any other keyword, or change the base's
+configuration by it, which no store records.
 """
 
 from collections.abc import Mapping
@@ -32,18 +33,21 @@ _ENVIRONMENT = "the processor and the configuration are read too: set {}"
 _OTHER_WEIGHTS = "deltas are of the weights as published"
 _DIVIDED = "processes divide the work by train: {deepspeed: …}"
 _INTERNAL = "transformers uses it inside"
-# Each with the reason; the value that changes nothing may be written all the same.
+# Each with the reason. A recipe may still write the value that changes nothing (`_NEUTRAL`).
 REFUSED = {
     "revision": "it is a key beside `model`",
+    # what every download of Hugging Face reads, by environment variables
     "cache_dir": _ENVIRONMENT.format("HF_HUB_CACHE"),
     "token": _ENVIRONMENT.format("HF_TOKEN"),
     "proxies": _ENVIRONMENT.format("HTTPS_PROXY"),
     "local_files_only": _ENVIRONMENT.format("HF_HUB_OFFLINE=1"),
     "force_download": "`hf download --force-download` does it once",
     "mirror": "transformers 5 reads it no more",
+    # code from a repository
     "trust_remote_code": "bases are of transformers' own classes",
     "code_revision": "bases are of transformers' own classes",
     "weights_only": "false would run what a file of weights holds",
+    # weights that are not those of the files
     "ignore_mismatched_sizes": "weights of another shape would be drawn at random",
     "quantization_config": _OTHER_WEIGHTS,
     "state_dict": _OTHER_WEIGHTS,
@@ -53,16 +57,20 @@ REFUSED = {
     "from_flax": _OTHER_WEIGHTS,
     "adapter_kwargs": "merge the adapter into the base first",
     "adapter_name": "merge the adapter into the base first",
+    # other layers than the published model has
     "fusion_config": "it replaces layers by others",
     "use_kernels": "it replaces layers by others",
     "kernel_config": "it replaces layers by others",
     "allow_all_kernels": "it replaces layers by others",
+    # places where weights cannot be trained
     "offload_folder": "weights that lie on a disk cannot be trained",
     "offload_buffers": "weights that lie elsewhere cannot be trained",
+    # other ways to divide a model
     "distributed_config": _DIVIDED,
     "device_mesh": _DIVIDED,
     "tp_plan": _DIVIDED,
     "tp_size": _DIVIDED,
+    # what the folder or hub id says itself
     "config": "a base is one folder or hub id, its configuration in it",
     "generation_config": "answers are greedy",
     "model_type": "a base is one folder or hub id, its configuration in it",
@@ -71,14 +79,17 @@ REFUSED = {
     "_from_auto": _INTERNAL,
     "_from_pipeline": _INTERNAL,
 }
+# Values of `device_map` for which transformers divides the layers itself.
 AUTOMATIC_MAPS = (
     "auto",
     "balanced",
     "balanced_low_0",
     "sequential",
-)  # maps that transformers makes
+)
 _WITHOUT_VALUES = ("meta", "disk")
-_FLAG, _TEXT = (bool, "true or false"), (str, "text")
+# Types, and how a message says them.
+_FLAG = (bool, "true or false")
+_TEXT = (str, "text")
 _BY_SUBMODEL = ((str, dict), "text, or a mapping from parts of the model")
 _TYPES: dict[str, tuple[Any, str]] = {
     "use_safetensors": _FLAG,
@@ -89,28 +100,34 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "experts_implementation": _BY_SUBMODEL,
     "max_memory": (dict, "a mapping from devices to sizes"),
 }
+# Refused options whose neutral value is not simply false or empty.
 _NEUTRAL = {"weights_only": True, "adapter_name": "default"}
 
 
 def require_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that loading a base takes, under the names of today.
+    """Return the options that loading a base takes, under their current names.
 
-    Raises ValueError for one that is unknown, with the nearest known one, or refused, with the
-    reason, and for two names of one option that disagree.
+    Raises ValueError for an unknown option (with the nearest known one), for a refused one (with
+    the reason), and for two names of one option that disagree.
     """
     found: dict[str, Any] = {}
+
     for written, value in options.items():
         key = ALIASES.get(written, written)
         _require_known(key)
         if key in REFUSED and not _is_neutral(key, value):
             raise ValueError(f"{key!r} is not an option here: {REFUSED[key]}")
-        if key in found and _format_value(found[key]) != _format_value(value):
-            raise ValueError(
-                f"{key} is {_format_value(found[key])}, and {_format_value(value)} by another name"
-            )
+
+        if key in found:
+            first, second = _format_value(found[key]), _format_value(value)
+            if first != second:
+                raise ValueError(f"{key} is {first}, and {second} by another name")
+
+        # `dtype: null` must not become the default: it is refused where a base is loaded
         if key in HONOURED and (value is not None or key == "dtype"):
             _require_type(key, value)
             found[key] = value
+
     _require_devices(found)
     return found
 
@@ -124,12 +141,16 @@ def _require_type(key: str, value: Any) -> None:
 def _require_devices(options: Mapping[str, Any]) -> None:
     """Raise ValueError for weights without values, and for a bound that nothing reads."""
     placed = options.get("device_map")
-    for device in placed.values() if isinstance(placed, Mapping) else [placed]:
-        if (name := str(device).partition(":")[0]) in _WITHOUT_VALUES:
+    devices = placed.values() if isinstance(placed, Mapping) else [placed]
+
+    for device in devices:
+        name = str(device).partition(":")[0]
+        if name in _WITHOUT_VALUES:
             raise ValueError(
                 f"device_map: weights on {name!r} have no values to train; name devices such as "
                 f"cpu or cuda:0, or one of {', '.join(AUTOMATIC_MAPS)}"
             )
+
     if options.get("max_memory") and placed not in AUTOMATIC_MAPS:
         raise ValueError(
             f"max_memory does nothing without device_map: {' or '.join(AUTOMATIC_MAPS)}; leave "
@@ -138,15 +159,25 @@ def _require_devices(options: Mapping[str, Any]) -> None:
 
 
 def _require_known(key: str) -> None:
-    if key not in HONOURED | HARMLESS | REFUSED:
-        close = get_close_matches(key, [*HONOURED, *ALIASES], n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(HONOURED)}"
-        raise ValueError(f"unknown option {key!r}; {hint}")
+    if key in HONOURED | HARMLESS | REFUSED:
+        return
+
+    hint = f"allowed: {', '.join(HONOURED)}"
+    # a refused option is never suggested
+    if close := get_close_matches(key, [*HONOURED, *ALIASES], n=1):
+        hint = f"did you mean {close[0]!r}?"
+    raise ValueError(f"unknown option {key!r}; {hint}")
 
 
 def _is_neutral(key: str, value: Any) -> bool:
-    return value is None or (value == _NEUTRAL[key] if key in _NEUTRAL else not value)
+    """Return whether a refused option's value asks for nothing."""
+    if value is None:
+        return True
+    if key in _NEUTRAL:
+        return value == _NEUTRAL[key]
+    return not value
 
 
 def _format_value(value: Any) -> str:
+    # a dtype may come as torch's own object, whose text has the prefix
     return str(value).removeprefix("torch.")

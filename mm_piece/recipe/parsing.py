@@ -1,4 +1,7 @@
-"""YAML into strict models; whatever is wrong becomes one line."""
+"""YAML texts as strict pydantic models.
+
+Whatever is wrong with a text becomes a RecipeError of one line.
+"""
 
 import re
 from collections.abc import Mapping
@@ -17,16 +20,25 @@ _UNION_BRANCH = re.compile(r"float$|dict\[|\[key\]|literal\[")  # pydantic's own
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """YAML in which `1e-5` is a number, as whoever writes it means, and no key stands twice."""
+    """A YAML loader to which `1e-5` is a number and a doubled key an error."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if doubled := [key for key in keys if keys.count(key) > 1 and key != "<<"]:
+    def construct_mapping(
+        self,
+        node: yaml.MappingNode,
+        deep: bool = False,
+    ) -> dict[Any, Any]:
+        scalars = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        keys = [scalar.value for scalar in scalars]
+        # `<<` merges another mapping, and may stand several times
+        doubled = [key for key in keys if keys.count(key) > 1 and key != "<<"]
+        if doubled:
             line = node.start_mark.line + 1
             raise yaml.YAMLError(f"key {doubled[0]!r} stands twice in what begins at line {line}")
+
         return super().construct_mapping(node, deep)
 
 
+# YAML 1.1, which PyYAML reads, wants a point in a float: it takes `1e-5` for a text.
 RecipeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
@@ -37,47 +49,81 @@ RecipeLoader.add_implicit_resolver(
 
 
 def read_text(path: str | Path, description: str) -> str:
-    """The text of a file; RecipeError says of `what` there is that it cannot be read, and why."""
+    """Read a file as UTF-8.
+
+    Raises RecipeError with the reason if that fails; `description` says what the file is.
+    """
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read {description} {path}: {_format_reason(error)}") from error
+        reason = _format_reason(error)
+        raise RecipeError(f"cannot read {description} {path}: {reason}") from error
 
 
 def parse_mapping(text: str, source: str, keys: str) -> dict[str, Any]:
-    """The mapping that a YAML text is; `source` names it in errors, `keys` some of its keys."""
+    """Parse a YAML text that is a mapping.
+
+    `source` names the text in errors, and `keys` some of its keys. Raises RecipeError.
+    """
     try:
         content = yaml.load(text, Loader=RecipeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+        one_line = " ".join(str(error).split())
+        raise RecipeError(f"{source} is not YAML: {one_line}") from error
+
     if not isinstance(content, dict):
         raise RecipeError(f"{source} must be a mapping of keys such as {keys}")
     return content
 
 
-def format_problem(error: ValidationError, root: type[BaseModel], sections: Sections) -> str:
-    """The problem that tells most, in one line, with the keys or values that are allowed."""
+def format_problem(
+    error: ValidationError,
+    root: type[BaseModel],
+    sections: Sections,
+) -> str:
+    """Return the most telling problem in one line, with the keys or values that are allowed."""
     # A misspelt key also leaves one missing; of a union's branches the deepest error tells most.
-    problem = max(error.errors(), key=lambda p: (p["type"] == "extra_forbidden", len(p["loc"])))
-    key_path = ".".join(str(part) for part in problem["loc"] if not _UNION_BRANCH.match(str(part)))
-    if problem["type"] == "extra_forbidden":
-        location = problem["loc"]
-        model = root if len(location) == 1 else sections.get(str(location[0]), root)
-        return f"unknown key {key_path!r}; {_suggest_key(str(location[-1]), model)}"
-    if problem["type"] == "missing":
+    problem = max(
+        error.errors(),
+        key=lambda found: (found["type"] == "extra_forbidden", len(found["loc"])),
+    )
+    kind = problem["type"]
+    steps = [str(step) for step in problem["loc"]]
+    keys = [step for step in steps if not _UNION_BRANCH.match(step)]
+    key_path = ".".join(keys)
+
+    if kind == "extra_forbidden":
+        model = root
+        if len(steps) > 1:
+            model = sections.get(steps[0], root)
+        hint = _suggest_key(steps[-1], model)
+        return f"unknown key {key_path!r}; {hint}"
+
+    if kind == "missing":
         return f"missing key {key_path!r}"
-    if problem["type"] == "literal_error":
+
+    if kind == "literal_error":
         allowed = problem["msg"].removeprefix("Input should be ")
         return f"{key_path}: unknown {problem['input']!r}; allowed: {allowed}"
-    message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
-    return f"{key_path}: {message}" if key_path else message
+
+    # a YAML list is read as a tuple, and whoever wrote it knows it as a list
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message.replace("valid tuple", "list")
+    if not key_path:
+        return message
+    return f"{key_path}: {message}"
 
 
 def _suggest_key(key: str, model: type[BaseModel]) -> str:
-    known = [field.alias or name for name, field in model.model_fields.items()]
+    fields = model.model_fields
+    known = [field.alias or name for name, field in fields.items()]
     close = get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(known)}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"allowed: {', '.join(known)}"
 
 
 def _format_reason(error: OSError | UnicodeDecodeError) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    return error.strerror or str(error)

@@ -1,4 +1,7 @@
-"""A recipe from YAML text, with overrides; whatever is wrong becomes one line."""
+"""Recipes out of YAML, with overrides from the command line.
+
+Whatever is wrong with a recipe becomes a RecipeError of one line.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +15,11 @@ from mm_piece.recipe.parsing import RecipeLoader, Sections, format_problem, pars
 from mm_piece.recipe.schema import GeneralTask, Recipe, Task
 from mm_piece.recipe.select import SelectionSettings
 
-_SECTIONS: Sections = {"tasks": Task, "general": GeneralTask, "select": SelectionSettings}
+_SECTIONS: Sections = {
+    "tasks": Task,
+    "general": GeneralTask,
+    "select": SelectionSettings,
+}
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -21,33 +28,48 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises RecipeError in one line: file missing, YAML broken, key unknown (with the nearest known
     one), value out of range.
     """
-    return parse_recipe(read_text(as_path(path, "recipe"), "recipe"), str(path), overrides)
+    file = as_path(path, "recipe")
+    text = read_text(file, "recipe")
+    return parse_recipe(text, str(path), overrides)
 
 
-def parse_recipe(text: str, source: str = "recipe", overrides: Iterable[str] = ()) -> Recipe:
-    """A recipe from YAML text; `source` names it in errors."""
+def parse_recipe(
+    text: str,
+    source: str = "recipe",
+    overrides: Iterable[str] = (),
+) -> Recipe:
+    """Parse a recipe from a YAML text; `source` names it in errors."""
     content = parse_mapping(text, source, "base, store, tasks")
     for override in overrides:
         _apply_override(content, override)
+
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(f"{source}: {format_problem(error, Recipe, _SECTIONS)}") from error
+        problem = format_problem(error, Recipe, _SECTIONS)
+        raise RecipeError(f"{source}: {problem}") from error
 
 
 def _apply_override(content: Any, assignment: str) -> None:
+    """Set the value that `key=value` names, in a recipe's content as YAML gave it."""
     key, separator, value = str(assignment).partition("=")
     if not separator or not key:
         raise RecipeError(f"--set {assignment!r} is not of the form key=value")
+
     *path, last = key.split(".")
     try:
         for step in path:
-            content = (
-                content[int(step)] if isinstance(content, list) else content.setdefault(step, {})
-            )
-        content[int(last) if isinstance(content, list) else last] = yaml.load(
-            value, Loader=RecipeLoader
-        )
+            if isinstance(content, list):
+                content = content[int(step)]
+            else:
+                # an override may name a section that the recipe leaves out
+                content = content.setdefault(step, {})
+
+        parsed = yaml.load(value, Loader=RecipeLoader)
+        if isinstance(content, list):
+            content[int(last)] = parsed
+        else:
+            content[last] = parsed
     except (ValueError, IndexError, TypeError, AttributeError) as error:
         raise RecipeError(f"--set {assignment!r}: there is no {key!r} in the recipe") from error
     except yaml.YAMLError as error:

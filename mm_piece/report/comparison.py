@@ -1,4 +1,4 @@
-"""What a page about several stores says, as plain data: runs beside each other, and their means."""
+"""The content of a page about several stores, as plain data: runs side by side, and their means."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,19 @@ from mm_piece.report.summary import Curve
 from mm_piece.sparse.change_report import find_change_rows
 from mm_piece.store.delta_store import DeltaStore
 
+# A task's cost is the time of both: one of them alone would make it look cheap.
 _TIMED_STAGES = {"select", "train"}
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One store: how it was made, what it reached, what a task cost."""
+    """One store: its settings, its scores, the cost of a task."""
 
     name: str
     seed: int
     tasks: tuple[str, ...]
     settings: dict[str, Any]  # dotted recipe key -> value, less `seed` and `store`
-    values: dict[str, float | None]  # scores, and what a task cost: entries, bytes, seconds
+    values: dict[str, float | None]  # scores, and the cost of a task: entries, bytes, seconds
     seen: Curve  # mean score of the tasks seen so far, from position 1 on
     ability: Curve | None
     groups: dict[str, int]  # changed entries by group, over all deltas
@@ -37,10 +38,13 @@ class Configuration:
     runs: list[RunSummary]
 
     def values_of(self, key: str) -> list[float]:
-        """A value of every run; none if one lacks it."""
+        """Return a value of every run; none at all if a run lacks it."""
         found = [run.values[key] for run in self.runs]
         known = [value for value in found if value is not None]
-        return known if len(known) == len(found) else []
+        # a mean over some of the runs would not compare with one over all of them
+        if len(known) < len(found):
+            return []
+        return known
 
 
 @dataclass(frozen=True)
@@ -53,103 +57,202 @@ class Comparison:
 
     @property
     def runs(self) -> list[RunSummary]:
-        """All runs, way by way."""
-        return [run for configuration in self.configurations for run in configuration.runs]
+        """All runs, configuration by configuration."""
+        runs = []
+        for configuration in self.configurations:
+            runs += configuration.runs
+        return runs
 
 
 def compare_stores(stores: Sequence[DeltaStore]) -> Comparison:
-    """Read some stores once: runs that differ in their seeds alone become one way."""
-    names = [Path(store.path).resolve().name for store in stores]
-    is_ambiguous = len(set(names)) < len(names)  # of stores that are called alike, the paths
-    runs = [
-        _summarise_run(s, str(s.path) if is_ambiguous else n)
-        for s, n in zip(stores, names, strict=True)
-    ]
-    groups: list[list[RunSummary]] = []
-    for run in runs:
-        matching = (found for found in groups if found[0].settings == run.settings)
-        group = next(matching, None)
-        group.append(run) if group else groups.append([run])
-    settings = [group[0].settings for group in groups]
-    configurations = [
-        Configuration(
-            _format_title(group[0], _find_differing_keys(group[0].settings, settings)), group
-        )
-        for group in groups
-    ]
+    """Read some stores once; group the runs that differ in their seeds alone."""
+    folders = [Path(store.path).resolve() for store in stores]
+    titles = [folder.name for folder in folders]
+    # the same name twice tells nothing: then all stores go by their paths
+    names = set(titles)
+    if len(names) < len(titles):
+        titles = [str(store.path) for store in stores]
+
+    runs = []
+    for store, title in zip(stores, titles, strict=True):
+        run = _summarise_run(store, title)
+        runs.append(run)
+
+    configurations = _group_runs(runs)
+    # the best first; equal ones stay in the order of the stores, also in reverse
+    configurations.sort(key=_score_configuration, reverse=True)
+    bases = {store.base["fingerprint"] for store in stores}
+    orders = {run.tasks for run in runs}
     return Comparison(
-        configurations=sorted(
-            configurations, key=lambda way: _mean_or_none(way.values_of("op")) or 0.0, reverse=True
-        ),
-        bases=sorted({store.base["fingerprint"] for store in stores}),
-        orders=sorted({run.tasks for run in runs}),
+        configurations=configurations,
+        bases=sorted(bases),
+        orders=sorted(orders),
     )
 
 
+def _group_runs(runs: Sequence[RunSummary]) -> list[Configuration]:
+    """Group runs of equal settings; title each group after what sets it apart."""
+    groups: list[list[RunSummary]] = []
+    for run in runs:
+        for group in groups:
+            if group[0].settings == run.settings:
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+
+    settings = [group[0].settings for group in groups]
+    configurations = []
+    for group in groups:
+        first = group[0]
+        differing = _find_differing_keys(first.settings, settings)
+        title = _format_title(first, differing)
+        configuration = Configuration(title, group)
+        configurations.append(configuration)
+    return configurations
+
+
+def _score_configuration(configuration: Configuration) -> float:
+    """Return the mean overall performance of a configuration's runs, 0 if it is not known."""
+    scores = configuration.values_of("op")
+    return _mean_or_none(scores) or 0.0
+
+
 def _summarise_run(store: DeltaStore, title: str) -> RunSummary:
-    recipe = parse_recipe(store.recipe, f"{store.path}/recipe.yaml")
+    """Read one store: settings from its recipe, scores from its results, costs from both."""
+    origin = f"{store.path}/recipe.yaml"
+    recipe = parse_recipe(store.recipe, origin)
+    tasks = tuple(task.name for task in recipe.tasks)
+    # two runs of one configuration differ in these two keys
+    content = recipe.model_dump(
+        mode="json",
+        exclude={"seed", "store"},
+    )
     results = store.results()
-    matrix, ability = results.get("matrix", []), results.get("base_ability", [])
-    found = continual.summarise_matrix(matrix)
-    timings = results.get("seconds", {})
-    seconds = [
-        timings[e.task] for e in store.entries if timings.get(e.task, {}).keys() >= _TIMED_STAGES
-    ]
-    seen = [fmean(row[:at]) for at, row in enumerate(matrix) if at]
+    matrix = results.get("matrix", [])
+    ability = results.get("base_ability", [])
+
+    # row t has the scores after task t; its first t columns are the tasks seen by then
+    seen = []
+    for position, row in enumerate(matrix):
+        if position:
+            scores = row[:position]
+            seen.append(fmean(scores))
+
     return RunSummary(
         name=title,
         seed=recipe.seed,
-        tasks=tuple(task.name for task in recipe.tasks),
-        settings=dict(_flatten_settings(recipe.model_dump(mode="json", exclude={"seed", "store"}))),
-        values={
-            **{key: found[key] for key in ("learned", "op", "bwt")},
-            "base_before": ability[0] if ability else None,
-            "base_retained": ability[-1] if ability else None,
-            "entries": _mean_or_none(entry.entries for entry in store.entries),
-            "bytes": _mean_or_none(entry.bytes for entry in store.entries),
-            "select": _mean_or_none(taken["select"] for taken in seconds),
-            "train": _mean_or_none(taken["train"] for taken in seconds),
-        },
+        tasks=tasks,
+        settings=dict(_flatten_settings(content)),
+        values=_summarise_values(store, results),
         seen=Curve(title, seen),
         ability=Curve(title, ability) if ability else None,
         groups=_count_by_group(store),
     )
 
 
+def _summarise_values(
+    store: DeltaStore,
+    results: dict[str, Any],
+) -> dict[str, float | None]:
+    """Return a store's scores and the mean cost of a task; None where nothing was measured."""
+    matrix = results.get("matrix", [])
+    ability = results.get("base_ability", [])
+    metrics = continual.summarise_matrix(matrix)
+
+    timings = results.get("seconds", {})
+    select_seconds = []
+    train_seconds = []
+    for entry in store.entries:
+        taken = timings.get(entry.task, {})
+        if taken.keys() >= _TIMED_STAGES:
+            select_seconds.append(taken["select"])
+            train_seconds.append(taken["train"])
+
+    num_entries = [entry.entries for entry in store.entries]
+    num_bytes = [entry.bytes for entry in store.entries]
+    return {
+        "learned": metrics["learned"],
+        "op": metrics["op"],
+        "bwt": metrics["bwt"],
+        "base_before": ability[0] if ability else None,
+        "base_retained": ability[-1] if ability else None,
+        "entries": _mean_or_none(num_entries),
+        "bytes": _mean_or_none(num_bytes),
+        "select": _mean_or_none(select_seconds),
+        "train": _mean_or_none(train_seconds),
+    }
+
+
 def _count_by_group(store: DeltaStore) -> dict[str, int]:
-    """Changed entries by group, over all deltas that say."""
+    """Count changed entries by group, over all deltas with a change report."""
     found: dict[str, int] = {}
     for entry in store.entries:
-        for group, counts in find_change_rows(store.delta(entry.position).info).items():
-            found[group] = found.get(group, 0) + int(counts["changed"])
+        delta = store.delta(entry.position)
+        rows = find_change_rows(delta.info)
+        for group, counts in rows.items():
+            changed = int(counts["changed"])
+            found[group] = found.get(group, 0) + changed
     return found
 
 
-def _flatten_settings(content: Any, path: str = "") -> Iterable[tuple[str, Any]]:
-    """Every value of nested mappings under its dotted key."""
+def _flatten_settings(
+    content: Any,
+    path: str = "",
+) -> Iterable[tuple[str, Any]]:
+    """Yield every value of nested mappings with its dotted key."""
     if not isinstance(content, dict):
         yield path, content
         return
+
     for key, value in content.items():
-        yield from _flatten_settings(value, f"{path}.{key}" if path else key)
+        dotted = f"{path}.{key}" if path else key
+        yield from _flatten_settings(value, dotted)
 
 
-def _find_differing_keys(own: dict[str, Any], settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The keys in which ways of the same method differ, in the order of the recipe."""
-    same_method = [found for found in settings if found["select.method"] == own["select.method"]]
-    keys = dict.fromkeys(key for found in same_method for key in found)
-    return [key for key in keys if any(found.get(key) != own.get(key) for found in same_method)]
+def _find_differing_keys(
+    own: dict[str, Any],
+    settings: Sequence[dict[str, Any]],
+) -> list[str]:
+    """Return the keys in which configurations of one method differ, in the recipe's order."""
+    # other methods have other keys: the method itself is what sets them apart
+    method = own["select.method"]
+    same_method = []
+    keys: dict[str, None] = {}  # a set that keeps the recipe's order
+    for found in settings:
+        if found["select.method"] == method:
+            same_method.append(found)
+            keys.update(dict.fromkeys(found))
+
+    differing = []
+    for key in keys:
+        value = own.get(key)
+        others = [found.get(key) for found in same_method]
+        if any(other != value for other in others):
+            differing.append(key)
+    return differing
 
 
-def _format_title(run: RunSummary, differing: Sequence[str]) -> str:
-    """The method, what is trained beside or against it, and in what a way differs from others."""
-    labels = [str(run.settings["select.method"])]
-    extra_keys = [key for key in ("rehearsal", "penalty") if run.settings.get(key)]
-    for key in dict.fromkeys([*differing, *extra_keys]):
+def _format_title(
+    run: RunSummary,
+    differing: Sequence[str],
+) -> str:
+    """Return a title: the method, the settings that set it apart, rehearsal and penalty."""
+    method = run.settings["select.method"]
+    labels = [str(method)]
+    keys = dict.fromkeys(differing)
+    for key in ("rehearsal", "penalty"):
+        if run.settings.get(key):
+            keys[key] = None
+
+    for key in keys:
+        value = run.settings.get(key)
         if key == "tasks":
             labels.append(" → ".join(run.tasks))
-        elif run.settings.get(key) is not None:
-            labels.append(f"{key.rpartition('.')[2]} {run.settings[key]}")
+        elif value is not None:
+            # the last part of a dotted key tells enough
+            _, _, label = key.rpartition(".")
+            labels.append(f"{label} {value}")
     return ", ".join(labels)
 
 

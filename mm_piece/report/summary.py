@@ -1,4 +1,4 @@
-"""What the page says, as plain data: everything is read and counted here, nothing is formatted."""
+"""The content of the page, as plain data: this module reads and counts, and formats nothing."""
 
 import base64
 import io
@@ -31,13 +31,13 @@ ExampleImages = Mapping[str, Iterable[tuple[int, "Image"]]]  # task → (row of 
 
 # A store whose deltas were never measured still has sizes and maps to show.
 _UNMEASURED = {"matrix": [], "base_ability": [], "base_ability_name": "base", "base_kinds": {}}
-_NUM_ROWS = 3  # rows shown of each task when the caller chose none
+_NUM_ROWS = 3  # examples shown of each task if the caller chose none
 _IMAGE_SIDE = 320  # pixels; larger images are shrunk before they are embedded
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One score over the positions; `learned_at` is the position that trained on it, if any."""
+    """One score over the positions; `learned_at` is the position of its own training, if any."""
 
     title: str
     values: list[float]
@@ -46,7 +46,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class MatrixMetric:
-    """One function of the accuracy matrix, and in one line what it means."""
+    """One function of the accuracy matrix, with its meaning in one line."""
 
     name: str
     value: float | None
@@ -55,7 +55,7 @@ class MatrixMetric:
 
 @dataclass(frozen=True)
 class DeltaSummary:
-    """One delta of the store: what it is, what it cost."""
+    """One delta of the store: its identity and its cost."""
 
     position: int
     task: str
@@ -64,12 +64,12 @@ class DeltaSummary:
     entries: int
     bytes: int
     info: dict[str, Any]
-    patchable: int  # entries that the task could change: its own word, if that can be true
+    patchable: int  # entries that the task could change: its `info`'s claim, if possible
 
 
 @dataclass(frozen=True)
 class GroupChange:
-    """What a task changed in one group."""
+    """Statistics of a task's changes in one group."""
 
     task: str
     group: str
@@ -78,7 +78,7 @@ class GroupChange:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What the model answered at one position, and the score of that answer."""
+    """The model's answer at one position, and its score."""
 
     position: int
     prediction: str
@@ -87,7 +87,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class ReportExample:
-    """One test row: its image (a data URI), question, expected answer and the answers given."""
+    """One test example: its image (a data URI), question, expected answer, generated answers."""
 
     row: int
     image: str | None
@@ -122,129 +122,235 @@ class Report:
 
     @property
     def changes(self) -> list[GroupChange]:
-        """The change report of every delta that carries one."""
-        return [
-            GroupChange(f"{delta.position} {delta.task}", group, row)
-            for delta in self.deltas
-            for group, row in find_change_rows(delta.info).items()
-        ]
+        """The change report of every delta that has one."""
+        changes = []
+        for delta in self.deltas:
+            task = f"{delta.position} {delta.task}"
+            for group, row in find_change_rows(delta.info).items():
+                changes.append(GroupChange(task, group, row))
+        return changes
 
     @property
     def info_keys(self) -> list[str]:
-        """What the deltas say about how they were made, in the order they say it."""
-        return list(dict.fromkeys(key for delta in self.deltas for key in delta.info))
+        """The keys of the deltas' `info`, in the order of their first appearance."""
+        keys: dict[str, None] = {}
+        for delta in self.deltas:
+            keys.update(dict.fromkeys(delta.info))
+        return list(keys)
 
 
-def summarise_store(store: "DeltaStore", examples: ExampleImages | None = None) -> Report:
-    """Read a delta store once and count what the page shows."""
+def summarise_store(
+    store: "DeltaStore",
+    examples: ExampleImages | None = None,
+) -> Report:
+    """Read a delta store once and count the content of the page."""
     _require_base_facts(store)
     masks, shapes, deltas = _read_deltas(store)
-    results = {**_UNMEASURED, "tasks": [delta.task for delta in deltas], **store.results()}
-    matrix, tasks, name = results["matrix"], results["tasks"], results["base_ability_name"]
+
+    # the store's results win over the stand-ins
+    results = {
+        **_UNMEASURED,
+        "tasks": [delta.task for delta in deltas],
+        **store.results(),
+    }
+    matrix = results["matrix"]
+    tasks = results["tasks"]
+    ability = results["base_ability"]
     answers = [store.answers(position) for position in range(len(matrix))]
+
+    # the same test set at every position: the last count stands for all
+    num_examples = {}
+    for at_position in answers:
+        for task, rows in at_position.items():
+            num_examples[task] = len(rows)
+
     return Report(
         base=store.base,
         tasks=tasks,
         matrix=matrix,
-        num_examples={task: len(rows) for at in answers for task, rows in at.items()},
-        ability=Curve(name, results["base_ability"]) if results["base_ability"] else None,
-        curves=[Curve(t, [row[j] for row in matrix], j + 1) for j, t in enumerate(tasks)],
+        num_examples=num_examples,
+        ability=Curve(results["base_ability_name"], ability) if ability else None,
+        curves=_build_curves(matrix, tasks),
         kinds=[Curve(kind, values) for kind, values in results["base_kinds"].items()],
-        metrics=[
-            MatrixMetric(n, v, continual.CONVENTIONS[n])
-            for n, v in continual.summarise_matrix(matrix).items()
-        ],
+        metrics=_build_metrics(matrix),
         deltas=deltas,
         maps=_build_maps(masks, shapes, deltas),
         overlaps=_build_overlaps(masks, deltas),
         examples=_build_examples(answers, tasks, examples),
         recipe=store.recipe,
-        stability=[
-            (f"{d.position} {d.task}", parse_overlaps(results, d.task))
-            for d in deltas
-            if parse_overlaps(results, d.task)
-        ],
+        stability=_build_stability(results, deltas),
     )
 
 
 def _require_base_facts(store: "DeltaStore") -> None:
-    """Raise StoreError unless the store says what the page compares deltas with."""
-    needed = ("family", "dtype", "parameters", "bytes")
-    if missing := [key for key in needed if not store.base.get(key)]:
-        raise StoreError(f"{store.path}: its base has no {missing[0]}, which a report shows")
+    """Raise StoreError unless the base has the facts that the page compares deltas with."""
+    for key in ("family", "dtype", "parameters", "bytes"):
+        if not store.base.get(key):
+            raise StoreError(f"{store.path}: its base has no {key}, which a report shows")
+
+
+def _build_curves(matrix: list[list[float]], tasks: list[str]) -> list[Curve]:
+    """Return one curve for each task: its column of the accuracy matrix."""
+    curves = []
+    for column, task in enumerate(tasks):
+        values = [row[column] for row in matrix]
+        curves.append(Curve(task, values, column + 1))  # position 0 is the base
+    return curves
+
+
+def _build_metrics(matrix: list[list[float]]) -> list[MatrixMetric]:
+    """Return all metrics of the accuracy matrix with their conventions."""
+    metrics = []
+    for name, value in continual.summarise_matrix(matrix).items():
+        convention = continual.CONVENTIONS[name]
+        metrics.append(MatrixMetric(name, value, convention))
+    return metrics
+
+
+def _build_stability(
+    results: Mapping[str, Any],
+    deltas: list[DeltaSummary],
+) -> list[tuple[str, list[tuple[int, float]]]]:
+    """Return the overlaps of masks from fewer examples, for each delta that has them."""
+    stability = []
+    for delta in deltas:
+        overlaps = parse_overlaps(results, delta.task)
+        if overlaps:
+            title = f"{delta.position} {delta.task}"
+            stability.append((title, overlaps))
+    return stability
 
 
 def _read_deltas(store: "DeltaStore") -> tuple[list[Indices], Shapes, list[DeltaSummary]]:
-    masks, shapes, rows = [], {}, []
+    """Read all deltas once: their masks, the shapes of all changed tensors, and summaries."""
+    masks = []
+    shapes = {}
+    summaries = []
+    num_parameters = store.base["parameters"]
     for entry in store.entries:
         delta = store.delta(entry.position)
-        masks.append({name: np.asarray(index) for name, index in delta.indices.items()})
+        # a page needs the places only, so that the values can go
+        mask = {name: np.asarray(index) for name, index in delta.indices.items()}
+        masks.append(mask)
         shapes |= delta.shapes
-        rows.append(
-            DeltaSummary(
-                position=entry.position,
-                task=entry.task,
-                file=entry.file,
-                sha256=entry.sha256,
-                entries=entry.entries,
-                bytes=entry.bytes,
-                info=delta.info,
-                patchable=_count_patchable(delta.info, entry.entries, store.base["parameters"]),
-            )
+        summary = DeltaSummary(
+            position=entry.position,
+            task=entry.task,
+            file=entry.file,
+            sha256=entry.sha256,
+            entries=entry.entries,
+            bytes=entry.bytes,
+            info=delta.info,
+            patchable=_count_patchable(delta.info, entry.entries, num_parameters),
         )
-    return masks, shapes, rows
+        summaries.append(summary)
+    return masks, shapes, summaries
 
 
-def _count_patchable(info: Mapping[str, Any], entries: int, parameters: int) -> int:
+def _count_patchable(
+    info: Mapping[str, Any],
+    entries: int,
+    parameters: int,
+) -> int:
+    """Return the patchable entries that a delta claims; all parameters for an impossible claim."""
     claimed = info.get("patchable")
-    return claimed if type(claimed) is int and entries <= claimed <= parameters else parameters
+    # `type`, not isinstance: True is no count
+    if type(claimed) is int and entries <= claimed <= parameters:
+        return claimed
+    return parameters
 
 
 def _build_maps(
-    masks: list[Indices], shapes: Shapes, deltas: list[DeltaSummary]
+    masks: list[Indices],
+    shapes: Shapes,
+    deltas: list[DeltaSummary],
 ) -> list[WeightMap]:
-    """The map of all tasks together, then one per task."""
+    """Build the map of all tasks together, then one per task."""
     if not masks:
         return []
-    per_task = [
-        build_weight_map(f"{delta.position} {delta.task}", mask, shapes)
-        for delta, mask in zip(deltas, masks, strict=True)
-    ]
-    return [build_weight_map("all tasks", union_masks(masks), shapes), *per_task]
+
+    union = union_masks(masks)
+    maps = [build_weight_map("all tasks", union, shapes)]
+    for delta, mask in zip(deltas, masks, strict=True):
+        title = f"{delta.position} {delta.task}"
+        maps.append(build_weight_map(title, mask, shapes))
+    return maps
 
 
-def _build_overlaps(masks: list[Indices], deltas: list[DeltaSummary]) -> list[list[Overlap]]:
-    """Every task's entries against every other's; chance is that of the patchable entries."""
+def _build_overlaps(
+    masks: list[Indices],
+    deltas: list[DeltaSummary],
+) -> list[list[Overlap]]:
+    """Measure every pair of tasks; random masks choose from the patchable entries."""
+    # tasks may differ in what they could change: the widest choice gives the least chance overlap
     patchable = max((delta.patchable for delta in deltas), default=0)
-    return [[measure_overlap(first, second, patchable) for second in masks] for first in masks]
+    overlaps = []
+    for first in masks:
+        row = [measure_overlap(first, second, patchable) for second in masks]
+        overlaps.append(row)
+    return overlaps
 
 
 def _build_examples(
-    answers: list[dict[str, list[dict]]], tasks: list[str], images: ExampleImages | None
+    answers: list[dict[str, list[dict]]],
+    tasks: list[str],
+    images: ExampleImages | None,
 ) -> dict[str, list[ReportExample]]:
-    """The rows the caller chose, or the first few of each task, with the answers they got."""
+    """Return the caller's examples, or the first few of each task, with the generated answers."""
     given = _group_by_row(answers)
-    chosen = images or {
-        task: [(row, None) for row in list(given.get(task, ()))[:_NUM_ROWS]] for task in tasks
-    }
-    return {
-        task: [_build_example(given[task][row], image) for row, image in rows if row in given[task]]
-        for task, rows in chosen.items()
-        if task in given
-    }
+    chosen = images or _choose_rows(given, tasks)
+
+    examples = {}
+    for task, rows in chosen.items():
+        if task not in given:
+            continue
+        # a chosen row without an answer is left out: a run may be limited to fewer test examples
+        answered = given[task]
+        examples[task] = [
+            _build_example(answered[row], image) for row, image in rows if row in answered
+        ]
+    return examples
+
+
+def _choose_rows(
+    given: dict[str, dict[int, dict[int, dict]]], tasks: list[str]
+) -> dict[str, list[tuple[int, None]]]:
+    """Choose the first answered rows of each task, without images."""
+    chosen = {}
+    for task in tasks:
+        rows = list(given.get(task, ()))
+        chosen[task] = [(row, None) for row in rows[:_NUM_ROWS]]
+    return chosen
 
 
 def _group_by_row(answers: list[dict[str, list[dict]]]) -> dict[str, dict[int, dict[int, dict]]]:
-    """Regroup the answers as task → row → position."""
+    """Regroup the answers by task, then row, then position."""
+    # the order of insertion is the order on the page: tasks, then rows, then positions
     given: dict[str, dict[int, dict[int, dict]]] = {}
-    for position, at in enumerate(answers):
-        for task, answer in ((task, answer) for task, rows in at.items() for answer in rows):
-            given.setdefault(task, {}).setdefault(answer["row"], {})[position] = answer
+    for position, at_position in enumerate(answers):
+        for task, rows in at_position.items():
+            for answer in rows:
+                by_row = given.setdefault(task, {})
+                by_position = by_row.setdefault(answer["row"], {})
+                by_position[position] = answer
     return given
 
 
-def _build_example(answers: dict[int, dict], image: "Image | None") -> ReportExample:
-    attempts = [Attempt(at, a["prediction"], a["score"]) for at, a in answers.items()]
+def _build_example(
+    answers: dict[int, dict],
+    image: "Image | None",
+) -> ReportExample:
+    """Build one example from its answers by position."""
+    attempts = []
+    for position, answer in answers.items():
+        attempt = Attempt(
+            position=position,
+            prediction=answer["prediction"],
+            score=answer["score"],
+        )
+        attempts.append(attempt)
+
+    # question and expected answer are the same at every position
     asked = next(iter(answers.values()))
     return ReportExample(
         row=asked["row"],
@@ -256,9 +362,12 @@ def _build_example(answers: dict[int, dict], image: "Image | None") -> ReportExa
 
 
 def encode_data_uri(image: "Image") -> str:
-    """The image, shrunk to fit the page, as text that an HTML page can hold."""
-    small = image.convert("RGB")
+    """Return the image, shrunk to fit the page, as a data URI for an HTML page."""
+    small = image.convert("RGB")  # a copy: `thumbnail` works in place
     small.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
     buffer = io.BytesIO()
+    # WebP: a page embeds many images
     small.save(buffer, format="WEBP", quality=88)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+    encoded = base64.b64encode(buffer.getvalue())
+    return "data:image/webp;base64," + encoded.decode()

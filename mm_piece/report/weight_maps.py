@@ -13,9 +13,8 @@ from mm_piece.families import GROUPS, parameter_location
 Indices = dict[str, np.ndarray]  # hub name → sorted unique flat indices
 Shapes = Mapping[str, Iterable[int]]  # hub name → shape
 
-ParameterLocation = tuple[
-    str, int | None, str
-]  # group, layer (None outside the stack of layers), module
+# group, layer (None outside the stack of layers), module
+ParameterLocation = tuple[str, int | None, str]
 # Modules in the order in which an example flows through a layer; unknown ones follow by name.
 _MODULE_ORDER = (
     "q_proj k_proj v_proj qkv in_proj proj out_proj o_proj gate_proj up_proj fc1 down_proj fc2"
@@ -24,19 +23,20 @@ _MODULE_ORDER = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One module of one layer: how many of its entries changed, of how many."""
+    """One module of one layer: the number of changed entries, and of all."""
 
     entries: int
     size: int
 
     @property
     def density(self) -> float:
+        """The share of the module's entries that changed."""
         return self.entries / self.size
 
 
 @dataclass(frozen=True)
 class Grid:
-    """One group's modules × layers; a module with no changed entry there has no cell."""
+    """One group's modules × layers; a module without a changed entry in a layer has no cell."""
 
     group: str
     layers: tuple[int | None, ...]
@@ -46,7 +46,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class WeightMap:
-    """Where one task's (or all tasks') changed entries lie."""
+    """The places of the changed entries of one task, or of all tasks."""
 
     title: str
     entries: int
@@ -57,7 +57,7 @@ class WeightMap:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Two tasks' changed entries against what random masks of the same sizes would share."""
+    """The overlap of two tasks' changed entries, and that of random masks of the same sizes."""
 
     shared: int
     jaccard: float
@@ -67,74 +67,134 @@ class Overlap:
 
 
 def union_masks(masks: Iterable[Indices]) -> Indices:
-    """The entries changed by at least one task."""
+    """Return the entries that at least one task changed."""
     found: dict[str, list[np.ndarray]] = defaultdict(list)
     for mask in masks:
         for name, index in mask.items():
             found[name].append(index)
-    return {name: reduce(np.union1d, indices) for name, indices in found.items()}
+
+    union = {}
+    for name, indices in found.items():
+        union[name] = reduce(np.union1d, indices)  # (entries of the union,), sorted
+    return union
 
 
-def build_weight_map(title: str, mask: Indices, shapes: Shapes) -> WeightMap:
-    """Count a mask's entries per place, on the grid spanned by every tensor in `shapes`."""
+def build_weight_map(
+    title: str,
+    mask: Indices,
+    shapes: Shapes,
+) -> WeightMap:
+    """Count a mask's entries per module and layer, on the grid of every tensor in `shapes`."""
     entries: Counter[ParameterLocation] = Counter()
     sizes: Counter[ParameterLocation] = Counter()
     for name, shape in shapes.items():
-        entries[parameter_location(name)] += len(mask.get(name, ()))
-        sizes[parameter_location(name)] += prod(shape)
-    cells = {
-        location: Cell(entries[location], sizes[location])
-        for location in entries
-        if entries[location]
-    }
-    groups = [group for group in GROUPS if any(group == other for other, _, _ in sizes)]
-    shares = {g: sum(n for (other, _, _), n in entries.items() if other == g) for g in groups}
-    grids = tuple(_build_grid(group, set(sizes), cells) for group in groups)
-    densest = max((cell.density for cell in cells.values()), default=0.0)
-    return WeightMap(title, sum(entries.values()), shares, grids, densest)
+        location = parameter_location(name)
+        entries[location] += len(mask.get(name, ()))
+        # a module may have several tensors: weight and bias
+        sizes[location] += prod(shape)
+
+    cells = {}
+    for location, count in entries.items():
+        if count:
+            cells[location] = Cell(count, sizes[location])
+
+    shares: Counter[str] = Counter()
+    for (group, _, _), count in entries.items():
+        shares[group] += count
+
+    # groups in the order of a page, not of the deltas
+    groups = [group for group in GROUPS if group in shares]
+    grids = [_build_grid(group, set(sizes), cells) for group in groups]
+    densities = [cell.density for cell in cells.values()]
+    return WeightMap(
+        title=title,
+        entries=sum(entries.values()),
+        shares={group: shares[group] for group in groups},
+        grids=tuple(grids),
+        densest=max(densities, default=0.0),
+    )
 
 
 def _build_grid(
-    group: str, locations: set[ParameterLocation], cells: dict[ParameterLocation, Cell]
+    group: str,
+    locations: set[ParameterLocation],
+    cells: dict[ParameterLocation, Cell],
 ) -> Grid:
-    members = [(module, layer) for other, layer, module in locations if other == group]
-    numbered = {layer for _, layer in members if layer is not None}
-    layers: tuple[int | None, ...] = tuple(range(max(numbered) + 1)) if numbered else ()
-    if any(layer is None for _, layer in members):
-        layers = (None, *layers)
-    modules = tuple(sorted({module for module, _ in members}, key=_module_sort_key))
-    group_cells = {
-        (module, layer): cell for (g, layer, module), cell in cells.items() if g == group
-    }
-    return Grid(group, layers, modules, group_cells)
+    """Lay out one group: its layers without gaps, its modules in the order of computation."""
+    modules = set()
+    found_layers = set()
+    for other, layer, module in locations:
+        if other == group:
+            modules.add(module)
+            found_layers.add(layer)
+
+    has_unnumbered = None in found_layers
+    found_layers.discard(None)
+    layers: list[int | None] = [None] if has_unnumbered else []
+    # layers without a changed tensor stay as empty columns, so that no gap goes unseen
+    if found_layers:
+        layers += range(max(found_layers) + 1)
+
+    group_cells = {}
+    for (other, layer, module), cell in cells.items():
+        if other == group:
+            group_cells[module, layer] = cell
+
+    return Grid(
+        group=group,
+        layers=tuple(layers),
+        modules=tuple(sorted(modules, key=_module_sort_key)),
+        cells=group_cells,
+    )
 
 
 def _module_sort_key(module: str) -> tuple[int, str]:
+    """Return the sort key of a module: known ones in their order, then the others by name."""
     order = _MODULE_ORDER.split()
-    return (order.index(module) if module in order else len(order), module)
+    rank = order.index(module) if module in order else len(order)
+    return rank, module
 
 
-def measure_overlap(first: Indices, second: Indices, patchable: int) -> Overlap:
-    """What `first` and `second` share, and what two random masks of their sizes would."""
-    shared = sum(_count_shared(first[name], second[name]) for name in first.keys() & second.keys())
-    sizes = [sum(map(len, mask.values())) for mask in (first, second)]
-    expected = sizes[0] * sizes[1] / max(patchable, 1)
+def measure_overlap(
+    first: Indices,
+    second: Indices,
+    patchable: int,
+) -> Overlap:
+    """Measure how much two masks share, and how much two random masks of their sizes would.
+
+    `patchable` is the number of entries that the random masks choose from.
+    """
+    shared = 0
+    for name in first.keys() & second.keys():
+        shared += _count_shared(first[name], second[name])
+
+    first_size = sum(map(len, first.values()))
+    second_size = sum(map(len, second.values()))
+    total = first_size + second_size
+    # the mean of the hypergeometric distribution: n₁ n₂ / N
+    expected = first_size * second_size / max(patchable, 1)
     return Overlap(
         shared=shared,
-        jaccard=_ratio_or_zero(shared, sum(sizes) - shared),
-        containment=_ratio_or_zero(shared, sizes[0]),
-        random_jaccard=_ratio_or_zero(expected, sum(sizes) - expected),
-        random_containment=_ratio_or_zero(expected, sizes[0]),
+        jaccard=_ratio_or_zero(shared, total - shared),  # |A ∩ B| / |A ∪ B|
+        containment=_ratio_or_zero(shared, first_size),
+        random_jaccard=_ratio_or_zero(expected, total - expected),
+        random_containment=_ratio_or_zero(expected, first_size),
     )
 
 
 def _count_shared(first: np.ndarray, second: np.ndarray) -> int:
-    """Size of the intersection of two sorted index arrays, without sorting again."""
+    """Return the size of the intersection of two sorted index arrays, without sorting again."""
     if not len(second):
         return 0
-    nearest = second.take(np.searchsorted(second, first), mode="clip")
+
+    offsets = np.searchsorted(second, first)
+    # past the end there is no neighbour: the last entry stands in, which is not equal
+    nearest = second.take(offsets, mode="clip")
     return int((nearest == first).sum())
 
 
 def _ratio_or_zero(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else 0.0
+    """Return a ratio; 0 where an empty mask leaves nothing to divide by."""
+    if not denominator:
+        return 0.0
+    return numerator / denominator

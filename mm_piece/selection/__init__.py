@@ -1,14 +1,15 @@
 """From scores to a mask: an exact top-k over a stream of scores, in bounded memory.
 
-Ties go to the earliest tensor, then to the lowest index, so that the same scores always give the
-same mask, however they are cut into pieces.
+Of equal scores the one in the earliest tensor wins, then the one at the lowest index. The same
+scores therefore give the same mask, however they are cut into pieces.
 
-mask             `select`: scores in, sorted flat indices out
-budgets          who competes for how many places; auto_density
-topk             the highest of a stream
-task             a task's mask, through a recipe
+mask             `select`: from scores to sorted flat indices
+budgets          how many units are chosen, and among which tensors
+topk             the k highest scores of a stream
+auto_density     the number that `density: auto` chooses
+task             the mask of a task, as its recipe asks for it
 cache            masks on disk
-stability        what fresh examples would share
+stability        how far a mask depends on the examples that were drawn
 """
 
 from mm_piece.selection.budgets import (

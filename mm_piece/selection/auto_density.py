@@ -1,10 +1,10 @@
-"""`density: auto`: where a further entry adds less than half of what the chosen ones do.
+"""Automatic density: entries are chosen as long as one adds over half of the mean of those chosen.
 
-A diagonal second-order model. Optimizers of Adam's kind move every chosen entry by about the same
-step s, so that choosing the k highest amplitudes a_1 ≥ a_2 ≥ … lowers the task's loss by
-s · A_k, with A_k their sum, at a price of ½ c s² for every entry that is moved off what earlier
-tasks rely on. With the best step, s = A_k / (c k), what is left is A_k² / (2 c k). Its maximum does
-not depend on c: entries are taken as long as the next one exceeds half the mean of those taken.
+This is a diagonal second-order model. Optimizers of Adam's kind move every chosen entry by about
+the same step s. Choosing the k entries with the highest amplitudes a_1 ≥ a_2 ≥ … then lowers the
+task's loss by s · A_k, with A_k = a_1 + … + a_k, at a price of ½ c s² for every entry that moves
+off what earlier tasks rely on: in all s · A_k - ½ k c s². The best step, s = A_k / (c k), leaves
+A_k² / (2 c k). The k at which this is highest does not depend on c.
 """
 
 import torch
@@ -12,12 +12,18 @@ from torch import Tensor
 
 
 def count_auto_selected(scores: Tensor, squares: bool) -> int:
-    """How many of the highest scores to take, at least one; any order, fp32.
+    """Return how many of the highest scores to choose, at least one.
 
-    `squares`: the scores are squares of amplitudes.
+    The scores are fp32, in any order; with `squares` they are squares of the amplitudes.
     """
-    amplitudes = scores.double().clamp(min=0).sort(descending=True).values
+    amplitudes = scores.double().clamp(min=0)
+    amplitudes = amplitudes.sort(descending=True).values
     if squares:
         amplitudes = amplitudes.sqrt()
-    gain = amplitudes.cumsum(0)
-    return int((gain**2 / torch.arange(1, len(gain) + 1)).argmax()) + 1
+
+    sums = amplitudes.cumsum(0)  # A_k
+    num_scores = len(sums)
+    counts = torch.arange(1, num_scores + 1)  # k
+    gains = sums**2 / counts  # up to the factor 1 / (2 c), which moves no maximum
+    best = int(gains.argmax())
+    return best + 1  # from an index to a number of scores

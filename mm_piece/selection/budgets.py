@@ -1,7 +1,9 @@
-"""Budgets: which entries compete with each other, and how many of them are chosen.
+"""Budgets: how many units are chosen, and which of them compete with each other.
 
-All weights in one contest, or one for each group, pattern or tensor. A *unit* is what is chosen
-whole: an entry, or a row (the entries that make one output).
+A *unit* is what is chosen as a whole: an entry of a weight, or an output row (the entries that make
+one output). Units compete within *top-k groups*: all weights in one, or one for each group, pattern
+of names or tensor. In a top-k group, *subgroups* of tensors may have a smallest and a largest
+quota.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,23 +16,27 @@ from typing import Any, Literal
 from mm_piece.errors import SelectionError
 from mm_piece.families import GROUPS, group_of
 
-Density = float | str | Mapping[str, float]  # of all units, by group and pattern of names, or auto
+# One share of all units, one for each group and pattern of names, or `auto`.
+Density = float | str | Mapping[str, float]
 Scope = Literal["global", "tensor"]
 Unit = Literal["entry", "row"]
 Sizes = Mapping[str, int]  # units per tensor, in model order
 
-AUTO_CEILING = 0.05
+AUTO_CEILING = 0.05  # the largest share that `auto` chooses, unless the budgets give another
+
+_UNIT_PLURALS = {"entry": "entries", "row": "rows"}
 
 
 @dataclass(frozen=True)
 class Budgets:
     """How much is chosen, and where.
 
-    `density`: a share of all units; one for each group or pattern of names (the first pattern that
-    fits a name, else its group; what fits none gets nothing); or `auto`, see `knee`. `scope`
-    "tensor" gives every tensor its own share. `floor` and `ceiling` bound the share of a group
-    under one density for all; `ceiling` as a number bounds `auto`. `squares`: the scores are
-    squares of what `auto` weighs, as PIECE-F's are squares of gradients.
+    `density` is a share of all units; or one for each group or pattern of names, where the first
+    pattern that fits a name counts, else its group, and a tensor that fits none gets nothing; or
+    `auto`, see `auto_density`. `scope` "tensor" gives every tensor its own share. `floor` and
+    `ceiling` bound the share of a group under one density for all; `ceiling` as a number bounds
+    `auto`. With `squares` the scores are squares of the amplitudes that `auto` weighs, as PIECE-F's
+    scores are squares of gradients.
     """
 
     density: Density = 0.001
@@ -41,25 +47,31 @@ class Budgets:
     squares: bool = False
 
     def __post_init__(self) -> None:
-        """Raise SelectionError for what cannot stand together."""
-        bounds = (self.floor, self.ceiling)
-        if self.scope not in ("global", "tensor") or self.unit not in ("entry", "row"):
+        """Raise SelectionError for settings that are invalid, alone or together."""
+        has_scope = self.scope in ("global", "tensor")
+        has_unit = self.unit in ("entry", "row")
+        if not has_scope or not has_unit:
             raise SelectionError("scope must be global or tensor, unit must be entry or row")
         _require_density(self.density)
+
         if not isinstance(self.floor, Mapping):
             raise SelectionError(f"floor {self.floor!r} is no mapping of groups to shares")
         if not isinstance(self.ceiling, Mapping) and self.density != "auto":
             raise SelectionError("ceiling: a number bounds density: auto; else name groups")
-        named = any(isinstance(bound, Mapping) and bound for bound in bounds)
-        if named and (self.scope == "tensor" or not isinstance(self.density, int | float)):
+
+        bounds = (self.floor, self.ceiling)
+        bounds_groups = any(isinstance(bound, Mapping) and bound for bound in bounds)
+        has_one_density = isinstance(self.density, int | float)
+        if bounds_groups and (self.scope == "tensor" or not has_one_density):
             raise SelectionError("floor and ceiling of groups go with one density, scope global")
+
         for bound in bounds:
             _require_shares(bound)
 
 
 @dataclass(frozen=True)
 class Subgroup:
-    """Tensors of a contest that get at least `low` and at most `high` of its places."""
+    """Tensors of a top-k group that get at least `min_quota` and at most `max_quota` units."""
 
     names: tuple[str, ...]
     min_quota: int
@@ -68,7 +80,7 @@ class Subgroup:
 
 @dataclass(frozen=True)
 class TopKGroup:
-    """Tensors whose units compete for `k` places; with `auto` for at most so many."""
+    """Tensors of which the `k` units with the highest scores are chosen; `auto`: at most k."""
 
     label: str
     subgroups: tuple[Subgroup, ...]
@@ -77,40 +89,52 @@ class TopKGroup:
 
     @property
     def names(self) -> list[str]:
-        """The tensors of all parts."""
+        """Names of the tensors of all subgroups."""
         return [name for subgroup in self.subgroups for name in subgroup.names]
 
 
 def build_topk_groups(sizes: Sizes, budgets: Budgets) -> list[TopKGroup]:
-    """Who competes for how many places; `sizes` counts units.
+    """Build the top-k groups that the budgets ask for; `sizes` counts the units of each tensor.
 
     Raises SelectionError for a density out of (0, 1], one that selects nothing, a key that fits no
-    tensor, and bounds that leave more or fewer places than there are.
+    tensor, and bounds that leave more or fewer units than the density gives.
     """
     density = budgets.density
-    if isinstance(density, Mapping):
-        members = _match_tensor_names(sizes, density)
-        return [
-            group
-            for key in density
-            for group in _build_density_groups(key, density[key], members[key], sizes, budgets)
-        ]
-    share = _auto_ceiling(budgets) if isinstance(density, str) else density
-    return _build_density_groups("all", share, list(sizes), sizes, budgets)
+    if isinstance(density, str):  # `auto`
+        density = _auto_ceiling(budgets)
+    if not isinstance(density, Mapping):
+        return _build_density_groups("all", density, list(sizes), sizes, budgets)
+
+    members = _match_tensor_names(sizes, density)
+    groups: list[TopKGroup] = []
+    for key, share in density.items():
+        groups += _build_density_groups(key, share, members[key], sizes, budgets)
+    return groups
 
 
-def count_selected(density: float, total: int, label: str = "all", unit: Unit = "entry") -> int:
-    """How many of `total` units a density selects, exact for the decimal number as written.
+def count_selected(
+    density: float,
+    total: int,
+    label: str = "all",
+    unit: Unit = "entry",
+) -> int:
+    """Return how many of `total` units a density selects, exact for the decimal number as written.
 
-    Entries: `floor(density * total)`. Rows: those at or above the `1 - density` quantile, as FGGM
-    and MIGU take it, interpolated linearly. Raises SelectionError if that is none.
+    Of entries it selects `floor(density * total)`. Of rows it selects those at or above the
+    `1 - density` quantile, interpolated linearly, as FGGM and MIGU do. Raises SelectionError for a
+    density out of (0, 1], and one that selects no entry.
     """
     if not _is_number(density) or not 0 < density <= 1:
         raise SelectionError(f"density {density} is out of (0, 1]")
+
     share = _to_decimal(density)
     if unit == "row" and total:
-        below = ((1 - share) * (total - 1)).to_integral_value(ROUND_CEILING)
-        return total - int(below)
+        # The quantile lies at rank (1 - density) (total - 1) of the ascending scores, counted
+        # from 0. All rows before that rank are below it.
+        rank = (1 - share) * (total - 1)
+        num_below = rank.to_integral_value(ROUND_CEILING)
+        return total - int(num_below)
+
     k = floor(share * total)
     if k == 0:
         hint = "" if total else "; is the group excluded, or does the model not have it?"
@@ -121,86 +145,130 @@ def count_selected(density: float, total: int, label: str = "all", unit: Unit = 
     return k
 
 
-_UNIT_PLURALS = {"entry": "entries", "row": "rows"}
-
-
 def _build_density_groups(
-    label: str, share: float, names: list[str], sizes: Sizes, budgets: Budgets
+    label: str,
+    share: float,
+    names: list[str],
+    sizes: Sizes,
+    budgets: Budgets,
 ) -> list[TopKGroup]:
-    """The contests of tensors with one density: one, or with scope tensor one for each."""
-    total, auto = sum(sizes[name] for name in names), budgets.density == "auto"
+    """Build the top-k groups of tensors with one density: one, or with scope tensor one each."""
+    is_auto = budgets.density == "auto"
+    total = sum(sizes[name] for name in names)
     k = count_selected(share, total, label, budgets.unit)
+
     if budgets.scope == "global":
-        return [TopKGroup(label, _build_subgroups(k, names, sizes, budgets), k, auto)]
+        subgroups = _build_subgroups(k, names, sizes, budgets)
+        return [TopKGroup(label, subgroups, k, is_auto)]
+
+    group_sizes = {name: sizes[name] for name in names}
     if budgets.unit == "row":
-        quotas = {name: count_selected(share, sizes[name], name, "row") for name in names}
+        quotas: dict[str, int] = {}
+        for name, size in group_sizes.items():
+            quotas[name] = count_selected(share, size, name, "row")
     else:
-        quotas = _apportion_quotas(share, k, {name: sizes[name] for name in names})
-    return [
-        TopKGroup(name, (Subgroup((name,), 0, quota),), quota, auto)
-        for name, quota in quotas.items()
-        if quota
-    ]
+        quotas = _apportion_quotas(share, k, group_sizes)
+
+    groups = []
+    for name, quota in quotas.items():
+        if quota:
+            subgroups = (Subgroup((name,), min_quota=0, max_quota=quota),)
+            groups.append(TopKGroup(name, subgroups, quota, is_auto))
+    return groups
 
 
-def _apportion_quotas(share: float, k: int, sizes: Sizes) -> dict[str, int]:
-    """Whole places for tensors of equal density, `k` together, by largest remainders."""
-    exact = {name: _to_decimal(share) * size for name, size in sizes.items()}
-    quotas = {name: floor(exact_quota) for name, exact_quota in exact.items()}
-    left = k - sum(quotas.values())
-    by_remainder = sorted(exact, key=lambda name: quotas[name] - exact[name])
-    for name in by_remainder[:left]:
+def _apportion_quotas(
+    share: float,
+    k: int,
+    sizes: Sizes,
+) -> dict[str, int]:
+    """Return whole quotas for tensors of equal density, `k` together, by largest remainders."""
+    exact_share = _to_decimal(share)
+    quotas: dict[str, int] = {}
+    remainders: dict[str, Decimal] = {}
+    for name, size in sizes.items():
+        exact_quota = exact_share * size
+        quotas[name] = floor(exact_quota)
+        remainders[name] = exact_quota - quotas[name]
+
+    # `sorted` is stable, in reverse too: of equal remainders the first tensor's wins.
+    by_remainder = sorted(remainders, key=remainders.__getitem__, reverse=True)
+    num_left = k - sum(quotas.values())
+    for name in by_remainder[:num_left]:
         quotas[name] += 1
     return quotas
 
 
 def _build_subgroups(
-    k: int, names: list[str], sizes: Sizes, budgets: Budgets
+    k: int,
+    names: list[str],
+    sizes: Sizes,
+    budgets: Budgets,
 ) -> tuple[Subgroup, ...]:
-    """The groups of a contest with their bounds; one part if nothing is bound."""
+    """Build one subgroup for each group of tensors, with its bounds; one for all without bounds."""
+    # A ceiling that is a number bounds `auto`, and no group.
     ceilings = budgets.ceiling if isinstance(budgets.ceiling, Mapping) else {}
     if not budgets.floor and not ceilings:
-        return (Subgroup(tuple(names), 0, k),)
+        unbounded = Subgroup(tuple(names), min_quota=0, max_quota=k)
+        return (unbounded,)
+
     groups = dict.fromkeys(map(group_of, names))
-    if absent := [group for group in (*budgets.floor, *ceilings) if group not in groups]:
+    bounded = (*budgets.floor, *ceilings)
+    absent = [group for group in bounded if group not in groups]
+    if absent:
         raise SelectionError(
             f"floor and ceiling: no patchable entries in {absent[0]}; is the group excluded?"
         )
+
     subgroups = []
     for group in groups:
         members = tuple(name for name in names if group_of(name) == group)
         total = sum(sizes[name] for name in members)
-        max_quota = min(k, floor(_to_decimal(ceilings.get(group, 1)) * total))
-        min_quota = floor(_to_decimal(budgets.floor.get(group, 0)) * total)
+        floor_share = _to_decimal(budgets.floor.get(group, 0))
+        ceiling_share = _to_decimal(ceilings.get(group, 1))
+
+        min_quota = floor(floor_share * total)
+        max_quota = min(k, floor(ceiling_share * total))
         if min_quota > max_quota:
             raise SelectionError(
                 f"floor of {group}: {min_quota} places, more than the {max_quota} it may get"
             )
         if max_quota:
             subgroups.append(Subgroup(members, min_quota, max_quota))
+
     _require_feasible_quotas(subgroups, k)
     return tuple(subgroups)
 
 
 def _require_feasible_quotas(subgroups: Iterable[Subgroup], k: int) -> None:
-    min_total, max_total = (
-        sum(subgroup.min_quota for subgroup in subgroups),
-        sum(subgroup.max_quota for subgroup in subgroups),
-    )
+    """Raise SelectionError unless the quotas of the subgroups can add up to k."""
+    min_total = sum(subgroup.min_quota for subgroup in subgroups)
+    max_total = sum(subgroup.max_quota for subgroup in subgroups)
     if not min_total <= k <= max_total:
+        # Both at once cannot be: every subgroup has min_quota <= max_quota.
         which = f"floors ask for {min_total}" if min_total > k else f"ceilings leave {max_total}"
         raise SelectionError(f"the {which} places, the density gives {k}")
 
 
-def _match_tensor_names(sizes: Sizes, density: Mapping[str, float]) -> dict[str, list[str]]:
-    """The tensors of each key: a pattern takes what no earlier one took, a group the rest."""
+def _match_tensor_names(
+    sizes: Sizes,
+    density: Mapping[str, float],
+) -> dict[str, list[str]]:
+    """Return the tensors of each key of a density.
+
+    A pattern takes the tensors that no earlier pattern took, a group those that are left. Raises
+    SelectionError for a pattern without a tensor.
+    """
     patterns = [key for key in density if key not in GROUPS]
     members: dict[str, list[str]] = {key: [] for key in density}
     for name in sizes:
-        key = next((p for p in patterns if fnmatchcase(name, p)), group_of(name))
+        fitting = (pattern for pattern in patterns if fnmatchcase(name, pattern))
+        key = next(fitting, group_of(name))
         if key in members:
             members[key].append(name)
-    if unused := [p for p in patterns if not members[p]]:
+
+    unused = [pattern for pattern in patterns if not members[pattern]]
+    if unused:
         raise SelectionError(
             f"density: no patchable weight is called {unused[0]!r}; "
             f"groups: {', '.join(GROUPS)}; patterns fit published names"
@@ -209,17 +277,24 @@ def _match_tensor_names(sizes: Sizes, density: Mapping[str, float]) -> dict[str,
 
 
 def _auto_ceiling(budgets: Budgets) -> float:
-    return AUTO_CEILING if isinstance(budgets.ceiling, Mapping) else budgets.ceiling
+    """Return the largest share that `density: auto` may choose."""
+    if isinstance(budgets.ceiling, Mapping):
+        return AUTO_CEILING
+    return budgets.ceiling
 
 
 def _require_density(density: Any) -> None:
+    """Raise SelectionError for a density of the wrong type, or an empty mapping."""
     if density == {}:
         raise SelectionError("density: no group or pattern has a share")
-    if density != "auto" and not _is_number(density) and not isinstance(density, Mapping):
+
+    is_valid = density == "auto" or _is_number(density) or isinstance(density, Mapping)
+    if not is_valid:
         raise SelectionError(f"density {density!r} is no number, mapping or auto")
 
 
 def _require_shares(bound: float | Mapping[str, float]) -> None:
+    """Raise SelectionError for an unknown group in a bound, or a share out of (0, 1]."""
     shares = bound if isinstance(bound, Mapping) else {"all": bound}
     for group, share in shares.items():
         if isinstance(bound, Mapping) and group not in GROUPS:
@@ -229,8 +304,10 @@ def _require_shares(bound: float | Mapping[str, float]) -> None:
 
 
 def _is_number(value: Any) -> bool:
+    """Return whether a value is a number; Python's booleans are ints, and no numbers here."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _to_decimal(share: float) -> Decimal:
+    """Return the decimal number that a share is written as: 0.1 is a tenth, not its float."""
     return Decimal(repr(float(share)))

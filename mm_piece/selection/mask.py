@@ -1,4 +1,8 @@
-"""`select`: scores in, sorted flat indices out."""
+"""`select`: scores in, sorted flat indices out.
+
+The scores of a tensor go into the running top-k of its subgroup, piece by piece. At the end each
+top-k group chooses among the candidates of its subgroups. See `budgets` for these terms.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,25 +22,33 @@ from mm_piece.selection.topk import TopK
 Mask = dict[str, Tensor]  # name -> sorted flat indices
 
 
-def select(scores: Mapping[str, Tensor], density: Density = 0.001, **budgets: Any) -> Mask:
-    """The `floor(density * N)` highest of N scores, as sorted flat indices per tensor.
+def select(
+    scores: Mapping[str, Tensor],
+    density: Density = 0.001,
+    **budgets: Any,
+) -> Mask:
+    """Return the `floor(density * N)` highest of N scores, as sorted flat indices per tensor.
 
     `scores` maps names to tensors of any shape. `density` may also map groups (vision, projector,
-    language, embedding, head) and patterns of names to their own shares, or be `auto`; further
+    language, embedding, head) and patterns of names to their own shares, or be `auto`. The other
     arguments are those of `Budgets`: scope, unit, floor, ceiling, squares. Raises SelectionError
     for a density out of (0, 1], NaN scores, or a selection of nothing.
     """
     _require_scores(scores)
+
     shapes = {name: tuple(tensor.shape) for name, tensor in scores.items()}
     pieces = ((name, 0, tensor.reshape(-1)) for name, tensor in scores.items())
     return select_stream(pieces, shapes, Budgets(density, **budgets))
 
 
 def _require_scores(scores: Any) -> None:
+    """Raise SelectionError unless `scores` maps names to tensors of real numbers."""
     if not isinstance(scores, Mapping):
         raise SelectionError(f"scores must map names to tensors, not {format_value(scores)}")
+
     for name, tensor in scores.items():
-        if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.is_complex():
+        is_valid = isinstance(tensor, Tensor) and not tensor.is_meta and not tensor.is_complex()
+        if not is_valid:
             raise SelectionError(f"scores of {name!r} must be a tensor of numbers")
 
 
@@ -46,27 +58,42 @@ def select_stream(
     budgets: Budgets,
     sharded: bool = False,
 ) -> Mask:
-    """`select` for scores that come in pieces, in the order of `shapes`, never held as a whole.
+    """Return what `select` does, for scores that come in pieces and are never in memory at once.
 
-    With `apart` every process gives the pieces of other tensors, and all get the same mask.
+    The pieces come in the order of `shapes`. With `sharded` every process gives the scores of
+    other entries, and all processes get the same mask.
     """
     sizes, widths = count_units(shapes, budgets)
-    if budgets.unit == "row":
+    groups = build_topk_groups(sizes, budgets)
+    by_row = budgets.unit == "row"
+
+    # The top-k sees units only: scores are summed over rows before, and rows widened after.
+    if by_row:
         pieces = iter_output_row_sums(pieces, widths)
-    mask = select_units(pieces, sizes, build_topk_groups(sizes, budgets), budgets.squares, sharded)
-    if budgets.unit == "row":
+    mask = select_units(pieces, sizes, groups, budgets.squares, sharded)
+    if by_row:
         mask = {name: entries_of(rows, widths[name]) for name, rows in mask.items()}
-    return {name: _narrow_index(index, sizes[name] * widths[name]) for name, index in mask.items()}
+
+    narrow: Mask = {}
+    for name, index in mask.items():
+        num_entries = sizes[name] * widths[name]
+        narrow[name] = _narrow_index(index, num_entries)
+    return narrow
 
 
 def count_units(
-    shapes: Mapping[str, Sequence[int]], budgets: Budgets
+    shapes: Mapping[str, Sequence[int]],
+    budgets: Budgets,
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """How many units each tensor has, and the entries in each of them."""
-    entry = budgets.unit == "entry"
-    widths = {name: 1 if entry else width_of(shape) for name, shape in shapes.items()}
-    counts = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
-    return {name: counts[name] // widths[name] for name in shapes}, widths
+    """Return the number of units of each tensor, and the number of entries in each unit."""
+    sizes: dict[str, int] = {}
+    widths: dict[str, int] = {}
+    for name, shape in shapes.items():
+        num_entries = torch.Size(shape).numel()
+        width = 1 if budgets.unit == "entry" else width_of(shape)
+        sizes[name] = num_entries // width
+        widths[name] = width
+    return sizes, widths
 
 
 def select_units(
@@ -76,88 +103,153 @@ def select_units(
     squares: bool,
     sharded: bool = False,
 ) -> Mask:
-    """The units that win their contests; int64 indices, tensors in the order of `sizes`."""
-    running_by_group = [(group, _make_running_topks(group, sizes)) for group in groups]
+    """Return the units that each top-k group chooses: int64 indices per tensor.
+
+    `sizes` counts the units of each tensor. It sets the order of the tensors, in the mask and
+    where scores are equal. `squares` is that of `Budgets`, `sharded` that of `select_stream`.
+    """
+    running_by_group = [_make_running_topks(group, sizes) for group in groups]
     running_of = {
         name: running
-        for _, running_topks in running_by_group
+        for running_topks in running_by_group
         for running in running_topks
         for name in running.subgroup.names
     }
+
+    # The only pass over the scores: a piece goes to the running top-k of its tensor's subgroup.
     for name, offset, flat in pieces:
-        if name in running_of:
-            running_of[name].topk.add_scores(flat, running_of[name].offsets[name] + offset)
-    chosen: Mask = {}
-    for group, running_topks in running_by_group:
-        for running in running_topks if sharded else ():
-            _merge_across_ranks(running.topk)
-        chosen |= _split_by_tensor(
-            _select_positions(group, running_topks, squares), running_topks[0].offsets, sizes
-        )
-    return {name: chosen[name] for name in sizes if name in chosen}
+        running = running_of.get(name)
+        if running is None:  # no density covers this tensor
+            continue
+        start = running.offsets[name] + offset
+        running.topk.add_scores(flat, start)
+
+    # Each process has the best of its own scores, among which are all its scores in the mask.
+    if sharded:
+        for running_topks in running_by_group:
+            _merge_across_ranks(running_topks)
+
+    mask: Mask = {}
+    for group, running_topks in zip(groups, running_by_group, strict=True):
+        positions = _select_positions(group, running_topks, squares)
+        offsets = running_topks[0].offsets  # all subgroups of a group share them
+        mask |= _split_by_tensor(positions, offsets, sizes)
+
+    # Groups come in the order of the density's keys, the mask in that of the model.
+    return {name: mask[name] for name in sizes if name in mask}
 
 
 @dataclass(frozen=True)
 class _RunningTopK:
-    """The running top-k of one part of a contest."""
+    """The running top-k of one subgroup.
+
+    A unit's position is its index in the concatenation of all tensors of the top-k group, in model
+    order. `offsets` maps each tensor to the position of its first unit.
+    """
 
     subgroup: Subgroup
-    offsets: dict[str, int]  # of the tensors in the contest's own numbering
+    offsets: dict[str, int]
     topk: TopK
 
 
-def _merge_across_ranks(topk: TopK) -> None:
-    """Bring the candidates of all processes together."""
-    positions, scores = topk.list_candidates()
-    topk.replace_candidates(distributed.all_gather(positions), distributed.all_gather(scores))
+def _make_running_topks(
+    group: TopKGroup,
+    sizes: Mapping[str, int],
+) -> list[_RunningTopK]:
+    """Return an empty running top-k for each subgroup of a group."""
+    # Numbered over the tensors of the whole group, so that a position is unique in it.
+    members = set(group.names)
+    offsets: dict[str, int] = {}
+    total = 0
+    for name, size in sizes.items():
+        if name in members:
+            offsets[name] = total
+            total += size
+
+    running_topks = []
+    for subgroup in group.subgroups:
+        topk = TopK(min(subgroup.max_quota, group.k))
+        running_topks.append(_RunningTopK(subgroup, offsets, topk))
+    return running_topks
 
 
-def _make_running_topks(group: TopKGroup, sizes: Mapping[str, int]) -> list[_RunningTopK]:
-    members, offsets, total = set(group.names), {}, 0
-    for name in (name for name in sizes if name in members):
-        offsets[name], total = total, total + sizes[name]
-    return [
-        _RunningTopK(subgroup, offsets, TopK(min(subgroup.max_quota, group.k)))
-        for subgroup in group.subgroups
-    ]
+def _merge_across_ranks(running_topks: Sequence[_RunningTopK]) -> None:
+    """Replace the candidates of every process by the best candidates of all."""
+    for running in running_topks:
+        positions, scores = running.topk.list_candidates()
+        all_positions = distributed.all_gather(positions)
+        all_scores = distributed.all_gather(scores)
+        running.topk.replace_candidates(all_positions, all_scores)
 
 
 def _select_positions(
-    group: TopKGroup, running_topks: Sequence[_RunningTopK], squares: bool
+    group: TopKGroup,
+    running_topks: Sequence[_RunningTopK],
+    squares: bool,
 ) -> Tensor:
-    """The chosen positions of a contest, sorted: every part's floor, then the highest of all."""
+    """Return the positions that a group chooses, sorted.
+
+    Each subgroup first gets the `min_quota` highest of its own; the rest goes to the highest
+    scores of all. No subgroup can exceed its `max_quota`: it has no more candidates than that.
+    """
     if len(running_topks) == 1 and not group.auto:
         return running_topks[0].topk.select_indices()
-    bests = [running.topk.select_best() for running in running_topks]
-    positions, scores = (torch.cat(column) for column in zip(*bests, strict=True))
+
+    position_parts: list[Tensor] = []
+    score_parts: list[Tensor] = []
+    guaranteed_parts: list[Tensor] = []
+    for running in running_topks:
+        best = running.topk.select_best()
+        position_parts.append(best[0])
+        score_parts.append(best[1])
+        guaranteed_parts.append(_mark_highest(best, running.subgroup.min_quota))
+
+    positions = torch.cat(position_parts)
+    scores = torch.cat(score_parts)
+    guaranteed = torch.cat(guaranteed_parts)
     k = count_auto_selected(scores, squares) if group.auto else group.k
-    guaranteed = torch.cat(
-        [
-            _mark_highest(best, running.subgroup.min_quota)
-            for best, running in zip(bests, running_topks, strict=True)
-        ]
+
+    # lexsort's last key counts most: the guaranteed ones, then high scores, then low positions.
+    # A tie within a group thus goes to the earliest tensor, then to the lowest index.
+    sort_keys = (
+        positions.numpy(),
+        -scores.numpy(),
+        ~guaranteed.numpy(),
     )
-    order = numpy.lexsort((positions.numpy(), -scores.numpy(), ~guaranteed.numpy()))
-    return positions[torch.from_numpy(order[:k])].sort().values
+    by_rank = numpy.lexsort(sort_keys)
+    chosen = torch.from_numpy(by_rank[:k])
+    return positions[chosen].sort().values
 
 
 def _mark_highest(best: tuple[Tensor, Tensor], quota: int) -> Tensor:
-    """Which candidates are the `low` first ones, by score and then by position."""
+    """Return which of the candidates are the `quota` first ones, by score and then by position."""
     positions, scores = best
-    guaranteed = torch.zeros(len(scores), dtype=torch.bool)
-    guaranteed[torch.from_numpy(numpy.lexsort((positions.numpy(), -scores.numpy()))[:quota])] = True
-    return guaranteed
+    by_rank = numpy.lexsort((positions.numpy(), -scores.numpy()))
+    highest = torch.from_numpy(by_rank[:quota])
+
+    is_highest = torch.zeros(len(scores), dtype=torch.bool)
+    is_highest[highest] = True
+    return is_highest
 
 
-def _split_by_tensor(chosen: Tensor, offsets: Mapping[str, int], sizes: Mapping[str, int]) -> Mask:
-    """A contest's positions as indices of the tensors that have any."""
-    found = {}
+def _split_by_tensor(
+    chosen: Tensor,
+    offsets: Mapping[str, int],
+    sizes: Mapping[str, int],
+) -> Mask:
+    """Return a group's chosen positions as indices of the tensors that have any."""
+    found: Mask = {}
     for name, start in offsets.items():
-        low, high = torch.searchsorted(chosen, torch.tensor([start, start + sizes[name]])).tolist()
+        end = start + sizes[name]
+        edges = torch.tensor([start, end])
+        low, high = torch.searchsorted(chosen, edges).tolist()
         if high > low:
             found[name] = chosen[low:high] - start
     return found
 
 
 def _narrow_index(index: Tensor, size: int) -> Tensor:
-    return index.to(torch.int32) if size < 2**31 else index
+    """Return the indices of a tensor of `size` entries as int32, where int32 can hold them all."""
+    if size < 2**31:
+        return index.to(torch.int32)
+    return index

@@ -1,8 +1,8 @@
-"""How far a mask depends on which examples were drawn: masks of disjoint parts of them, compared.
+"""How far a mask depends on the examples that were drawn, estimated without drawing others.
 
-Two disjoint parts of the examples are two fresh sets. Each gives scores at a sample of entries, and
-by the same budgets a mask among them; what the two masks share is what any two fresh sets of as
-many examples would share, half of all examples at most.
+Two disjoint parts of the examples are two fresh sets. Each part gives scores at a sample of the
+entries and, by the same budgets, a mask among them. The two masks overlap as much as those of any
+two fresh sets of as many examples would. The parts hold half of all examples at most.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,41 +15,64 @@ from torch import Tensor
 from mm_piece.importance import FoldSums
 from mm_piece.selection import Mask, Subgroup, TopKGroup, select_units
 
-ScoreFunction = Callable[
-    [Mapping[str, Tensor], int], Tensor
-]  # means by kind, their count -> scores
+# From means of the gradients by kind, and the number of examples in them, to scores.
+ScoreFunction = Callable[[Mapping[str, Tensor], int], Tensor]
 
 _NUM_PAIRS = 16  # of disjoint parts for each number of examples
-_MIN_QUOTA = 10  # places among the sampled entries
+_MIN_QUOTA = 10  # units chosen in the sample: an overlap of fewer says little
 _FOLD_DIVISORS = (8, 4, 2)  # an eighth of the examples, a quarter, a half
 
 
 def estimate_overlaps(
-    folds: FoldSums, score: ScoreFunction, groups: Sequence[TopKGroup], seed: int
+    folds: FoldSums,
+    score: ScoreFunction,
+    groups: Sequence[TopKGroup],
+    seed: int,
 ) -> dict[int, float]:
-    """The mean share of a mask that a second one has too, by number of examples (ascending).
+    """Return the mean share of a mask that a second one has too, by number of examples, ascending.
 
-    `score` gives the entries of `folds` their scores, `rounds` are the contests among them, see
-    `among`. Empty where there are fewer than two folds, or too few places to tell a share.
+    `score` gives the entries of `folds` their scores; `groups` come from `build_sampled_groups`.
+    The result is empty for fewer than two folds, and for too few chosen units to tell a share.
     """
+    if sum(group.k for group in groups) < _MIN_QUOTA:
+        return {}
+
     random = torch.Generator().manual_seed(seed)
-    examples, found = sum(folds.counts), {}
-    enough = sum(group.k for group in groups) >= _MIN_QUOTA
-    for size in dict.fromkeys(folds.num_folds // divisor for divisor in _FOLD_DIVISORS):
-        if size and enough:
-            pairs = [
-                _compare_disjoint_masks(folds, score, groups, size, random)
-                for _ in range(_NUM_PAIRS)
-            ]
-            found[round(examples * size / folds.num_folds)] = sum(pairs) / _NUM_PAIRS
-    return found
+    num_examples = sum(folds.counts)
+
+    # Few folds give the same size, or none, for several divisors.
+    sizes = dict.fromkeys(folds.num_folds // divisor for divisor in _FOLD_DIVISORS)
+    overlaps: dict[int, float] = {}
+    for size in sizes:
+        if size == 0:
+            continue
+
+        pair_overlaps = []
+        for _ in range(_NUM_PAIRS):
+            overlap = _compare_disjoint_masks(folds, score, groups, size, random)
+            pair_overlaps.append(overlap)
+
+        examples = round(num_examples * size / folds.num_folds)
+        overlaps[examples] = sum(pair_overlaps) / _NUM_PAIRS
+    return overlaps
 
 
-def parse_overlaps(results: Mapping[str, Any], task: str) -> list[tuple[int, float]]:
-    """Examples and overlap, ascending, that a store's results tell of a task, if they do."""
-    found = results.get("stability", {}).get(task, {})
-    plain = {k: v for k, v in found.items() if k.isdecimal() and type(v) in (int, float)}
-    return sorted((int(count), share) for count, share in plain.items())
+def parse_overlaps(
+    results: Mapping[str, Any],
+    task: str,
+) -> list[tuple[int, float]]:
+    """Return a task's numbers of examples and overlaps from a store's results, ascending.
+
+    Results are data from a file: entries of another form are left out.
+    """
+    by_task = results.get("stability", {})
+    recorded = by_task.get(task, {})
+    overlaps = []
+    for examples, share in recorded.items():
+        is_number = type(share) in (int, float)  # not isinstance: a boolean is no share
+        if examples.isdecimal() and is_number:
+            overlaps.append((int(examples), share))
+    return sorted(overlaps)
 
 
 def build_sampled_groups(
@@ -58,37 +81,70 @@ def build_sampled_groups(
     sizes: Mapping[str, int],
     chosen: Mapping[str, int],
 ) -> list[TopKGroup]:
-    """The contests among sampled units, at the densities that came out among all of them.
+    """Build the top-k groups of the sampled units, at the densities of the mask of all units.
 
-    `sizes` counts all units of each tensor, `chosen` those that were selected.
+    `sizes` counts all units of each tensor, `chosen` those in the mask. A group with too few
+    sampled units is left out.
     """
-    found = []
+    sampled_groups = []
     for group in groups:
-        share = sum(chosen.get(name, 0) for name in group.names) / _sum_sizes(sizes, group.names)
-        subgroups = [
-            replace(
-                subgroup,
-                min_quota=int(
-                    subgroup.min_quota
-                    * _count_sampled(folds, subgroup.names)
-                    / _sum_sizes(sizes, subgroup.names)
-                ),
-                max_quota=_scale_max_quota(
-                    subgroup,
-                    group,
-                    _count_sampled(folds, subgroup.names),
-                    _sum_sizes(sizes, subgroup.names),
-                ),
-            )
-            for subgroup in group.subgroups
-        ]
+        num_units = _sum_sizes(sizes, group.names)
+        num_chosen = sum(chosen.get(name, 0) for name in group.names)
+        density = num_chosen / num_units  # with `auto`, known only now
+
+        subgroups = tuple(
+            _scale_subgroup(subgroup, group, folds, sizes) for subgroup in group.subgroups
+        )
         total_quota = sum(subgroup.max_quota for subgroup in subgroups)
-        complete = total_quota == _sum_sizes(sizes, group.names)
-        # One place of the one or two units that were drawn would always be the same.
-        if total_quota and (complete or share * total_quota >= _MIN_QUOTA):
-            k = min(total_quota, max(1, round(share * total_quota)))
-            found.append(replace(group, subgroups=tuple(subgroups), k=k, auto=False))
-    return found
+        if total_quota == 0:
+            continue
+
+        # Out of one or two sampled units any two masks would choose the same one. A complete
+        # sample has no such error, however small it is.
+        is_complete = total_quota == num_units
+        expected = density * total_quota
+        if not is_complete and expected < _MIN_QUOTA:
+            continue
+
+        k = min(total_quota, max(1, round(expected)))
+        sampled_groups.append(
+            replace(
+                group,
+                subgroups=subgroups,
+                k=k,
+                auto=False,
+            )
+        )
+    return sampled_groups
+
+
+def _scale_subgroup(
+    subgroup: Subgroup,
+    group: TopKGroup,
+    folds: FoldSums,
+    sizes: Mapping[str, int],
+) -> Subgroup:
+    """Return a subgroup with its quotas scaled to the units that were sampled of it."""
+    sampled = sum(len(folds.units[name]) for name in subgroup.names)
+    size = _sum_sizes(sizes, subgroup.names)
+    return replace(
+        subgroup,
+        min_quota=int(subgroup.min_quota * sampled / size),
+        max_quota=_scale_max_quota(subgroup, group, sampled, size),
+    )
+
+
+def _scale_max_quota(
+    subgroup: Subgroup,
+    group: TopKGroup,
+    sampled: int,
+    size: int,
+) -> int:
+    """Return the largest quota among the sampled units: all of them, unless a ceiling bounds it."""
+    is_bounded = subgroup.max_quota < group.k
+    if not is_bounded:
+        return sampled
+    return round(subgroup.max_quota * sampled / size)
 
 
 def _compare_disjoint_masks(
@@ -98,36 +154,40 @@ def _compare_disjoint_masks(
     size: int,
     random: torch.Generator,
 ) -> float:
-    """The overlap of the masks of two disjoint sets of `size` folds."""
+    """Return the overlap of the masks of two disjoint sets of `size` folds."""
     order = torch.randperm(folds.num_folds, generator=random)
-    one, other = (
-        _select_from_folds(folds, score, groups, fold_indices)
-        for fold_indices in order[: 2 * size].split(size)
-    )
-    shared = sum(int(torch.isin(one[name], other[name]).sum()) for name in one if name in other)
-    return shared / sum(len(index) for index in one.values())
+    one_part, other_part = order[: 2 * size].split(size)
+    one = _select_from_folds(folds, score, groups, one_part)
+    other = _select_from_folds(folds, score, groups, other_part)
+
+    num_shared = 0
+    for name, index in one.items():
+        if name in other:
+            is_shared = torch.isin(index, other[name])
+            num_shared += int(is_shared.sum())
+    num_selected = sum(len(index) for index in one.values())
+    return num_shared / num_selected
 
 
 def _select_from_folds(
-    folds: FoldSums, score: ScoreFunction, groups: Sequence[TopKGroup], fold_indices: Tensor
+    folds: FoldSums,
+    score: ScoreFunction,
+    groups: Sequence[TopKGroup],
+    fold_indices: Tensor,
 ) -> Mask:
-    """The sampled units that win when only a part of the folds counts."""
-    flat = score(*folds.compute_means(torch.bincount(fold_indices, minlength=folds.num_folds)))
-    units = {
-        name: scores.view(-1, folds.widths[name]).sum(1)
-        for name, scores in folds.split_by_tensor(flat).items()
-    }
-    pieces = ((name, 0, scores) for name, scores in units.items())
-    return select_units(pieces, {name: len(s) for name, s in units.items()}, groups, squares=False)
+    """Return the mask among the sampled units when only some of the folds count."""
+    times = torch.bincount(fold_indices, minlength=folds.num_folds)
+    means, count = folds.compute_means(times)
+    flat = score(means, count)
 
+    unit_scores: dict[str, Tensor] = {}
+    for name, entry_scores in folds.split_by_tensor(flat).items():
+        by_unit = entry_scores.view(-1, folds.widths[name])  # (units, entries in each)
+        unit_scores[name] = by_unit.sum(1)
 
-def _scale_max_quota(subgroup: Subgroup, group: TopKGroup, sampled: int, size: int) -> int:
-    """The ceiling among sampled units; there is none where a part may have all places."""
-    return sampled if subgroup.max_quota >= group.k else round(subgroup.max_quota * sampled / size)
-
-
-def _count_sampled(folds: FoldSums, names: Sequence[str]) -> int:
-    return sum(len(folds.units[name]) for name in names)
+    pieces = ((name, 0, scores) for name, scores in unit_scores.items())
+    sizes = {name: len(scores) for name, scores in unit_scores.items()}
+    return select_units(pieces, sizes, groups, squares=False)
 
 
 def _sum_sizes(sizes: Mapping[str, int], names: Sequence[str]) -> int:

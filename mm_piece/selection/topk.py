@@ -1,4 +1,8 @@
-"""The k highest of a stream of scores: exact, deterministic, in bounded memory."""
+"""The k highest scores of a stream: exact, deterministic, in bounded memory.
+
+The *position* of a score is its index in the stream as a whole. Of equal scores the one at the
+lower position wins, so that the result does not depend on how the stream is cut into pieces.
+"""
 
 import numpy
 import torch
@@ -6,32 +10,50 @@ from torch import Tensor
 
 from mm_piece.errors import SelectionError
 
-_CHUNK = 2**18  # scores looked at in one go: bounds the scratch memory
+_CHUNK = 2**18  # scores compared at a time: bounds the scratch memory
 _BLOCK = 32  # scores of which only the highest is compared first
 
 
 class TopK:
-    """The k highest of a stream of scores; holds about 2 k candidates and one chunk."""
+    """A running top-k: the k highest scores so far, in the memory of 2 k scores and one chunk.
+
+    Scores that may still win are the *candidates*. Once there are 2 k of them, all but the k
+    highest are dropped. The lowest score that is left becomes the *threshold*, which every later
+    score must exceed.
+    """
 
     def __init__(self, k: int) -> None:
         self.k = k
         self.threshold = -float("inf")
+
+        # The candidates, in pieces. Positions ascend from piece to piece and within each.
         self._scores: list[Tensor] = []
         self._indices: list[Tensor] = []
         self._num_candidates = 0
 
     def add_scores(self, scores: Tensor, start: int) -> None:
-        """Offer flat fp32 scores whose global positions begin at `start`; positions must ascend."""
+        """Add flat scores, compared as fp32, at positions from `start` on; positions must ascend.
+
+        Raises SelectionError for a NaN.
+        """
         for offset in range(0, scores.numel(), _CHUNK):
-            piece = scores[offset : offset + _CHUNK].detach()
-            self._add_chunk(piece.float().cpu(), start + offset)
+            chunk = scores[offset : offset + _CHUNK]
+            chunk = chunk.detach().float().cpu()
+            self._add_chunk(chunk, start + offset)
 
     def select_indices(self) -> Tensor:
-        """The chosen global positions, sorted, int64."""
-        return self.select_best()[0]
+        """Return the positions of the k highest scores: sorted, int64.
+
+        Raises SelectionError as `select_best` does.
+        """
+        positions, _ = self.select_best()
+        return positions
 
     def select_best(self) -> tuple[Tensor, Tensor]:
-        """The chosen global positions, sorted, int64, and their scores, fp32."""
+        """Return the positions of the k highest scores, sorted, int64, and the scores, fp32.
+
+        Raises SelectionError for a stream of fewer than k scores.
+        """
         if self._num_candidates < self.k:
             raise SelectionError(
                 f"{self._num_candidates} scores were given, {self.k} are to be selected"
@@ -39,66 +61,110 @@ class TopK:
         return self.list_candidates()
 
     def list_candidates(self) -> tuple[Tensor, Tensor]:
-        """The best so far: at most k global positions, sorted, int64, and their scores, fp32."""
+        """Return the best so far, k at most, as `select_best` does."""
         self._drop_excess()
-        nothing = torch.empty(0, dtype=torch.int64), torch.empty(0)
-        return torch.cat([nothing[0], *self._indices]), torch.cat([nothing[1], *self._scores])
+
+        # The empty tensors set the dtypes where nothing was added.
+        no_positions = torch.empty(0, dtype=torch.int64)
+        no_scores = torch.empty(0)
+        positions = torch.cat([no_positions, *self._indices])
+        scores = torch.cat([no_scores, *self._scores])
+        return positions, scores
 
     def replace_candidates(self, positions: Tensor, scores: Tensor) -> None:
-        """Take candidates, in any order, in place of those held."""
-        order = numpy.lexsort((positions.numpy(), -scores.numpy()))[: self.k]
-        selected = torch.from_numpy(order)
-        selected = selected[positions[selected].argsort()]
-        self._indices, self._scores, self._num_candidates = (
-            [positions[selected]],
-            [scores[selected]],
-            len(selected),
-        )
+        """Replace the candidates by the best of these, which come in any order."""
+        by_rank = numpy.lexsort((positions.numpy(), -scores.numpy()))
+        selected = torch.from_numpy(by_rank[: self.k])
+
+        by_position = positions[selected].argsort()
+        selected = selected[by_position]
+
+        self._indices = [positions[selected]]
+        self._scores = [scores[selected]]
+        self._num_candidates = len(selected)
 
     def _add_chunk(self, scores: Tensor, start: int) -> None:
-        # A later entry that equals the threshold loses the tie once k candidates stand before it.
-        full = self._num_candidates >= self.k and self.threshold > -float("inf")
-        selected = (
-            _find_above(scores, self.threshold)
-            if full
-            else torch.arange(len(_require_finite(scores)))
-        )
+        """Add the scores of a chunk that may still win to the candidates."""
+        # Once k candidates come before it, a score that only equals the threshold loses the tie.
+        # A threshold of -inf, the initial one, rules nothing out.
+        is_full = self._num_candidates >= self.k
+        if is_full and self.threshold > -float("inf"):
+            selected = _find_above(scores, self.threshold)
+        else:
+            _require_finite(scores)
+            selected = torch.arange(len(scores))
+
         self._scores.append(scores[selected])
         self._indices.append(selected + start)
         self._num_candidates += len(selected)
+
+        # At 2 k and not at once: each drop looks at k new candidates at least, so that the cost
+        # for each of them is constant.
         if self._num_candidates >= 2 * self.k:
             self._drop_excess()
 
     def _drop_excess(self) -> None:
+        """Drop all candidates but the k best, and raise the threshold to the last of these."""
         if self._num_candidates <= self.k:
             return
-        scores, indices = torch.cat(self._scores), torch.cat(self._indices)
-        # numpy's selection takes a tenth of the time of torch's.
-        cutoff = self._num_candidates - self.k
-        self.threshold = float(numpy.partition(scores.numpy(), cutoff)[cutoff])
-        selected = (scores >= self.threshold).nonzero().view(-1)
-        scores, indices = scores[selected], indices[selected]
-        if len(selected) > self.k:  # of the entries at the threshold, the last ones lose the tie
-            ties = (scores == self.threshold).nonzero().view(-1)
+
+        scores = torch.cat(self._scores)
+        indices = torch.cat(self._indices)
+
+        # The k-th highest score. numpy finds it in a tenth of torch's time.
+        rank = self._num_candidates - self.k
+        partitioned = numpy.partition(scores.numpy(), rank)
+        self.threshold = float(partitioned[rank])
+
+        reaches_threshold = scores >= self.threshold
+        selected = reaches_threshold.nonzero().view(-1)
+        scores = scores[selected]
+        indices = indices[selected]
+
+        # Of several candidates at the threshold, the last ones lose the tie.
+        num_excess = len(selected) - self.k
+        if num_excess > 0:
+            is_tie = scores == self.threshold
+            ties = is_tie.nonzero().view(-1)
             is_selected = torch.ones(len(selected), dtype=torch.bool)
-            is_selected[ties[self.k - len(selected) :]] = False
-            scores, indices = scores[is_selected], indices[is_selected]
-        self._scores, self._indices, self._num_candidates = [scores], [indices], self.k
+            is_selected[ties[-num_excess:]] = False
+            scores = scores[is_selected]
+            indices = indices[is_selected]
+
+        self._scores = [scores]
+        self._indices = [indices]
+        self._num_candidates = self.k
 
 
 def _find_above(scores: Tensor, threshold: float) -> Tensor:
-    """Positions of scores over a threshold, ascending; most blocks are judged by their highest."""
+    """Return the indices of the scores over a threshold, ascending; SelectionError for a NaN.
+
+    Few scores of a long stream exceed the threshold. Most blocks are ruled out by their highest
+    score, and only the others are compared score by score.
+    """
     num_in_blocks = len(scores) // _BLOCK * _BLOCK
-    blocks, tail = scores[:num_in_blocks].view(-1, _BLOCK), _require_finite(scores[num_in_blocks:])
+    blocks = scores[:num_in_blocks].view(-1, _BLOCK)  # (blocks, scores in each)
+    tail = scores[num_in_blocks:]
+
+    block_maxima = blocks.amax(1)
+    _require_finite(block_maxima)  # the maximum of a block with a NaN is NaN
+    _require_finite(tail)
+
     # numpy compares and counts in two thirds of torch's time.
-    hit = numpy.flatnonzero(_require_finite(blocks.amax(1)).numpy() > threshold)
-    inside = numpy.flatnonzero(blocks.numpy()[hit] > threshold)
-    found = torch.from_numpy(hit[inside // _BLOCK] * _BLOCK + inside % _BLOCK)
-    return torch.cat([found, (tail > threshold).nonzero().view(-1) + num_in_blocks])
+    hit_blocks = numpy.flatnonzero(block_maxima.numpy() > threshold)
+    candidates = blocks.numpy()[hit_blocks]
+    hits = numpy.flatnonzero(candidates > threshold)
+
+    # `hits` are indices in the hit blocks, laid end to end. Turn them into indices in `scores`.
+    block_starts = hit_blocks[hits // _BLOCK] * _BLOCK
+    in_blocks = torch.from_numpy(block_starts + hits % _BLOCK)
+
+    tail_hits = (tail > threshold).nonzero().view(-1)
+    in_tail = tail_hits + num_in_blocks
+    return torch.cat([in_blocks, in_tail])
 
 
-def _require_finite(scores: Tensor) -> Tensor:
-    """The scores, if none is NaN (as the highest of a block is where any of it is)."""
+def _require_finite(scores: Tensor) -> None:
+    """Raise SelectionError if a score is NaN."""
     if torch.isnan(scores).any():
         raise SelectionError("the scores hold NaN; the model or its data gives no finite gradient")
-    return scores

@@ -1,6 +1,7 @@
-"""The change report: what a task changed in each group, the proof that a tower trained or stayed.
+"""The change report: what a task changed in each group of weights.
 
-Every group of the model has a row, also one that could not be selected.
+It shows whether a vision tower trained or stayed as it was. Every group of the model has a row,
+even one whose weights could not be selected.
 """
 
 from collections.abc import Mapping
@@ -13,13 +14,22 @@ from mm_piece.distributed import norm_of, shape_of
 from mm_piece.families import GROUPS, group_of
 from mm_piece.sparse.tuning import sparse_tuning
 
-COLUMNS = ("entries", "patchable", "selected", "changed", "rounded", "norm", "share")
+COLUMNS = (
+    "entries",
+    "patchable",
+    "selected",
+    "changed",
+    "rounded",
+    "norm",
+    "share",
+)
 
 
 def measure_changes(
-    tuning: sparse_tuning, patchable: Mapping[str, int]
+    tuning: sparse_tuning,
+    patchable: Mapping[str, int],
 ) -> dict[str, dict[str, float]]:
-    """Per group, in the order of `GROUPS`: what there is, what could change and what did.
+    """Return a row of numbers for each group, in the order of `GROUPS`.
 
     `patchable` maps the weights that a task may change to their number of entries. Columns:
     `entries` of the group, `patchable` ones, `selected` ones, `changed` ones (other bits than
@@ -28,19 +38,28 @@ def measure_changes(
     """
     tuning.write_back()
     named = tuning.weights
-    rows: dict[str, list[str]] = {group_of(name): [] for name in named}
+    names_by_group: dict[str, list[str]] = {}
     for name in named:
-        rows[group_of(name)].append(name)
-    return {g: _measure_group(tuning, rows[g], named, patchable) for g in GROUPS if g in rows}
+        names = names_by_group.setdefault(group_of(name), [])
+        names.append(name)
+
+    report: dict[str, dict[str, float]] = {}
+    for group in GROUPS:
+        if group in names_by_group:
+            names = names_by_group[group]
+            report[group] = _measure_group(tuning, names, named, patchable)
+    return report
 
 
 def format_rounding_warning(groups: Mapping[str, Mapping[str, float]]) -> str:
-    """What to say of a task that lost more than half of its changes to its dtype; else nothing.
+    """Return a warning if a task lost more than half of its changes to its dtype, else "".
 
     Values that never moved do not count: they got no gradient, and no dtype would help them.
     """
-    rounded = int(sum(row["rounded"] for row in groups.values()))
-    moved = rounded + int(sum(row["changed"] for row in groups.values()))
+    rows = groups.values()
+    rounded = int(sum(row["rounded"] for row in rows))
+    changed = int(sum(row["changed"] for row in rows))
+    moved = rounded + changed
     if rounded <= moved / 2:
         return ""
     return (
@@ -51,17 +70,32 @@ def format_rounding_warning(groups: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def find_change_rows(info: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The change report that a delta carries: none if it carries none, or something else."""
+    """Return the change report in a delta's info; empty if there is none, or something else.
+
+    A delta may come from anywhere: unknown groups and columns, and values that are no numbers, are
+    left out.
+    """
     groups = info.get("groups")
     if not isinstance(groups, dict):
         return {}
-    rows = {g: row for g, row in groups.items() if g in GROUPS and isinstance(row, dict)}
-    return {g: {c: row[c] for c in COLUMNS if _is_number(row.get(c))} for g, row in rows.items()}
+
+    found: dict[str, dict[str, float]] = {}
+    for group, row in groups.items():
+        if group not in GROUPS or not isinstance(row, dict):
+            continue
+
+        found[group] = {}
+        for column in COLUMNS:
+            if column in row and _is_number(row[column]):
+                found[group][column] = row[column]
+    return found
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a delta's own word is a number that can be shown; JSON's may have any size."""
-    return type(value) in (int, float) and abs(value) < 2**63
+    """Return whether a value is a number that can be shown; JSON's may have any size."""
+    if type(value) not in (int, float):
+        return False
+    return abs(value) < 2**63
 
 
 def _measure_group(
@@ -70,21 +104,41 @@ def _measure_group(
     named: Mapping[str, Tensor],
     patchable: Mapping[str, int],
 ) -> dict[str, float]:
-    patches = [tuning.patches[name] for name in names if name in tuning.patches]
-    moved = [patch.copy_entries().double() - patch.entries_before.double() for patch in patches]
-    norm = hypot(*(float(change.norm()) for change in moved))
-    total_norm = hypot(*(norm_of(named[name]) for name in names))
+    """Return the row of one group, whose weights are `names`."""
+    num_entries = 0
+    norms = []  # of whole weights
+    patches = []
+    for name in names:
+        weight = named[name]
+        num_entries += shape_of(weight).numel()
+        norms.append(norm_of(weight))
+        if name in tuning.patches:
+            patches.append(tuning.patches[name])
+
+    changes = []
+    change_norms = []
+    for patch in patches:
+        after = patch.copy_entries().double()
+        before = patch.entries_before.double()
+        change = after - before
+        changes.append(change)
+        change_norms.append(float(change.norm()))
+
+    # The norm of norms is that of all entries together.
+    norm = hypot(*change_norms)
+    total_norm = hypot(*norms)
+    share = norm / total_norm if total_norm else 0.0
     return {
-        "entries": sum(shape_of(named[name]).numel() for name in names),
+        "entries": num_entries,
         "patchable": sum(patchable.get(name, 0) for name in names),
-        "selected": sum(len(change) for change in moved),
+        "selected": sum(len(change) for change in changes),
         "changed": sum(patch.count_changed() for patch in patches),
         "rounded": sum(patch.count_rounded() for patch in patches),
         "norm": _round_digits(norm),
-        "share": _round_digits(norm / total_norm) if total_norm else 0.0,
+        "share": _round_digits(share),
     }
 
 
 def _round_digits(value: float) -> float:
-    """Six digits: what a sum's order of addition leaves alone."""
+    """Round to six digits, which the order of additions in a sum leaves alone."""
     return float(f"{value:.6g}")

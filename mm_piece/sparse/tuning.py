@@ -19,23 +19,37 @@ from torch.optim.optimizer import (
 from torch.utils.hooks import RemovableHandle
 
 from mm_piece.deltas.delta import Delta, compute_fingerprint
-from mm_piece.distributed import gathered_parameters, is_partitioned, scatter_entries, shape_of
+from mm_piece.distributed import (
+    gathered_parameters,
+    is_partitioned,
+    scatter_entries,
+    shape_of,
+)
 from mm_piece.errors import SelectionError, format_value
 from mm_piece.families import weights, why_fixed
 from mm_piece.modules import is_intercepted, owners_of
-from mm_piece.sparse.patches import ForwardState, Patch, is_in_backward, patched_module
+from mm_piece.sparse.patches import (
+    ForwardState,
+    Patch,
+    is_in_backward,
+    patched_module,
+)
 
 # Dtypes whose numbers fp32 values hold exactly.
-PATCHABLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PATCHABLE_DTYPES = (
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+)
 
 
 class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
     """Context in which only the entries of `mask` train; the model keeps what was learned.
 
     `mask` maps published names to sorted flat indices. Any optimizer over `parameters()` trains
-    them: after each of its steps the values are in the weights. A value that a step's gradient
-    does not reach, as a vision tower's in a step without images, has the gradient zero. What the
-    model saves meanwhile holds the values too, as NAME_values; a copy of it is a plain model.
+    them: after each of its steps the values are in the weights. A value that receives no gradient
+    in a step, as a vision tower's in a step without images, has the gradient zero. What the model
+    saves meanwhile includes the values, as NAME_values; a copy of it is a plain model.
 
     Raises SelectionError for an unknown name, indices that are out of range or not sorted and
     unique, or an empty mask.
@@ -45,38 +59,55 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
         self.model = model
         if not isinstance(mask, Mapping):
             raise SelectionError(f"a mask maps names to flat indices; this is {format_value(mask)}")
+
+        selected: dict[str, Tensor] = {}
         for name, index in mask.items():
             if not isinstance(index, Tensor) or index.is_meta:
                 raise SelectionError(
                     f"mask of {name!r}: indices are a tensor, not {format_value(index)}"
                 )
+            if index.numel():
+                selected[name] = index.cpu()
 
-        chosen = {name: index.cpu() for name, index in mask.items() if index.numel()}
         named = weights(model)
         _require_untuned(model)
-        _require_valid_mask(chosen, named)
-        self.mask = {name: chosen[name] for name in named if name in chosen}
+        _require_valid_mask(selected, named)
+
+        # In the model's order, whatever order the mask has.
+        self.mask = {name: selected[name] for name in named if name in selected}
         self.patches: dict[str, Patch] = {}
         self._forward_state = ForwardState()
         self._is_open = False
 
     def __enter__(self) -> "sparse_tuning":
         _require_untuned(self.model)
-        self.weights = named = weights(self.model)  # while the values are not among them
-        self._base_fingerprint = compute_fingerprint(named)
-        flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        self.weights = weights(self.model)  # while the values are not among them
+        self._base_fingerprint = compute_fingerprint(self.weights)
+        parameters = self.model.parameters()
+        flags = [(parameter, parameter.requires_grad) for parameter in parameters]
+
         owners = owners_of(self.model)
-        self.patches = {
-            name: Patch(named[name], index, owners[id(named[name])], self._forward_state)
-            for name, index in self.mask.items()
-        }
+        patches: dict[str, Patch] = {}
+        for name, index in self.mask.items():
+            weight = self.weights[name]
+            weight_owners = owners[id(weight)]
+            patches[name] = Patch(
+                weight,
+                index,
+                weight_owners,
+                self._forward_state,
+            )
+        self.patches = patches
         self._value_ids = {id(values) for values in self.parameters()}
 
         with ExitStack() as stack:
             stack.callback(_restore_flags, flags)
             self.model.requires_grad_(False)
-            for module, attributes in self._group_by_module().items():
+
+            patches_by_module = self._group_by_module()
+            for module, attributes in patches_by_module.items():
                 stack.enter_context(patched_module(module, attributes))
+
             handles = (
                 register_optimizer_step_pre_hook(self._before_step),
                 register_optimizer_step_post_hook(self._after_step),
@@ -84,6 +115,8 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
             )
             for handle in handles:
                 stack.callback(handle.remove)
+
+            # All has been entered: it is left in `__exit__`, not here.
             self._exit_stack = stack.pop_all()
         self._is_open = True
         return self
@@ -96,65 +129,89 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
                 self._is_open = False
 
     def parameters(self) -> list[nn.Parameter]:
-        """The compact fp32 values, one vector per patched weight, in the model's order."""
-        return list(self.named_values().values())
+        """Return the compact fp32 values, one vector per patched weight, in the model's order."""
+        named = self.named_values()
+        return list(named.values())
 
     def named_values(self) -> dict[str, nn.Parameter]:
-        """The trained parameters under published names."""
+        """Return the trained parameters under published names."""
         if not self.patches:
             raise SelectionError("there are no values yet: they are there inside of `with`")
         return {name: patch.values for name, patch in self.patches.items()}
 
     def detach_values(self) -> dict[str, Tensor]:
-        """The compact fp32 values under published names, detached.
+        """Return the compact fp32 values under published names, detached.
 
-        Not copied, unless they lie in parts on several processes.
+        Not copied, unless they are partitioned among several processes.
         """
+        named = self.named_values()
+        found: dict[str, Tensor] = {}
         with gathered_parameters(self.parameters()):
-            return {
-                name: values.detach().clone() if is_partitioned(values) else values.detach()
-                for name, values in self.named_values().items()
-            }
+            for name, values in named.items():
+                detached = values.detach()
+                if is_partitioned(values):
+                    # The memory of gathered values is freed with the context.
+                    detached = detached.clone()
+                found[name] = detached
+        return found
 
     @torch.no_grad()
     def restore_values(self, values: Mapping[str, Tensor]) -> None:
-        """Take up values saved earlier and write them into the model.
+        """Restore values saved earlier and write them into the model.
 
         Raises SelectionError outside of the context, and for values of another mask.
         """
         if not self._is_open:
             raise SelectionError("values are restored inside of `with`")
-        expected = {name: len(patch.index) for name, patch in self.patches.items()}
-        if {name: len(row) for name, row in values.items()} != expected:
+
+        expected_sizes: dict[str, int] = {}
+        for name, patch in self.patches.items():
+            expected_sizes[name] = len(patch.index)
+        sizes = {name: len(vector) for name, vector in values.items()}
+        if sizes != expected_sizes:
             raise SelectionError("these values belong to another mask")
+
         for name, patch in self.patches.items():
             patch.values.copy_(values[name])
         self.write_back()
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Write the values into the weights, rounded to their dtype; optimizers' steps do it.
+        """Write the values into the weights, rounded to their dtype, as optimizers' steps do.
 
-        Nothing is left to write once the context is left: the weights are others' then.
+        Do nothing outside of the context: others may write the weights then.
         """
         if self._is_open:
             self._scatter_values(self.patches.values())
 
-    def delta(self, task: str, base: str | None = None, parent: str = "", **info: Any) -> Delta:
-        """What was learned, as a delta against the model as it stood on entering.
+    def delta(
+        self,
+        task: str,
+        base: str | None = None,
+        parent: str = "",
+        **info: Any,
+    ) -> Delta:
+        """Return what was learned, as a delta against the model as it stood on entering.
 
         `base` is the fingerprint of position 0; without it, of the model as it stood on entering.
         """
         self.write_back()
         learned = self.detach_values()
+
+        before: dict[str, Tensor] = {}
+        after: dict[str, Tensor] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, patch in self.patches.items():
+            entries_before = patch.entries_before
+            before[name] = entries_before
+            after[name] = learned[name].to(entries_before.dtype)
+            shapes[name] = patch.shape
+
         return Delta.from_change(
             self.mask,
-            {name: patch.entries_before for name, patch in self.patches.items()},
-            {
-                name: learned[name].to(patch.entries_before.dtype)
-                for name, patch in self.patches.items()
-            },
-            {name: patch.shape for name, patch in self.patches.items()},
+            before,
+            after,
+            shapes,
             task=task,
             base=self._base_fingerprint if base is None else base,
             parent=parent,
@@ -162,46 +219,64 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
         )
 
     def _scatter_values(self, patches: Collection[Patch]) -> None:
-        with gathered_parameters([patch.values for patch in patches]):
+        """Write the values of some patches into their weights, all of them or none."""
+        values = [patch.values for patch in patches]
+        with gathered_parameters(values):
             scatter_entries(patch.build_write() for patch in patches)
         for patch in patches:
             patch.mark_written()
 
     def _group_by_module(self) -> dict[nn.Module, dict[str, Patch]]:
-        """The patches of each module that holds patched weights, by attribute."""
+        """Return the patches of each module that has patched weights, by attribute."""
         found: dict[nn.Module, dict[str, Patch]] = {}
         for patch in self.patches.values():
             for owner in patch.owners:
-                found.setdefault(owner.module, {})[owner.attribute] = patch
+                attributes = found.setdefault(owner.module, {})
+                attributes[owner.attribute] = patch
         return found
 
     def _find_stepped_values(self, optimizer: Optimizer) -> list[nn.Parameter]:
-        """The values that an optimizer steps."""
-        every = (one for group in optimizer.param_groups for one in group["params"])
-        return [one for one in every if id(one) in self._value_ids]
+        """Return the values that an optimizer steps."""
+        found = []
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in self._value_ids:
+                    found.append(parameter)
+        return found
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        """Give unreached values the gradient zero, which they have on several processes too.
+        """Set the gradient of values that received none to zero, if others received one.
 
-        Without it an optimizer would skip them, state and decay included; DDP and ZeRO cannot.
+        Without it an optimizer skips them, their state and decay included. DDP and ZeRO cannot do
+        that: their results would differ from those of one process.
         """
         stepped = self._find_stepped_values(optimizer)
-        if any(values.grad is not None for values in stepped):
-            for values in stepped:
-                if values.grad is None:
-                    values.grad = torch.zeros_like(values)
+        if all(values.grad is None for values in stepped):
+            return
+
+        for values in stepped:
+            if values.grad is None:
+                values.grad = torch.zeros_like(values)
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        """Write what was learned; an engine that steps parts of its own hands it on later.
+        """Write the values that an optimizer has stepped into their weights.
 
-        Later too where each value is stepped as soon as it has its gradient: the rest of the
-        backward pass needs the weights as they were.
+        An engine that steps shards of its own does not get here: `_catch_up` writes for it.
         """
-        stepped = {id(values) for values in self._find_stepped_values(optimizer)}
-        if stepped and not is_in_backward():
-            self._scatter_values([p for p in self.patches.values() if id(p.values) in stepped])
+        # Some loops step each value as soon as it has its gradient. The rest of the backward pass
+        # needs the weights as they were, so that these are written later.
+        stepped_values = self._find_stepped_values(optimizer)
+        if not stepped_values or is_in_backward():
+            return
+
+        stepped_ids = {id(values) for values in stepped_values}
+        stepped = []
+        for patch in self.patches.values():
+            if id(patch.values) in stepped_ids:
+                stepped.append(patch)
+        self._scatter_values(stepped)
 
     @torch.no_grad()
     def _catch_up(self) -> None:
@@ -215,7 +290,10 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
 
 
 def _register_forward_hooks(tuning: sparse_tuning) -> tuple[RemovableHandle, RemovableHandle]:
-    """Have a tuning catch up when a pass of its model begins; a copy of the model does not."""
+    """Register hooks by which a tuning catches up when a forward pass of its model begins.
+
+    A copy of the model has these hooks too; in it they do nothing.
+    """
 
     @torch.compiler.disable
     def begin_forward(model: nn.Module, *_: Any) -> None:
@@ -228,8 +306,14 @@ def _register_forward_hooks(tuning: sparse_tuning) -> tuple[RemovableHandle, Rem
         if model is tuning.model:
             tuning._forward_state.is_active = False
 
-    before = tuning.model.register_forward_pre_hook(begin_forward)  # type: ignore[arg-type]
-    return before, tuning.model.register_forward_hook(end_forward, always_call=True)  # type: ignore[arg-type]
+    # `always_call`: a pass that fails has ended, too.
+    model = tuning.model
+    before = model.register_forward_pre_hook(begin_forward)  # type: ignore[arg-type]
+    after = model.register_forward_hook(
+        end_forward,  # type: ignore[arg-type]
+        always_call=True,
+    )
+    return before, after
 
 
 def _restore_flags(flags: list[tuple[nn.Parameter, bool]]) -> None:
@@ -242,22 +326,33 @@ def _require_untuned(model: nn.Module) -> None:
         raise SelectionError("the model is being tuned already; leave that context first")
 
 
-def _require_valid_mask(mask: Mapping[str, Tensor], named: Mapping[str, nn.Parameter]) -> None:
+def _require_valid_mask(
+    mask: Mapping[str, Tensor],
+    named: Mapping[str, nn.Parameter],
+) -> None:
+    """Raise SelectionError unless a mask fits the weights of a model."""
     if not mask:
         raise SelectionError("the mask selects no entry")
+
     for name, index in mask.items():
         if name not in named:
             raise SelectionError(f"the mask names {name!r}, which the model does not have")
-        if index.dtype not in (torch.int32, torch.int64) or index.dim() != 1:
+        has_integers = index.dtype in (torch.int32, torch.int64)
+        if not has_integers or index.dim() != 1:
             raise SelectionError(f"mask of {name!r}: indices are a vector of int32 or int64")
+
         weight = named[name]
-        if reason := why_fixed(weight):
+        reason = why_fixed(weight)
+        if reason:
             raise SelectionError(f"{name} {reason}")
         if weight.dtype not in PATCHABLE_DTYPES:
-            raise SelectionError(
-                f"{name} is {weight.dtype}; trained are {', '.join(map(str, PATCHABLE_DTYPES))}"
-            )
+            allowed = ", ".join(map(str, PATCHABLE_DTYPES))
+            raise SelectionError(f"{name} is {weight.dtype}; trained are {allowed}")
+
+        # Ascending indices are within the bounds if the first and the last are.
         size = shape_of(weight).numel()
-        ascending = bool((index[1:] > index[:-1]).all())
-        if not ascending or int(index[0]) < 0 or int(index[-1]) >= size:
+        first = int(index[0])
+        last = int(index[-1])
+        is_ascending = index[1:] > index[:-1]
+        if not bool(is_ascending.all()) or first < 0 or last >= size:
             raise SelectionError(f"mask of {name!r}: indices must ascend within 0…{size - 1}")

@@ -1,11 +1,11 @@
-"""`DeltaStore`: a directory that holds one base's deltas in order. It never touches a model.
+"""`DeltaStore`: a directory with one base's deltas in order. It never touches a model.
 
-    store.json              base, and each delta's file, SHA-256 and parent: what counts
+    store.json              the manifest: base, and each delta's file, SHA-256 and parent
     recipe.yaml             the run that made it
     0001-name.safetensors   one delta per position, only ever added
     results.json            the accuracy matrix
     answers/0001.json       answers given at that position
-    kept/0001.safetensors   what a learned task is to be kept by, where the method asks
+    kept/0001.safetensors   the retention importance of a learned task, for methods that need it
     work/0002/              scratch of a training in progress
 
 Every file is written whole under a temporary name and renamed; the manifest comes last. After a
@@ -16,7 +16,11 @@ import hashlib
 import json
 import os.path
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import (
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import rmtree
@@ -36,9 +40,13 @@ from mm_piece.errors import (
 from mm_piece.files import atomic
 from mm_piece.files.atomic import reporting_os_errors
 from mm_piece.store import manifest
-from mm_piece.store.manifest import DELTA_FILE_PATTERN, MANIFEST, ManifestEntry
+from mm_piece.store.manifest import (
+    DELTA_FILE_PATTERN,
+    MANIFEST,
+    ManifestEntry,
+)
 
-_TEMPORARY_NAME = re.compile(r"\..+\.[0-9]+\.tmp")  # as atomic.write calls it
+_TEMPORARY_NAME = re.compile(r"\..+\.[0-9]+\.tmp")  # of `atomic.writing_atomically`
 _NUMBERED_SUFFIXES = {"answers": ".json", "kept": ".safetensors"}
 _NUMBER_PATTERN = re.compile(r"[0-9]{4,}")
 
@@ -46,15 +54,26 @@ _NUMBER_PATTERN = re.compile(r"[0-9]{4,}")
 class DeltaStore:
     """One base's deltas in order; `create` or `open` it."""
 
-    def __init__(self, path: Path, base: dict[str, Any], entries: list[ManifestEntry]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        base: dict[str, Any],
+        entries: list[ManifestEntry],
+    ) -> None:
         self.path = path
         self.base = base
         self._entries = entries
-        self._lock = FileLock(path / ".lock", timeout=0)
+        # no waiting: a second writer gets LockedError at once
+        lock_file = path / ".lock"
+        self._lock = FileLock(lock_file, timeout=0)
 
     @classmethod
     def create(
-        cls, path: str | Path, base: dict[str, Any], recipe: str, over_empty: bool = False
+        cls,
+        path: str | Path,
+        base: dict[str, Any],
+        recipe: str,
+        over_empty: bool = False,
     ) -> "DeltaStore":
         """Make a store without deltas; the directory may exist, but not be a store.
 
@@ -62,19 +81,19 @@ class DeltaStore:
         Of `base` only the fingerprint is required. Raises StoreError.
         """
         path = as_path(path, "store")
-        base = json.loads(manifest.serialize_json(base, "base"))
+        # a round trip through JSON: the new store has the same base as one that is opened
+        text = manifest.serialize_json(base, "base")
+        base = json.loads(text)
         manifest.require_valid_base(path, base)
         store = cls(path, base, [])
         with reporting_os_errors(path):
             path.mkdir(parents=True, exist_ok=True)
+
         with store._acquiring_lock():
             if (path / MANIFEST).exists():
-                if not over_empty or manifest.read_manifest(path)[1]:
-                    raise StoreError(f"{path}: is a store already")
-                for name in ("results.json", MANIFEST):  # a crash here leaves no store at all
-                    (path / name).unlink(missing_ok=True)
-                for name in ("answers", "logs", "work"):
-                    rmtree(path / name, ignore_errors=True)
+                _require_replaceable(path, over_empty)
+                _remove_empty_store(path)
+
             store._write_file("recipe.yaml", recipe.encode())
             store._write_manifest([])
         return store
@@ -86,10 +105,11 @@ class DeltaStore:
         with reporting_os_errors(path):
             if not (path / MANIFEST).is_file():
                 raise StoreError(f"{path}: not a delta store (it has no {MANIFEST})")
-        return cls(path, *manifest.read_manifest(path))
+        base, entries = manifest.read_manifest(path)
+        return cls(path, base, entries)
 
     def reload(self) -> None:
-        """See what another process has written."""
+        """Read the manifest again, which another process may have written."""
         self.base, self._entries = manifest.read_manifest(self.path)
 
     def __len__(self) -> int:
@@ -97,12 +117,12 @@ class DeltaStore:
 
     @property
     def entries(self) -> list[ManifestEntry]:
-        """Return what the manifest lists, in order."""
+        """The manifest's deltas, in order."""
         return list(self._entries)
 
     @property
     def recipe(self) -> str:
-        """Return the text of the recipe that made the store."""
+        """The text of the recipe that made the store."""
         return self._read_file("recipe.yaml").decode(errors="replace")
 
     def write_recipe(self, recipe: str) -> None:
@@ -112,74 +132,103 @@ class DeltaStore:
 
     @property
     def work(self) -> Path:
-        """Return the place for scratch of a training in progress."""
+        """The folder for scratch of a training in progress."""
         return self.path / "work"
 
     def data(self, position: int) -> bytes:
         """Read the file of the delta that leads to `position`; verify its size and SHA-256."""
-        entry = self._entries[self._require_position(position, first=1) - 1]
+        number = self._require_position(position, first=1)
+        entry = self._entries[number - 1]
         data = self._read_file(entry.file)
-        manifest.require_listed_content(self.path / entry.file, entry, data)
+        path = self.path / entry.file
+        manifest.require_listed_content(path, entry, data)
         return data
 
     def delta(self, position: int) -> Delta:
         """Read and verify the delta that leads to `position`."""
-        data, entry = self.data(position), self._entries[position - 1]
+        data = self.data(position)
+        entry = self._entries[position - 1]
         path = self.path / entry.file
         delta = Delta.from_bytes(data, origin=str(path))
-        manifest.require_same(path, "base", self.base["fingerprint"], delta.base)
+
+        # the manifest must agree with the delta's own header
+        expected_base = self.base["fingerprint"]
+        manifest.require_same(path, "base", expected_base, delta.base)
         for field in ("task", "parent", "entries"):
-            manifest.require_same(path, field, getattr(entry, field), getattr(delta, field))
+            listed = getattr(entry, field)
+            found = getattr(delta, field)
+            manifest.require_same(path, field, listed, found)
         return delta
 
     def deltas(self, at: int | None = None) -> list[Delta]:
         """Read and verify the deltas 1…`at`, by default all of them."""
-        return [self.delta(position) for position in range(1, self.position(at) + 1)]
+        last = self.position(at)
+        positions = range(1, last + 1)
+        return [self.delta(position) for position in positions]
 
     def append(self, delta: Delta) -> ManifestEntry:
         """Add the next delta; once this returns it is there for good."""
         with self.writing():
-            parent = self._entries[-1].sha256 if self._entries else ""
-            position, task = len(self) + 1, delta.task
-            manifest.require_same(self.path, "base", self.base["fingerprint"], delta.base)
-            manifest.require_same(self.path, f"parent of position {position}", parent, delta.parent)
+            position = len(self) + 1
+            parent = self._entries[-1].sha256 if self._entries else ""  # "" is the base
+            expected_base = self.base["fingerprint"]
+            manifest.require_same(self.path, "base", expected_base, delta.base)
+            label = f"parent of position {position}"
+            manifest.require_same(self.path, label, parent, delta.parent)
+
             data = delta.to_bytes()
-            sha256, file = (
-                hashlib.sha256(data).hexdigest(),
-                manifest.delta_file_name(position, task),
+            entry = ManifestEntry(
+                position=position,
+                task=delta.task,
+                file=manifest.delta_file_name(position, delta.task),
+                sha256=hashlib.sha256(data).hexdigest(),
+                parent=parent,
+                entries=delta.entries,
+                bytes=len(data),
             )
-            entry = ManifestEntry(position, task, file, sha256, parent, delta.entries, len(data))
-            self._write_file(file, data)
+            # the manifest comes last: a crash in between leaves an unlisted file for `gc`
+            self._write_file(entry.file, data)
             self._write_manifest([*self._entries, entry])
         return entry
 
-    def extend(self, entries: Sequence[ManifestEntry], files: Iterable[bytes]) -> None:
-        """Add further deltas as the files that another store has, all of them or none."""
+    def extend(
+        self,
+        entries: Sequence[ManifestEntry],
+        files: Iterable[bytes],
+    ) -> None:
+        """Add further deltas as another store's files, all of them or none."""
         with self.writing():
             extended = [*self._entries, *entries]
             manifest.require_valid_entries(self.path / MANIFEST, extended)
             for entry, data in zip(entries, files, strict=True):
-                manifest.require_listed_content(self.path / entry.file, entry, data)
+                path = self.path / entry.file
+                manifest.require_listed_content(path, entry, data)
                 self._write_file(entry.file, data)
+            # until this line the store is as it was before
             self._write_manifest(extended)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Be the only writer; sees what earlier writers added. Nests."""
+        """Keep the store locked for this writer while the block runs.
+
+        The manifest is read again first, so earlier writers' deltas are there. Nests. Raises
+        LockedError while another process writes.
+        """
         with self._acquiring_lock():
             self.reload()
+            # nobody else writes now: temporary files are those of a crashed writer
             with reporting_os_errors(self.path):
                 for stale in self._iter_half_written():
                     stale.unlink()
             yield
 
     def verify(self, at: int | None = None) -> list[ManifestEntry]:
-        """Read results, answers and the deltas 1…`at` in full; return what was verified.
+        """Read results, answers and the deltas 1…`at` in full; return their manifest entries.
 
         Raises the first problem, naming its position and file.
         """
         last = self.position(at)
-        for position in range(last + 1):
+        for position in range(last + 1):  # the base may have answers, but has no delta
             try:
                 self.answers(position)
                 if position:
@@ -190,125 +239,181 @@ class DeltaStore:
         return self._entries[:last]
 
     def gc(self, dry_run: bool = False) -> list[Path]:
-        """Remove what this library made and the store does not list; return it.
+        """Remove files that this library made and the store does not list; return their paths.
 
-        That is: unlisted deltas, half-written files, scratch of learned tasks, answers and
-        importances past the end. Scratch of the next task stays: a training resumes from it.
-        With `dry_run` nothing is removed. Raises LockedError while another writer is at work.
+        These are: unlisted deltas, half-written files, scratch of learned tasks, answers and
+        retention importance past the end. Scratch of the next task stays: a training resumes from
+        it. With `dry_run` nothing is removed. Raises LockedError while another writer is at work.
         """
+        # not `writing`, which would remove half-written files even in a dry run
         with self._acquiring_lock(), reporting_os_errors(self.path):
-            self.base, self._entries = manifest.read_manifest(self.path)
-            garbage = sorted([*self._iter_half_written(), *self._iter_unlisted()])
-            for path in [] if dry_run else garbage:
-                rmtree(path) if path.is_dir() else path.unlink()
+            self.reload()
+            garbage = list(self._iter_half_written())
+            garbage += self._iter_unlisted()
+            garbage.sort()
+            if dry_run:
+                return garbage
+
+            for path in garbage:
+                if path.is_dir():
+                    rmtree(path)
+                else:
+                    path.unlink()
         return garbage
 
     def log(self) -> dict[str, Any]:
-        """Return base and deltas as plain JSON."""
-        keys = ("position", "task", "file", "sha256", "entries", "bytes")
-        deltas = [{key: getattr(entry, key) for key in keys} for entry in self._entries]
+        """Return the base and the deltas as plain JSON."""
+        deltas = []
+        for entry in self._entries:
+            facts = {
+                "position": entry.position,
+                "task": entry.task,
+                "file": entry.file,
+                "sha256": entry.sha256,
+                "entries": entry.entries,
+                "bytes": entry.bytes,
+            }
+            deltas.append(facts)
         return {"base": self.base, "deltas": deltas}
 
     def results(self) -> dict[str, Any]:
         """Return the results written so far, {} before the first."""
-        results = self._read_json("results.json")
+        name = "results.json"
+        results = self._read_json(name)
+
         # The manifest is read after them: another writer may have added a position, then a row.
-        positions = len(manifest.read_manifest(self.path)[1])
-        manifest.require_valid_results(self.path / "results.json", results, positions)
+        _, entries = manifest.read_manifest(self.path)
+        path = self.path / name
+        manifest.require_valid_results(path, results, len(entries))
         return results
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Replace the results."""
+        name = "results.json"
         with self.writing():
-            text = manifest.serialize_json(results, "results.json")
-            manifest.require_valid_results(self.path / "results.json", results, len(self))
-            self._write_file("results.json", text.encode())
+            text = manifest.serialize_json(results, name)
+            path = self.path / name
+            manifest.require_valid_results(path, results, len(self))
+            self._write_file(name, text.encode())
 
     def answers(self, position: int) -> dict[str, Any]:
         """Return the answers given at a position, {} if there are none."""
         file = self._answers_file(position)
         answers = self._read_json(file)
-        manifest.require_valid_answers(self.path / file, answers)
+        path = self.path / file
+        manifest.require_valid_answers(path, answers)
         return answers
 
-    def write_answers(self, position: int, answers: dict[str, Any]) -> None:
+    def write_answers(
+        self,
+        position: int,
+        answers: dict[str, Any],
+    ) -> None:
         """Replace the answers given at a position."""
         with self.writing():
             file = self._answers_file(position)
             text = manifest.serialize_json(answers, file)
-            manifest.require_valid_answers(self.path / file, answers)
+            path = self.path / file
+            manifest.require_valid_answers(path, answers)
             self._write_file(file, text.encode())
 
     def _answers_file(self, position: int) -> str:
-        return f"answers/{self._require_position(position, first=0):04d}.json"
+        number = self._require_position(position, first=0)
+        return f"answers/{number:04d}.json"
 
     def position(self, at: int | None) -> int:
         """Return `at`, or the last position for None; PositionError outside 0…T."""
-        return len(self) if at is None else self._require_position(at, first=0)
+        if at is None:
+            return len(self)
+        return self._require_position(at, first=0)
 
     def _require_position(self, position: int, first: int) -> int:
-        if isinstance(position, bool | float) or position not in range(first, len(self) + 1):
-            allowed = f"{first}…{len(self)}" if first <= len(self) else "none, the store is empty"
+        """Return a position as an int; PositionError outside `first`…T."""
+        last = len(self)
+        # `in range` would take True for 1, and 1.0 too
+        allowed_range = range(first, last + 1)
+        is_number = not isinstance(position, bool | float)
+        if not is_number or position not in allowed_range:
+            allowed = f"{first}…{last}" if first <= last else "none, the store is empty"
             raise PositionError(
                 f"{self.path}: position {format_value(position)}; allowed: {allowed}"
             )
+
         return int(position)
 
     @contextmanager
     def _acquiring_lock(self) -> Iterator[None]:
+        """Keep the store's lock while the block runs; LockedError if another process has it."""
         with reporting_os_errors(self.path):
+            # a link would let a store lock a file elsewhere
             manifest.require_inside(self.path, self.path / ".lock")
             try:
                 self._lock.acquire()
             except Timeout as error:
                 raise LockedError(f"{self.path}: another writer holds this store") from error
+
         try:
             yield
         finally:
-            self._lock.release()
+            self._lock.release()  # counted: only the outermost block gives it back
 
     def _iter_half_written(self) -> Iterator[Path]:
-        """Yield what a crashed writer left; only the holder of the lock may touch it."""
-        for path in (
-            *self._list_own_paths(),
-            *self._list_own_paths("answers"),
-            *self._list_own_paths("kept"),
-        ):
+        """Yield a crashed writer's temporary files; only the owner of the lock may remove them."""
+        paths = self._list_own_paths()
+        for folder in _NUMBERED_SUFFIXES:
+            paths += self._list_own_paths(folder)
+
+        for path in paths:
             if _TEMPORARY_NAME.fullmatch(path.name) and path.is_file():
                 yield path
 
     def _iter_unlisted(self) -> Iterator[Path]:
-        last, listed = len(self), {entry.file for entry in self._entries}
+        """Yield deltas, answers, retention importance and scratch of no use to this store."""
+        listed = {entry.file for entry in self._entries}
         for path in self._list_own_paths():
-            if (
-                DELTA_FILE_PATTERN.fullmatch(path.name)
-                and path.name not in listed
-                and path.is_file()
-            ):
+            is_delta = DELTA_FILE_PATTERN.fullmatch(path.name)
+            if is_delta and path.name not in listed and path.is_file():
                 yield path
-        for path in (*self._list_own_paths("answers"), *self._list_own_paths("kept")):
-            has_number = path.suffix == _NUMBERED_SUFFIXES[
-                path.parent.name
-            ] and _NUMBER_PATTERN.fullmatch(path.stem)
-            if has_number and int(path.stem) > last and path.is_file():
+
+        for folder, suffix in _NUMBERED_SUFFIXES.items():
+            yield from self._iter_past_end(folder, suffix)
+        yield from self._iter_finished_work()
+
+    def _iter_past_end(self, folder: str, suffix: str) -> Iterator[Path]:
+        """Yield a folder's numbered files of positions that the store does not have."""
+        last = len(self)
+        for path in self._list_own_paths(folder):
+            # other files in the folder are not ours
+            if path.suffix != suffix or not _NUMBER_PATTERN.fullmatch(path.stem):
+                continue
+            if int(path.stem) > last and path.is_file():
                 yield path
+
+    def _iter_finished_work(self) -> Iterator[Path]:
+        """Yield the scratch folders of tasks that were learned."""
+        last = len(self)
         for path in self._list_own_paths("work"):
-            if (
-                _NUMBER_PATTERN.fullmatch(path.name)
-                and 1 <= int(path.name) <= last
-                and path.is_dir()
-            ):
+            if not _NUMBER_PATTERN.fullmatch(path.name):
+                continue
+            # `work/0000` is not ours: position 0 is never trained
+            number = int(path.name)
+            if 1 <= number <= last and path.is_dir():
                 yield path
 
     def _list_own_paths(self, *folder: str) -> list[Path]:
-        """Return what lies in a folder of the store, links aside: this library makes none."""
+        """List the paths in a folder of the store, links aside: this library makes none."""
         path = self.path.joinpath(*folder)
-        if not path.is_dir() or (folder and path.is_symlink()):
+        if not path.is_dir():
             return []
-        return [child for child in path.iterdir() if not child.is_symlink()]
+        # the store itself may be a link, its folders may not
+        if folder and path.is_symlink():
+            return []
+        children = path.iterdir()
+        return [child for child in children if not child.is_symlink()]
 
     def _write_manifest(self, entries: list[ManifestEntry]) -> None:
-        self._write_file(MANIFEST, manifest.serialize_manifest(self.base, entries).encode())
+        text = manifest.serialize_manifest(self.base, entries)
+        self._write_file(MANIFEST, text.encode())
         self._entries = entries
 
     def _write_file(self, name: str, data: bytes) -> None:
@@ -319,10 +424,32 @@ class DeltaStore:
             atomic.write_atomically(path, data)
 
     def _read_file(self, name: str) -> bytes:
-        manifest.require_inside(self.path, self.path / name)
-        return manifest.read_bytes(self.path / name)
+        path = self.path / name
+        manifest.require_inside(self.path, path)
+        return manifest.read_bytes(path)
 
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self.path / name
         manifest.require_inside(self.path, path)
-        return manifest.read_json_object(path) if os.path.lexists(path) else {}
+        # a broken link is an error, not an absent file
+        if not os.path.lexists(path):
+            return {}
+        return manifest.read_json_object(path)
+
+
+def _require_replaceable(path: Path, over_empty: bool) -> None:
+    """Raise StoreError unless a store has no deltas and may be replaced."""
+    if over_empty:
+        _, entries = manifest.read_manifest(path)
+        if not entries:
+            return
+    raise StoreError(f"{path}: is a store already")
+
+
+def _remove_empty_store(path: Path) -> None:
+    """Remove the manifest, results and scratch of a store without deltas."""
+    # a crash after the manifest is gone leaves no store at all
+    for name in ("results.json", MANIFEST):
+        (path / name).unlink(missing_ok=True)
+    for name in ("answers", "logs", "work"):
+        rmtree(path / name, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""New deltas out of old ones and out of checkpoints: squash, merge, extract, without, diff.
+"""New deltas out of old ones and out of checkpoints: squash, merge, extract, remove, compare.
 
-All of them are derived from what is stored (new values against a base) and from the base's files,
-which are read slice by slice; none needs a model in memory.
+Every result is derived from stored data: the deltas' new values, and the base's files, which are
+read slice by slice. No function needs a model in memory.
 """
 
 import hashlib
@@ -17,18 +17,36 @@ from torch import Tensor
 from mm_piece.deltas import file as deltafile
 from mm_piece.deltas import merging
 from mm_piece.deltas.comparison import compare_positions
-from mm_piece.deltas.delta import Delta, find_changed_indices, gather_entries, make_tensor_record
+from mm_piece.deltas.delta import (
+    Delta,
+    find_changed_indices,
+    gather_entries,
+    make_tensor_record,
+)
 from mm_piece.deltas.file_layout import layout_of
 from mm_piece.deltas.header import MAX_NAME_LENGTH, index_dtype
 from mm_piece.dtypes import view_bits
-from mm_piece.errors import BaseError, ConflictError, DeltaError, ModelError, StoreError, as_path
+from mm_piece.errors import (
+    BaseError,
+    ConflictError,
+    DeltaError,
+    ModelError,
+    StoreError,
+    as_path,
+)
 from mm_piece.files import atomic
-from mm_piece.models.checkpoint import Checkpoint, CheckpointTensor, fetch_checkpoint
+from mm_piece.models.checkpoint import (
+    Checkpoint,
+    CheckpointTensor,
+    fetch_checkpoint,
+)
 from mm_piece.recipe import parse_recipe
 from mm_piece.store.base_record import relocate_base
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.store.exporting import open_base_checkpoint
 from mm_piece.store.loading import as_store
+
+TensorMap = dict[str, Tensor]  # by weight name: flat indices or values of its entries
 
 
 def squash(
@@ -38,46 +56,67 @@ def squash(
     task: str | None = None,
     base: str | Path | None = None,
 ) -> Delta:
-    """One delta from the base straight to a position (default: the last), exactly.
+    """Return one delta from the base straight to a position (default: the last), exactly.
 
-    It holds the entries whose bits differ between the two. `task` names it, by default after the
-    tasks it holds. Raises PositionError, and what a damaged chain or another base raises.
+    It holds the entries whose bits differ between the two. `task` names it; by default its name
+    joins those of its tasks. Raises PositionError, and what a damaged chain or another base raises.
     """
     opened = as_store(store)
     last = len(opened) if at is None else at
-    deltas, entries = opened.deltas(last), opened.entries[:last]
+    deltas = opened.deltas(last)
+    entries = opened.entries[:last]
+
+    # a delta that a later one undoes leaves nothing: values are compared at the two ends only
     checkpoint = open_base_checkpoint(opened, base)
     index = merging.collect_indices(deltas)
     before = _read_values(checkpoint, index)
     after = merging.replay_deltas(deltas, index, before)
+
+    tasks = [entry.task for entry in entries]
+    title = task or _join_task_names(tasks)
     sources = [{"task": entry.task, "sha256": entry.sha256} for entry in entries]
-    title = task or _join_task_names([entry.task for entry in entries])
-    return _make_delta(checkpoint, title, (index, before, after), {"squashed": sources})
+    change = (index, before, after)
+    info = {"squashed": sources}
+    return _make_delta(checkpoint, title, change, info)
 
 
 def merge(
-    deltas: Sequence[Delta], base: str | Path, rule: str = "error", *, task: str | None = None
+    deltas: Sequence[Delta],
+    base: str | Path,
+    rule: str = "error",
+    *,
+    task: str | None = None,
 ) -> Delta:
-    """One delta out of several that each start from `base`, by a rule of `merging.RULES`.
+    """Return one delta out of several that each start from `base`.
 
-    Raises ConflictError (rule `error`), BaseError or OrderError for a delta that does not start
-    from the base.
+    `rule` is one of `merging.MERGE_RULES`. Raises ConflictError (rule `error`), BaseError or
+    OrderError for a delta that does not start from the base.
     """
     if not deltas:
         raise DeltaError("nothing to merge: name at least one delta")
     merging.require_mergeable(deltas, rule)
-    checkpoint = Checkpoint(fetch_checkpoint(base), _find_common_dtype(deltas))
-    if (found := checkpoint.compute_fingerprint()) != deltas[0].base:
+
+    # the deltas hold no dtype of the base: it is cast to theirs, as it was for their training
+    folder = fetch_checkpoint(base)
+    dtype = _find_common_dtype(deltas)
+    checkpoint = Checkpoint(folder, dtype)
+    expected = deltas[0].base
+    found = checkpoint.compute_fingerprint()
+    if found != expected:
         raise BaseError(
             f"the deltas belong to another base than {base}: "
-            f"expected fingerprint {deltas[0].base[:12]}…, found {found[:12]}…"
+            f"expected fingerprint {expected[:12]}…, found {found[:12]}…"
         )
+
     index = merging.collect_indices(deltas)
     before = _read_values(checkpoint, index)
     after = merging.merge_deltas(deltas, index, before, rule)
-    facts: dict[str, Any] = {"rule": rule, "merged": [delta.task for delta in deltas]}
-    title = task or _join_task_names(facts["merged"])
-    return _make_delta(checkpoint, title, (index, before, after), facts)
+
+    tasks = [delta.task for delta in deltas]
+    title = task or _join_task_names(tasks)
+    change = (index, before, after)
+    info = {"rule": rule, "merged": tasks}
+    return _make_delta(checkpoint, title, change, info)
 
 
 def extract(
@@ -90,118 +129,189 @@ def extract(
 ) -> dict[str, int]:
     """Write the delta between two ordinary checkpoints (folders or hub ids) to the file `to`.
 
-    Both are cast to `dtype` (default: the tuned one's) and compared tensor by tensor, bit by bit; a
-    tensor's changed entries are all that is held. Returns how many entries of how many changed.
-    Raises ModelError where the two have not the same weights.
+    Both are cast to `dtype` (default: the tuned one's) and compared tensor by tensor, bit by bit.
+    Memory holds one tensor's changed entries at a time. Returns the counts `entries` (changed) and
+    `of` (all), and the file's `bytes`. Raises ModelError if the two have different weights.
     """
     to = as_path(to, "the file to write")
     new = Checkpoint(fetch_checkpoint(tuned), dtype)
     old = Checkpoint(fetch_checkpoint(base), new.dtype)
+
+    # match all pairs first: nothing is written for checkpoints that do not fit
     pairs = list(_iter_weight_pairs(old, new))
-    header = {"task": task or to.stem, "base": old.compute_fingerprint(), "parent": ""}
+    header: dict[str, Any] = {
+        "task": task or to.stem,
+        "base": old.compute_fingerprint(),
+        "parent": "",
+    }
     try:
-        with deltafile.packing_delta(to) as packer, atomic.writing_atomically(to) as file:
+        with (
+            deltafile.packing_delta(to) as packer,
+            atomic.writing_atomically(to) as file,
+        ):
+            # the header comes first in the file but counts what follows, so the packer spools
             records = dict(_pack_changes(pairs, packer))
-            entries = sum(found["entries"] for found in records.values())
-            counts = {"method": "extract", "selected": entries, "unchanged": 0}
-            info = {**counts, **layout_of(records, old.layout)}
-            packer.write_file({**header, "info": info, "tensors": records}, file)
+            entries = sum(record["entries"] for record in records.values())
+            info: dict[str, Any] = {
+                "method": "extract",
+                "selected": entries,
+                "unchanged": 0,
+            }
+            info.update(layout_of(records, old.layout))
+            header["info"] = info
+            header["tensors"] = records
+            packer.write_file(header, file)
     except OSError as error:
         raise DeltaError(f"{error.filename or to}: {error.strerror}") from error
+
     total = sum(before.location.size for before, _ in pairs)
-    return {"entries": entries, "of": total, "bytes": to.stat().st_size}
+    return {
+        "entries": entries,
+        "of": total,
+        "bytes": to.stat().st_size,
+    }
 
 
-def remove_task(store: str | Path | DeltaStore, task: str, to: str | Path) -> DeltaStore:
-    """A new store at `to` without one task, whose entries no other task of the store may touch.
+def remove_task(
+    store: str | Path | DeltaStore,
+    task: str,
+    to: str | Path,
+) -> DeltaStore:
+    """Return a new store at `to` without one task.
 
-    The other deltas are the same but for the chain of parents. Results are not carried over: they
-    were measured on other models. Raises StoreError for an unknown task, ConflictError where the
-    masks are not disjoint.
+    No other task of the store may change an entry of that task. The other deltas stay the same but
+    for the chain of parents. Results are not carried over: they were measured on other models.
+    Raises StoreError for an unknown task, ConflictError where the masks are not disjoint.
     """
     opened = as_store(store)
     names = [entry.task for entry in opened.entries]
     if task not in names:
         raise StoreError(f"{opened.path} has no task {task!r}; it has {', '.join(names) or 'none'}")
+
     deltas = opened.deltas()
     removed = deltas.pop(names.index(task))
     for other in deltas:
         _require_disjoint(removed, other)
+
     recipe = parse_recipe(opened.recipe, f"{opened.path}/recipe.yaml")
     remaining = tuple(item for item in recipe.tasks if item.name != task)
-    new_recipe = recipe.model_copy(update={"tasks": remaining, "store": str(to)})
-    new = DeltaStore.create(
-        to, relocate_base(opened.base, opened.path, Path(to)), new_recipe.to_yaml()
-    )
+    changes = {
+        "tasks": remaining,
+        "store": str(to),
+    }
+    new_recipe = recipe.model_copy(update=changes)
+    base = relocate_base(opened.base, opened.path, Path(to))
+    new = DeltaStore.create(to, base, new_recipe.to_yaml())
+
+    # a delta's file names its parent, so each one is written anew on top of the last
     for delta in deltas:
-        new.append(replace(delta, parent=new.entries[-1].sha256 if len(new) else ""))
+        parent = new.entries[-1].sha256 if len(new) else ""  # "" stands for the base
+        new.append(replace(delta, parent=parent))
     return new
 
 
 def diff_positions(left: str | Path, right: str | Path) -> dict[str, Any]:
-    """Compare two positions: each a store, `STORE@T` or a delta file; see `comparison.compare`."""
+    """Compare two positions: each a store, `STORE@T` or a delta file; see `compare_positions`."""
     return compare_positions(read_deltas_at(left), read_deltas_at(right))
 
 
 def read_deltas_at(source: str | Path) -> list[Delta]:
-    """The deltas that lead to a place: a store (its last position), `STORE@T`, or a delta file."""
+    """Read the deltas of a source: a store (its last position), `STORE@T`, or a delta file."""
     if Path(source).is_file():
         return [Delta.load(source)]
+
     match = re.fullmatch(r"(.+)@(\d+)", str(source))
+    # a folder whose own name ends in @T is a store, not a position
     if match and not Path(source).exists():
-        return DeltaStore.open(match[1]).deltas(int(match[2]))
+        store = DeltaStore.open(match[1])
+        return store.deltas(int(match[2]))
+
     return DeltaStore.open(source).deltas()
 
 
-def _read_values(checkpoint: Checkpoint, index: dict[str, Tensor]) -> dict[str, Tensor]:
+def _read_values(
+    checkpoint: Checkpoint,
+    index: TensorMap,
+) -> TensorMap:
+    """Read the checkpoint's values at the entries `index`; ModelError for an unknown weight."""
     parameters = checkpoint.parameters
-    if unknown := sorted(index.keys() - parameters.keys()):
+    unknown = sorted(index.keys() - parameters.keys())
+    if unknown:
         raise ModelError(f"{checkpoint.folder} has no weight {unknown[0]}, which a delta changes")
-    return {name: parameters[name].read_entries(indices) for name, indices in index.items()}
+
+    values = {}
+    for name, indices in index.items():
+        values[name] = parameters[name].read_entries(indices)
+    return values
 
 
 def _make_delta(
     checkpoint: Checkpoint,
     task: str,
-    change: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]],
+    change: tuple[TensorMap, TensorMap, TensorMap],
     info: dict[str, Any],
 ) -> Delta:
-    shapes = {name: checkpoint.parameters[name].shape for name in change[0]}
-    base, info = (
-        checkpoint.compute_fingerprint(),
-        {**info, **layout_of(change[0], checkpoint.layout)},
+    """Build the delta of a change (indices, values before, values after) of a checkpoint."""
+    index, before, after = change
+    shapes = {name: checkpoint.parameters[name].shape for name in index}
+    base = checkpoint.compute_fingerprint()
+    layout = layout_of(index, checkpoint.layout)
+    return Delta.from_change(
+        index,
+        before,
+        after,
+        shapes,
+        task=task,
+        base=base,
+        info={**info, **layout},
     )
-    return Delta.from_change(*change, shapes, task=task, base=base, info=info)
 
 
 def _join_task_names(tasks: Sequence[str]) -> str:
-    """Return the name of several tasks in one."""
-    title = "+".join(tasks) or "base"
-    return title if len(title) <= MAX_NAME_LENGTH else f"{len(tasks)} tasks"
+    """Return one name for several tasks."""
+    title = "+".join(tasks) or "base"  # position 0 has no task
+    if len(title) > MAX_NAME_LENGTH:
+        return f"{len(tasks)} tasks"
+    return title
 
 
 def _find_common_dtype(deltas: Sequence[Delta]) -> torch.dtype:
     """Return the floating dtype that the deltas were trained in."""
-    found = {values.dtype for delta in deltas for values in delta.values.values()}
-    floating = sorted((dtype for dtype in found if dtype.is_floating_point), key=str)
+    found: set[torch.dtype] = set()
+    for delta in deltas:
+        found.update(values.dtype for values in delta.values.values())
+
+    floating = [dtype for dtype in found if dtype.is_floating_point]
+    floating.sort(key=str)  # the message below has one order, a set has none
     if len(floating) > 1:
         raise DeltaError(f"deltas of different dtypes do not merge: {floating}")
+
     return floating[0] if floating else torch.float32
 
 
 def _iter_weight_pairs(
-    old: Checkpoint, new: Checkpoint
+    old: Checkpoint,
+    new: Checkpoint,
 ) -> Iterator[tuple[CheckpointTensor, CheckpointTensor]]:
-    """Yield each weight of the base and of the tuned checkpoint, in the base's order."""
+    """Yield each weight of the base and of the tuned checkpoint, in the base's order.
+
+    Raises ModelError where the two differ in family, weights or shapes.
+    """
     if old.family != new.family:
         raise ModelError(f"{old.folder} is a {old.family} model, {new.folder} a {new.family} model")
-    for name in sorted(new.parameters.keys() - old.parameters.keys()):
+
+    added = sorted(new.parameters.keys() - old.parameters.keys())
+    if added:
+        name = added[0]
         tied = f", which {old.folder} ties to {old.tied[name]}" if name in old.tied else ""
         raise ModelError(
             f"{new.folder} has a weight {name} of its own{tied}: a delta adds no weights"
         )
+
     for name, weight in old.parameters.items():
-        after = new.parameters.get(new.tied.get(name, name))  # a tied one has its twin's values
+        # a checkpoint may tie what the other stores twice: a tied weight has its twin's values
+        stored_name = new.tied.get(name, name)
+        after = new.parameters.get(stored_name)
         if after is None:
             raise ModelError(f"{new.folder} lacks the weight {name} of {old.folder}")
         if weight.shape != after.shape:
@@ -211,35 +321,54 @@ def _iter_weight_pairs(
 
 
 def _pack_changes(
-    pairs: Sequence[tuple[CheckpointTensor, CheckpointTensor]], packer: deltafile.DeltaPacker
+    pairs: Sequence[tuple[CheckpointTensor, CheckpointTensor]],
+    packer: deltafile.DeltaPacker,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Pack what changed, tensor by tensor; yield what the header says of each."""
+    """Pack the changed entries, tensor by tensor; yield the header's record of each tensor."""
     for before, after in pairs:
         index, values, digest = _find_changes(before, after)
         if len(index):
             packer.add_tensor(before.name, index, values)
-            yield before.name, make_tensor_record(before.shape, values, digest)
+            record = make_tensor_record(before.shape, values, digest)
+            yield before.name, record
 
 
-def _find_changes(before: CheckpointTensor, after: CheckpointTensor) -> tuple[Tensor, Tensor, str]:
-    """Return indices, new values and SHA-256 before of the entries whose bits differ."""
+def _find_changes(
+    before: CheckpointTensor,
+    after: CheckpointTensor,
+) -> tuple[Tensor, Tensor, str]:
+    """Return the indices, new values and SHA-256 before of the entries whose bits differ."""
     stored_dtype = index_dtype(before.location.size)
-    indices, values = [torch.empty(0, dtype=stored_dtype)], [torch.empty(0, dtype=after.dtype)]
+    # the empty first items keep the dtypes where nothing changed
+    indices = [torch.empty(0, dtype=stored_dtype)]
+    values = [torch.empty(0, dtype=after.dtype)]
     sha = hashlib.sha256()
-    for (first, old), (_, new) in zip(before.iter_pieces(), after.iter_pieces(), strict=True):
+
+    # equal shapes give equal slices on both sides
+    slices = zip(before.iter_pieces(), after.iter_pieces(), strict=True)
+    for (first, old), (_, new) in slices:
         changed = find_changed_indices(old, new)
-        sha.update(view_bits(gather_entries(old, changed)).numpy().data)
-        indices.append((changed.to(torch.int64) + first).to(stored_dtype))
+        replaced = gather_entries(old, changed)  # (changed entries,)
+        sha.update(view_bits(replaced).numpy().data)
+
+        # a slice's indices may be narrower than the tensor's: widen, then add the offset
+        positions = changed.to(torch.int64) + first
+        indices.append(positions.to(stored_dtype))
         values.append(gather_entries(new, changed))
+
     return torch.cat(indices), torch.cat(values), sha.hexdigest()
 
 
 def _require_disjoint(removed: Delta, other: Delta) -> None:
-    counts = {
-        name: len(merging.find_shared_entries(removed, other, name)[0]) for name in removed.indices
-    }
-    if count := sum(counts.values()):
-        name = next(name for name, found in counts.items() if found)
+    """Raise ConflictError if another delta changes an entry of the removed one."""
+    counts = {}
+    for name in removed.indices:
+        shared, _, _ = merging.find_shared_entries(removed, other, name)
+        counts[name] = len(shared)
+
+    count = sum(counts.values())
+    if count:
+        name = next(name for name in counts if counts[name])
         raise ConflictError(
             f"{removed.task!r} cannot be taken out: {other.task!r} changes {count:,} of its "
             f"{removed.entries:,} entries too, in {name} first"

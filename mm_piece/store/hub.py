@@ -1,11 +1,16 @@
-"""Repositories of the Hugging Face Hub: made, looked into, committed to. The only seam to it.
+"""The only seam to the Hugging Face Hub: create, inspect and download repositories, commit to them.
 
-Whatever goes wrong on the way is a StoreError of one line that says what would help.
+Every failure on the way is a StoreError of one line with advice.
 """
 
 import os.path
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -21,8 +26,12 @@ _ALLOWED_LOCATIONS = (
 )
 
 
-def create_repository(repository: str, private: bool, revision: str | None) -> None:
-    """Make a model repository, and a branch in it, unless they are there."""
+def create_repository(
+    repository: str,
+    private: bool,
+    revision: str | None,
+) -> None:
+    """Create a model repository, and a branch in it, unless they exist."""
     api = huggingface_hub.HfApi()
     with _translating_hub_errors(repository):
         # None leaves it to the account, which may keep everything private.
@@ -31,20 +40,35 @@ def create_repository(repository: str, private: bool, revision: str | None) -> N
             api.create_branch(repository, branch=revision, exist_ok=True)
 
 
-def inspect_revision(repository: str, revision: str | None) -> tuple[str, set[str]]:
-    """Return the newest commit of a revision, and the names of the files it has."""
+def inspect_revision(
+    repository: str,
+    revision: str | None,
+) -> tuple[str, set[str]]:
+    """Return the newest commit of a revision, and the names of its files."""
     with _translating_hub_errors(repository):
         info = huggingface_hub.HfApi().model_info(repository, revision=revision)
     return str(info.sha), {file.rfilename for file in info.siblings or []}
 
 
-def download_files(repository: str, commit: str, names: Iterable[str], folder: Path) -> None:
+def download_files(
+    repository: str,
+    commit: str,
+    names: Iterable[str],
+    folder: Path,
+) -> None:
     """Download files of a commit, by their exact names, as real files into a folder."""
-    if patterns := sorted(names):
-        with _translating_hub_errors(repository):
-            huggingface_hub.snapshot_download(
-                repository, revision=commit, local_dir=folder, allow_patterns=patterns
-            )
+    patterns = sorted(names)
+    # without patterns the library would download everything
+    if not patterns:
+        return
+
+    with _translating_hub_errors(repository):
+        huggingface_hub.snapshot_download(
+            repository,
+            revision=commit,
+            local_dir=folder,
+            allow_patterns=patterns,
+        )
 
 
 def commit_files(
@@ -55,9 +79,9 @@ def commit_files(
     revision: str | None,
     parent: str,
 ) -> str:
-    """Add files, given as content or as a path, in one commit on top of `parent`; return its name.
+    """Add files, as content or as a path, in one commit on top of `parent`; return its name.
 
-    Files that are there as they are make no commit: then this is `parent`.
+    If all files are there unchanged, there is no commit, and the name is that of `parent`.
     """
     additions = [huggingface_hub.CommitOperationAdd(*file) for file in files.items()]
     with _translating_hub_errors(repository):
@@ -73,7 +97,7 @@ def commit_files(
 
 @contextmanager
 def _translating_hub_errors(repository: str) -> Iterator[None]:
-    """Turn what the Hub's library raises into one line."""
+    """Keep errors of the Hub's library translated to one line while the block runs."""
     try:
         yield
     except _FAILURES as error:
@@ -81,26 +105,34 @@ def _translating_hub_errors(repository: str) -> Iterator[None]:
 
 
 def _find_advice(repository: str, error: BaseException) -> str:
+    """Return the advice for an error of the Hub's library, or its own message on one line."""
     for matches, advice in _ADVICE:
         if matches(error):
             return advice.format(repository)
-    return f"the Hub could not be used: {' '.join(str(error).split())[:300]}"
+
+    words = str(error).split()
+    message = " ".join(words)[:300]
+    return f"the Hub could not be used: {message}"
 
 
 def _match_kinds(*kinds: type[BaseException]) -> Callable[[BaseException], bool]:
+    """Return a function that matches errors of some classes."""
     return lambda error: isinstance(error, kinds)
 
 
 def _match_statuses(*statuses: int) -> Callable[[BaseException], bool]:
+    """Return a function that matches answers of the Hub with some HTTP status."""
     return lambda error: (
         isinstance(error, errors.HfHubHTTPError) and error.response.status_code in statuses
     )
 
 
-# The library has changed the package that it speaks HTTP with; the base class tells which it is.
+# huggingface_hub has changed its HTTP package with its versions (requests, httpx); the base class
+# of its own error belongs to the current one.
 _HTTP_ERROR: type[Exception] = errors.HfHubHTTPError.__bases__[0]
 _FAILURES = (_HTTP_ERROR, OSError, ValueError, RuntimeError)  # RuntimeError: of its transfers
 
+# The first match wins: a GatedRepoError is a RepositoryNotFoundError, and both have a status.
 _ADVICE = (
     (_match_kinds(errors.OfflineModeIsEnabled), "the Hub is switched off; unset HF_HUB_OFFLINE"),
     (_match_kinds(errors.LocalTokenNotFoundError), "the Hub asks who you are; run `hf auth login`"),
@@ -120,15 +152,21 @@ _ADVICE = (
 
 
 def folder_of(location: str | Path) -> Path | None:
-    """The folder that a place names; None for a repository of the Hub."""
+    """Return the folder of a location; None for a repository of the Hub.
+
+    Raises StoreError for a location that is neither.
+    """
     if not isinstance(location, str):
         return as_path(location, "a place")
     if location.startswith("file://"):
         return _parse_file_url(location)
     if not location or "://" in location:
         raise StoreError(f"{location!r} is no place for a store; {_ALLOWED_LOCATIONS}")
+
+    # a folder that exists wins over a repository of the same name
     if location[0] in "./~" or location.count("/") != 1 or Path(location).exists():
         return Path(os.path.expanduser(location))  # noqa: PTH111 - Path's own raises for ~stranger
+
     if not _REPOSITORY.fullmatch(location):
         raise StoreError(
             f"{location!r} is no repository and no folder that exists; {_ALLOWED_LOCATIONS}"
@@ -137,6 +175,7 @@ def folder_of(location: str | Path) -> Path | None:
 
 
 def _parse_file_url(url: str) -> Path:
+    """Return the folder of a file:// URL of this computer; StoreError for any other."""
     parsed = urlsplit(url)
     is_plain = parsed.netloc in ("", "localhost") and not parsed.query and not parsed.fragment
     if not is_plain or not parsed.path.startswith("/"):

@@ -8,11 +8,23 @@ import torch
 
 from mm_piece.deltas.delta import Delta, compute_fingerprint
 from mm_piece.dtypes import as_dtype
-from mm_piece.errors import BaseError, StoreError, as_path
+from mm_piece.errors import (
+    BaseError,
+    StoreError,
+    as_path,
+)
 from mm_piece.families import group_of
-from mm_piece.models.base import load_base, tensors, validate_options
+from mm_piece.models.base import (
+    load_base,
+    tensors,
+    validate_options,
+)
 from mm_piece.store.attachment import as_store, attach_base
-from mm_piece.store.base_record import base_source, reading_of, trained_dtype
+from mm_piece.store.base_record import (
+    base_source,
+    reading_of,
+    trained_dtype,
+)
 from mm_piece.store.delta_store import DeltaStore
 
 
@@ -23,101 +35,152 @@ def load(
     delta: str | Path | None = None,
     **options: Any,
 ) -> tuple[Any, Any]:
-    """The model at a position of a store (default: the last) or with one delta, and its processor.
+    """Return a model and its processor: a base, a position of a store, or a base with one delta.
 
-    `base` defaults to the one the store was made with; the dtype to the one it was trained in
+    The position defaults to the last, `base` to the store's own, the dtype to the one trained in
     (another dtype is a cast after composition). Other options go to `from_pretrained`. Every delta
-    is verified, down to the values it replaces; what fails is never returned. Raises PositionError,
-    BaseError, OrderError, DamageError, ModelError.
+    is verified, down to the values it replaces; a model that fails is never returned. Raises
+    PositionError, BaseError, OrderError, DamageError, ModelError.
     """
     if store is not None and delta is not None:
         raise StoreError("give a store or a single delta, not both")
     revision = options.pop("revision", None)
     if revision is not None and base is None:
         raise StoreError("revision goes with a base; a store knows its own")
+
     options = validate_options(options)
     if delta is not None:
         return _load_delta(base, revision, Delta.load(delta), options)
     if store is None:
+        # a position without a store is a mistake, but position 0 is the base
         if base is None or at:
             raise StoreError("load needs a base, a store, or a base and a delta")
         return load_base(base, revision, **options)
-    opened = as_store(store)
-    last = opened.position(at)
+    return _load_position(as_store(store), at, base, revision, options)
+
+
+def _load_position(
+    store: DeltaStore,
+    at: int | None,
+    base: str | Path | None,
+    revision: str | None,
+    options: dict[str, Any],
+) -> tuple[Any, Any]:
+    """Load the model at a position of a store, and its processor."""
+    last = store.position(at)
+    # composition takes place in the dtype trained in; the requested one is a cast at the end
     requested_dtype = options.pop("dtype", None)
-    source, revision = (str(base), revision) if base else base_source(opened.base, opened.path)
-    dtype = trained_dtype(opened.base, opened.path)
-    options = {**reading_of(opened.base, opened.path), **options}
-    with ThreadPoolExecutor(1) as reader:  # deltas are read and verified while the base is loaded
-        pending = [reader.submit(opened.delta, position) for position in range(1, last + 1)]
+    if base:
+        source = str(base)
+    else:
+        source, revision = base_source(store.base, store.path)
+
+    dtype = trained_dtype(store.base, store.path)
+    # the caller's options come last and win over the recorded ones
+    options = {**reading_of(store.base, store.path), **options}
+
+    # deltas are read and verified while the base is loaded
+    with ThreadPoolExecutor(1) as reader:
+        pending = [reader.submit(store.delta, position) for position in range(1, last + 1)]
         model, processor = load_base(source, revision, dtype=dtype, **options)
-        attachment, live = attach_base(model, opened), tensors(model)
-        for future in pending:  # nobody else has this model yet: one delta at a time
-            attachment.apply_delta(future.result(), live)
-    return (model if requested_dtype is None else model.to(as_dtype(requested_dtype))), processor
+        attachment = attach_base(model, store)
+        live = tensors(model)
+        for future in pending:  # no lock is needed: no other thread has this model yet
+            delta = future.result()
+            attachment.apply_delta(delta, live)
+
+    return _cast_model(model, requested_dtype), processor
 
 
-def describe_delta(store: str | Path | DeltaStore, at: int | None) -> dict[str, Any]:
-    """What a delta holds, its header and a line per tensor: a file, or a store's at a position.
+def describe_delta(
+    store: str | Path | DeltaStore,
+    at: int | None,
+) -> dict[str, Any]:
+    """Return a delta's header and one record per tensor.
 
-    What whoever made it wrote into `info` stands apart from what was read and counted here.
+    The delta is a file, or the one that leads to a store's position (default: the last). `info` is
+    the maker's word; the other facts are read and counted here.
     """
     delta = Delta.load(store) if is_delta_file(store) else _read_delta_at(as_store(store), at)
-    tensor_rows = [
-        {
+    records = []
+    for name, index in delta.indices.items():
+        record = {
             "name": name,
             "group": group_of(name),
             "shape": list(delta.shapes[name]),
             "entries": len(index),
         }
-        for name, index in delta.indices.items()
-    ]
-    facts = {
+        records.append(record)
+
+    return {
         "task": delta.task,
         "base": delta.base,
         "parent": delta.parent,
         "entries": delta.entries,
+        "info": delta.info,
+        "tensors": records,
     }
-    return {**facts, "info": delta.info, "tensors": tensor_rows}
 
 
 def _read_delta_at(store: DeltaStore, at: int | None) -> Delta:
-    return store.delta(len(store) if at is None else at)
+    """Read the delta that leads to a position of a store, by default the last."""
+    position = len(store) if at is None else at
+    return store.delta(position)
 
 
 def is_delta_file(source: str | Path | DeltaStore) -> TypeGuard[str | Path]:
-    """Whether a source is a delta file, not a store."""
-    return not isinstance(source, DeltaStore) and as_path(source, "store").is_file()
+    """Return whether a source is a delta file, not a store."""
+    if isinstance(source, DeltaStore):
+        return False
+    return as_path(source, "store").is_file()
 
 
 def _load_delta(
-    base: str | Path | None, revision: str | None, delta: Delta, options: dict[str, Any]
+    base: str | Path | None,
+    revision: str | None,
+    delta: Delta,
+    options: dict[str, Any],
 ) -> tuple[Any, Any]:
+    """Load a base, apply a single delta to it, and return model and processor."""
     requested_dtype = options.pop("dtype", None)
-    model, processor = load_base(
-        require_base_source(base), revision, dtype=dtype_of(delta), **options
-    )
+    source = require_base_source(base)
+    dtype = dtype_of(delta)
+    model, processor = load_base(source, revision, dtype=dtype, **options)
+
     live = tensors(model)
+    # a later delta of a chain does not start from its base; `apply` checks the values before
     if not delta.parent:
         require_delta_base(delta, str(base), compute_fingerprint(live))
     delta.apply(live)
-    return (model if requested_dtype is None else model.to(as_dtype(requested_dtype))), processor
+    return _cast_model(model, requested_dtype), processor
+
+
+def _cast_model(model: Any, dtype: str | torch.dtype | None) -> Any:
+    """Cast a model to a requested dtype; None leaves it as it is."""
+    if dtype is None:
+        return model
+    return model.to(as_dtype(dtype))
 
 
 def require_base_source(base: str | Path | None) -> str | Path:
-    """The base that a single delta was given; StoreError if there is none."""
+    """Return the base of a single delta; StoreError if there is none."""
     if base is None:
         raise StoreError("a single delta needs its base, a folder or hub id, beside it")
     return base
 
 
 def dtype_of(delta: Delta) -> torch.dtype:
-    """The dtype a delta was trained in; that of an empty one does not matter."""
+    """Return the dtype that a delta was trained in, float32 for an empty one."""
     dtypes = {values.dtype for values in delta.values.values() if values.is_floating_point()}
+    # any order will do, as long as the same delta always gives the same dtype
     return min(dtypes, key=str, default=torch.float32)
 
 
-def require_delta_base(delta: Delta, base: str, found: str) -> None:
+def require_delta_base(
+    delta: Delta,
+    base: str,
+    found: str,
+) -> None:
     """Raise BaseError unless a base with the fingerprint `found` is the delta's own."""
     if found != delta.base:
         raise BaseError(

@@ -1,9 +1,11 @@
-"""What the JSON files of a store may say; everything is checked whenever it is read or written.
+"""The JSON files of a store: their fields, validated on every read and write.
 
-store.json      read, text, check_base, check_entries    base and deltas: what counts
-results.json    check_results                            one row of scores per position
-answers         check_answers                            what was said to each row of a test set
-any file        load, dump, read_bytes, require_inside   one line for whatever is wrong with it
+store.json      `read_manifest`, `serialize_manifest`: the base and the deltas
+results.json    `require_valid_results`: one row of scores per position
+answers         `require_valid_answers`: the generated answer to each example of a test set
+any file        `read_json_object`, `serialize_json`, `read_bytes`, `require_inside`
+
+A file with a fault raises StoreError, in one line that names the file.
 """
 
 import hashlib
@@ -33,12 +35,12 @@ DELTA_FILE_PATTERN = re.compile(r"([0-9]{4,})-[a-z0-9-]+\.safetensors")
 SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
 _LINE_BREAKERS = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # breaks a line, a path or a print
 
-FieldRule = tuple[Callable[[Any], bool], str]  # whether a value is allowed, and what is
+FieldRule = tuple[Callable[[Any], bool], str]  # a test of a value, and the allowed values in words
 
 
 @dataclass(frozen=True)
 class ManifestEntry:
-    """One delta as the manifest lists it."""
+    """One delta in the manifest."""
 
     position: int
     task: str
@@ -51,113 +53,163 @@ class ManifestEntry:
 
 def delta_file_name(position: int, task: str) -> str:
     """Return the name of the delta file that leads to a position."""
-    slug = re.sub(r"[^a-z0-9]+", "-", task.lower())[:60].strip("-") or "task"
+    slug = re.sub(r"[^a-z0-9]+", "-", task.lower())
+    # a file system allows 255 bytes; a name without any such letter becomes "task"
+    slug = slug[:60].strip("-") or "task"
     return f"{position:04d}-{slug}.safetensors"
 
 
 def read_manifest(store: Path) -> tuple[dict[str, Any], list[ManifestEntry]]:
-    """Return base and entries of a manifest in which everything is as this library writes it."""
+    """Read the base and the entries of a store's manifest.
+
+    Raises StoreError unless every field is as this library writes it.
+    """
     path = store / MANIFEST
     require_inside(store, path)
     content = read_json_object(path)
-    is_known = type(content.get("format")) is int and content["format"] == FORMAT_VERSION
+
+    # the format comes first: another version may have other fields
+    version = content.get("format")
+    is_known = type(version) is int and version == FORMAT_VERSION
     _require_sound(
         is_known,
         path,
-        f"unknown format {format_value(content.get('format'))}; known: {FORMAT_VERSION}",
+        f"unknown format {format_value(version)}; known: {FORMAT_VERSION}",
     )
     _require_fields(path, "", content, _MANIFEST_FIELDS)
-    require_valid_base(path, content["base"])
-    for position, record in enumerate(content["deltas"], 1):
+    base = content["base"]
+    records = content["deltas"]
+    require_valid_base(path, base)
+
+    for position, record in enumerate(records, 1):
         _require_fields(path, f"position {position}: ", record, _ENTRY_FIELDS)
-    entries = [ManifestEntry(**record) for record in content["deltas"]]
+    entries = [ManifestEntry(**record) for record in records]
     require_valid_entries(path, entries)
+    # a delta may be a link inside of the store, but not out of it
     for entry in entries:
         require_inside(store, store / entry.file)
-    return content["base"], entries
+    return base, entries
 
 
 def serialize_manifest(base: Mapping[str, Any], entries: Iterable[ManifestEntry]) -> str:
     """Return the manifest of a base and its deltas."""
-    deltas = [asdict(entry) for entry in entries]
-    return serialize_json(
-        {"format": FORMAT_VERSION, "base": dict(base), "deltas": deltas}, MANIFEST
-    )
+    content = {
+        "format": FORMAT_VERSION,
+        "base": dict(base),
+        "deltas": [asdict(entry) for entry in entries],
+    }
+    return serialize_json(content, MANIFEST)
 
 
 def require_valid_base(path: Path, base: dict[str, Any]) -> None:
-    """Raise unless the record of a base can be used; what this library does not know may be there.
+    """Raise StoreError unless the record of a base can be used.
 
-    Only the fingerprint is required.
+    Only the fingerprint is required. Fields that this library does not know may be there.
     """
     _require_sound("fingerprint" in base, path, "base has no fingerprint")
     _require_allowed(path, "base: ", base, _BASE_FIELDS)
 
 
-def require_valid_entries(path: Path, entries: Sequence[ManifestEntry]) -> None:
-    """Raise unless each delta follows from the one before and its file is named as it should be."""
-    parent = ""
+def require_valid_entries(
+    path: Path,
+    entries: Sequence[ManifestEntry],
+) -> None:
+    """Raise StoreError unless each delta continues the one before and its file is well named."""
+    parent = ""  # of the first delta: it starts from the base
     for position, entry in enumerate(entries, 1):
-        name, context = DELTA_FILE_PATTERN.fullmatch(entry.file), f"position {position}"
+        context = f"position {position}"
         _require_sound(entry.position == position, path, f"{context}: position is {entry.position}")
         _require_sound(
-            entry.parent == parent, path, f"{context}: another parent; allowed: {parent!r}"
+            entry.parent == parent,
+            path,
+            f"{context}: another parent; allowed: {parent!r}",
         )
-        plain = name is not None and name[1] == f"{position:04d}"
+
+        # a name outside the pattern might be a path, or hide from `gc`
+        name = DELTA_FILE_PATTERN.fullmatch(entry.file)
+        is_plain = name is not None and name[1] == f"{position:04d}"
         allowed = f"{position:04d}-name.safetensors, the name in a-z, 0-9 and -"
         _require_sound(
-            plain, path, f"{context}: file is {format_value(entry.file)}; allowed: {allowed}"
+            is_plain,
+            path,
+            f"{context}: file is {format_value(entry.file)}; allowed: {allowed}",
         )
         parent = entry.sha256
 
 
-def require_listed_content(path: Path, entry: ManifestEntry, data: bytes) -> None:
-    """Raise unless a delta file holds what the manifest says; DamageError or MismatchError."""
-    if (found := hashlib.sha256(data).hexdigest()) != entry.sha256:
+def require_listed_content(
+    path: Path,
+    entry: ManifestEntry,
+    data: bytes,
+) -> None:
+    """Raise DamageError or MismatchError unless a delta file is the one of the manifest."""
+    found = hashlib.sha256(data).hexdigest()
+    if found != entry.sha256:
+        # a file that was cut off in a copy deserves its own message
         if len(data) < entry.bytes:
             raise TruncatedError(f"{path}: {entry.bytes} bytes expected, {len(data)} found")
         raise DamageError(f"{path}: expected SHA-256 {entry.sha256}, found {found}")
+
     require_same(path, "bytes", entry.bytes, len(data))
 
 
-def require_valid_results(path: Path, results: dict[str, Any], positions: int) -> None:
-    """Raise unless results are {}, or tasks and the rows measured at positions 0…`positions`."""
+def require_valid_results(
+    path: Path,
+    results: dict[str, Any],
+    positions: int,
+) -> None:
+    """Raise StoreError unless results are {}, or tasks and the rows of positions 0…`positions`."""
     if not results:
         return
+
     for key in ("tasks", "matrix"):
         _require_sound(key in results, path, f"it has no {key}")
     _require_allowed(path, "", results, _RESULTS_FIELDS)
-    tasks, matrix = results["tasks"], results["matrix"]
-    most = min(positions, len(tasks)) + 1
+
+    tasks = results["tasks"]
+    matrix = results["matrix"]
+    most = min(positions, len(tasks)) + 1  # one row for the base
     _require_sound(
-        len(matrix) <= most, path, f"matrix has {len(matrix)} rows; allowed: at most {most}"
+        len(matrix) <= most,
+        path,
+        f"matrix has {len(matrix)} rows; allowed: at most {most}",
     )
     for number, row in enumerate(matrix):
         _require_scores(path, f"matrix: row {number}", row, len(tasks))
-    kinds = {f"base_kinds: {format_value(k)}": v for k, v in results.get("base_kinds", {}).items()}
-    abilities = {key: results[key] for key in ("base_ability",) if key in results}
-    for name, values in (abilities | kinds).items():
+
+    # base ability is one score per row, and so is each of its kinds
+    abilities = {}
+    if "base_ability" in results:
+        abilities["base_ability"] = results["base_ability"]
+    for kind, values in results.get("base_kinds", {}).items():
+        abilities[f"base_kinds: {format_value(kind)}"] = values
+    for name, values in abilities.items():
         _require_scores(path, name, values, len(matrix))
 
 
 def require_valid_answers(path: Path, answers: dict[str, Any]) -> None:
-    """Raise unless answers are lists of rows by task, each with what was asked, said and scored."""
+    """Raise StoreError unless answers are, by task, lists of records with all fields."""
     for task, rows in answers.items():
         _require_sound(
-            type(rows) is list, path, f"task {format_value(task)} has no list of answers"
+            type(rows) is list,
+            path,
+            f"task {format_value(task)} has no list of answers",
         )
         for number, row in enumerate(rows):
             context = f"task {format_value(task)}, answer {number}: "
             missing = type(row) is not dict or _ANSWER_FIELDS.keys() - row.keys()
             _require_sound(
-                not missing, path, f"{context}expected the fields {', '.join(_ANSWER_FIELDS)}"
+                not missing,
+                path,
+                f"{context}expected the fields {', '.join(_ANSWER_FIELDS)}",
             )
             _require_allowed(path, context, row, _ANSWER_FIELDS)
 
 
 def serialize_json(content: Mapping[str, Any], label: str) -> str:
-    """Return content as JSON text; StoreError names `what` is no plain JSON."""
+    """Return content as JSON text; StoreError, naming `label`, for what is no plain JSON."""
     try:
+        # NaN is no JSON: other readers would refuse the file
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         parse_json(text)  # names that are no text, such as 1 and "1", may have become one
     except (TypeError, ValueError, RecursionError) as error:
@@ -166,7 +218,7 @@ def serialize_json(content: Mapping[str, Any], label: str) -> str:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object, strictly."""
+    """Read a JSON object strictly; StoreError for anything else."""
     try:
         content = parse_json(read_bytes(path))
     except (ValueError, RecursionError) as error:
@@ -176,20 +228,20 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a whole file; StoreError if that cannot be done, or would wait for ever as on a pipe."""
+    """Read a whole file; StoreError if the system refuses, or for a pipe, which may never end."""
     with reporting_os_errors(path):
         _require_sound(path.is_file() or not path.exists(), path, "is no file")
         return path.read_bytes()
 
 
 def require_inside(store: Path, path: Path) -> None:
-    """Raise for a link that leads out of the store; the store itself may be reached by one."""
+    """Raise StoreError for a link out of the store; the store itself may lie behind a link."""
     real = Path(os.path.realpath(path))  # Path.resolve trips over a loop of links
     _require_sound(real.is_relative_to(os.path.realpath(store)), path, "leads out of the store")
 
 
 def require_folders_inside(store: Path) -> None:
-    """Raise for a link out of the store in the folders that a training writes into."""
+    """Raise StoreError for a link out of the store in the folders that a training writes into."""
     for name in ("work", "logs", "kept"):
         require_inside(store, store / name)
         for folder, folders, files in os.walk(store / name):
@@ -197,49 +249,82 @@ def require_folders_inside(store: Path) -> None:
                 require_inside(store, Path(folder, child))
 
 
-def require_same(source: Path, field: str, expected: object, found: object) -> None:
-    """Raise a MismatchError of the kind that belongs to `what` unless both are equal."""
-    if expected != found:
-        error = {"base": BaseError, "parent": OrderError}.get(field.split()[0], MismatchError)
-        raise error(
-            f"{source}: {field}: expected {format_value(expected, 80)}, found "
-            f"{format_value(found, 80)}"
-        )
+def require_same(
+    source: Path,
+    field: str,
+    expected: object,
+    found: object,
+) -> None:
+    """Raise unless both are equal: BaseError for a base, OrderError for a parent, MismatchError."""
+    if expected == found:
+        return
+
+    kinds: dict[str, type[MismatchError]] = {
+        "base": BaseError,
+        "parent": OrderError,
+    }
+    first_word = field.split()[0]  # of "parent of position 3"
+    error = kinds.get(first_word, MismatchError)
+    raise error(
+        f"{source}: {field}: expected {format_value(expected, 80)}, found {format_value(found, 80)}"
+    )
 
 
 def _require_sound(is_sound: bool, path: Path, problem: str) -> None:
+    """Raise StoreError, naming file and problem, unless a test has passed."""
     if not is_sound:
         raise StoreError(f"{path}: {problem}")
 
 
-def _require_fields(path: Path, context: str, record: Any, rules: Mapping[str, FieldRule]) -> None:
-    """Raise unless a record has exactly these fields, each of them allowed."""
-    exact = type(record) is dict and record.keys() == rules.keys()
-    _require_sound(exact, path, f"{context}expected exactly the fields {', '.join(rules)}")
+def _require_fields(
+    path: Path,
+    context: str,
+    record: Any,
+    rules: Mapping[str, FieldRule],
+) -> None:
+    """Raise StoreError unless a record has exactly these fields, with allowed values."""
+    is_exact = type(record) is dict and record.keys() == rules.keys()
+    _require_sound(is_exact, path, f"{context}expected exactly the fields {', '.join(rules)}")
     _require_allowed(path, context, record, rules)
 
 
 def _require_allowed(
-    path: Path, context: str, record: dict[str, Any], rules: Mapping[str, FieldRule]
+    path: Path,
+    context: str,
+    record: dict[str, Any],
+    rules: Mapping[str, FieldRule],
 ) -> None:
-    """Raise unless each field that is there and has a rule is allowed by it."""
-    for key, (allowed, description) in rules.items():
-        is_sound = key not in record or allowed(record[key])
+    """Raise StoreError unless each field with a rule has an allowed value; it may be absent."""
+    for key, (is_allowed, description) in rules.items():
+        is_sound = key not in record or is_allowed(record[key])
+        value = format_value(record.get(key))
         _require_sound(
             is_sound,
             path,
-            f"{context}{key} is {format_value(record.get(key))}; allowed: {description}",
+            f"{context}{key} is {value}; allowed: {description}",
         )
 
 
-def _require_scores(path: Path, context: str, row: Any, count: int) -> None:
+def _require_scores(
+    path: Path,
+    context: str,
+    row: Any,
+    count: int,
+) -> None:
+    """Raise StoreError unless a row is a list of `count` scores."""
     is_sound = type(row) is list and len(row) == count and all(map(_is_score, row))
     _require_sound(
-        is_sound, path, f"{context} is {format_value(row)}; allowed: {count} numbers from 0 to 1"
+        is_sound,
+        path,
+        f"{context} is {format_value(row)}; allowed: {count} numbers from 0 to 1",
     )
 
 
+# The tests below compare types, as bool is an int and JSON has plain types only.
+
+
 def _is_text(value: Any) -> bool:
+    # here and below by type: a bool is an int to isinstance, and JSON has plain types only
     return type(value) is str
 
 
@@ -248,7 +333,7 @@ def _is_line(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
+    return type(value) is int and 0 <= value < 2**63  # a 64-bit integer
 
 
 def _is_digest(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The model card of a store on the Hub: what it holds, how it scored, how to load it."""
+"""The model card of a store on the Hub: its positions, its scores, how to load it."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -13,16 +13,21 @@ from mm_piece.store.manifest import ManifestEntry
 GENERATED_MARK = (
     "<!-- Written by mm-piece at every push; without this line the file is left as it is. -->"
 )
-# What Markdown could take for its own.
+# Characters with a meaning in Markdown; a dot after www would make a link.
 _MARKDOWN_SPECIAL = re.compile(r"[\\`*_\[\]<>#!|~&:@$]|(?<=www)\.", re.IGNORECASE)
 
 
 def format_model_card(
-    base: dict[str, Any], entries: Sequence[ManifestEntry], results: dict[str, Any], repository: str
+    base: dict[str, Any],
+    entries: Sequence[ManifestEntry],
+    results: dict[str, Any],
+    repository: str,
 ) -> str:
     """Return README.md of a repository: metadata, base, positions, scores, how to load it."""
+    # the Hub reads the YAML between the dashes
+    metadata = yaml.safe_dump(_build_metadata(base), sort_keys=False)
     sections = [
-        f"---\n{yaml.safe_dump(_build_metadata(base), sort_keys=False)}---\n{GENERATED_MARK}",
+        f"---\n{metadata}---\n{GENERATED_MARK}",
         f"# {_escape_markdown(repository)}",
         "One base and a sequence of tasks, each stored as a sparse exact delta: base + deltas 1…*t*"
         " is the model after task *t*, bit for bit. Made with mm-piece.",
@@ -37,23 +42,36 @@ def format_model_card(
 
 
 def _build_metadata(base: dict[str, Any]) -> dict[str, Any]:
-    model = {"base_model": base["hub"]} if "hub" in base else {}
-    tags = ["mm-piece", "continual-learning", "sparse-delta"]
-    return {**model, "library_name": "mm-piece", "tags": tags}
+    """Return the card's metadata; the Hub links the base if it is a repository."""
+    metadata: dict[str, Any] = {}
+    if "hub" in base:
+        metadata["base_model"] = base["hub"]
+    metadata["library_name"] = "mm-piece"
+    metadata["tags"] = ["mm-piece", "continual-learning", "sparse-delta"]
+    return metadata
 
 
 def _format_base(base: dict[str, Any]) -> str:
+    """Return the facts of the base, one a line; a store may lack all but the fingerprint."""
     source = base.get("hub", "a local folder; name yours when loading")
     revision = f" at revision {base['revision']}" if base.get("revision") else ""
     lines = [f"Base: {_escape_markdown(source + revision)}"]
-    lines += [f"{key}: {_escape_markdown(base[key])}" for key in ("family", "dtype") if key in base]
-    lines += [f"{base['parameters']:,} parameters"] if "parameters" in base else []
+
+    for key in ("family", "dtype"):
+        if key in base:
+            lines.append(f"{key}: {_escape_markdown(base[key])}")
+    if "parameters" in base:
+        lines.append(f"{base['parameters']:,} parameters")
     lines.append(f"fingerprint {base['fingerprint'][:12]}")
-    return "  \n".join(lines)
+    return "  \n".join(lines)  # two blanks break a line in Markdown
 
 
-def _format_positions(base: dict[str, Any], entries: Sequence[ManifestEntry]) -> str:
-    parameters = base.get("parameters")
+def _format_positions(
+    base: dict[str, Any],
+    entries: Sequence[ManifestEntry],
+) -> str:
+    """Return a table of the deltas, and their total size."""
+    parameters = base.get("parameters")  # a base record may lack it
     rows = [
         (
             entry.position,
@@ -66,38 +84,55 @@ def _format_positions(base: dict[str, Any], entries: Sequence[ManifestEntry]) ->
         for entry in entries
     ]
     header = ("position", "task", "entries", "share of the model", "bytes", "SHA-256")
+    table = _format_table(header, rows)
     total = sum(entry.bytes for entry in entries)
-    return f"{_format_table(header, rows)}\n\nTotal: {total:,} bytes in {len(entries)} deltas."
+    return f"{table}\n\nTotal: {total:,} bytes in {len(entries)} deltas."
 
 
-def _format_scores(entries: Sequence[ManifestEntry], results: dict[str, Any]) -> list[str]:
-    """The accuracy matrix and what it comes to; nothing before the first measurement."""
+def _format_scores(
+    entries: Sequence[ManifestEntry],
+    results: dict[str, Any],
+) -> list[str]:
+    """Return sections with the accuracy matrix and its metrics; none before the first row."""
     if not results.get("matrix"):
         return []
-    matrix, ability = results["matrix"], results.get("base_ability")
+
+    matrix = results["matrix"]
+    ability = results.get("base_ability")
     names = ["base", *(_escape_markdown(entry.task) for entry in entries)]
     rows = [
         (f"{position} {names[position]}", *(f"{100 * score:.1f}" for score in row))
         for position, row in enumerate(matrix)
     ]
+    # base ability is one more column, measured at every position
     if ability:
         rows = [(*row, f"{100 * score:.1f}") for row, score in zip(rows, ability, strict=True)]
+
     tasks = [_escape_markdown(task) for task in results["tasks"]]
-    header = ("after", *tasks, *(["base ability"] if ability else []))
-    summary = continual.summarise_matrix(matrix)
-    figures = [
-        f"* {name.upper()} {100 * value:.1f}: {continual.CONVENTIONS[name]}"
-        for name in ("op", "bwt")
-        if (value := summary[name]) is not None
-    ]
-    return [
-        "## Accuracy, %",
-        _format_table(header, rows),
-        *(["\n".join(figures)] if figures else []),
-    ]
+    header = ["after", *tasks]
+    if ability:
+        header.append("base ability")
+    sections = ["## Accuracy, %", _format_table(header, rows)]
+
+    metrics = continual.summarise_matrix(matrix)
+    figures = []
+    for name in ("op", "bwt"):
+        value = metrics[name]
+        # backward transfer needs two tasks
+        if value is not None:
+            convention = continual.CONVENTIONS[name]
+            figures.append(f"* {name.upper()} {100 * value:.1f}: {convention}")
+    if figures:
+        sections.append("\n".join(figures))
+    return sections
 
 
-def _format_usage(base: dict[str, Any], last: int, repository: str) -> str:
+def _format_usage(
+    base: dict[str, Any],
+    last: int,
+    repository: str,
+) -> str:
+    """Return the commands that load the store; a base on the Hub need not be named."""
     base_argument = "" if "hub" in base else '"path/to/base", '
     base_option = "" if "hub" in base else " --base path/to/base"
     return f"""```python
@@ -114,12 +149,21 @@ mm-piece ask picture.png "What is this?" --store my-store --at {last}{base_optio
 ```"""
 
 
-def _format_table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    header = list(header)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+def _format_table(
+    header: Iterable[object],
+    rows: Iterable[Iterable[object]],
+) -> str:
+    """Return a table in Markdown; cells are escaped already."""
+    header = list(header)  # it is needed twice
+    rule = ["---"] * len(header)
+    lines = []
+    for row in (header, rule, *rows):
+        cells = " | ".join(map(str, row))
+        lines.append(f"| {cells} |")
+    return "\n".join(lines)
 
 
 def _escape_markdown(text: str) -> str:
     """Return text as Markdown that shows just this text, on one line."""
-    return _MARKDOWN_SPECIAL.sub(r"\\\g<0>", make_printable(" ".join(text.split())))
+    line = " ".join(text.split())
+    return _MARKDOWN_SPECIAL.sub(r"\\\g<0>", make_printable(line))

@@ -1,4 +1,7 @@
-"""Trainer's settings from a recipe's `train:`."""
+"""transformers' TrainingArguments from a recipe's `train:`.
+
+A setting is taken, or refused with a RecipeError of one line before anything is written.
+"""
 
 import os
 from difflib import get_close_matches
@@ -16,7 +19,7 @@ from mm_piece.training.reporters import require_reporters
 from mm_piece.training.schedules import require_schedule
 from mm_piece.training.values import require_values, with_current_names
 
-# What `accelerate launch` hands on beside a recipe, and what a recipe says instead.
+# Variables by which `accelerate launch` changes a run, and what a recipe says instead.
 _LAUNCHER_VARIABLES = {
     "ACCELERATE_MIXED_PRECISION": "train: {bf16: true}",
     "ACCELERATE_DYNAMO_BACKEND": "nothing: a compiled run would not go on bit for bit",
@@ -26,36 +29,56 @@ _LAUNCHER_VARIABLES = {
 
 
 def arguments(settings: dict[str, Any], folder: Path, seed: int) -> TrainingArguments:
-    """TrainingArguments from a recipe's `train:` as it stands; RecipeError for what is refused."""
+    """Build TrainingArguments from a recipe's `train:` as it stands.
+
+    Raises RecipeError for whatever is refused.
+    """
+    # from here on, a setting has one name
     settings = with_current_names(settings)
-    given = {"output_dir": str(folder), "seed": seed, "remove_unused_columns": False}
+    given = {
+        "output_dir": str(folder),
+        "seed": seed,
+        "remove_unused_columns": False,
+    }
     _require_known(settings, given)
     require_values(settings)
     _require_no_launched_settings(settings)
+
+    keywords = _with_defaults(settings) | given
     try:
-        found = TrainingArguments(**{**_with_defaults(settings), **given})
+        found = TrainingArguments(**keywords)
     except Exception as error:  # it may trip over a value in ways of its own
         message = format_error(error).removeprefix("TrainingArguments.__init__() ")
         raise RecipeError(f"train: {message}") from error
+
+    # effects come last: they depend on reporters, from which TensorBoard is taken out before
     _require_supported(found)
     _checkpoint_activations(found)
     require_optimizer(found)
     require_schedule(found)
     require_reporters(found)
     require_effects(found, settings, _with_defaults({}))
-    if found.full_determinism:  # scores come before Trainer, in a run that goes on as in another
+
+    # Trainer turns it on when it is made. In a run that goes on, scores may come before that, and
+    # must be those of a run that was never stopped.
+    if found.full_determinism:
         enable_full_determinism(seed)
     return found
 
 
 def _require_known(settings: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raise RecipeError for a key that is unknown, refused or newer than the tables here."""
     for key, value in settings.items():
         if key not in FIELDS:
-            close = get_close_matches(key, FIELDS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "see transformers.TrainingArguments"
+            hint = "see transformers.TrainingArguments"
+            if close := get_close_matches(key, FIELDS, n=1):
+                hint = f"did you mean {close[0]!r}?"
             raise RecipeError(f"train: unknown key {key!r}; {hint}")
+
+        # the value that is used anyway may be written
         if key in REFUSED and value != given.get(key, default_of(key)):
             raise RecipeError(f"train: {key!r} is not a setting here: {REFUSED[key]}")
+
         if key not in HONOURED | HARMLESS | REFUSED:
             raise RecipeError(
                 f"train: {key!r} is new in transformers, and it is not known what it does here"
@@ -63,8 +86,13 @@ def _require_known(settings: dict[str, Any], given: dict[str, Any]) -> None:
 
 
 def _require_no_launched_settings(settings: dict[str, Any]) -> None:
-    """Raise RecipeError for what a launcher would change behind a recipe's back."""
-    precision = next((half for half in ("bf16", "fp16") if settings.get(half)), "no")
+    """Raise RecipeError for variables by which a launcher would change what a recipe says."""
+    precision = "no"
+    if settings.get("bf16"):
+        precision = "bf16"
+    elif settings.get("fp16"):
+        precision = "fp16"
+
     for name, instead in _LAUNCHER_VARIABLES.items():
         given = os.environ.get(name, "").lower()
         if given not in ("", "no", "false", precision):
@@ -72,14 +100,21 @@ def _require_no_launched_settings(settings: dict[str, Any]) -> None:
 
 
 def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings, and what is taken here where they say nothing."""
-    found: dict[str, Any] = {"report_to": "none", "save_total_limit": 2, "logging_steps": 10}
-    found["dataloader_pin_memory"] = torch.accelerator.is_available()
-    # Every process reaches every value in every step (see `feeding`), so none need be looked for.
-    found["ddp_find_unused_parameters"] = False
+    """Return the settings, completed by the defaults of this library."""
+    has_accelerator = torch.accelerator.is_available()
+    found: dict[str, Any] = {
+        "report_to": "none",
+        "save_total_limit": 2,
+        "logging_steps": 10,
+        "dataloader_pin_memory": has_accelerator,  # without one torch only warns
+        # Every value receives a gradient on every process in every step (see `batches`).
+        "ddp_find_unused_parameters": False,
+    }
     found |= settings
+
     # Without it every process on a CPU would train on the same rows, and nothing would say so.
-    found["use_cpu"] = bool(settings.get("use_cpu")) or not torch.accelerator.is_available()
+    asked = bool(settings.get("use_cpu"))
+    found["use_cpu"] = asked or not has_accelerator
     return found
 
 
@@ -87,16 +122,17 @@ def _require_supported(found: TrainingArguments) -> None:
     """Raise RecipeError for settings that transformers takes and that make no sense here."""
     if found.save_strategy == "best":
         raise RecipeError("train: save_strategy must be no, steps or epoch; none is the best here")
+
     if found.max_steps <= 0 and found.num_train_epochs <= 0:
         raise RecipeError("train: num_train_epochs and max_steps leave no step to train")
 
 
 def _checkpoint_activations(found: TrainingArguments) -> None:
-    """Say how activations are computed again, or torch would take the reentrant way by default."""
+    """Have activation checkpointing recompute without torch's reentrant backward pass."""
     options: Any = found.gradient_checkpointing_kwargs or {}
     require_recomputing(options)
-    for key in FIELDS.keys() & {
-        "activation_checkpointing_kwargs",
-        "gradient_checkpointing_kwargs",
-    }:
+
+    # one setting has an old and a new name, and transformers versions read the one or the other
+    names = {"activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"}
+    for key in FIELDS.keys() & names:
         setattr(found, key, {"use_reentrant": False, **options})

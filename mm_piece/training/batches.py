@@ -1,8 +1,9 @@
-"""Which examples a process trains on in each step, and in what company.
+"""The batches of each process, and what fills them up.
 
-All processes together see what one process alone would: the same examples in the same order, cut
-into as many parts. Where parts are unequal, or one of them has no image and so would leave the
-tower out, a blank stands in: an example without anything to learn, which adds exactly nothing.
+All processes together train on what one process alone would: the same examples in the same order,
+divided into as many batches. Where batches are unequal, a dummy example fills up: it has nothing to
+learn and adds exactly nothing to a gradient. It also joins a batch without images, which would
+otherwise leave the vision encoder out of the backward pass on one process only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,79 +17,108 @@ from mm_piece.data import IGNORE_INDEX, collate, has_image
 
 
 class DistributedBatchSampler:
-    """The batches of one process, as numbers of examples; `blank` fills up the last ones."""
+    """Batches of one process, as numbers of examples."""
 
     def __init__(
-        self, num_examples: int, examples_per_process: int, seed: int, drop_last: bool
+        self,
+        num_examples: int,
+        examples_per_process: int,
+        seed: int,
+        drop_last: bool,
     ) -> None:
-        """Each process takes `batch` examples at a time; `drop_last` leaves out what is too few."""
-        self.num_examples, self.examples_per_process, self.seed, self.drop_last = (
-            num_examples,
-            examples_per_process,
-            seed,
-            drop_last,
-        )
+        """Have each process take `examples_per_process` examples at a time.
+
+        With `drop_last` an epoch leaves out the examples that do not fill a batch of all processes.
+        """
+        self.num_examples = num_examples
+        self.examples_per_process = examples_per_process
+        self.seed = seed
+        self.drop_last = drop_last
         self.epoch = 0
 
     @property
     def dummy_index(self) -> int:
-        """The number that stands for no example."""
+        """Number of the dummy example: the one after all examples."""
         return self.num_examples
 
+    @property
+    def _global_batch_size(self) -> int:
+        return self.examples_per_process * distributed.world_size()
+
     def set_epoch(self, epoch: int) -> None:
-        """Every epoch has an order of its own."""
+        """Draw the order of this epoch from now on; every epoch has its own."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """The number of batches of an epoch."""
-        global_batch_size = self.examples_per_process * distributed.world_size()
-        return (
-            self.num_examples // global_batch_size
-            if self.drop_last
-            else -(-self.num_examples // global_batch_size)
-        )
+        """Return the number of batches of an epoch."""
+        num_full = self.num_examples // self._global_batch_size
+        has_rest = self.num_examples % self._global_batch_size > 0
+        if has_rest and not self.drop_last:
+            return num_full + 1
+        return num_full
 
     def __iter__(self) -> Iterator[list[int]]:
-        random = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(self.num_examples, generator=random).tolist()
-        global_batch_size = self.examples_per_process * distributed.world_size()
+        # every process draws the same order, so no message is needed to divide it
+        random = torch.Generator()
+        random.manual_seed(self.seed + self.epoch)
+        permutation = torch.randperm(self.num_examples, generator=random)
+        order = permutation.tolist()
+
+        global_batch_size = self._global_batch_size
+        own_start = distributed.rank() * self.examples_per_process
+        own_end = own_start + self.examples_per_process
+
         for step in range(len(self)):
-            everyone = order[step * global_batch_size : (step + 1) * global_batch_size]
-            mine = everyone[distributed.rank() * self.examples_per_process :][
-                : self.examples_per_process
-            ]
+            start = step * global_batch_size
+            global_batch = order[start : start + global_batch_size]
+            own_batch = global_batch[own_start:own_end]
+
             if distributed.world_size() > 1:
-                mine += [self.dummy_index] * (self.examples_per_process - len(mine))
-            yield mine
+                # every process must take part in every step, with a batch of full size
+                num_missing = self.examples_per_process - len(own_batch)
+                own_batch += [self.dummy_index] * num_missing
+            yield own_batch
 
 
 class PaddedDataset(Sequence[dict[str, Tensor]]):
-    """A task's examples, the blank at their end, and how they are put into batches."""
+    """A task's examples, the dummy example at their end, and how they become batches."""
 
-    def __init__(self, examples: Sequence[dict[str, Tensor]], pad: int) -> None:
-        """`examples` are encoded ones, batch dimension 1 each; `pad` is the padding token."""
-        self.examples, self.pad = examples, pad
+    def __init__(
+        self,
+        examples: Sequence[dict[str, Tensor]],
+        pad: int,
+    ) -> None:
+        """Take encoded examples, batch dimension 1 each; `pad` is the padding token."""
+        self.examples = examples
+        self.pad = pad
 
     @cached_property
     def dummy_example(self) -> dict[str, Tensor]:
-        """The first example with a picture, if any has one, without its labels."""
-        first = next(filter(has_image, self.examples), self.examples[0])
-        return {**first, "labels": torch.full_like(first["labels"], IGNORE_INDEX)}
+        """The first example with an image, if any has one, without its labels."""
+        with_image = filter(has_image, self.examples)
+        example = next(with_image, self.examples[0])
+
+        no_labels = torch.full_like(example["labels"], IGNORE_INDEX)
+        return {**example, "labels": no_labels}
 
     def __len__(self) -> int:
-        """The number of examples; the blank is one more."""
+        """Return the number of examples, without the dummy."""
         return len(self.examples)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:  # type: ignore[override]
-        """One example, or the blank."""
-        return self.dummy_example if number == len(self.examples) else self.examples[number]
+        """Return one example, or the dummy for the number after the last."""
+        if number == len(self.examples):
+            return self.dummy_example
+        return self.examples[number]
 
     def collate(self, batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """One batch; of several processes each has a picture in it, or none ever has."""
-        if (
-            distributed.world_size() > 1
-            and has_image(self.dummy_example)
-            and not any(map(has_image, batch))
-        ):
-            batch = [*batch, self.dummy_example]
+        """Collate one batch.
+
+        With several processes, every batch has an image if any example of the task has one.
+        """
+        if distributed.world_size() > 1:
+            lacks_image = not any(map(has_image, batch))
+            if lacks_image and has_image(self.dummy_example):
+                # adds exactly nothing to the loss, and a gradient of zero to the encoder
+                batch = [*batch, self.dummy_example]
         return collate(batch, self.pad)

@@ -1,4 +1,4 @@
-"""What happens between the steps of a training."""
+"""Trainer callbacks that act between the steps of a training."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class ProgressBar(TrainerCallback):
-    """One progress bar with rate, ETA and the last loss."""
+    """Progress bar with speed, remaining time and the last loss."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -17,12 +17,14 @@ class ProgressBar(TrainerCallback):
             initial=state.global_step,
             desc="train",
             unit="step",
+            # None: no bar where no terminal is
             disable=None if state.is_world_process_zero else True,
         )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        # the bar may have begun at the step of a checkpoint
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(
@@ -33,8 +35,11 @@ class ProgressBar(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        if logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+        if not logs or "loss" not in logs:
+            return
+
+        loss = float(logs["loss"])
+        self.bar.set_postfix(loss=f"{loss:.3f}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -43,7 +48,7 @@ class ProgressBar(TrainerCallback):
 
 
 class StopAfterOneStep(TrainerCallback):
-    """Stops after the first step."""
+    """Callback that stops a training after its first step."""
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

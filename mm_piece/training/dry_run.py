@@ -1,4 +1,4 @@
-"""A training step that is tried before anything is written, and leaves no trace."""
+"""The dry run: one training step that is tried before anything is written, and leaves no trace."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from mm_piece.training.arguments import arguments
 from mm_piece.training.callbacks import StopAfterOneStep
 from mm_piece.training.trainer import SparseTrainer, require_any_step
 
-_IMAGE_GROUPS = ("vision", "projector")  # groups that a step without images does not reach
+_IMAGE_GROUPS = ("vision", "projector")  # without images they receive no gradient
 
 
 def dry_run_step(
@@ -28,28 +28,29 @@ def dry_run_step(
     pad: int,
     trained_names: Collection[str] | None = None,
 ) -> None:
-    """One training step that leaves no trace; RecipeError for settings that Trainer trips over.
+    """Train one step and undo it.
 
-    Its backward pass runs through all layers that the training will run it through: down to the
-    first of the `trained` weights (default: all) that the examples reach.
+    The backward pass runs through all layers that the training will run it through: down to the
+    first of the `trained_names` (default: all weights) that receives a gradient from the examples.
+    Raises RecipeError for settings that Trainer, the optimizer or the model trips over.
     """
     named = weights(model)
-    first = _find_first_trained(
-        named if trained_names is None else trained_names, has_image(examples[0]), named
-    )
-    # The last weight is reached in any case: a step of which nothing is reached has no gradient.
+    if trained_names is None:
+        trained_names = named
+    first = _find_first_trained(trained_names, has_image(examples[0]), named)
+
+    # The last weight always receives a gradient, without which a step could not be taken.
+    last = next(reversed(named))
     entry = torch.zeros(1, dtype=torch.int64)
-    mask = dict.fromkeys((first, next(reversed(named))), entry)
-    before = [(named[name], entry, distributed.gather_entries(named[name], entry)) for name in mask]
+    mask = dict.fromkeys((first, last), entry)
+
+    before = []
+    for name in mask:
+        values = distributed.gather_entries(named[name], entry)
+        before.append((named[name], entry, values))
+
     try:
-        with TemporaryDirectory() as folder, distributed.translate_errors():
-            args = arguments(settings, Path(folder), seed=0)
-            args.disable_tqdm, args.save_strategy = True, SaveStrategy.NO
-            with sparse_tuning(model, mask) as tuning:
-                trainer = SparseTrainer(tuning, args, examples, pad)
-                trainer.add_callback(StopAfterOneStep())
-                require_any_step(trainer.train().global_step, len(examples))
-                trainer.close()
+        _train_one_step(model, examples, settings, pad, mask)
     except PieceError:
         raise
     except Exception as error:  # Trainer, optimizer and model raise whatever they trip over
@@ -58,16 +59,45 @@ def dry_run_step(
         distributed.scatter_entries(before)
 
 
-def _find_first_trained(
-    trained_names: Collection[str], with_image: bool, named: Collection[str]
-) -> str:
-    """The weight next to the inputs among the trained ones that a step reaches.
+def _train_one_step(
+    model: nn.Module,
+    examples: Sequence[dict[str, Tensor]],
+    settings: dict[str, Any],
+    pad: int,
+    mask: dict[str, Tensor],
+) -> None:
+    """Train the entries of a mask for one step that writes no checkpoint and shows no bar."""
+    with TemporaryDirectory() as folder, distributed.translate_errors():
+        args = arguments(settings, Path(folder), seed=0)
+        args.disable_tqdm = True
+        args.save_strategy = SaveStrategy.NO
 
-    Layers before embeddings: theirs reaches no deeper, and has the gradient of a whole weight.
+        with sparse_tuning(model, mask) as tuning:
+            trainer = SparseTrainer(tuning, args, examples, pad)
+            trainer.add_callback(StopAfterOneStep())
+            done = trainer.train()
+            require_any_step(done.global_step, len(examples))
+            trainer.close()
+
+
+def _find_first_trained(
+    trained_names: Collection[str],
+    with_image: bool,
+    named: Collection[str],
+) -> str:
+    """Return the trained weight next to the inputs that receives a gradient; else the last weight.
+
+    An embedding is chosen only if no other group has such a weight.
     """
-    order = [group for group in GROUPS if group != "embedding"] + ["embedding"]
-    groups_with_gradient = [group for group in order if with_image or group not in _IMAGE_GROUPS]
-    for group in groups_with_gradient:
+    groups = list(GROUPS)
+    # An embedding's backward pass runs no deeper than that of the first layer, and costs the
+    # gradient of the gathered weight.
+    groups.remove("embedding")
+    groups.append("embedding")
+
+    for group in groups:
+        if group in _IMAGE_GROUPS and not with_image:
+            continue
         for name in named:
             if name in trained_names and group_of(name) == group:
                 return name

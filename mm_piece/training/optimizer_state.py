@@ -1,4 +1,8 @@
-"""The state of an optimizer by the names of what it trains, not by places in its lists."""
+"""The state of an optimizer by the names of its parameters.
+
+Trainer saves the state by position in the optimizer's lists. A run that goes on may build those
+lists in another order, so the names are saved beside it.
+"""
 
 import json
 from collections.abc import Mapping
@@ -12,27 +16,50 @@ from mm_piece.errors import StoreError
 _FILE = "optimizer_names.json"  # beside the state, which Trainer writes in the optimizer's order
 
 
-def save_order(optimizer: Any, named: Mapping[str, nn.Parameter], folder: Path) -> None:
+def save_order(
+    optimizer: Any,
+    named: Mapping[str, nn.Parameter],
+    folder: Path,
+) -> None:
     """Write the names of an optimizer's parameters, in its order."""
-    (folder / _FILE).write_text(json.dumps(_names_of(optimizer, named)), encoding="utf-8")
+    names = _names_of(optimizer, named)
+    text = json.dumps(names)
+    (folder / _FILE).write_text(text, encoding="utf-8")
 
 
-def restore_order(optimizer: Any, named: Mapping[str, nn.Parameter], folder: Path) -> None:
-    """Give each parameter its own state again, after states were loaded in a checkpoint's order.
+def restore_order(
+    optimizer: Any,
+    named: Mapping[str, nn.Parameter],
+    folder: Path,
+) -> None:
+    """Give each parameter its own state again, after Trainer loaded states by position.
 
     Raises StoreError if the checkpoint's optimizer trained other parameters.
     """
-    saved = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+    text = (folder / _FILE).read_text(encoding="utf-8")
+    saved = json.loads(text)
     names = _names_of(optimizer, named)
+    # the order may differ, the set may not
     if sorted(saved) != sorted(names):
         raise StoreError(f"{folder} trains other weights than this run; remove it to start over")
 
-    loaded = [optimizer.state.pop(named[name], None) for name in names]
+    # take all states out before the first is put back: names may have swapped their positions
+    loaded = []
+    for name in names:
+        parameter = named[name]
+        state = optimizer.state.pop(parameter, None)
+        loaded.append(state)
+
     for name, state in zip(saved, loaded, strict=True):
-        if state is not None:  # an optimizer may have nothing to remember
-            optimizer.state[named[name]] = state
+        if state is None:  # an optimizer may have nothing to remember
+            continue
+        parameter = named[name]
+        optimizer.state[parameter] = state
 
 
 def _names_of(optimizer: Any, named: Mapping[str, nn.Parameter]) -> list[str]:
     names = {parameter: name for name, parameter in named.items()}
-    return [names[one] for group in optimizer.param_groups for one in group["params"]]
+    ordered = []
+    for group in optimizer.param_groups:
+        ordered += [names[parameter] for parameter in group["params"]]
+    return ordered

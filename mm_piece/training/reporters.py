@@ -1,4 +1,7 @@
-"""Reporters that a recipe's `train: {report_to: …}` names: set up, or refused before a run."""
+"""The reporters of `train: {report_to: …}`, such as wandb.
+
+Each is made once before a run, so that a missing package or login is found then and not later.
+"""
 
 import os
 
@@ -13,14 +16,15 @@ _WITHOUT_LOGIN = ("offline", "disabled", "dryrun")
 def require_reporters(args: TrainingArguments) -> None:
     """Raise RecipeError for a reporter that is unknown, not installed or not logged in.
 
-    TensorBoard's is taken out: its files are always written, into the store's `logs`.
+    Takes TensorBoard out of `report_to`: its files are always written, into the store's `logs`.
     """
     named = [name for name in args.report_to or () if name != "tensorboard"]
     args.report_to = named
+
     for name in named:
         try:
             (callback,) = get_reporting_integration_callbacks([name])
-            callback()
+            callback()  # it imports its package
             if name == "wandb":
                 _log_in()
         except Exception as error:  # a reporter may raise anything
@@ -28,7 +32,10 @@ def require_reporters(args: TrainingArguments) -> None:
 
 
 def _log_in() -> None:
-    if os.environ.get("WANDB_MODE") not in _WITHOUT_LOGIN:
-        import wandb
+    """Log in to wandb, unless its mode needs no account."""
+    if os.environ.get("WANDB_MODE") in _WITHOUT_LOGIN:
+        return
 
-        wandb.login()
+    import wandb
+
+    wandb.login()

@@ -1,8 +1,8 @@
-"""What a model is to keep while it learns: the stakes of its own answers and of earlier tasks.
+"""Retention importance: what a model stands to lose when it learns a task.
 
-No old data are needed. The model answers general prompts about the new task's images, and what
-these answers stand on are the weights that hold what it can do; what each earlier task stands on
-was estimated when it ended. Both are kept compact.
+It needs no old data. The model answers general prompts about the new task's images (self-generated
+rehearsal), and the margin sensitivity of these answers shows which weights its abilities depend on.
+That of each earlier task was estimated when the task ended. Both are kept in factored form.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,9 +33,9 @@ PROMPTS = (
     "What text is in the image?",
     "Where is the largest thing in the image?",
 )
-_RETENTION_ANSWERS = 96  # of its own that tell what a model stands on
-_HEADER_KIND = "stakes"  # what a kept file holds: another kind is made again
-_MAX_NEW_TOKENS = 32  # of an answer, at most
+_RETENTION_ANSWERS = 96  # self-generated ones that retention importance is estimated from
+_HEADER_KIND = "stakes"  # in the header of a file of this kind; another file is made again
+_MAX_NEW_TOKENS = 32  # of a self-generated answer
 
 
 def generate_rehearsal(
@@ -45,28 +45,54 @@ def generate_rehearsal(
     seed: int,
     num_answers: int,
 ) -> EncodedDataset:
-    """What the model says to general prompts about a task's images, as further examples.
+    """Generate rehearsal examples: the model's answers to general prompts about a task's images.
 
-    Each of at most `number` images, drawn by `seed`, is asked about by the next prompt in turn.
-    Where there are no images, the prompts stand alone, each once. Answers that cannot be trained
-    are left out.
+    Up to `num_answers` images are drawn by `seed`, and the prompts take turns. Without images each
+    prompt stands alone, once. Answers that cannot be trained are left out.
     """
-    prompts, examples = select.prompts or PROMPTS, encoded.examples
+    prompts = select.prompts or PROMPTS
+    images = _draw_images(encoded.examples, seed, num_answers)
+    if not images:  # a task of texts alone
+        images = [[] for _ in prompts]
+
+    questions = []
+    for row, shown in enumerate(images):
+        prompt = prompts[row % len(prompts)]
+        questions.append(_make_question(row, prompt, shown))
+
+    answered = relabel_examples(
+        model,
+        encoded.processor,
+        questions,
+        max_new_tokens=_MAX_NEW_TOKENS,
+        title="own answers",
+    )
+    return encoded.with_examples(answered)
+
+
+def _draw_images(
+    examples: Sequence[Example],
+    seed: int,
+    limit: int,
+) -> list[list[Any]]:
+    """Draw the first images of up to `limit` examples, a list of one for each."""
     with_images = [example for example in examples if example.images]
-    order = torch.randperm(len(with_images), generator=torch.Generator().manual_seed(seed)).tolist()
-    images = [with_images[place].images[:1] for place in order[:num_answers]] or [
-        [] for _ in prompts
-    ]
-    questions = [
-        _make_question(row, prompts[row % len(prompts)], images[row]) for row in range(len(images))
-    ]
-    options = {"max_new_tokens": _MAX_NEW_TOKENS, "title": "own answers"}
-    return encoded.with_examples(relabel_examples(model, encoded.processor, questions, **options))
+
+    # a generator of its own leaves the random state of the run as it is
+    random = torch.Generator()
+    random.manual_seed(seed)
+    permutation = torch.randperm(len(with_images), generator=random)
+    drawn = permutation.tolist()[:limit]
+    return [with_images[number].images[:1] for number in drawn]
 
 
 def _make_question(row: int, prompt: str, images: list[Any]) -> Example:
-    content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
-    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": []}]
+    content: list[dict[str, str]] = [{"type": "image"} for _ in images]
+    content.append({"type": "text", "text": prompt})
+    turns = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": []},
+    ]
     return Example(row, turns, images, "own answers")
 
 
@@ -77,30 +103,42 @@ def make_retention_importance(
     seed: int,
     earlier: Sequence[FactoredImportance | None],
 ) -> RetentionImportance:
-    """What a model is to keep before it learns a task: its own answers, and earlier tasks."""
+    """Build a model's retention importance before a task, from rehearsal and earlier tasks.
+
+    An earlier task may lack its margin sensitivity (None), and then does not count.
+    """
     rehearsal = generate_rehearsal(model, encoded, select, seed, _RETENTION_ANSWERS)
-    sensitivities = [estimate_sensitivity(model, rehearsal, select)] if len(rehearsal) else []
-    return RetentionImportance([*sensitivities, *(found for found in earlier if found is not None)])
+
+    sensitivities = []
+    if len(rehearsal):
+        # without usable answers, earlier tasks alone count
+        sensitivities.append(estimate_sensitivity(model, rehearsal, select))
+    sensitivities += [found for found in earlier if found is not None]
+    return RetentionImportance(sensitivities)
 
 
 def estimate_sensitivity(
-    model: nn.Module, encoded: EncodedDataset, select: SelectionSettings
+    model: nn.Module,
+    encoded: EncodedDataset,
+    select: SelectionSettings,
 ) -> FactoredImportance:
-    """The compact stakes of some examples, over the weights that a task may change."""
-    batches = LengthGroupedBatches(
-        encoded, select.batch_size, pad_token_of(tokenizer_of(encoded.processor))
-    )
+    """Estimate the margin sensitivity of the weights that a task may change, in factored form."""
+    pad = pad_token_of(tokenizer_of(encoded.processor))
+    batches = LengthGroupedBatches(encoded, select.batch_size, pad)
     names = importance.find_scorable_names(model, batches, "piece-f", select.exclude)
+
     named = weights(model)
     shapes = {name: tuple(shape_of(named[name])) for name in names}
-    shares = {
-        n: distributed.assign_entry_range(prod(shape), width_of(shape))
-        for n, shape in shapes.items()
-    }
+    # processes divide each weight in whole output rows: `factor_scores` sums over them
+    entry_ranges = {}
+    for name, shape in shapes.items():
+        num_entries = prod(shape)
+        entry_ranges[name] = distributed.assign_entry_range(num_entries, width_of(shape))
+
     pieces = importance.stream_scores(
         model,
         batches,
-        names=shares,
+        names=entry_ranges,
         memory=parse_bytes(select.memory),
         host=select.accumulators == "host",
         objective=importance.margin_sensitivity,
@@ -110,26 +148,37 @@ def estimate_sensitivity(
 
 
 def write_sensitivity(file: Path, sensitivity: FactoredImportance, delta: str) -> None:
-    """Keep an importance beside the delta (its SHA-256) that it was estimated after."""
+    """Write a margin sensitivity beside the delta that it was estimated after.
+
+    `delta` is the delta's SHA-256, by which `read_sensitivity` knows whether the two still match.
+    """
     file.parent.mkdir(exist_ok=True)
-    sealed.write_checksummed(
-        file, dict(_flatten_tensors(sensitivity)), {"of": _HEADER_KIND, "delta": delta}
-    )
+    tensors = dict(_flatten_tensors(sensitivity))
+    header = {"of": _HEADER_KIND, "delta": delta}
+    sealed.write_checksummed(file, tensors, header)
 
 
 def read_sensitivity(file: Path, delta: str) -> FactoredImportance | None:
-    """The importance that stands beside a delta; None if there is none, or not whole."""
+    """Read the margin sensitivity beside a delta; return None if it is absent or damaged."""
     stored = sealed.read_checksummed(file)
-    if stored is None or stored[1] != {"of": _HEADER_KIND, "delta": delta}:
+    if stored is None:
         return None
-    parts = {"rows": {}, "columns": {}}
-    for key, values in stored[0].items():
+
+    # a file of another kind or delta is as good as none: it is made again
+    tensors, header = stored
+    if header != {"of": _HEADER_KIND, "delta": delta}:
+        return None
+
+    parts: dict[str, dict[str, Tensor]] = {"rows": {}, "columns": {}}
+    for key, values in tensors.items():
         kind, _, name = key.partition(".")
         parts[kind][name] = values
     return FactoredImportance(**parts)
 
 
 def _flatten_tensors(sensitivity: FactoredImportance) -> Iterator[tuple[str, Tensor]]:
-    for kind, parts in (("rows", sensitivity.rows), ("columns", sensitivity.columns)):
-        for name, values in parts.items():
-            yield f"{kind}.{name}", values
+    """Yield every tensor with its key in a file: `rows.NAME` or `columns.NAME`."""
+    for name, values in sensitivity.rows.items():
+        yield f"rows.{name}", values
+    for name, values in sensitivity.columns.items():
+        yield f"columns.{name}", values

@@ -29,11 +29,11 @@ _VALUES_FILE = "values.safetensors"
 
 
 class SparseTrainer(Trainer):
-    """A Trainer whose only trainable parameters are a tuning's values.
+    """Trainer whose only trainable parameters are a tuning's values.
 
     Checkpoints hold the values, the optimizer and the random state; the model's weights are never
-    copied. The loss of a step is the mean over its answers' tokens, on however many processes and
-    in however many batches they come.
+    copied. The loss of a step is the mean over the answer tokens of all its batches on all
+    processes.
     """
 
     def __init__(
@@ -44,34 +44,40 @@ class SparseTrainer(Trainer):
         pad: int,
         penalty_strengths: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """`examples` are encoded ones, batch dimension 1 each; `pad` is the padding token.
+        """Take encoded examples, batch dimension 1 each; `pad` is the padding token.
 
-        `pulls` has a number for each entry of the mask: how hard it is pulled back (`hold`).
+        `penalty_strengths` has a strength for each entry of the mask, by the weight's name (see
+        `register_penalty`).
         """
-        self.tuning, self.padded_dataset, self.penalty_strengths = (
-            tuning,
-            PaddedDataset(examples, pad),
-            penalty_strengths,
-        )
+        self.tuning = tuning
+        self.padded_dataset = PaddedDataset(examples, pad)
+        self.penalty_strengths = penalty_strengths
         super().__init__(
             model=tuning.model,  # type: ignore[arg-type]
             args=args,
             train_dataset=self.padded_dataset,  # type: ignore[arg-type]
             data_collator=self.padded_dataset.collate,
         )
-        if args.label_smoothing_factor or not self.model_accepts_loss_kwargs:
-            self.compute_loss_func = make_loss_function(args.label_smoothing_factor)
-        self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
-        if not args.disable_tqdm:
+
+        smoothing = args.label_smoothing_factor
+        if smoothing or not self.model_accepts_loss_kwargs:
+            self.compute_loss_func = make_loss_function(smoothing)
+
+        # Trainer has put in one of the two already
+        if args.disable_tqdm:
+            self.remove_callback(PrinterCallback)
+        else:
+            self.remove_callback(ProgressCallback)
             self.add_callback(ProgressBar())
 
     def get_train_dataloader(self) -> DataLoader:
-        """This process's part of the examples."""
+        """Build the loader of this process's batches."""
         args = self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
         sampler = DistributedBatchSampler(
             len(self.padded_dataset),
             args.per_device_train_batch_size,
-            args.seed if args.data_seed is None else args.data_seed,
+            seed,
             args.dataloader_drop_last,
         )
         return _EpochDataLoader(
@@ -89,72 +95,107 @@ class SparseTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the values; all processes call it, one writes."""
-        values, folder = self.tuning.detach_values(), Path(output_dir or str(self.args.output_dir))
-        if self.args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(values, folder / _VALUES_FILE)
+        # before the guard: values that are partitioned need every process to be gathered
+        values = self.tuning.detach_values()
+        if not self.args.should_save:
+            return
+
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(values, folder / _VALUES_FILE)
 
     def _save_checkpoint(self, *arguments: Any) -> None:
-        with translate_write_errors(Path(str(self.args.output_dir))):
+        folder = Path(str(self.args.output_dir))
+        with translate_write_errors(folder):
             super()._save_checkpoint(*arguments)
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Free the engine that holds the model, if there is one."""
         if distributed.has_engine(self.accelerator):
             distributed.destroy_engine(self.model_wrapped)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Create the optimizer; on every engine the same values decay."""
+        """Create the optimizer, in which the same values decay on every engine."""
         optimizer = super().create_optimizer(model)
         if not distributed.has_engine(self.accelerator):
             return optimizer
 
-        named = {name: p for name, p in self.tuning.model.named_parameters() if p.requires_grad}
-        decaying = set(self.get_decay_parameter_names(self.tuning.model))  # type: ignore[arg-type]
-        distributed.divide_decay(optimizer, named, decaying)
+        # for an optimizer of DeepSpeed's, Trainer makes one group, in which biases decay too
+        tuned = self.tuning.model
+        named = {
+            name: parameter
+            for name, parameter in tuned.named_parameters()
+            if parameter.requires_grad
+        }
+        decaying = self.get_decay_parameter_names(tuned)  # type: ignore[arg-type]
+        distributed.divide_decay(optimizer, named, set(decaying))
         return optimizer
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        """Nothing: `fit` has put the values in place, before an engine copied them."""
+        """Do nothing: `fit` has restored the values, before an engine copied them."""
 
     def _prepare_for_training(
-        self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
+        self,
+        max_steps: int,
+        train_dataloader: DataLoader,
+        resume_from_checkpoint: str | None,
     ) -> Any:
         # With checkpointing, Trainer has just had the embeddings ask for gradients: every backward
         # pass would run through all layers, also those below the lowest trained entry.
         self.tuning.model.disable_input_require_grads()  # type: ignore[operator]
+
+        # an engine's state is loaded below, by names: Trainer would read it in DeepSpeed's format
         engine = distributed.has_engine(self.accelerator)
         resumed = None if engine else resume_from_checkpoint
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resumed)
         if engine and resume_from_checkpoint is not None:
-            state = (self.model_wrapped, self.tuning.named_values(), self.lr_scheduler)
-            distributed.load_state(*state, Path(resume_from_checkpoint))
+            distributed.load_state(
+                self.model_wrapped,
+                self.tuning.named_values(),
+                self.lr_scheduler,
+                Path(resume_from_checkpoint),
+            )
+
         if self.penalty_strengths is not None:
             self._register_penalty(self.penalty_strengths, engine)
         return prepared
 
     def _register_penalty(self, penalty_strengths: Mapping[str, Tensor], engine: bool) -> None:
-        named, wrapped = self.tuning.named_values(), self.model_wrapped
-        starts = {name: patch.entries_before.float() for name, patch in self.tuning.patches.items()}
-        penalized: dict[Tensor, tuple[Tensor, Tensor]]
+        """Pull the values back to those before the task, in the layout that is stepped."""
+        named = self.tuning.named_values()
+        patches = self.tuning.patches
+        starts = {name: patch.entries_before.float() for name, patch in patches.items()}
+
+        penalized: dict[Tensor, tuple[Tensor, Tensor]] = {}
         if engine:
+            # DeepSpeed steps flat fp32 tensors of its own in place of the parameters
+            wrapped = self.model_wrapped
             flat_strengths = distributed.to_optimizer_layout(wrapped, named, penalty_strengths)
             flat_starts = distributed.to_optimizer_layout(wrapped, named, starts)
-            penalized = {flat: (start, flat_strengths[flat]) for flat, start in flat_starts.items()}
+            for flat, start in flat_starts.items():
+                penalized[flat] = (start, flat_strengths[flat])
         else:
-            penalized = {
-                one: (starts[name], penalty_strengths[name].to(one)) for name, one in named.items()
-            }
-        owner: Any = wrapped if engine else self
+            for name, values in named.items():
+                strength = penalty_strengths[name].to(values)
+                penalized[values] = (starts[name], strength)
+
+        # inside accelerate's or DeepSpeed's wrapper: the optimizer whose step runs hooks
+        owner: Any = self.model_wrapped if engine else self
         register_penalty(owner.optimizer.optimizer, penalized)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        folder, named = Path(output_dir), self.tuning.named_values()
+        folder = Path(output_dir)
+        named = self.tuning.named_values()
         if distributed.has_engine(self.accelerator):
-            state = (self.model_wrapped, named, self.lr_scheduler)
-            distributed.save_state(*state, folder, self.args.should_save)
+            distributed.save_state(
+                self.model_wrapped,
+                named,
+                self.lr_scheduler,
+                folder,
+                self.args.should_save,
+            )
             return
 
         super()._save_optimizer_and_scheduler(output_dir)
@@ -163,18 +204,22 @@ class SparseTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            restore_order(self.optimizer, self.tuning.named_values(), Path(checkpoint))
+        if checkpoint is None:
+            return
+
+        named = self.tuning.named_values()
+        restore_order(self.optimizer, named, Path(checkpoint))
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        distributed.barrier()  # the state that makes a checkpoint whole is written after this
+        distributed.barrier()  # Trainer's state, which makes a checkpoint whole, is written next
 
 
 class _EpochDataLoader(DataLoader):
-    """A DataLoader that hands the number of the epoch on."""
+    """DataLoader that passes the number of the epoch to its sampler."""
 
     def set_epoch(self, epoch: int) -> None:
+        """Have the sampler draw the order of an epoch."""
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
@@ -193,35 +238,52 @@ def fit(
     penalty_strengths: Mapping[str, Tensor] | None = None,
     stop: GracefulStop | None = None,
 ) -> dict[str, float]:
-    """Train the values on encoded examples, from the last checkpoint if any; Trainer's metrics.
+    """Train the values on encoded examples, from the last checkpoint if any.
 
-    `pulls`: those of SparseTrainer. Loss, learning rate and gradient norm go to TensorBoard files
-    in `logs`. Where a `stop` is asked for: a checkpoint and SystemExit.
+    `penalty_strengths`: those of SparseTrainer. Loss, learning rate and gradient norm go to
+    TensorBoard files in `logs`. Returns Trainer's metrics.
+
+    A signal that `stop` receives leaves a checkpoint and raises SystemExit. Raises RecipeError for
+    settings that train no step, and for values that are not finite at the end.
     """
-    checkpoint = distributed.broadcast(find_last_checkpoint(Path(str(args.output_dir))))
+    # all processes must go on from the same one: a slow shared disk may show some an older one
+    newest = find_last_checkpoint(Path(str(args.output_dir)))
+    checkpoint = distributed.broadcast(newest)
     if checkpoint is not None:
-        tuning.restore_values(load_file(Path(checkpoint) / _VALUES_FILE))
+        values_file = Path(checkpoint) / _VALUES_FILE
+        tuning.restore_values(load_file(values_file))
+
     trainer = SparseTrainer(tuning, args, examples, pad, penalty_strengths)
     if distributed.is_main():
-        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(logs))))
+        board = SummaryWriter(str(logs))
+        trainer.add_callback(TensorBoardCallback(board))
     stop = stop or GracefulStop()
     trainer.add_callback(stop)
+
     done = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.close()
     if stop.has_checkpoint:
         stop.exit_run(f" at step {done.global_step}")
     require_any_step(done.global_step, len(examples))
-    if not all(values.isfinite().all() for values in tuning.detach_values().values()):
+
+    trained = tuning.detach_values()
+    if not all(values.isfinite().all() for values in trained.values()):
         raise RecipeError("train: the values are no longer finite; a lower learning_rate may help")
     return done.metrics
 
 
 def find_last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint of a folder: one with the state, which Trainer writes last."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    """Return the newest complete checkpoint of a folder, None without any."""
+
+    def step_of(checkpoint: Path) -> int:
+        return int(checkpoint.name.rpartition("-")[2])
+
+    found = sorted(folder.glob("checkpoint-*"), key=step_of)
     for checkpoint in reversed(found):
+        state_file = checkpoint / TRAINER_STATE_NAME
         try:
-            json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+            # Trainer writes its state last: one that can be read has everything else beside it
+            json.loads(state_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # killed while it was written
             continue
         return str(checkpoint)

@@ -1,4 +1,4 @@
-"""What a disk refuses while a training writes, as one line that names the place."""
+"""Errors of writing a checkpoint or a log, as a StoreError of one line that names the place."""
 
 import threading
 from collections.abc import Iterator
@@ -16,7 +16,10 @@ _TORCH_WRITERS = ("PytorchStreamWriter", "inline_container")
 
 @contextmanager
 def translate_write_errors(folder: Path) -> Iterator[None]:
-    """Context that turns what the writers of a checkpoint or a log raise into a StoreError."""
+    """Translate what writers of checkpoints and logs raise while the block runs.
+
+    It becomes a StoreError that names the file, or `folder` where the writer does not say it.
+    """
     try:
         with _quiet_threads():
             yield
@@ -25,20 +28,25 @@ def translate_write_errors(folder: Path) -> Iterator[None]:
     except SafetensorError as error:
         raise StoreError(f"{folder}: {format_value(error, 200)}") from error
     except RuntimeError as error:
-        if not any(word in str(error) for word in _TORCH_WRITERS):
+        message = str(error)
+        if not any(word in message for word in _TORCH_WRITERS):
             raise
         raise StoreError(f"{folder}: cannot be written, the disk may be full") from error
 
 
 @contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """Context in which TensorBoard's thread prints no traceback: its user is told once more."""
+    """Keep TensorBoard's writing thread from printing tracebacks while the block runs.
+
+    Its next call on this thread raises the same error.
+    """
     before = threading.excepthook
 
     def handle_thread_error(failure: Any) -> None:
         if not type(failure.thread).__module__.startswith("tensorboard."):
             before(failure)
 
+    # one hook for all threads of the process
     threading.excepthook = handle_thread_error
     try:
         yield

@@ -1,4 +1,4 @@
-"""lm-eval (EleutherAI's harness) on a model in memory: tasks of text alone."""
+"""lm-eval (EleutherAI's harness) on a model in memory, for tasks of text alone."""
 
 import logging
 import os
@@ -24,27 +24,34 @@ from mm_piece.evaluation.suites.scores import Scores, parse_harness_results
 from mm_piece.models.generation import greedy_decoding
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
-# Decorators hide from type checkers what these take.
+# Their decorators hide the parameters from type checkers.
 _evaluate: Any = lm_eval.simple_evaluate
 _Model: Any = HFLM
 _BOOTSTRAP_SAMPLES = 1000  # for the standard error of a metric that has no formula for it
 
 
 class Harness:
-    """The tasks that a part names, and the scores of a model on them."""
+    """Tasks that a suite names for lm-eval, ready to be measured."""
 
     def __init__(self, config: HarnessConfig) -> None:
-        """Raises RecipeError for a task that is not known."""
+        """Find the tasks; raises RecipeError for one that is not known."""
         assert isinstance(config, TextHarnessConfig)
-        self.config, self.tasks = config, TaskManager(include_path=config.include)
+        self.config = config
+        self.tasks = TaskManager(include_path=config.include)
+        self.allows_code = os.environ.get("HF_ALLOW_CODE_EVAL") == "1"
+
         known = self.tasks.task_index
         config.require_known_tasks(known, "lm-eval", "lm-eval ls tasks")
-        code_tasks = [name for name in config.tasks if (known[name].cfg or {}).get("unsafe_code")]
-        self.allows_code = os.environ.get("HF_ALLOW_CODE_EVAL") == "1"
-        self.skipped_tasks = [] if self.allows_code else code_tasks
+
+        self.skipped_tasks = []
+        for name in config.tasks:
+            # groups have none
+            settings = known[name].cfg or {}
+            if settings.get("unsafe_code") and not self.allows_code:
+                self.skipped_tasks.append(name)
 
     def measure_scores(self, model: Any, processor: Any) -> Scores:
-        """Every metric of every task and group."""
+        """Return every metric of every task and group."""
         for name in self.skipped_tasks:
             print_line(
                 f"{name}: left out, it runs what the model writes (HF_ALLOW_CODE_EVAL=1 allows it)"
@@ -52,17 +59,22 @@ class Harness:
         names = [name for name in self.config.tasks if name not in self.skipped_tasks]
         if not names:
             return {}
-        ends, pad = end_tokens_of(model, processor), pad_token_of(tokenizer_of(processor))
-        # But for what a task itself says.
+
+        tokenizer = tokenizer_of(processor)
+        ends = end_tokens_of(model, processor)
+        pad = pad_token_of(tokenizer)
+
+        # a task's own generation settings still come before these
         with greedy_decoding(model, eos_token_id=ends, pad_token_id=pad):
             wrapped = _Model(
                 pretrained=model,
-                tokenizer=_strip_end_token(tokenizer_of(processor)),
+                tokenizer=_strip_end_token(tokenizer),
                 backend="causal",
                 batch_size=self.config.batch_size,
                 max_length=model.config.get_text_config().max_position_embeddings,
             )
             wrapped.apply_chat_template = partial(_format_question, processor)
+
             found = _evaluate(
                 wrapped,
                 tasks=names,
@@ -78,33 +90,53 @@ class Harness:
 
 
 def _format_question(
-    processor: Any, turns: Sequence[dict[str, str]], add_generation_prompt: bool = True
+    processor: Any,
+    turns: Sequence[dict[str, str]],
+    add_generation_prompt: bool = True,
 ) -> str:
-    """A question as this library asks it, in the base's chat template.
+    """Render a question in the base's chat template, as this library does for its own tasks.
 
-    lm-eval asks a tokenizer, with strings, which templates that take typed content leave out. It
-    goes on in the last message where `add_generation_prompt` is false.
+    lm-eval itself would pass strings to the tokenizer's template, and templates that take typed
+    content leave strings out. Without `add_generation_prompt`, the last message is the beginning of
+    the answer.
     """
     messages = [make_message(turn["role"], turn["content"]) for turn in turns]
-    prefix = "" if add_generation_prompt else text_of(messages.pop())
+    prefix = ""
+    if not add_generation_prompt:
+        prefix = text_of(messages.pop())
+
     try:
         return render_question(messages, processor) + prefix
     except DataError:
         if messages[0]["role"] != "system":
             raise
-    system, first, *others = messages  # the template takes no system message
-    first = make_message("user", f"{text_of(system)}\n\n{text_of(first)}")
+
+    # the template takes no system message: put its text before the first question
+    system, first, *others = messages
+    text = f"{text_of(system)}\n\n{text_of(first)}"
+    first = make_message("user", text)
     return render_question([first, *others], processor) + prefix
 
 
 def _strip_end_token(tokenizer: Any) -> Any:
-    """The tokenizer, or a copy that does not end texts: lm-eval lets a model go on after them."""
-    if tokenizer("a")["input_ids"][-1] != tokenizer.eos_token_id:
+    """Return the tokenizer, or a copy that does not end texts with the end token.
+
+    lm-eval has a model continue a text, which would then begin after its end.
+    """
+    ids = tokenizer("a")["input_ids"]
+    # any short text shows what the tokenizer adds to texts
+    if ids[-1] != tokenizer.eos_token_id:
         return tokenizer
-    has_start_token = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-    first = [(tokenizer.bos_token, tokenizer.bos_token_id)] if has_start_token else []
-    tokenizer = deepcopy(tokenizer)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=[*(token for token, _ in first), "$A"], special_tokens=first
+
+    start_tokens = []
+    special_tokens = []
+    if ids[0] == tokenizer.bos_token_id:
+        start_tokens.append(tokenizer.bos_token)
+        special_tokens.append((tokenizer.bos_token, tokenizer.bos_token_id))
+
+    stripped = deepcopy(tokenizer)
+    stripped.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*start_tokens, "$A"],  # $A: the text
+        special_tokens=special_tokens,
     )
-    return tokenizer
+    return stripped

@@ -1,11 +1,15 @@
-"""Scores as both harnesses give them, in one form."""
+"""Scores of a harness in one form: a value and its standard error, by task and metric.
+
+Both harnesses return numbers under keys `metric,filter`, where a filter extracts answers from
+texts, and standard errors under `metric_stderr,filter`.
+"""
 
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
 
 class Score(TypedDict):
-    """What a metric found, and the standard error of it; None where there is none."""
+    """Value of a metric, and its standard error (None without any)."""
 
     value: float
     stderr: float | None
@@ -17,34 +21,47 @@ _STDERR_SUFFIX = "_stderr"
 
 
 def parse_harness_results(results: Mapping[str, Mapping[str, Any]]) -> Scores:
-    """The numbers in a harness's results; keys `metric,filter` become `metric` or `metric filter`.
+    """Return the numbers in a harness's results; keys become `metric` or `metric filter`.
 
-    Tasks without any number are left out: groups that are only a name for their tasks.
+    Leaves out tasks without any number, such as groups that only name their tasks.
     """
-    found = {task: _parse_metrics(metrics) for task, metrics in results.items()}
-    return {task: scores for task, scores in found.items() if scores}
+    found = {}
+    for task, metrics in results.items():
+        # a group without a mean has no numbers
+        scores = _parse_metrics(metrics)
+        if scores:
+            found[task] = scores
+    return found
 
 
 def _parse_metrics(metrics: Mapping[str, Any]) -> dict[str, Score]:
-    numbers = {key: value for key, value in metrics.items() if "," in key and _is_number(value)}
+    numbers = {}
     errors = {}
-    for key, value in numbers.items():
-        metric, of_error, _ = key.partition(_STDERR_SUFFIX)
-        if of_error:  # of several kinds of standard error, the first
-            errors.setdefault((metric, key.partition(",")[2]), float(value))
-    return {
-        metric if chosen == "none" else f"{metric} {chosen}": {
-            "value": float(numbers[f"{metric},{chosen}"]),
-            "stderr": errors.get((metric, chosen)),
-        }
-        for metric, _, chosen in (
-            key.partition(",") for key in numbers if _STDERR_SUFFIX not in key
-        )
-    }
+    for key, value in metrics.items():
+        name, comma, text_filter = key.partition(",")
+        if not comma or not _is_number(value):  # also the task's alias
+            continue
+
+        metric, is_error, _ = key.partition(_STDERR_SUFFIX)
+        if not is_error:
+            numbers[name, text_filter] = float(value)
+        else:
+            # a metric may have several kinds of standard error: the first counts
+            errors.setdefault((metric, text_filter), float(value))
+
+    scores: dict[str, Score] = {}
+    for (metric, text_filter), value in numbers.items():
+        title = metric
+        if text_filter != "none":
+            title = f"{metric} {text_filter}"
+        error = errors.get((metric, text_filter))
+        scores[title] = {"value": value, "stderr": error}
+    return scores
 
 
 def _is_number(value: Any) -> bool:
     try:
-        return float(value) == float(value)  # neither a text nor not-a-number
+        number = float(value)
     except (TypeError, ValueError):
         return False
+    return number == number  # not-a-number, which harnesses use for "none", differs from itself

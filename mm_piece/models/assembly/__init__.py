@@ -1,11 +1,14 @@
-"""New bases: an open_clip tower, a projector and a language model as one LLaVA checkpoint.
+"""New bases: a vision encoder, a projector and a language model as one LLaVA checkpoint.
 
-towers      open_clip's weights as those of transformers' vision models
-openclip    the seam to open_clip
+openclip    open_clip's vision encoders: load one, or refuse it
+towers      their weights and settings as those of transformers' vision models
 language    the language model: image token, padding, chat template
-building    `assemble`
+building    `assemble`: put the three together and write the checkpoint
 """
 
 from mm_piece.models.assembly.building import AssembledBase, assemble
 
-__all__ = ["AssembledBase", "assemble"]
+__all__ = [
+    "AssembledBase",
+    "assemble",
+]

@@ -1,4 +1,4 @@
-"""Tower + projector + language model, written as one ordinary LLaVA checkpoint."""
+"""`assemble`: a vision encoder, a projector and a language model as one LLaVA checkpoint."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,7 +37,7 @@ _UNTRAINED_NOTE = (
 
 @dataclass(frozen=True)
 class AssembledBase:
-    """A new base, and what there is to know about it, a line each."""
+    """A new base, and notes on it, a line each."""
 
     folder: Path
     notes: tuple[str, ...]
@@ -53,17 +53,19 @@ def assemble(
     seed: int = 0,
     dtype: str | torch.dtype = "float32",
 ) -> AssembledBase:
-    """Write a LLaVA of an open_clip tower, a new projector and a causal language model.
+    """Write a LLaVA of an open_clip vision encoder, a new projector and a causal language model.
 
-    `vision` and `pretrained` name the tower as open_clip does (see `load_tower`), `language` a
-    folder or hub id. `feature_layer` says which hidden states of the tower the projector reads;
-    default: LLaVA's -2, for SigLIP LLaVA-OneVision's -1. The projector's weights are drawn from
-    `seed`: it must be trained before the model can tell anything about images. The folder `to` is
-    there whole or not at all. Raises ModelError, also if `to` exists and is not empty.
+    `vision` and `pretrained` name the encoder as open_clip does (see `load_vision_encoder`),
+    `language` is a folder or hub id. `feature_layer` selects the hidden states of the encoder that
+    the projector reads; the default is LLaVA's -2, and for SigLIP LLaVA-OneVision's -1. The
+    projector's weights are drawn from `seed`: train it before the model can answer about images.
+    The folder `to` is written completely or not at all. Raises ModelError, also if `to` exists and
+    is not empty.
     """
     to = Path(to)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ModelError(f"{to} exists and is not empty; assemble writes a new folder")
+
     weights_dtype = as_dtype(dtype)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
         torch.default_generator.manual_seed(seed)
@@ -72,20 +74,30 @@ def assemble(
         settings, encoder_weights = convert_encoder(visual, vision)
         images = make_image_processor(visual.preprocess_cfg)
         llm = load_language(str(language), weights_dtype)
+
         with raising_model_error(f"{language} and {vision} do not make a LLaVA"):
             config = _make_llava_config(kind, settings, llm, feature_layer)
+            # Again: the projector must not depend on what was drawn while models loaded.
             torch.default_generator.manual_seed(seed)
-            weights = _collect_weights(
-                encoder_weights, LlavaMultiModalProjector(config), llm, weights_dtype
-            )
+            projector = LlavaMultiModalProjector(config)
+            weights = _collect_weights(encoder_weights, projector, llm, weights_dtype)
             model = _build_llava(config, llm, weights_dtype)
-            capped = _require_same_logits(model, llm, str(language))
-    notes = [_describe_encoder(config, kind), *llm.notes, *capped]
-    _write_checkpoint(to, model, weights, _make_processor(settings, kind, images, llm))
-    return AssembledBase(to, (*notes, _UNTRAINED_NOTE.format(seed=seed)))
+            logit_notes = _require_same_logits(model, llm, str(language))
+
+    processor = _make_processor(settings, kind, images, llm)
+    _write_checkpoint(to, model, weights, processor)
+
+    notes = [
+        _describe_encoder(config, kind),
+        *llm.notes,
+        *logit_notes,
+        _UNTRAINED_NOTE.format(seed=seed),
+    ]
+    return AssembledBase(to, tuple(notes))
 
 
 def _describe_encoder(config: LlavaConfig, kind: VisionEncoderKind) -> str:
+    """Return the note on the vision encoder."""
     return (
         f"the tower is a {kind.name}; its hidden states {config.vision_feature_layer} "
         f"make {config.image_seq_length} tokens an image"
@@ -98,15 +110,19 @@ def _make_llava_config(
     llm: LanguageModel,
     feature_layer: int | None,
 ) -> LlavaConfig:
+    """Return the configuration of the LLaVA; ModelError for a feature layer that is not there."""
+    # depth + 1 hidden states, that of the embedding included.
     depth = settings.num_hidden_layers
     layer = kind.feature_layer if feature_layer is None else feature_layer
     if not -depth - 1 <= layer <= depth:
         raise ModelError(f"feature layer {layer} is out of {-depth - 1}…{depth}")
+
+    patches_per_edge = settings.image_size // settings.patch_size
     return LlavaConfig(
         vision_config=settings,
         text_config=llm.model.config,
         image_token_index=llm.image_token_id,
-        image_seq_length=(settings.image_size // settings.patch_size) ** 2,
+        image_seq_length=patches_per_edge**2,
         vision_feature_layer=layer,
         vision_feature_select_strategy=_feature_strategy_of(kind),
         tie_word_embeddings=llm.is_tied,
@@ -114,7 +130,7 @@ def _make_llava_config(
 
 
 def _feature_strategy_of(kind: VisionEncoderKind) -> Literal["default", "full"]:
-    """transformers' word for whether the first token is dropped."""
+    """Return transformers' name for whether the first token is dropped."""
     return "default" if kind.num_class_tokens else "full"
 
 
@@ -124,10 +140,10 @@ def _collect_weights(
     llm: LanguageModel,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """All weights under published names, in the dtype to be written."""
-    named = {
-        f"vision_tower.vision_model.{name}": weight for name, weight in encoder_weights.items()
-    }
+    """Return all weights under published names, in the dtype to be written."""
+    named: dict[str, Tensor] = {}
+    for name, weight in encoder_weights.items():
+        named[f"vision_tower.vision_model.{name}"] = weight
     for name, weight in projector.state_dict().items():
         named[f"multi_modal_projector.{name}"] = weight
     named |= llm.published_weights()
@@ -135,10 +151,11 @@ def _collect_weights(
 
 
 def _build_llava(config: LlavaConfig, llm: LanguageModel, dtype: torch.dtype) -> Any:
-    """The model as transformers builds it around the language model; the rest holds no data."""
+    """Build the LLaVA around the language model; all other parts are on the meta device."""
     with torch.device("meta"):
         model: Any = LlavaForConditionalGeneration(config)
     model.to(dtype)
+
     model.model.language_model = llm.model.base_model
     model.lm_head = llm.model.get_output_embeddings()
     model.generation_config = GenerationConfig(
@@ -151,13 +168,16 @@ def _build_llava(config: LlavaConfig, llm: LanguageModel, dtype: torch.dtype) ->
 
 @torch.inference_mode()
 def _require_same_logits(model: Any, llm: LanguageModel, source: str) -> list[str]:
-    """Raise ModelError unless the language model says inside LLaVA what it says alone.
+    """Raise ModelError unless the language model has the same logits inside LLaVA as alone.
 
-    LLaVA computes logits from hidden states by the head alone. A cap keeps their order, so it is
-    only noted; anything else that a model does to its logits would be lost.
+    LLaVA computes logits from hidden states by the head alone. It loses a soft cap, as gemma2 has
+    one: cap · tanh(logits / cap). A cap keeps the order of logits, and is only noted. Anything else
+    that a model does to its logits is an error.
     """
-    ids = torch.arange(8)[None]
-    standalone, inside_llava = llm.model(input_ids=ids).logits, model(input_ids=ids).logits
+    ids = torch.arange(8)[None]  # (1, tokens): any will do
+    standalone = llm.model(input_ids=ids).logits
+    inside_llava = model(input_ids=ids).logits
+
     cap = llm.model.config.to_dict().get("final_logit_softcapping")
     expected = cap * torch.tanh(inside_llava / cap) if cap else inside_llava
     if not torch.allclose(standalone.float(), expected.float(), rtol=1e-2, atol=1e-5):
@@ -165,12 +185,19 @@ def _require_same_logits(model: Any, llm: LanguageModel, source: str) -> list[st
             f"{source}: LLaVA cannot hold {llm.model.config.model_type} models: "
             "it has no place for what they do to their logits"
         )
-    return [f"logits are no longer capped at {cap:g}; their order stays"] if cap else []
+
+    if cap:
+        return [f"logits are no longer capped at {cap:g}; their order stays"]
+    return []
 
 
 def _make_processor(
-    settings: PreTrainedConfig, kind: VisionEncoderKind, images: PilBackend, llm: LanguageModel
+    settings: PreTrainedConfig,
+    kind: VisionEncoderKind,
+    images: PilBackend,
+    llm: LanguageModel,
 ) -> LlavaProcessor:
+    """Return the processor of the LLaVA."""
     return LlavaProcessor(
         image_processor=images,
         tokenizer=llm.tokenizer,
@@ -182,26 +209,37 @@ def _make_processor(
 
 
 def _write_checkpoint(
-    to: Path, model: Any, weights: dict[str, Tensor], processor: LlavaProcessor
+    to: Path,
+    model: Any,
+    weights: dict[str, Tensor],
+    processor: LlavaProcessor,
 ) -> None:
-    """Write everything beside `to`, look at it as a base will be looked at, and move it there."""
+    """Write everything to a folder beside `to`, read it as a base is read, and move it to `to`."""
     with _reporting_write_errors(to), creating_folder(to) as folder:
-        # The names are the published ones already, which those that transformers would write are
-        # not. What it is given it takes apart while it writes.
-        given = {"state_dict": dict(weights), "save_original_format": False}
-        model.save_pretrained(folder, max_shard_size="5GB", **given)
+        model.save_pretrained(
+            folder,
+            max_shard_size="5GB",
+            state_dict=dict(weights),  # a copy: `save_pretrained` empties it while it writes
+            save_original_format=False,  # the names are published ones already
+        )
         processor.save_pretrained(folder)
+
         if Checkpoint(folder, model.dtype).compute_fingerprint() != compute_fingerprint(weights):
             raise ModelError(f"{to}: transformers wrote other weights than it was given")
+
         for file in folder.iterdir():
-            file.chmod(0o644)  # some writers keep theirs to their owner
+            file.chmod(0o644)  # some writers let the owner alone read
 
 
 @contextmanager
 def _reporting_write_errors(to: Path) -> Iterator[None]:
-    """Turn what the system refuses into one line; safetensors' writer has an error of its own."""
+    """Raise ModelError of one line for every error of writing in the block.
+
+    safetensors' writer has an error of its own.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        system_reason = error.strerror if isinstance(error, OSError) else None
+        reason = system_reason or error
         raise ModelError(f"{to}: cannot be written: {reason}") from error

@@ -1,4 +1,8 @@
-"""The language model of a LLaVA: its tokenizer knows images, its chat template typed content."""
+"""The language model of a LLaVA.
+
+Its tokenizer gets an image token, and its chat template takes typed content: a message may be a
+list of texts and images instead of a string.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +19,7 @@ from mm_piece.models.base import load_plain_config, raising_model_error, require
 
 IMAGE_TOKEN = "<image>"
 
-# Goes before the model's own template: whatever follows it finds plain strings as contents.
+# Put before the model's own template, which then finds plain strings as contents.
 _FLATTEN_TEMPLATE = """\
 {%- set flat = namespace(messages=[]) -%}
 {%- for message in messages -%}
@@ -34,7 +38,8 @@ _FLATTEN_TEMPLATE = """\
 {%- endfor -%}
 {%- set messages = flat.messages -%}
 """
-# For a model without a template. No space ends a prompt: it would teach models to stop at once.
+# For a model without a template. A prompt does not end with a space: models would learn to stop at
+# once.
 _PLAIN_TEMPLATE = """\
 {{- bos_token -}}
 {%- for message in messages -%}
@@ -53,7 +58,7 @@ _PLAIN_TEMPLATE = """\
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model ready for images, and what was changed or chosen to make it so."""
+    """A causal language model ready for images, and notes on what was changed for it."""
 
     model: Any
     tokenizer: Any
@@ -61,45 +66,50 @@ class LanguageModel:
 
     @property
     def image_token_id(self) -> int:
-        """The id of the image token."""
+        """Id of the image token."""
         return self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
     @property
     def end_token_ids(self) -> list[int]:
-        """The ids that end an answer: the model's and the tokenizer's, which may differ."""
-        own = self.model.generation_config.eos_token_id
-        own = own if isinstance(own, list) else [own]
-        return sorted({self.tokenizer.eos_token_id, *own} - {None})
+        """Ids that end an answer: the model's and the tokenizer's, which may differ."""
+        own = self.model.generation_config.eos_token_id  # None, one id, or several
+        own_ids = own if isinstance(own, list) else [own]
+        return sorted({self.tokenizer.eos_token_id, *own_ids} - {None})
 
     def published_weights(self) -> dict[str, Tensor]:
-        """Its weights under the published names of a LLaVA; a tied head is left out."""
-        named = self.model.base_model.state_dict()
-        named = {f"language_model.model.{name}": weight for name, weight in named.items()}
+        """Return the weights under the published names of a LLaVA; a tied head is left out."""
+        named: dict[str, Tensor] = {}
+        for name, weight in self.model.base_model.state_dict().items():
+            named[f"language_model.model.{name}"] = weight
         if not self.is_tied:
             named["language_model.lm_head.weight"] = self.model.get_output_embeddings().weight
         return named
 
     @property
     def is_tied(self) -> bool:
-        """Whether its head is its embedding; a configuration may say so where it is not."""
-        head, table = self.model.get_output_embeddings(), self.model.get_input_embeddings()
-        return head.weight is table.weight
+        """Whether the head is the embedding; a configuration may say so where it is not."""
+        head = self.model.get_output_embeddings()
+        embedding = self.model.get_input_embeddings()
+        return head.weight is embedding.weight
 
 
 def load_language(source: str, dtype: torch.dtype) -> LanguageModel:
-    """A causal language model from a folder or hub id, prepared for images; see its notes.
+    """Load a causal language model from a folder or hub id, and prepare it for images.
 
-    Raises ModelError in one line when it is missing, is no language model that LLaVA can hold, or
-    lacks weights.
+    Its notes list what was changed. Raises ModelError, in one line, for a model that is missing,
+    lacks weights, or has no place in LLaVA.
     """
     model, tokenizer = _load_pretrained(source, dtype)
     _require_supported_layout(model, source)
-    notes = [*_add_image_token(model, tokenizer), *_set_pad_token(tokenizer, source)]
+
+    notes = _add_image_token(model, tokenizer)
+    notes += _set_pad_token(tokenizer, source)
     notes += _set_chat_template(tokenizer)
     return LanguageModel(model.eval(), tokenizer, tuple(notes))
 
 
 def _load_pretrained(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Load a language model and its tokenizer as they are; ModelError for another kind of model."""
     logging.disable_progress_bar()
     with raising_model_error(f"cannot load language model {source}"):
         config = load_plain_config(source)
@@ -107,20 +117,31 @@ def _load_pretrained(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
             raise ModelError(
                 f"{source} is a {config.model_type} model and sees already; a text model is needed"
             )
+
         tokenizer = AutoTokenizer.from_pretrained(source)
-        options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        found: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
-    model, loaded = found
+        loading: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    model, loaded = loading
     require_complete_load(source, loaded)
-    model.config.name_or_path = Path(source).name  # a checkpoint tells no paths of its maker
+
+    # The checkpoint's configuration must not contain a path of the machine that wrote it.
+    model.config.name_or_path = Path(source).name
     return model, tokenizer
 
 
 def _require_supported_layout(model: Any, source: str) -> None:
-    """LLaVA has a body with `embed_tokens` and a head that is one matrix, and nothing else."""
+    """Raise ModelError unless a model is a body with `embed_tokens` and a head of one matrix.
+
+    LLaVA has nothing else.
+    """
     head = model.get_output_embeddings()
+    is_one_matrix = isinstance(head, nn.Linear) and head.bias is None
     body = dict(model.base_model.named_children())
-    if not isinstance(head, nn.Linear) or head.bias is not None or "embed_tokens" not in body:
+    if not is_one_matrix or "embed_tokens" not in body:
         raise ModelError(
             f"{source}: LLaVA cannot hold {model.config.model_type} models; "
             "it can those built like llama, qwen2, qwen3 or gemma2"
@@ -129,39 +150,49 @@ def _require_supported_layout(model: Any, source: str) -> None:
 
 @torch.no_grad()
 def _add_image_token(model: Any, tokenizer: Any) -> list[str]:
-    """Add the image token where it is missing; new rows of the embeddings are the others' mean."""
-    known = IMAGE_TOKEN in tokenizer.get_vocab()
-    tokenizer.add_tokens(
-        [AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True
-    )
+    """Add the image token where it is missing, and return a note if it was.
+
+    New rows of the embeddings are the mean of the others.
+    """
+    is_known = IMAGE_TOKEN in tokenizer.get_vocab()
+    added = AddedToken(IMAGE_TOKEN, special=True, normalized=False)
+    tokenizer.add_tokens([added], special_tokens=True)
     token = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+
+    # Many models have more rows than tokens, so that the new token often has one already.
     vocabulary_size = model.get_input_embeddings().num_embeddings
-    if token >= vocabulary_size:
+    has_grown = token >= vocabulary_size
+    if has_grown:
+        # transformers' own mean resizing draws new rows around the mean, at random.
         model.resize_token_embeddings(token + 1, mean_resizing=False)
-        for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
-            table[vocabulary_size:] = table[:vocabulary_size].float().mean(0).to(table.dtype)
-    if known:
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            table = layer.weight  # (tokens, hidden)
+            mean = table[:vocabulary_size].float().mean(0)
+            table[vocabulary_size:] = mean.to(table.dtype)
+
+    if is_known:
         return []
-    grown = (
-        f"; the vocabulary grew from {vocabulary_size} to {token + 1}"
-        if token >= vocabulary_size
-        else ""
-    )
-    return [f"{IMAGE_TOKEN} was added to the tokenizer as {token}{grown}"]
+    note = f"{IMAGE_TOKEN} was added to the tokenizer as {token}"
+    if has_grown:
+        note += f"; the vocabulary grew from {vocabulary_size} to {token + 1}"
+    return [note]
 
 
 def _set_pad_token(tokenizer: Any, source: str) -> list[str]:
+    """Set a padding token where there is none, and return a note if so."""
     if tokenizer.eos_token is None:
         raise ModelError(f"{source}: its tokenizer has no end token, and answers would never end")
     if tokenizer.pad_token is not None:
         return []
+
     tokenizer.pad_token = tokenizer.eos_token
     return [f"the tokenizer has no padding token; {tokenizer.eos_token} is used"]
 
 
 def _set_chat_template(tokenizer: Any) -> list[str]:
+    """Set a chat template that takes typed content; return a note if there was none before."""
     own = base_template_of(tokenizer)
     tokenizer.chat_template = _FLATTEN_TEMPLATE + (own or _PLAIN_TEMPLATE)
-    return (
-        [] if own else ["the language model has no chat template; a plain USER/ASSISTANT is used"]
-    )
+    if own:
+        return []
+    return ["the language model has no chat template; a plain USER/ASSISTANT is used"]

@@ -1,4 +1,4 @@
-"""The one place that meets open_clip: a tower by architecture and weights, or a plain refusal."""
+"""The only module that imports open_clip: load a vision encoder, or say plainly why not."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,90 +9,10 @@ from torch import nn
 from mm_piece.errors import ModelError
 from mm_piece.models.assembly.towers import SUPPORTED
 
-RANDOM = "random"  # where weights are named: none, for trials; such a tower sees nothing
-_SCHEMES = ("hf-hub:", "local-dir:")  # open_clip's own: what follows brings its weights
+RANDOM = "random"  # in place of the name of weights: untrained ones, for trials
+_SCHEMES = ("hf-hub:", "local-dir:")  # open_clip's own prefixes, of a source with weights
 
-
-def load_vision_encoder(vision: str, pretrained: str | None) -> nn.Module:
-    """The image tower of an open_clip model, float32, with its `preprocess_cfg`.
-
-    `vision` is an architecture, `hf-hub:owner/name` or `local-dir:folder`; `pretrained` one of
-    open_clip's tags for an architecture, a checkpoint file, or `random`. Raises ModelError, for
-    what cannot work before anything is downloaded.
-    """
-    open_clip = _import_open_clip()
-    name = vision if vision.startswith(_SCHEMES) else vision.replace("/", "-")
-    config = _read_model_config(open_clip, name)
-    _require_convertible(config.get("vision_cfg", {}), name)
-    _require_pretrained(open_clip, name, pretrained, bool(config.get("quick_gelu")))
-    try:
-        if pretrained == RANDOM:
-            model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
-        else:
-            model = open_clip.create_model_from_pretrained(name, pretrained, return_transform=False)
-    except Exception as error:  # open_clip hands files to many readers, each with its own errors
-        what = f"{name} {pretrained}" if pretrained else name
-        raise ModelError(f"open_clip cannot load {what}: {_format_error(error)}") from error
-    return model.visual
-
-
-def _import_open_clip() -> Any:
-    try:
-        import open_clip
-    except ImportError as error:
-        raise ModelError("assemble needs open_clip: pip install open_clip_torch") from error
-    return open_clip
-
-
-def _read_model_config(open_clip: Any, name: str) -> dict[str, Any]:
-    try:
-        config = open_clip.get_model_config(name)
-    except Exception as error:  # a folder's or the hub's, with as many kinds of errors
-        raise ModelError(
-            f"open_clip cannot read the settings of {name}: {_format_error(error)}"
-        ) from error
-    if config is None:
-        near = get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.5) or ["ViT-B-32"]
-        raise ModelError(
-            f"open_clip has no architecture {name!r}; nearest: {', '.join(near)} "
-            "(others: hf-hub:owner/name, local-dir:folder)"
-        )
-    return config
-
-
-def _format_error(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def _require_convertible(settings: dict[str, Any], name: str) -> None:
-    """Raise ModelError for a tower whose settings already say that it cannot be converted."""
-    found = next((what for key, what in _UNSUPPORTED_SETTINGS.items() if settings.get(key)), None)
-    if isinstance(settings.get("layers"), list):
-        found = "is a ResNet"
-    if "siglip" not in settings.get("timm_model_name", "siglip"):
-        found = f"is timm's {settings['timm_model_name']}"
-    if found:
-        raise ModelError(f"{name} is not supported: its tower {found}; {SUPPORTED}")
-
-
-def _require_pretrained(
-    open_clip: Any, name: str, pretrained: str | None, has_quick_gelu: bool
-) -> None:
-    """Raise ModelError unless `pretrained` says which weights, and they suit the architecture."""
-    if pretrained == RANDOM or name.startswith(_SCHEMES):
-        if pretrained not in (None, RANDOM):
-            raise ModelError(f"{name} brings its own weights; leave out {pretrained!r}")
-        return
-    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
-    if not tag and not (pretrained and Path(pretrained).is_file()):
-        tags = [*open_clip.list_pretrained_tags_by_model(name), "a checkpoint file", RANDOM]
-        problem = f"has no weights {pretrained!r}" if pretrained else "needs weights (--pretrained)"
-        raise ModelError(f"{name} {problem}; allowed: {', '.join(tags)}")
-    if tag.get("quick_gelu") and not has_quick_gelu:  # open_clip itself only warns
-        raise ModelError(f"{pretrained!r} was trained with QuickGELU; use {name}-quickgelu")
-
-
-# What a tower's settings may say, and transformers' models have nothing equal for.
+# Settings of a vision encoder that transformers' models have nothing equal for.
 _UNSUPPORTED_SETTINGS = {
     "attentional_pool": "has attentional pooling",
     "ls_init_value": "has layer scale",
@@ -104,3 +24,104 @@ _UNSUPPORTED_SETTINGS = {
     "scale_attn": "has a norm after its attention",
     "scale_fc": "has a norm inside its MLP",
 }
+
+
+def load_vision_encoder(vision: str, pretrained: str | None) -> nn.Module:
+    """Load the vision encoder of an open_clip model, float32, with its `preprocess_cfg`.
+
+    `vision` is an architecture, `hf-hub:owner/name` or `local-dir:folder`. `pretrained` is one of
+    open_clip's tags for an architecture, a checkpoint file, or `random`. Raises ModelError; for
+    what cannot work, before anything is downloaded.
+    """
+    open_clip = _import_open_clip()
+    # open_clip writes ViT-B-32 for the paper's ViT-B/32.
+    name = vision if vision.startswith(_SCHEMES) else vision.replace("/", "-")
+    config = _read_model_config(open_clip, name)
+    _require_convertible(config.get("vision_cfg", {}), name)
+
+    has_quick_gelu = bool(config.get("quick_gelu"))
+    _require_pretrained(open_clip, name, pretrained, has_quick_gelu)
+
+    try:
+        if pretrained == RANDOM:
+            model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
+        else:
+            model = open_clip.create_model_from_pretrained(
+                name,
+                pretrained,
+                return_transform=False,
+            )
+    except Exception as error:  # open_clip calls many readers of files, each with its own errors
+        what = f"{name} {pretrained}" if pretrained else name
+        raise ModelError(f"open_clip cannot load {what}: {_format_error(error)}") from error
+    return model.visual
+
+
+def _import_open_clip() -> Any:
+    """Import open_clip; ModelError if it is not installed."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ModelError("assemble needs open_clip: pip install open_clip_torch") from error
+    return open_clip
+
+
+def _read_model_config(open_clip: Any, name: str) -> dict[str, Any]:
+    """Read the settings of a model; ModelError if there are none, with the nearest names."""
+    try:
+        config = open_clip.get_model_config(name)
+    except Exception as error:  # of a folder or the hub, with as many kinds of errors
+        raise ModelError(
+            f"open_clip cannot read the settings of {name}: {_format_error(error)}"
+        ) from error
+
+    if config is None:
+        close = get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.5)
+        near = close or ["ViT-B-32"]
+        raise ModelError(
+            f"open_clip has no architecture {name!r}; nearest: {', '.join(near)} "
+            "(others: hf-hub:owner/name, local-dir:folder)"
+        )
+    return config
+
+
+def _format_error(error: Exception) -> str:
+    """Return an error's message in one line, cut off where it is long."""
+    return " ".join(str(error).split())[:300]
+
+
+def _require_convertible(settings: dict[str, Any], name: str) -> None:
+    """Raise ModelError for a vision encoder whose settings show that it cannot be converted."""
+    unsupported = (what for key, what in _UNSUPPORTED_SETTINGS.items() if settings.get(key))
+    found = next(unsupported, None)
+    if isinstance(settings.get("layers"), list):
+        found = "is a ResNet"
+    if "siglip" not in settings.get("timm_model_name", "siglip"):
+        found = f"is timm's {settings['timm_model_name']}"
+
+    if found:
+        raise ModelError(f"{name} is not supported: its tower {found}; {SUPPORTED}")
+
+
+def _require_pretrained(
+    open_clip: Any,
+    name: str,
+    pretrained: str | None,
+    has_quick_gelu: bool,
+) -> None:
+    """Raise ModelError unless `pretrained` names weights, and they suit the architecture."""
+    if pretrained == RANDOM or name.startswith(_SCHEMES):
+        if pretrained not in (None, RANDOM):
+            raise ModelError(f"{name} brings its own weights; leave out {pretrained!r}")
+        return
+
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
+    is_file = bool(pretrained) and Path(pretrained).is_file()
+    if not tag and not is_file:
+        tags = [*open_clip.list_pretrained_tags_by_model(name), "a checkpoint file", RANDOM]
+        problem = f"has no weights {pretrained!r}" if pretrained else "needs weights (--pretrained)"
+        raise ModelError(f"{name} {problem}; allowed: {', '.join(tags)}")
+
+    # open_clip itself only warns.
+    if tag.get("quick_gelu") and not has_quick_gelu:
+        raise ModelError(f"{pretrained!r} was trained with QuickGELU; use {name}-quickgelu")

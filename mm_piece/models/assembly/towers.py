@@ -1,7 +1,8 @@
-"""open_clip's image towers as vision models of transformers: names, fused projections, settings.
+"""open_clip's vision encoders as models of transformers: names, fused projections, settings.
 
-open_clip's own VisionTransformer becomes a CLIPVisionModel, a SigLIP tower, which comes from timm,
-a SiglipVisionModel. Hidden states stay equal to rounding; what they do not depend on is left out.
+open_clip's own VisionTransformer becomes a CLIPVisionModel. A SigLIP encoder, which comes from
+timm, becomes a SiglipVisionModel. Hidden states stay equal up to rounding; weights that they do not
+depend on are left out.
 """
 
 import re
@@ -25,87 +26,110 @@ from transformers.activations import ACT2FN
 from mm_piece.errors import ModelError
 from mm_piece.families import RenamingRules
 
+SUPPORTED = "supported: plain ViT towers (ViT-B-32, ViT-L-14, …) and SigLIP's (ViT-B-16-SigLIP, …)"
+
+# torch's MultiheadAttention calls the fused projection in_proj_weight, timm qkv.weight.
 _FUSED_PATTERN = re.compile(r"\.(?:in_proj_|qkv\.)(weight|bias)$")
 _ACTIVATIONS = ("gelu", "quick_gelu", "gelu_pytorch_tanh")
 
 
 @dataclass(frozen=True)
 class VisionEncoderKind:
-    """How one kind of tower becomes a vision model."""
+    """How one kind of vision encoder becomes a model of transformers."""
 
     model_class: type[PreTrainedModel]
     config_class: Callable[..., PreTrainedConfig]
     read_settings: Callable[[Any], dict[str, Any]]
-    renaming_rules: (
-        RenamingRules  # from open_clip's names to those of the model, all applied in order
-    )
-    ignored_pattern: str  # names of what no hidden state depends on
-    num_class_tokens: int  # how many tokens stand before the patches
-    feature_layer: int  # which hidden states LLaVA models of this kind take
+    renaming_rules: RenamingRules  # from open_clip's names; all of them apply, in order
+    ignored_pattern: str  # names of weights that no hidden state depends on
+    num_class_tokens: int  # before the patches
+    feature_layer: int  # the hidden states that LLaVA models of this kind read
 
     @property
     def name(self) -> str:
-        """What transformers calls the model."""
+        """Name of the model in transformers."""
         return self.model_class.__name__
 
 
 def encoder_kind_of(visual: nn.Module, name: str) -> VisionEncoderKind:
-    """The kind of an open_clip tower; ModelError for one that is not supported."""
+    """Return the kind of an open_clip vision encoder; ModelError for an unsupported one."""
     kind = type(visual).__name__
     if kind not in ENCODER_KINDS:
         raise ModelError(f"{name} is not supported: open_clip's {kind}; {SUPPORTED}")
     return ENCODER_KINDS[kind]
 
 
-def convert_encoder(visual: nn.Module, name: str) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
-    """Configuration and weights of the vision model equal to an open_clip tower.
+def convert_encoder(
+    visual: nn.Module,
+    name: str,
+) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
+    """Return configuration and weights of the model that equals an open_clip vision encoder.
 
-    Raises ModelError that names what the tower has and transformers' model has no place for.
+    Raises ModelError for a weight that one of the two has and the other has not.
     """
     kind = encoder_kind_of(visual, name)
     weights = rename_weights(visual.state_dict(), kind)
     _require_known_weights(set(weights), kind, name)
-    return kind.config_class(**kind.read_settings(visual)), weights
+
+    settings = kind.read_settings(visual)
+    return kind.config_class(**settings), weights
 
 
 def _require_known_weights(found: set[str], kind: VisionEncoderKind, name: str) -> None:
-    """Raise ModelError unless these are the weights of a vision model of some depth."""
-    depth = len({key.split(".")[2] for key in found if key.startswith("encoder.layers.")})
+    """Raise ModelError unless these are the names of the weights of a model of some depth."""
+    # A name is encoder.layers.N.…
+    layers = {key.split(".")[2] for key in found if key.startswith("encoder.layers.")}
+    config = kind.config_class(num_hidden_layers=len(layers))
     with torch.device("meta"):
-        live = kind.model_class(kind.config_class(num_hidden_layers=depth)).state_dict()
+        live = kind.model_class(config).state_dict()
     expected = {key.removeprefix("vision_model.") for key in live}  # transformers before 5.6
-    if unknown := sorted(found - expected):
+
+    unknown = sorted(found - expected)
+    if unknown:
         what = f"{kind.name} has no place for its {unknown[0]}"
         raise ModelError(f"{name} is not supported: {what}; {SUPPORTED}")
-    if missing := sorted(expected - found):
+
+    missing = sorted(expected - found)
+    if missing:
         raise ModelError(f"{name} is not supported: it has no {missing[0]}; {SUPPORTED}")
 
 
-def rename_weights(weights: Mapping[str, Tensor], kind: VisionEncoderKind) -> dict[str, Tensor]:
-    """A tower's weights under the names of transformers' model, fused projections split."""
+def rename_weights(
+    weights: Mapping[str, Tensor],
+    kind: VisionEncoderKind,
+) -> dict[str, Tensor]:
+    """Return an encoder's weights under transformers' names, fused projections split."""
     result: dict[str, Tensor] = {}
     for name, weight in weights.items():
         if re.match(kind.ignored_pattern, name):
             continue
+
         for pattern, replacement in kind.renaming_rules:
             name = re.sub(pattern, replacement, name)
         if name.endswith("position_embedding.weight"):
-            weight = weight.squeeze(0)  # timm keeps a batch dimension
+            weight = weight.squeeze(0)  # (1, tokens, width) in timm -> (tokens, width)
         result |= _split_fused(name, weight)
     return result
 
 
 def _split_fused(name: str, weight: Tensor) -> dict[str, Tensor]:
-    """Query, key and value apart: they lie one below the other in a fused projection."""
+    """Split a fused projection into query, key and value, which are stacked in it."""
     fused = _FUSED_PATTERN.search(name)
     if not fused:
         return {name: weight}
+
     stem = name[: fused.start()]
-    chunks = zip("qkv", weight.chunk(3), strict=True)
-    return {f"{stem}.{letter}_proj.{fused[1]}": chunk for letter, chunk in chunks}
+    kind = fused[1]  # weight or bias
+    query, key, value = weight.chunk(3)  # (3 * out, in) -> 3 x (out, in)
+    return {
+        f"{stem}.q_proj.{kind}": query,
+        f"{stem}.k_proj.{kind}": key,
+        f"{stem}.v_proj.{kind}": value,
+    }
 
 
 def _read_clip_settings(visual: Any) -> dict[str, Any]:
+    """Read the settings of a CLIPVisionConfig off an open_clip VisionTransformer."""
     block = visual.transformer.resblocks[0]
     return {
         "hidden_size": visual.conv1.out_channels,
@@ -121,7 +145,9 @@ def _read_clip_settings(visual: Any) -> dict[str, Any]:
 
 
 def _read_siglip_settings(visual: Any) -> dict[str, Any]:
-    trunk, block = visual.trunk, visual.trunk.blocks[0]
+    """Read the settings of a SiglipVisionConfig off a timm vision encoder."""
+    trunk = visual.trunk
+    block = trunk.blocks[0]
     return {
         "hidden_size": trunk.embed_dim,
         "intermediate_size": block.mlp.fc1.out_features,
@@ -135,6 +161,7 @@ def _read_siglip_settings(visual: Any) -> dict[str, Any]:
 
 
 def _require_square(edges: tuple[int, int]) -> int:
+    """Return the edge of a square; ModelError for another rectangle."""
     if edges[0] != edges[1]:
         raise ModelError(
             f"images or patches of {edges[0]} x {edges[1]} are not supported: no square"
@@ -143,7 +170,10 @@ def _require_square(edges: tuple[int, int]) -> int:
 
 
 def _find_activation(module: nn.Module) -> str:
-    """transformers' name of an activation, told by its values: classes differ between versions."""
+    """Return transformers' name of an activation; ModelError if it has none.
+
+    The values decide, because the classes differ between versions.
+    """
     x = torch.linspace(-4, 4, 65)
     for name in _ACTIVATIONS:
         if torch.allclose(module(x), ACT2FN[name](x), rtol=0, atol=1e-6):
@@ -173,22 +203,27 @@ _SIGLIP_RULES: RenamingRules = (
     (r"\.self_attn\.proj\.", ".self_attn.out_proj."),
     (r"\.norm([12])\.", r".layer_norm\1."),
 )
-SUPPORTED = "supported: plain ViT towers (ViT-B-32, ViT-L-14, …) and SigLIP's (ViT-B-16-SigLIP, …)"
-
+# The head pools hidden states, which LLaVA reads before that.
 _HEADLESS_SIGLIP = partial(SiglipVisionConfig, vision_use_head=False)
 
 # LLaVA-1.5 drops the class token; LLaVA-OneVision takes all of SigLIP's tokens.
 ENCODER_KINDS = {
     "VisionTransformer": VisionEncoderKind(
-        CLIPVisionModel, CLIPVisionConfig, _read_clip_settings, _CLIP_RULES, r"proj$", 1, -2
+        model_class=CLIPVisionModel,
+        config_class=CLIPVisionConfig,
+        read_settings=_read_clip_settings,
+        renaming_rules=_CLIP_RULES,
+        ignored_pattern=r"proj$",
+        num_class_tokens=1,
+        feature_layer=-2,
     ),
     "TimmModel": VisionEncoderKind(
-        SiglipVisionModel,
-        _HEADLESS_SIGLIP,
-        _read_siglip_settings,
-        _SIGLIP_RULES,
-        r"trunk\.attn_pool\.|head\.",
-        0,
-        -1,
+        model_class=SiglipVisionModel,
+        config_class=_HEADLESS_SIGLIP,
+        read_settings=_read_siglip_settings,
+        renaming_rules=_SIGLIP_RULES,
+        ignored_pattern=r"trunk\.attn_pool\.|head\.",
+        num_class_tokens=0,
+        feature_layer=-1,
     ),
 }
