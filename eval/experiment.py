@@ -1,14 +1,14 @@
-"""What an experiment may say: ways of learning one sequence, the rates of each, seeds.
+"""The file of an experiment: methods of learning one sequence, their learning rates, seeds.
 
-recipe   the recipe that all share: tasks, training, what is measured; a path from where the command
-         runs
+recipe   the recipe that all methods share: tasks, training, evaluation; a path from where the
+         command runs
 base     another base than the recipe's
 order    the tasks in another order, or some of them
-seeds    of the runs on the test split
-tune     the seed and the number of validation rows that rates are chosen with
+seeds    seeds of the runs on the test split
+tune     the seed and the number of validation rows for choosing a learning rate
 methods  by name: `select` of the recipe, or a `baseline` and its `options`; `set`, more keys of the
-         recipe; `rates`, of which one is chosen; `also`, others to measure beside it; `seeds` of
-         its own
+         recipe; `rates`, candidates for the learning rate; `also`, others to measure beside the
+         chosen one; `seeds` of its own
 """
 
 import json
@@ -25,21 +25,33 @@ from mm_piece.recipe import GeneralTask, Recipe, load_recipe
 from mm_piece.recipe.parsing import format_problem, parse_mapping, read_text
 from mm_piece.recipe.select import StrictModel
 
-_TEST_SPLIT = re.compile(
-    r"((?:hf|scenes):.+/)test(\[.*\])?"
-)  # a source that may have validation rows
-_METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes part of a file's
-# What a run's own seed, folder and rate stand in.
-_RUN_KEYS = {"seed", "store", "train", "train.learning_rate"}
+# a source that may have validation rows
+_TEST_SPLIT = re.compile(r"((?:hf|scenes):.+/)test(\[.*\])?")
+# a method's name becomes part of a file's
+_METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# keys of the recipe that hold a run's own seed, folder and learning rate
+_RUN_KEYS = {
+    "seed",
+    "store",
+    "train",
+    "train.learning_rate",
+}
+# keys of the recipe that no baseline uses
+_SPARSE_ONLY_KEYS = {"penalty", "rehearsal"}
 _SUCH_AS = "such as eval.baselines.full.Full"
-_SPARSE_ONLY_KEYS = {"penalty", "rehearsal"}  # what no baseline looks at
 
 
 def _require_distinct(values: tuple[float, ...]) -> tuple[float, ...]:
-    # As results are named: rates to six digits, seeds in full.
-    names = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
-    if doubled := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{doubled[0]} stands twice")
+    """Raise ValueError if two values would name the same result file."""
+    # as in file names: rates to six digits, seeds in full
+    names = []
+    for value in values:
+        is_rate = isinstance(value, float)
+        names.append(f"{value:g}" if is_rate else str(value))
+
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} stands twice")
     return values
 
 
@@ -50,7 +62,7 @@ Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_require
 
 
 class Method(StrictModel):
-    """One way of learning the sequence."""
+    """One method of learning the sequence."""
 
     select: dict[str, Any] | None = None
     baseline: str | None = None  # a dotted path to a class such as those of baselines/
@@ -79,14 +91,14 @@ class Method(StrictModel):
 
 
 class TuningSettings(StrictModel):
-    """What rates are chosen with."""
+    """Seed and validation rows of the runs that choose a learning rate."""
 
     seed: Seed
     rows: int = Field(ge=1)
 
 
 class Experiment(StrictModel):
-    """A comparison, as its file has it."""
+    """Content of an experiment's file."""
 
     recipe: str
     base: str | None = None
@@ -104,81 +116,115 @@ class Experiment(StrictModel):
 
 
 def load_experiment(file: Path) -> Experiment:
-    """Read an experiment and look at each of its methods; RecipeError in one line."""
-    content = parse_mapping(read_text(file, "experiment"), str(file), "recipe, seeds, methods")
+    """Read an experiment and validate its methods; raise RecipeError of one line."""
+    text = read_text(file, "experiment")
+    content = parse_mapping(text, str(file), "recipe, seeds, methods")
     try:
         experiment = Experiment.model_validate(content)
     except ValidationError as error:
-        problem = format_problem(error, Experiment, {"methods": Method, "tune": TuningSettings})
+        parts = {"methods": Method, "tune": TuningSettings}
+        problem = format_problem(error, Experiment, parts)
         raise RecipeError(f"{file}: {problem}") from error
+
+    # a mistake in the last method must not wait for the runs of the others
     for name, method in experiment.methods.items():
         try:
-            recipe = make_recipe(experiment, method, method.rates[0], 0, Path("store"))
-            if len(method.rates) > 1:
-                with_validation_split(recipe, experiment.tune.rows)
-            if method.baseline:
-                baseline_class_of(method)
+            _require_runnable(experiment, method)
         except PieceError as error:
             raise RecipeError(f"{file}: methods.{name}: {error}") from error
     return experiment
 
 
+def _require_runnable(experiment: Experiment, method: Method) -> None:
+    """Raise PieceError unless a method's recipe, splits and baseline are valid."""
+    recipe = make_recipe(experiment, method, method.rates[0], 0, Path("store"))
+    if len(method.rates) > 1:
+        with_validation_split(recipe, experiment.tune.rows)
+    if method.baseline:
+        baseline_class_of(method)
+
+
 def make_recipe(
     experiment: Experiment, method: Method, learning_rate: float, seed: int, store_path: Path
 ) -> Recipe:
-    """The experiment's recipe as a method has it, on its base, with its tasks in its order."""
-    changed = {"store": str(store_path), "seed": seed}
-    changed |= {} if experiment.base is None else {"base": experiment.base}
-    changed |= {"train.learning_rate": learning_rate, "train.disable_tqdm": True}
-    changed |= {f"select.{key}": value for key, value in (method.select or {}).items()}
+    """Return the experiment's recipe with a method's settings, and its base and order of tasks."""
+    changed: dict[str, Any] = {"store": str(store_path), "seed": seed}
+    if experiment.base is not None:
+        changed["base"] = experiment.base
+    changed["train.learning_rate"] = learning_rate
+    changed["train.disable_tqdm"] = True
+    for key, value in (method.select or {}).items():
+        changed[f"select.{key}"] = value
+    # last: a method's own keys override all others
     changed |= method.set
+
+    # the recipe takes changes as the command line has them
     written = [f"{key}={json.dumps(value)}" for key, value in changed.items()]
     recipe = load_recipe(experiment.recipe, written)
+    tasks = _order_tasks(recipe, experiment.order)
+    return recipe.model_copy(update={"tasks": tasks})
+
+
+def _order_tasks(recipe: Recipe, order: tuple[str, ...] | None) -> tuple[Any, ...]:
+    """Return the recipe's tasks in an order, or in their own."""
     tasks = {task.name: task for task in recipe.tasks}
-    order = experiment.order or tuple(tasks)
-    for position, name in enumerate(order):
+    names = order or tuple(tasks)
+    for position, name in enumerate(names):
         if name not in tasks:
-            raise RecipeError(f"order: unknown task {name!r}; allowed: {', '.join(tasks)}")
-        if name in order[:position]:
+            allowed = ", ".join(tasks)
+            raise RecipeError(f"order: unknown task {name!r}; allowed: {allowed}")
+        if name in names[:position]:
             raise RecipeError(f"order: {name!r} stands twice")
-    return recipe.model_copy(update={"tasks": tuple(tasks[name] for name in order)})
+    return tuple(tasks[name] for name in names)
 
 
 def with_validation_split(recipe: Recipe, rows: int) -> Recipe:
-    """The same recipe, measured on the validation split of every task and of the base."""
+    """Return the same recipe, measured on the validation split of every task and of the base."""
 
     def to_validation(task: GeneralTask) -> GeneralTask:
-        if not (parts := _TEST_SPLIT.fullmatch(task.test)):
+        parts = _TEST_SPLIT.fullmatch(task.test)
+        if parts is None:
             raise RecipeError(
                 f"no validation split beside {task.test!r} of {task.name!r}: "
                 "where rates are to be chosen, sources are hf:…/test or scenes:…/test"
             )
-        return task.model_copy(update={"test": f"{parts[1]}validation[:{rows}]"})
+        source = f"{parts[1]}validation[:{rows}]"
+        return task.model_copy(update={"test": source})
 
-    tasks, general = (tuple(map(to_validation, group)) for group in (recipe.tasks, recipe.general))
+    tasks = tuple(map(to_validation, recipe.tasks))
+    general = tuple(map(to_validation, recipe.general))
     return recipe.model_copy(update={"tasks": tasks, "general": general})
 
 
 def baseline_class_of(method: Method) -> Any:
-    """The class of a method's baseline; RecipeError unless it is there and takes the options."""
-    module, _, name = str(method.baseline).rpartition(".")
-    try:
-        kind = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RecipeError(
-            f"unknown baseline {method.baseline!r} ({error}); a dotted path to a class {_SUCH_AS}"
-        ) from error
+    """Return the class of a method's baseline; raise RecipeError unless it takes the options."""
+    kind = _import_baseline(str(method.baseline))
     if not isinstance(kind, type):
         raise RecipeError(f"baseline {method.baseline!r} is no class {_SUCH_AS}")
+
+    # first the names of the options, then their types
     try:
         signature(kind).bind("model", "tasks", "pad", **method.options)
     except TypeError as error:
         raise RecipeError(f"options of {method.baseline}: {error}") from error
-    allowed = get_annotations(kind.__init__)
+
+    annotations = get_annotations(kind.__init__)
     for name, value in method.options.items():
+        adapter = TypeAdapter(annotations.get(name, Any))
         try:
-            TypeAdapter(allowed.get(name, Any)).validate_python(value, strict=True)
+            adapter.validate_python(value, strict=True)
         except ValidationError as error:
             message = error.errors()[0]["msg"]
             raise RecipeError(f"options of {method.baseline}: {name}: {message}") from error
     return kind
+
+
+def _import_baseline(path: str) -> Any:
+    """Return the object at a dotted path; raise RecipeError unless there is one."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RecipeError(
+            f"unknown baseline {path!r} ({error}); a dotted path to a class {_SUCH_AS}"
+        ) from error

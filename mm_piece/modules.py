@@ -7,11 +7,7 @@ subclass in which the weight is a property.
 
 from __future__ import annotations
 
-from collections.abc import (
-    Callable,
-    Iterator,
-    Mapping,
-)
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -71,8 +67,9 @@ def intercepting_reads(
     original_class = type(module)
     interception = Interception(dict(readers))
     attributes = tuple(readers)
+    subclass = _make_subclass(original_class, attributes)
     vars(module)[_INTERCEPTION] = interception
-    module.__class__ = _make_subclass(original_class, attributes)
+    module.__class__ = subclass
     try:
         yield interception
     finally:
@@ -192,13 +189,14 @@ def owners_of(model: nn.Module) -> dict[int, list[WeightOwner]]:
 
     for path, module in modules.items():
         # The path `a.b.c` lies in `a.b`, in `a`, and in the model, whose path is empty.
-        module_chain = [module]
         enclosing_path = path
+        module_chain = [module]
         while enclosing_path:
             enclosing_path, _, _ = enclosing_path.rpartition(".")
             module_chain.append(modules[enclosing_path])
 
-        for attribute, weight in module.named_parameters(recurse=False):
+        own_weights = module.named_parameters(recurse=False)
+        for attribute, weight in own_weights:
             owner = WeightOwner(attribute, tuple(module_chain))
             weight_owners = owners.setdefault(id(weight), [])
             weight_owners.append(owner)

@@ -9,27 +9,28 @@ from eval.baselines.baseline import Baseline
 
 _ATTENTION = "q_proj|k_proj|v_proj|o_proj|out_proj"
 _MLP = "fc1|fc2|linear_1|linear_2|gate_proj|up_proj|down_proj"
+# linear layers of the language model, the vision encoder and the projector
 _LINEAR = rf".*\.({_ATTENTION}|{_MLP})"
 
 
 class AdapterBaseline(Baseline):
-    """What changes is an adapter on every linear layer."""
+    """Baseline that trains an adapter on every linear layer, one for each task."""
 
     def make_config(self, linear: str) -> PeftConfig:
-        """The adapter, on the layers that a regular expression names."""
+        """Return the adapter's configuration for the layers that a regular expression names."""
         raise NotImplementedError
 
     def add_adapter(self) -> Any:
-        """The model with a fresh adapter."""
+        """Return the model with a fresh adapter."""
         return get_peft_model(self.model, self.make_config(_LINEAR))
 
     @property
     def num_entries(self) -> int:
-        """How many entries an adapter has."""
+        """Number of entries of an adapter."""
         adapted = self.add_adapter()
-        entries = adapted.get_nb_trainable_parameters()[0]
+        trainable, _ = adapted.get_nb_trainable_parameters()
         self.model = adapted.unload()
-        return entries
+        return trainable
 
     def learn_task(self, number: int, args: TrainingArguments) -> None:
         """Train an adapter on the task and merge it."""
@@ -39,4 +40,4 @@ class AdapterBaseline(Baseline):
         self.model = adapted.merge_and_unload().eval()
 
     def remember_adapter(self, adapted: Any) -> None:
-        """What is to be remembered of a trained adapter."""
+        """Store what later tasks need of a trained adapter: nothing, unless overridden."""

@@ -1,6 +1,7 @@
 """A-GEM (arXiv 1812.00420): a step may not raise the loss on a memory of earlier tasks.
 
-Where the step's gradient points against that of a batch from memory, the part that does is removed.
+Where a step's gradient g points against the gradient k of a batch from memory (g·k < 0), A-GEM
+removes the component along k.
 """
 
 import random
@@ -13,15 +14,13 @@ from eval.baselines.replay import Replay
 
 
 class AGem(Replay):
-    """Keeps a share of the rows of earlier tasks, like replay, and trains on none of them."""
+    """Baseline that stores earlier tasks' rows, like replay, but never trains on them."""
 
     def learn_task(self, number: int, args: TrainingArguments) -> None:
         """Train on the task alone, beside the memory of the earlier ones."""
         self.memory = [example for memory in self.task_memories[:number] for example in memory]
-        self.sampler, self.memory_batch_size = (
-            random.Random(number),
-            args.per_device_train_batch_size,
-        )
+        self.sampler = random.Random(number)
+        self.memory_batch_size = args.per_device_train_batch_size
         self.model.requires_grad_(True)
         self.train(self.model, self.tasks[number], args)
 
@@ -29,13 +28,34 @@ class AGem(Replay):
         """Remove from the gradients what would raise the loss on a batch from memory."""
         if not self.memory:
             return
-        trained = [weight for weight in model.parameters() if weight.grad is not None]
-        step = [weight.grad for weight in trained]
+
+        trained = []
+        step_gradients = []
+        for weight in model.parameters():
+            if weight.grad is not None:
+                trained.append(weight)
+                step_gradients.append(weight.grad)
+
+        # the model's gradients become those of the memory's loss
         model.zero_grad()
-        sampled = self.sampler.sample(self.memory, min(self.memory_batch_size, len(self.memory)))
-        model(**self.collate_batch(sampled)).loss.backward()
-        memory_gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in trained]
-        along = sum(float((g * k).sum()) for g, k in zip(step, memory_gradients, strict=True))
-        norm = sum(float(k.square().sum()) for k in memory_gradients)
-        for weight, g, k in zip(trained, step, memory_gradients, strict=True):
-            weight.grad = g - along / norm * k if along < 0 < norm else g
+        size = min(self.memory_batch_size, len(self.memory))
+        sampled = self.sampler.sample(self.memory, size)
+        batch = self.collate_batch(sampled)
+        model(**batch).loss.backward()
+        memory_gradients = []
+        for weight in trained:
+            gradient = weight.grad
+            if gradient is None:
+                gradient = torch.zeros_like(weight)
+            memory_gradients.append(gradient)
+
+        along = 0
+        norm = 0
+        for g, k in zip(step_gradients, memory_gradients, strict=True):
+            along += float((g * k).sum())
+            norm += float(k.square().sum())
+
+        # eq. 11: g - (g·k / k·k) k, over all weights as one vector
+        conflicts = along < 0 < norm
+        for weight, g, k in zip(trained, step_gradients, memory_gradients, strict=True):
+            weight.grad = g - along / norm * k if conflicts else g

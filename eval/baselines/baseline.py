@@ -11,22 +11,24 @@ from mm_piece.data import collate
 
 Examples = Sequence[dict[str, Tensor]]
 
-# What options of baselines may be; an experiment's are held against them before anything runs.
+# types of the baselines' options: an experiment's options are validated before anything runs
 Count = PositiveInt
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class Baseline:
-    """Learns task after task; `model` is what the next one starts from."""
+    """Learner of task after task; each task starts from `model` as the last one left it."""
 
     def __init__(self, model: Any, tasks: Sequence[Examples], pad: int) -> None:
         """`tasks` holds the encoded training examples of the whole sequence, in order."""
-        self.model, self.tasks, self.pad = model, tasks, pad
+        self.model = model
+        self.tasks = tasks
+        self.pad = pad
 
     @property
     def num_entries(self) -> int:
-        """How many entries may change in a task."""
+        """Number of entries that may change in a task."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def learn_task(self, number: int, args: TrainingArguments) -> None:
@@ -35,41 +37,54 @@ class Baseline:
         self.train(self.model, self.tasks[number], args)
 
     def train(self, model: Any, examples: Examples, args: TrainingArguments) -> None:
-        """Plain training on some examples; the model is ready to answer afterwards."""
-        BaselineTrainer(self, model, args, self.collate_batch, examples).train()  # type: ignore[arg-type]
+        """Train a model on some examples, and leave it in evaluation mode."""
+        trainer = BaselineTrainer(
+            self,
+            model,
+            args,
+            self.collate_batch,  # type: ignore[arg-type]
+            examples,
+        )
+        trainer.train()
         model.eval()
 
     def collate_batch(self, examples: Examples) -> dict[str, Tensor]:
-        """Examples side by side, as the model takes them."""
+        """Return the examples as one padded batch of model inputs."""
         return collate(examples, self.pad)
 
     def compute_penalty(
         self, model: Any, inputs: dict[str, Tensor], logits: Tensor
     ) -> Tensor | float:
-        """What a step's loss has beside that of the answers."""
+        """Return what to add to the loss of the answers: 0, unless overridden."""
         return 0.0
 
     def adjust_gradients(self, model: Any) -> None:
-        """What happens to the gradients of a step before the optimizer sees them."""
+        """Change a step's gradients before the optimizer step: no change, unless overridden."""
 
 
 class BaselineTrainer(Trainer):
-    """A Trainer that asks its baseline for a price, and to look at the gradients."""
+    """Trainer that adds its baseline's penalty and lets the baseline adjust the gradients."""
 
     def __init__(self, baseline: Baseline, *args: Any) -> None:
         super().__init__(*args)
         self.baseline = baseline
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, **options: Any
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        **options: Any,
     ) -> Any:
-        """The loss of the answers, and the baseline's price."""
+        """Return the loss of the answers plus the baseline's penalty."""
+        # the penalty may need the logits, whatever the caller wants back
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
-        loss = loss + self.baseline.compute_penalty(model, inputs, outputs.logits)
+        penalty = self.baseline.compute_penalty(model, inputs, outputs.logits)
+        loss = loss + penalty
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: Any, *args: Any, **options: Any) -> Tensor:
-        """Forward, backward, and what the baseline does to the gradients."""
+        """Run forward and backward, then let the baseline adjust the gradients."""
         loss = super().training_step(model, *args, **options)
         self.baseline.adjust_gradients(model)
         return loss

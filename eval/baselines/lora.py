@@ -9,12 +9,16 @@ from eval.baselines.baseline import Count
 
 
 class Lora(AdapterBaseline):
-    """A fresh adapter of `rank` for every task."""
+    """Baseline with a fresh LoRA adapter of `rank` for every task."""
 
     def __init__(self, *args: Any, rank: Count) -> None:
         super().__init__(*args)
         self.rank = rank
 
     def make_config(self, linear: str) -> PeftConfig:
-        """LoRA with twice the rank as alpha."""
-        return LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules=linear)
+        """Return a LoRA configuration with twice the rank as alpha."""
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=2 * self.rank,
+            target_modules=linear,
+        )

@@ -8,10 +8,13 @@ from eval.baselines.baseline import Baseline
 
 
 class MultiTask(Baseline):
-    """Every weight trains on the rows of all tasks, mixed."""
+    """Baseline that trains every weight on the rows of all tasks, mixed."""
 
     def learn_task(self, number: int, args: TrainingArguments) -> None:
         """Train on everything the first time, on nothing after that."""
-        if number == 0:
-            self.model.requires_grad_(True)
-            self.train(self.model, [*chain(*self.tasks)], args)
+        if number > 0:
+            return
+
+        examples = list(chain(*self.tasks))
+        self.model.requires_grad_(True)
+        self.train(self.model, examples, args)

@@ -11,30 +11,43 @@ _DOWN = ".lora_A.default.weight"
 
 
 class OLora(Lora):
-    """The price is `strength` times the sum of |A_earlier A_now'| over layers and earlier tasks."""
+    """Baseline with the penalty `strength` times the sum of |A_earlier A_now'|.
 
-    def __init__(self, *args: Any, rank: Count, strength: Strength = 0.5) -> None:
+    The sum runs over layers and earlier tasks.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        rank: Count,
+        strength: Strength = 0.5,
+    ) -> None:
         super().__init__(*args, rank=rank)
         self.strength = strength
         self.earlier: dict[str, list[Tensor]] = {}
 
     def remember_adapter(self, adapted: Any) -> None:
-        """Remember what the adapter projects onto."""
+        """Store the adapter's down-projections: the subspace that later adapters avoid."""
         for name, weight in _down_projections(adapted).items():
-            self.earlier.setdefault(name, []).append(weight.detach().clone())
+            stored = self.earlier.setdefault(name, [])
+            stored.append(weight.detach().clone())
 
     def compute_penalty(
-        self, model: Any, inputs: dict[str, Tensor], logits: Tensor
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        logits: Tensor,
     ) -> Tensor | float:
-        """How far the adapter is from orthogonal to the earlier ones."""
+        """Return how far the adapter is from orthogonal to the earlier ones."""
         now = _down_projections(model)
-        overlaps = (
-            (before @ now[name].t()).abs().sum()
-            for name, earlier_weights in self.earlier.items()
-            for before in earlier_weights
-        )
-        return self.strength * sum(overlaps)
+        total = 0
+        for name, earlier_weights in self.earlier.items():
+            for before in earlier_weights:
+                overlap = before @ now[name].t()  # (rank, rank)
+                total = total + overlap.abs().sum()
+        return self.strength * total
 
 
 def _down_projections(model: Any) -> dict[str, Tensor]:
-    return {name: weight for name, weight in model.named_parameters() if name.endswith(_DOWN)}
+    named = model.named_parameters()
+    return {name: weight for name, weight in named if name.endswith(_DOWN)}

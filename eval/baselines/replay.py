@@ -9,18 +9,21 @@ from eval.baselines.baseline import Baseline, Fraction
 
 
 class Replay(Baseline):
-    """Needs the data of earlier tasks."""
+    """Baseline that needs the data of earlier tasks."""
 
     def __init__(self, *args: Any, share: Fraction) -> None:
-        """`share` of an earlier task's rows is kept, drawn once."""
+        """`share` of an earlier task's rows is stored, drawn once."""
         super().__init__(*args)
         draw = random.Random(0)
-        self.task_memories = [
-            draw.sample(task, max(1, round(share * len(task)))) for task in self.tasks
-        ]
+        self.task_memories = []
+        for task in self.tasks:
+            count = max(1, round(share * len(task)))
+            self.task_memories.append(draw.sample(task, count))
 
     def learn_task(self, number: int, args: TrainingArguments) -> None:
-        """Train on the task and on what was kept of the earlier ones."""
+        """Train on the task and on the stored rows of the earlier ones."""
         self.model.requires_grad_(True)
-        earlier = [example for memory in self.task_memories[:number] for example in memory]
-        self.train(self.model, [*self.tasks[number], *earlier], args)
+        examples = list(self.tasks[number])
+        for memory in self.task_memories[:number]:
+            examples += memory
+        self.train(self.model, examples, args)

@@ -1,6 +1,6 @@
 """Sequential SHiRA (arXiv 2406.13175, PEFT): a random sparse adapter per task, merged.
 
-As many entries of each linear layer as LoRA of the same rank would have.
+It has as many entries of each linear layer as LoRA of the same rank.
 """
 
 from typing import Any
@@ -12,13 +12,18 @@ from eval.baselines.baseline import Count
 
 
 class Shira(AdapterBaseline):
-    """A fresh random pattern for every task."""
+    """Baseline with a fresh random pattern for every task."""
 
     def __init__(self, *args: Any, rank: Count) -> None:
         super().__init__(*args)
-        self.rank, self.last_seed = rank, 0
+        self.rank = rank
+        self.last_seed = 0
 
     def make_config(self, linear: str) -> PeftConfig:
-        """SHiRA with another seed each time."""
+        """Return a SHiRA configuration with another seed each time."""
         self.last_seed += 1
-        return ShiraConfig(r=self.rank, random_seed=self.last_seed, target_modules=linear)
+        return ShiraConfig(
+            r=self.rank,
+            random_seed=self.last_seed,
+            target_modules=linear,
+        )

@@ -1,4 +1,4 @@
-"""Zero-shot: nothing is learned; the lower bound."""
+"""Zero-shot: the base learns nothing; the lower bound."""
 
 from transformers import TrainingArguments
 
@@ -6,9 +6,9 @@ from eval.baselines.baseline import Baseline
 
 
 class Zero(Baseline):
-    """The base, whatever comes."""
+    """The base, unchanged by every task."""
 
     num_entries = 0
 
     def learn_task(self, number: int, args: TrainingArguments) -> None:
-        """Nothing."""
+        """Leave the model as it is."""

@@ -4,11 +4,7 @@ The gradients of all weights are summed entry by entry. If the sums of all entri
 than allowed, the entries are divided into blocks, and each block gets a pass over the data.
 """
 
-from collections.abc import (
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +41,10 @@ def split_into_blocks(
     empty. Raises SelectionError if the memory is too small for one entry.
     """
     if not num_sums:
-        return [[BlockRange(name, share.start, share.stop) for name, share in shares.items()]]
+        only_block = []
+        for name, share in shares.items():
+            only_block.append(BlockRange(name, share.start, share.stop))
+        return [only_block]
 
     bytes_per_entry = _BYTES * num_sums
     capacity = memory // bytes_per_entry

@@ -4,12 +4,7 @@ Source: MIGU (wenyudu/MIGU), whose sums of one training step are taken here over
 task.
 """
 
-from collections.abc import (
-    Callable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -117,7 +112,8 @@ def _sum_outputs(
     sums: dict[str, Tensor] = {}
     for rows in block:
         size = rows.stop - rows.start
-        sums[rows.name] = torch.zeros(size, device=named[rows.name].device)
+        device = named[rows.name].device
+        sums[rows.name] = torch.zeros(size, device=device)
 
     # One example at a time and without its padding: the batches must not show in the result.
     num_examples = 0
@@ -179,6 +175,8 @@ def _strip_padding(example: Batch) -> Batch:
     attended = mask[0].bool()
     stripped: dict[str, Any] = {}
     for key, value in example.items():
-        is_by_token = isinstance(value, Tensor) and value.shape == mask.shape
-        stripped[key] = value[:, attended] if is_by_token else value
+        # One number for each token; images and the like stay as they are.
+        if isinstance(value, Tensor) and value.shape == mask.shape:
+            value = value[:, attended]
+        stripped[key] = value
     return stripped

@@ -4,12 +4,7 @@ Each weight's gradient is handed over and freed as soon as it is complete. All g
 would take as much memory as a second model.
 """
 
-from collections.abc import (
-    Callable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -152,7 +147,9 @@ def to_model_device(batch: Batch, model: nn.Module) -> dict[str, Any]:
     device = next(model.parameters()).device
     moved: dict[str, Any] = {}
     for key, value in batch.items():
-        moved[key] = value.to(device) if isinstance(value, Tensor) else value
+        if isinstance(value, Tensor):
+            value = value.to(device)
+        moved[key] = value
     return moved
 
 

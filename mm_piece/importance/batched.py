@@ -5,11 +5,7 @@ Then the rows of its output's gradient belong to one example each. A trial run f
 nothing needs to be known about their code.
 """
 
-from collections.abc import (
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -145,7 +141,7 @@ def find_separable_modules(model: nn.Module, batch: Batch) -> SeparableModules:
         for example_calls, _ in example_runs:
             all_calls.append(example_calls.get(module, []))
 
-        # A second call would show a second part of the gradient, see `per_example`.
+        # Two calls show two terms of a gradient, whose sum is to be squared: see `per_example`.
         if any(len(calls) != 1 for calls in all_calls):
             continue
 

@@ -6,12 +6,7 @@ Kullback-Leibler divergence; Adafactor (arXiv 1804.04235) keeps second moments i
 Vectors (biases, norms) lose nothing by it: their columns are one.
 """
 
-from collections.abc import (
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -97,7 +92,7 @@ def factor_scores(
         end = first + len(sums)
         row_sums[name][first:end] = sums
 
-    # What other processes sum is zero here.
+    # Entries that other processes have scored are zeros here.
     for name, sums in row_sums.items():
         row_sums[name] = distributed.all_reduce_sum(sums)
     for name, sums in column_sums.items():

@@ -1,8 +1,8 @@
 """Sums over folds of the examples, at a random sample of entries.
 
-From them follows what scores would be on other sets of examples: on halves of these, say. Sums of
-every fold at every entry would take as much memory again for each fold. A random sample of entries
-has the same distribution of scores, and its sums are read off the running ones after each batch.
+Sums of some folds give the scores on these examples alone, and so tell how far scores depend on
+which examples were drawn. At every entry they would take as much memory again for each fold. A
+random sample of entries has the same distribution of scores.
 """
 
 from collections.abc import Mapping, Sequence

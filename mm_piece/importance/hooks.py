@@ -5,13 +5,7 @@ gets the gradient there and what the module was called with, and computes the gr
 weights. The weights themselves stay frozen, so autograd makes no gradient of their size.
 """
 
-from collections.abc import (
-    Callable,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -261,7 +255,7 @@ class _Placeholder:
 class _ObservedOutput(torch.autograd.Function):
     """An output, unchanged; on the way back an observer gets its gradient and the module's call.
 
-    A function of its own and not a tensor hook, because it holds the module's inputs until then.
+    A function of its own, not a tensor hook: autograd saves the module's inputs with it.
     """
 
     @staticmethod

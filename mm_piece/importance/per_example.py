@@ -4,12 +4,7 @@ A batch goes through the model in one pass where its examples can be told apart 
 the weights where they cannot, the examples of the batch follow one by one.
 """
 
-from collections.abc import (
-    Collection,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -64,18 +59,19 @@ from mm_piece.modules import WeightOwner, owners_of
 # are therefore T_n / T times what L_n alone gives. The scale T / T_n makes up for it; it must come
 # before squaring, so that an example counts the same in whatever batch it stands.
 #
-# Reuse. A module that runs twice for one example gives g_n = a + b, one part for each call. Neither
+# Reuse. A module that runs twice for one example gives g_n = a + b, one term for each call. Neither
 # call shows the sum, and a ** 2 + b ** 2 is not (a + b) ** 2. The same holds for a weight that is
-# tied (it lies in two modules) or read while its module does not run. Such weights are excluded
-# from observing that module: a module around all of the calls may be recomputed, or way 3 is left,
-# where autograd sums the parts before anything is squared.
+# read while its module does not run (a functional layer does so). That module is therefore excluded
+# for the weight. A module around it, which runs once and contains all uses, may be recomputed; else
+# way 3 is left, where autograd adds the terms before anything is squared. So it is, always, for a
+# tied weight, which lies in several modules.
 
 ReusedModules = Collection[tuple[str, nn.Module]]  # weights, each with a module that runs twice
 
 
 @dataclass(frozen=True)
 class _GradientPass:
-    """How one backward pass finds the gradients of some weights; false if of none."""
+    """How one backward pass finds the gradients of some weights; false if there are none."""
 
     observers: Sequence[ModuleObserver]
     collected: Mapping[str, nn.Parameter]  # dense gradients, from autograd
@@ -85,7 +81,7 @@ class _GradientPass:
 
 
 class PerExampleGradients:
-    """The gradients of the weights of `sums`, which they are added to.
+    """A source of each example's gradients, which it adds to `sums` for the weights of a block.
 
     The way to a weight's gradient depends on the model and the batch only, never on which other
     weights are scored: it rounds the same in every block, whatever the memory budget.

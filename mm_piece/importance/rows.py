@@ -1,11 +1,6 @@
 """Output rows: the entries of a weight that make one output, scored and selected together."""
 
-from collections.abc import (
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 
 import torch

@@ -15,7 +15,6 @@ crash a file may lie there that the manifest does not list, but never the other 
 import hashlib
 import json
 import os.path
-import re
 from collections.abc import (
     Iterable,
     Iterator,
@@ -40,15 +39,11 @@ from mm_piece.errors import (
 from mm_piece.files import atomic
 from mm_piece.files.atomic import reporting_os_errors
 from mm_piece.store import manifest
+from mm_piece.store.garbage import iter_half_written, iter_unlisted
 from mm_piece.store.manifest import (
-    DELTA_FILE_PATTERN,
     MANIFEST,
     ManifestEntry,
 )
-
-_TEMPORARY_NAME = re.compile(r"\..+\.[0-9]+\.tmp")  # of `atomic.writing_atomically`
-_NUMBERED_SUFFIXES = {"answers": ".json", "kept": ".safetensors"}
-_NUMBER_PATTERN = re.compile(r"[0-9]{4,}")
 
 
 class DeltaStore:
@@ -218,7 +213,7 @@ class DeltaStore:
             self.reload()
             # nobody else writes now: temporary files are those of a crashed writer
             with reporting_os_errors(self.path):
-                for stale in self._iter_half_written():
+                for stale in iter_half_written(self.path):
                     stale.unlink()
             yield
 
@@ -248,8 +243,8 @@ class DeltaStore:
         # not `writing`, which would remove half-written files even in a dry run
         with self._acquiring_lock(), reporting_os_errors(self.path):
             self.reload()
-            garbage = list(self._iter_half_written())
-            garbage += self._iter_unlisted()
+            garbage = list(iter_half_written(self.path))
+            garbage += iter_unlisted(self.path, self._entries)
             garbage.sort()
             if dry_run:
                 return garbage
@@ -356,60 +351,6 @@ class DeltaStore:
             yield
         finally:
             self._lock.release()  # counted: only the outermost block gives it back
-
-    def _iter_half_written(self) -> Iterator[Path]:
-        """Yield a crashed writer's temporary files; only the owner of the lock may remove them."""
-        paths = self._list_own_paths()
-        for folder in _NUMBERED_SUFFIXES:
-            paths += self._list_own_paths(folder)
-
-        for path in paths:
-            if _TEMPORARY_NAME.fullmatch(path.name) and path.is_file():
-                yield path
-
-    def _iter_unlisted(self) -> Iterator[Path]:
-        """Yield deltas, answers, retention importance and scratch of no use to this store."""
-        listed = {entry.file for entry in self._entries}
-        for path in self._list_own_paths():
-            is_delta = DELTA_FILE_PATTERN.fullmatch(path.name)
-            if is_delta and path.name not in listed and path.is_file():
-                yield path
-
-        for folder, suffix in _NUMBERED_SUFFIXES.items():
-            yield from self._iter_past_end(folder, suffix)
-        yield from self._iter_finished_work()
-
-    def _iter_past_end(self, folder: str, suffix: str) -> Iterator[Path]:
-        """Yield a folder's numbered files of positions that the store does not have."""
-        last = len(self)
-        for path in self._list_own_paths(folder):
-            # other files in the folder are not ours
-            if path.suffix != suffix or not _NUMBER_PATTERN.fullmatch(path.stem):
-                continue
-            if int(path.stem) > last and path.is_file():
-                yield path
-
-    def _iter_finished_work(self) -> Iterator[Path]:
-        """Yield the scratch folders of tasks that were learned."""
-        last = len(self)
-        for path in self._list_own_paths("work"):
-            if not _NUMBER_PATTERN.fullmatch(path.name):
-                continue
-            # `work/0000` is not ours: position 0 is never trained
-            number = int(path.name)
-            if 1 <= number <= last and path.is_dir():
-                yield path
-
-    def _list_own_paths(self, *folder: str) -> list[Path]:
-        """List the paths in a folder of the store, links aside: this library makes none."""
-        path = self.path.joinpath(*folder)
-        if not path.is_dir():
-            return []
-        # the store itself may be a link, its folders may not
-        if folder and path.is_symlink():
-            return []
-        children = path.iterdir()
-        return [child for child in children if not child.is_symlink()]
 
     def _write_manifest(self, entries: list[ManifestEntry]) -> None:
         text = manifest.serialize_manifest(self.base, entries)

@@ -12,24 +12,23 @@ import os.path
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mm_piece.errors import (
     PieceError,
-    RecipeError,
     StoreError,
     as_path,
 )
 from mm_piece.files.atomic import creating_folder, reporting_os_errors
-from mm_piece.recipe import parse_recipe
 from mm_piece.store import hub, manifest
 from mm_piece.store.base_record import relocate_base
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.store.loading import as_store
 from mm_piece.store.manifest import MANIFEST, ManifestEntry
 from mm_piece.store.model_card import GENERATED_MARK, format_model_card
+from mm_piece.store.snapshot import StoreSnapshot, drop_unlearned_tasks, read_snapshot
 
 _CARD_NAME = "README.md"
 
@@ -45,7 +44,7 @@ def transfer_positions(
     gets no more than the results that it lacks. Raises StoreError if `to` is of another base or has
     diverged, PositionError, and the errors of `verify`.
     """
-    snapshot = _read_snapshot(as_store(source), at)
+    snapshot = read_snapshot(as_store(source), at)
     return _copy_snapshot(snapshot, as_path(to, "the new store"))
 
 
@@ -67,8 +66,8 @@ def fork(
             raise StoreError(f"{to}: is a store already; a fork makes a new one")
 
     opened.data(at)  # a PositionError for 0 too, where nothing would be shared
-    snapshot = _read_snapshot(opened, at)
-    snapshot = _drop_unlearned_tasks(snapshot, to)
+    snapshot = read_snapshot(opened, at)
+    snapshot = drop_unlearned_tasks(snapshot, to)
     return _copy_snapshot(snapshot, to)
 
 
@@ -96,7 +95,7 @@ def push(
     """
     folder = hub.folder_of(to)
     if folder is None:
-        snapshot = _read_snapshot(as_store(store), None)
+        snapshot = read_snapshot(as_store(store), None)
         return _push_to_hub(snapshot, str(to), private, revision)
 
     if private or revision:
@@ -125,95 +124,7 @@ def pull(
     return transfer_positions(DeltaStore.open(folder), to)
 
 
-@dataclass(frozen=True)
-class _StoreSnapshot:
-    """Positions 0…at of a store, verified; messages call it `name`."""
-
-    store: DeltaStore
-    name: str
-    base: dict[str, Any]
-    entries: list[ManifestEntry]
-    recipe: str
-    results: dict[str, Any]
-    answers: dict[int, dict[str, Any]]
-
-
-def _read_snapshot(store: DeltaStore, at: int | None) -> _StoreSnapshot:
-    """Read and verify positions 0…`at` of a store."""
-    # verified before anything is copied
-    entries = store.verify(at)
-    answers = {}
-    for position in range(len(entries) + 1):
-        rows = store.answers(position)
-        if rows:
-            answers[position] = rows
-
-    return _StoreSnapshot(
-        store=store,
-        name=str(store.path),
-        base=store.base,
-        entries=entries,
-        results=_truncate_results(store.results(), entries),
-        recipe=store.recipe,
-        answers=answers,
-    )
-
-
-def _truncate_results(
-    results: dict[str, Any],
-    entries: Sequence[ManifestEntry],
-) -> dict[str, Any]:
-    """Return the results measured at the base and at these positions."""
-    num_rows = len(entries) + 1  # one for the base
-    truncated = dict(results)
-    for key in ("matrix", "base_ability"):
-        if key in results:
-            truncated[key] = results[key][:num_rows]
-
-    kinds = results.get("base_kinds")
-    if kinds:
-        truncated["base_kinds"] = {kind: values[:num_rows] for kind, values in kinds.items()}
-
-    tasks = {entry.task for entry in entries}
-    for key in ("seconds", "stability"):
-        by_task = results.get(key)
-        if by_task:
-            truncated[key] = {task: facts for task, facts in by_task.items() if task in tasks}
-    return truncated
-
-
-def _drop_unlearned_tasks(
-    snapshot: _StoreSnapshot,
-    to: Path,
-) -> _StoreSnapshot:
-    """Drop the tasks that were not learned from recipe and results; the recipe names `to`.
-
-    A store that `train` did not make may have any text as its recipe, or one of other tasks: it
-    stays as it is.
-    """
-    learned = [entry.task for entry in snapshot.entries]
-    results = snapshot.results
-    # a matrix has one column for each task of the recipe, learned or not
-    if results.get("tasks", [])[: len(learned)] == learned:
-        matrix = [row[: len(learned)] for row in results["matrix"]]
-        results = {**results, "tasks": learned, "matrix": matrix}
-        snapshot = replace(snapshot, results=results)
-
-    try:
-        recipe = parse_recipe(snapshot.recipe)
-    except RecipeError:
-        return snapshot
-
-    tasks = tuple(task for task in recipe.tasks if task.name in learned)
-    changes = {
-        "tasks": tasks,
-        "store": str(to),
-    }
-    recipe = recipe.model_copy(update=changes)
-    return replace(snapshot, recipe=recipe.to_yaml()) if tasks else snapshot
-
-
-def _copy_snapshot(snapshot: _StoreSnapshot, to: Path) -> DeltaStore:
+def _copy_snapshot(snapshot: StoreSnapshot, to: Path) -> DeltaStore:
     """Write a snapshot to a new store, or add what an existing one lacks."""
     if to.exists():
         target = _open_target(snapshot, to)
@@ -230,7 +141,7 @@ def _copy_snapshot(snapshot: _StoreSnapshot, to: Path) -> DeltaStore:
     return DeltaStore.open(to)
 
 
-def _open_target(snapshot: _StoreSnapshot, to: Path) -> DeltaStore:
+def _open_target(snapshot: StoreSnapshot, to: Path) -> DeltaStore:
     """Open and verify the store in a folder; create one where the folder has none."""
     if not (to / MANIFEST).exists():
         base = relocate_base(snapshot.base, snapshot.store.path, to)
@@ -257,7 +168,7 @@ def _making_folder(to: Path) -> Iterator[Path]:
             raise type(error)(message) from error
 
 
-def _append_missing(target: DeltaStore, snapshot: _StoreSnapshot) -> None:
+def _append_missing(target: DeltaStore, snapshot: StoreSnapshot) -> None:
     """Add what the target lacks: deltas, recipe, answers, results."""
     # deltas come first, as no row of results may stand without its position
     new = snapshot.entries[len(target) :]
@@ -283,7 +194,7 @@ def _require_same_history(
     target_name: str,
     base: dict[str, Any],
     entries: Sequence[ManifestEntry],
-    snapshot: _StoreSnapshot,
+    snapshot: StoreSnapshot,
 ) -> None:
     """Raise StoreError unless one of two histories continues the other."""
     # only the fingerprint is required, but two recorded digests must agree as well
@@ -302,7 +213,7 @@ def _require_same_history(
 
 
 def _push_to_hub(
-    snapshot: _StoreSnapshot,
+    snapshot: StoreSnapshot,
     repository: str,
     private: bool,
     revision: str | None,
@@ -355,7 +266,7 @@ def _is_handwritten(card: Path) -> bool:
 
 
 def _read_remote_entries(
-    snapshot: _StoreSnapshot,
+    snapshot: StoreSnapshot,
     repository: str,
     remote_names: set[str],
     scratch: Path,
@@ -377,7 +288,7 @@ def _read_remote_entries(
 
 
 def _collect_files(
-    snapshot: _StoreSnapshot,
+    snapshot: StoreSnapshot,
     repository: str,
 ) -> dict[str, str | bytes]:
     """Return all files of a store in a repository: small ones as content, deltas as paths."""
@@ -435,7 +346,7 @@ def _pull_from_hub(
         hub.download_files(repository, commit, wanted, scratch)
 
         with _naming_repository(repository, scratch):
-            snapshot = _read_snapshot(DeltaStore.open(scratch), None)
+            snapshot = read_snapshot(DeltaStore.open(scratch), None)
         base = _drop_folder(snapshot.base)
         snapshot = replace(snapshot, name=repository, base=base)
         return _copy_snapshot(snapshot, to)

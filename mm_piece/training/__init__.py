@@ -2,9 +2,10 @@
 
 loop                the tasks of a recipe, resumable at any instant
 store_setup         a recipe's store: a new one, or the one that a run goes on with
-preflight           what is wrong with a recipe and its data, before anything is trained
+preflight           settings that fit each other; `check`: also base and data
+data_check          what a task's rows look like to a base
 base_parts          whether the parts of a base fit each other
-retention           importance of what a model is to keep
+retention           importance K of what the model should retain; retention_run: in a run
 penalty             the pull back to where a task found its entries
 
 trainer             `SparseTrainer`, `fit`: transformers' Trainer over compact values

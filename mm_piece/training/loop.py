@@ -5,7 +5,7 @@ leaves on disk is whole or not there, so a run that was stopped goes on with the
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,13 +15,14 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
-from mm_piece import distributed, importance
+from mm_piece import distributed
 from mm_piece.data import EncodedDataset, digest_of, tokenizer_of
 from mm_piece.deltas.delta import Delta
 from mm_piece.deltas.file_layout import LAYOUT_KEY, layout_of
 from mm_piece.distributed.progress import print_line, progress_bar
 from mm_piece.evaluation.answers import pad_token_of
 from mm_piece.evaluation.matrix import count_measured_rows, measure_position
+from mm_piece.importance.factored import RetentionImportance
 from mm_piece.recipe import (
     Recipe,
     SelectionSettings,
@@ -38,7 +39,12 @@ from mm_piece.store.delta_store import DeltaStore
 from mm_piece.training import retention
 from mm_piece.training.arguments import arguments
 from mm_piece.training.preflight import preflight
-from mm_piece.training.retention import RetentionImportance
+from mm_piece.training.retention_run import (
+    estimate_retention,
+    make_penalty_strengths,
+    needs_retention,
+    save_retention,
+)
 from mm_piece.training.stopping import GracefulStop
 from mm_piece.training.store_setup import (
     Run,
@@ -167,7 +173,7 @@ def _select_entries(run: Run, inputs: _TaskInputs) -> tuple[TaskSelection, Mask 
 
     @cache  # two more estimates: made once, and only if the method or the penalty asks
     def make_retention() -> RetentionImportance:
-        return estimate_retention(run, inputs)
+        return estimate_retention(run, inputs.encoded, inputs.select, inputs.seed)
 
     selection = select_for_task(
         run.model,
@@ -247,27 +253,6 @@ def build_training_examples(run: Run, inputs: _TaskInputs) -> Sequence[dict[str,
     return ConcatDataset([encoded, rehearsal])  # type: ignore[return-value] - it can be indexed
 
 
-def make_penalty_strengths(
-    recipe: Recipe,
-    mask: Mask,
-    make_retention: Callable[[], RetentionImportance],
-) -> Mask | None:
-    """Return λ K of each selected entry, how strongly it is penalised; None without a penalty."""
-    if recipe.penalty == 0:
-        return None
-
-    importances = make_retention()
-    return {
-        name: recipe.penalty * importances.scores_at(name, index) for name, index in mask.items()
-    }
-
-
-def needs_retention(recipe: Recipe, task: Task) -> bool:
-    """Whether later tasks need the importance of this one's examples."""
-    method = recipe.select_of(task).method
-    return recipe.penalty > 0 or importance.rule_of(method).uses_retention
-
-
 def fill_missing_retention(run: Run) -> None:
     """Estimate learned tasks' importance where it is missing: a run may have ended before it."""
     for position, task in enumerate(run.recipe.tasks[: len(run.store)], start=1):
@@ -279,43 +264,6 @@ def fill_missing_retention(run: Run) -> None:
         save_retention(run, encoded, task, position)
         if distributed.is_main():
             rmtree(_work_folder(run, position), ignore_errors=True)
-
-
-def estimate_retention(run: Run, inputs: _TaskInputs) -> RetentionImportance:
-    """Return the importance K for what the model should retain while it learns its next task."""
-    positions = range(1, len(run.store) + 1)
-    earlier = [
-        retention.read_sensitivity(_retention_file(run, position), entry.sha256)
-        for position, entry in zip(positions, run.store.entries, strict=True)
-    ]
-    return retention.make_retention_importance(
-        run.model,
-        inputs.encoded,
-        inputs.select,
-        inputs.seed,
-        earlier,
-    )
-
-
-def save_retention(
-    run: Run,
-    encoded: EncodedDataset,
-    task: Task,
-    position: int,
-) -> None:
-    """Estimate the importance of a learned task's examples, once; the model stands behind it."""
-    file = _retention_file(run, position)
-    delta = run.store.entries[position - 1].sha256
-    if distributed.broadcast(retention.read_sensitivity(file, delta) is not None):
-        return
-
-    select = run.recipe.select_of(task)
-    with run.zero.engine_context(run.model):
-        sample = encoded.sample(select.samples, run.recipe.seed)
-        sensitivity = retention.estimate_sensitivity(run.model, sample, select)
-    if distributed.is_main():
-        retention.write_sensitivity(file, sensitivity, delta)
-    distributed.barrier()
 
 
 def make_encoded_dataset(run: Run, task: Task, position: int) -> EncodedDataset:
@@ -331,10 +279,6 @@ def make_encoded_dataset(run: Run, task: Task, position: int) -> EncodedDataset:
 
 def _work_folder(run: Run, position: int) -> Path:
     return run.store.work / f"{position:04d}"
-
-
-def _retention_file(run: Run, position: int) -> Path:
-    return run.store.path / "kept" / f"{position:04d}.safetensors"
 
 
 def _append_delta(store: DeltaStore, delta: Delta) -> None:

@@ -1,8 +1,8 @@
-"""What a delta costs: bytes, time and memory, beside its rivals, in one run on one core.
+"""What a delta costs: bytes, time and memory, beside baselines, in one run on one core.
 
 Run:   OMP_NUM_THREADS=1 python -m eval.bench.delta [--quick] [--out FILE.json] [--only SECTION]
-Needs: peft (its SHiRA is a rival), zstandard if it is to be a rival too; 6 GB of memory, 15 GB of
-       disk in the folder for temporary files. --quick: half a minute, sizes too small to judge by.
+Needs: peft (SHiRA is a baseline), zstandard for another baseline; 6 GB of memory, 15 GB of disk in
+       the folder for temporary files. --quick: half a minute, sizes too small to judge by.
 Out:   tables, the goals last; --out: all numbers, versions, commit, goals and whether they are met
 """
 

@@ -1,7 +1,7 @@
-"""What no code can beat: information in masks, and in values whose bytes are coded one by one.
+"""Lower bounds of any code, in bits: information in masks, and in values coded byte by byte.
 
-All in bits. `mask_bits` is exact for masks of which only size and count are known; a clustered mask
-holds less, and a code that finds the clusters may go below.
+`mask_bits` is exact for masks of which only size and count are known. A clustered mask holds less
+information, and a code that finds the clusters may go below.
 """
 
 import math
@@ -16,24 +16,29 @@ from mm_piece.dtypes import view_bits
 
 def choose_bits(size: int, count: int) -> float:
     """Return log2 of the number of ways to choose `count` of `size`."""
+    # log of the binomial coefficient, n! as gamma(n + 1)
     ways = math.lgamma(size + 1) - math.lgamma(count + 1) - math.lgamma(size - count + 1)
     return ways / math.log(2)
 
 
 def mask_bits(delta: Delta) -> float:
-    """Return what the indices hold, tensor by tensor."""
-    return sum(
-        choose_bits(math.prod(delta.shapes[name]), len(index))
-        for name, index in delta.indices.items()
-    )
+    """Return the information in the indices, tensor by tensor."""
+    total = 0
+    for name, index in delta.indices.items():
+        size = math.prod(delta.shapes[name])
+        total += choose_bits(size, len(index))
+    return total
 
 
 def mask_bits_given(delta: Delta, known: Mapping[str, Tensor]) -> float:
-    """Return what the indices hold for a reader who has another mask: inside and outside of it."""
+    """Return the information in the indices for a reader who has another mask."""
     total = 0.0
     for name, index in delta.indices.items():
-        size, other = math.prod(delta.shapes[name]), known.get(name, index[:0])
-        inside = len(np.intersect1d(index.numpy(), other.numpy(), assume_unique=True))
+        size = math.prod(delta.shapes[name])
+        other = known.get(name, index[:0])
+        shared = np.intersect1d(index.numpy(), other.numpy(), assume_unique=True)
+        # inside and outside of the known mask are coded by themselves
+        inside = len(shared)
         total += choose_bits(len(other), inside)
         total += choose_bits(size - len(other), len(index) - inside)
     return total
@@ -45,13 +50,15 @@ def value_bits(rows: Mapping[str, Tensor]) -> float:
 
 
 def difference_bits(delta: Delta, old: Mapping[str, Tensor]) -> float:
-    """Return that entropy for differences of bit patterns, small ones of either sign small."""
+    """Return that entropy for differences of bit patterns, in zigzag coding."""
     total = 0.0
     for name, values in delta.values.items():
-        step = (
-            view_bits(values).numpy() - view_bits(old[name]).numpy()
-        )  # wraps around, as its inverse does
-        total += _plane_bits((step << 1) ^ (step >> (8 * step.itemsize - 1)))
+        after = view_bits(values).numpy()
+        before = view_bits(old[name]).numpy()
+        step = after - before  # wraps around, as its inverse does
+        # zigzag: small steps of either sign become small numbers
+        sign = step >> (8 * step.itemsize - 1)
+        total += _plane_bits((step << 1) ^ sign)
     return total
 
 
@@ -59,18 +66,22 @@ def previous_values(deltas: list[Delta], base: Mapping[str, Tensor]) -> list[dic
     """Return the values that each delta replaces, and move `base` to the last position."""
     found = []
     for delta in deltas:
-        found.append(
-            {name: gather_entries(base[name], index) for name, index in delta.indices.items()}
-        )
+        replaced = {}
+        for name, index in delta.indices.items():
+            replaced[name] = gather_entries(base[name], index)
+        found.append(replaced)
         delta.apply(base)
     return found
 
 
 def _plane_bits(patterns: np.ndarray) -> float:
-    planes = np.ascontiguousarray(patterns).view(np.uint8).reshape(patterns.size, -1).T
+    """Return the zeroth-order entropy of each byte plane, summed."""
+    data = np.ascontiguousarray(patterns).view(np.uint8)
+    planes = data.reshape(patterns.size, -1).T  # (bytes of a value, values)
     total = 0.0
     for plane in planes:
         counts = np.bincount(plane)
         counts = counts[counts > 0]
-        total -= float(np.sum(counts * np.log2(counts / plane.size)))
+        frequencies = counts / plane.size
+        total -= float(np.sum(counts * np.log2(frequencies)))
     return total

@@ -4,7 +4,7 @@
     copyfile            shutil.copyfile of the base's files
     load + save         mm_piece.load, then the model's save_pretrained
 
-Each is a process of its own, what it wrote is on disk when its time ends, and both checkpoints must
+Each is a process of its own, and its time ends when its files are on disk. Both checkpoints must
 hold the same tensors. Peak memory is that of the whole process, imports included.
 """
 
@@ -26,41 +26,54 @@ from mm_piece.dtypes import view_bits
 from mm_piece.files.safetensors import read_tensor_locations
 from mm_piece.models.base import load_base, tensors
 
-LAYERS = {True: 2, False: 8}
-SHARD = {True: 20_000_000, False: 1_000_000_000}  # bytes
+LAYERS = {True: 2, False: 8}  # by --quick
+SHARD = {True: 20_000_000, False: 1_000_000_000}  # bytes, by --quick
 POSITIONS = 2
 
 
 def measure_section(bench: BenchContext) -> dict[str, Any]:
-    """Measure the three, and compare what they wrote."""
+    """Measure the three candidates, and compare their files."""
     bench.show_progress("a checkpoint and a store")
     size = run_in_process(_make_base_and_store, bench.folder, bench.quick, bench.seed)
-    writers = {"export": _export_store, "copyfile": _copy_base, "load + save": _load_and_save}
-    candidates = {
-        name: partial(_measure_writer, bench, name, writer) for name, writer in writers.items()
+    writers = {
+        "export": _export_store,
+        "copyfile": _copy_base,
+        "load + save": _load_and_save,
     }
-    found = measure_interleaved(candidates, 1 if bench.quick else 3)
+    candidates = {}
+    for name, writer in writers.items():
+        candidates[name] = partial(_measure_writer, bench, name, writer)
+    rounds = 1 if bench.quick else 3
+    found = measure_interleaved(candidates, rounds)
+
     bench.show_progress("compare")
-    equal = _digest_tensors(bench.folder / "export") == _digest_tensors(
-        bench.folder / "load + save"
-    )
-    changed = _digest_tensors(bench.folder / "export") != _digest_tensors(bench.folder / "copyfile")
+    digests = {name: _digest_tensors(bench.folder / name) for name in writers}
+    equal = digests["export"] == digests["load + save"]
+    # or both might have written the base
+    changed = digests["export"] != digests["copyfile"]
+    same = equal and changed
+    peak = found["export"]["done_total_peak_B"]
     return {
         "bytes": size,
         "positions": POSITIONS,
-        "equal": equal and changed,
+        "equal": same,
         "ways": found,
         "goals": [
-            make_goal("peak memory of export, GB", found["export"]["done_total_peak_B"] / 1e9, 2),
-            make_goal("export equals load + save", equal and changed, 1, "at least"),
+            make_goal("peak memory of export, GB", peak / 1e9, 2),
+            make_goal("export equals load + save", same, 1, "at least"),
         ],
     }
 
 
 def _make_base_and_store(folder: Path, quick: bool, seed: int) -> int:
-    make_base(folder / "tiny", make_model(TINY, 1, seed), 10**9)
-    model = make_model(SMALL if quick else LARGE, LAYERS[quick], seed)
-    make_store(folder / "store", model, make_base(folder / "base", model, SHARD[quick]), POSITIONS)
+    """Write a base, a store on it, and a tiny base; return the bytes of the model."""
+    tiny = make_model(TINY, 1, seed)
+    make_base(folder / "tiny", tiny, 10**9)
+
+    sizes = SMALL if quick else LARGE
+    model = make_model(sizes, LAYERS[quick], seed)
+    base = make_base(folder / "base", model, SHARD[quick])
+    make_store(folder / "store", model, base, POSITIONS)
     return sum(row.nbytes for row in tensors(model).values())
 
 
@@ -68,23 +81,27 @@ def _measure_writer(
     bench: BenchContext, name: str, writer: Callable[..., None]
 ) -> dict[str, float]:
     bench.show_progress(name)
-    shutil.rmtree(bench.folder / name, ignore_errors=True)
+    target = bench.folder / name
+    shutil.rmtree(target, ignore_errors=True)
+    # what earlier runs have not written yet must not cost this one time
     os.sync()
-    return run_in_process(
-        _meter_writer, writer, bench.folder, bench.folder / name, SHARD[bench.quick]
-    )
+    shard = SHARD[bench.quick]
+    return run_in_process(_meter_writer, writer, bench.folder, target, shard)
 
 
 def _meter_writer(
     writer: Callable[..., None], folder: Path, to: Path, shard: int
 ) -> dict[str, float]:
+    """Write in this process, and return its marks."""
     import torch
 
     torch.set_num_threads(1)
+    # what a process does only the first time is not measured
     load_base(folder / "tiny", dtype="bfloat16")
     meter = ResourceMeter()
     writer(folder, to, shard)
     meter.record_mark("done")
+
     for file in to.iterdir():
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
@@ -114,7 +131,8 @@ def _digest_tensors(folder: Path) -> dict[str, str]:
     found = {}
     for file in sorted(folder.glob("*.safetensors")):
         for name, place in read_tensor_locations(file).items():
-            sha = hashlib.sha256(repr((place.dtype, place.shape)).encode())
+            header = repr((place.dtype, place.shape))
+            sha = hashlib.sha256(header.encode())
             for _, piece in place.iter_slices():
                 sha.update(view_bits(piece).numpy().data)
             found[name] = sha.hexdigest()
@@ -126,6 +144,7 @@ def make_tables(result: dict[str, Any]) -> list[Table]:
     same = "equal tensors" if result["equal"] else "DIFFERENT tensors"
     title = f"Export {result['bytes'] / 1e9:.2f} GB at {result['positions']}: {same}"
     table = Table("", title=title, title_justify="left")
+    # key of the result, and the unit to show it in
     columns = {
         "wall s": ("done_wall_s", 1),
         "CPU s": ("done_cpu_s", 1),
@@ -137,6 +156,7 @@ def make_tables(result: dict[str, Any]) -> list[Table]:
         table.add_column(column, justify="right")
     copied = result["ways"]["copyfile"]["synced_wall_s"]
     for name, row in result["ways"].items():
-        cells = (f"{row[key] / unit:.2f}" for key, unit in columns.values())
-        table.add_row(name, *cells, f"{row['synced_wall_s'] / copied:.2f}")
+        cells = [f"{row[key] / unit:.2f}" for key, unit in columns.values()]
+        ratio = row["synced_wall_s"] / copied
+        table.add_row(name, *cells, f"{ratio:.2f}")
     return [table]

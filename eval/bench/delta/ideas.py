@@ -1,4 +1,4 @@
-"""What further ways of coding would save on real deltas, as bounds in bits for each entry.
+"""Savings of other codes on real deltas, as bounds in bits for each entry.
 
     mask_given_parent         the mask for a reader who has the one before: inside and outside of it
     mask_given_all_before     likewise, the union of all before
@@ -23,18 +23,24 @@ from mm_piece.store.loading import load
 def measure_ideas(path: Path) -> list[dict[str, float]]:
     """Return bits per entry for each delta of a store, plain and with each idea."""
     store = DeltaStore.open(path)
-    base, live = _load_base_weights(store), _load_base_weights(store)
-    found, parent, union = [], {}, {}
+    base = _load_base_weights(store)
+    live = _load_base_weights(store)  # moves from position to position
+    found = []
+    parent: dict[str, Tensor] = {}
+    union: dict[str, Tensor] = {}
     for delta in store.deltas():
-        rows = {
+        previous = _replaced_values(delta, live)
+        original = _replaced_values(delta, base)
+        bits = {
             "mask": mask_bits(delta),
             "mask_given_parent": mask_bits_given(delta, parent),
             "mask_given_all_before": mask_bits_given(delta, union),
             "values": value_bits(delta.values),
-            "values_minus_before": difference_bits(delta, _replaced_values(delta, live)),
-            "values_minus_base": difference_bits(delta, _replaced_values(delta, base)),
+            "values_minus_before": difference_bits(delta, previous),
+            "values_minus_base": difference_bits(delta, original),
         }
-        found.append({name: size / delta.entries for name, size in rows.items()})
+        found.append({name: size / delta.entries for name, size in bits.items()})
+
         delta.apply(live)
         parent = delta.indices
         union = {name: _unite_indices(union.get(name), index) for name, index in parent.items()}
@@ -47,8 +53,13 @@ def _load_base_weights(store: DeltaStore) -> dict[str, Tensor]:
 
 
 def _replaced_values(delta: Delta, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: gather_entries(weights[name], index) for name, index in delta.indices.items()}
+    found = {}
+    for name, index in delta.indices.items():
+        found[name] = gather_entries(weights[name], index)
+    return found
 
 
 def _unite_indices(known: Tensor | None, index: Tensor) -> Tensor:
-    return index if known is None else torch.cat([known, index]).unique()
+    if known is None:
+        return index
+    return torch.cat([known, index]).unique()

@@ -1,14 +1,13 @@
 """Section `load`: the model at a position, read from disk, against the base alone.
 
-Each measurement is a process of its own. "used" is after every weight was summed: a loader may map
+Each measurement is a process of its own. "used" is after a sum of every weight: a loader may map
 files into memory and read nothing until then. Cold: the files are pushed out of the page cache
-before; what lies below this machine may still hold them. "cast" is a base that was published in
-float16 and is trained in bfloat16, as LLaVA-1.5 is: its weights are in memory of their own. Those
-of a base in the dtype trained in are mapped, and a page that a delta writes to is copied, nine in
-ten at 0.1 %: "base, copied" has them all in memory of its own. Memory is counted above the imports;
-"extra" is what a position takes above the base, in multiples of the deltas in memory: of resident
-memory at its peak, the mapped file included, and of anonymous memory at the end, the file left out
-(a page that a delta wrote to is a copy of the file's).
+before; storage below this machine may still cache them. "cast" is a base published in float16 and
+trained in bfloat16, as LLaVA-1.5 is: its weights are in memory of their own. A base in the dtype of
+training is mapped, and the kernel copies a page that a delta writes to, nine in ten at 0.1 %:
+"base, copied" has all of them in memory of its own. Memory is counted above the imports. "extra" is
+a position's memory above the base, in multiples of the deltas in memory: resident memory at its
+peak includes the mapped file, anonymous memory at the end leaves it out.
 """
 
 from collections.abc import Callable
@@ -43,48 +42,68 @@ from mm_piece.store.delta_store import DeltaStore
 POSITIONS = (1, 8)
 BASE, COPIED = 0, -1  # no store: the base alone, and a copy of it
 KINDS = {"": "bfloat16", "cast ": "float16"}  # what the files hold; all train in bfloat16
-LAYERS = {True: 2, False: 3}
-SHARD = {True: 20_000_000, False: 500_000_000}  # bytes
+LAYERS = {True: 2, False: 3}  # by --quick
+SHARD = {True: 20_000_000, False: 500_000_000}  # bytes, by --quick
 
 
 def measure_section(bench: BenchContext) -> dict[str, Any]:
     """Measure loading at position 0, 1 and 8, warm and cold."""
+    warm_rounds, cold_rounds = (2, 1) if bench.quick else (7, 3)
+
     bench.show_progress("a checkpoint and a store")
-    store = [
+    stores = [
         run_in_process(_make_base_and_store, bench.folder, bench.quick, bench.seed, kind)
         for kind in KINDS
-    ][0]
+    ]
+    # both stores have the same sizes
+    sizes = stores[0]
+
     candidates: dict[str, Callable[[], dict[str, float]]] = {
         "base, copied": partial(_load_in_process, bench, "", COPIED)
     }
     for kind in KINDS:
         candidates[f"{kind}base"] = partial(_load_in_process, bench, kind, BASE)
-        candidates |= {
-            f"{kind}at {n}": partial(_load_in_process, bench, kind, n) for n in POSITIONS
-        }
+        for position in POSITIONS:
+            name = f"{kind}at {position}"
+            candidates[name] = partial(_load_in_process, bench, kind, position)
     cold = {f"{name}, cold": partial(_run_cold, bench, work) for name, work in candidates.items()}
-    found = measure_interleaved(candidates, 2 if bench.quick else 7)
-    found |= measure_interleaved(cold, 1 if bench.quick else 3)
-    phases = measure_interleaved(
-        {"phases": partial(run_in_process, _measure_phases, bench.folder)}, 1 if bench.quick else 3
-    )
-    goals = _make_goals(found, store["delta_bytes_in_memory"])
-    return {**store, "loads": found, "phases": _step_differences(phases["phases"]), "goals": goals}
+
+    found = measure_interleaved(candidates, warm_rounds)
+    found |= measure_interleaved(cold, cold_rounds)
+    measure_phases = partial(run_in_process, _measure_phases, bench.folder)
+    phases = measure_interleaved({"phases": measure_phases}, cold_rounds)
+    return {
+        **sizes,
+        "loads": found,
+        "phases": _step_differences(phases["phases"]),
+        "goals": _make_goals(found, sizes["delta_bytes_in_memory"]),
+    }
 
 
 def _make_base_and_store(folder: Path, quick: bool, seed: int, kind: str) -> dict[str, Any]:
     """Write base and store; a tiny base too, for what a process does only the first time."""
-    make_base(folder / "tiny", make_model(TINY, 1, seed), 10**9)
-    model = make_model(SMALL if quick else LARGE, LAYERS[quick], seed)
+    tiny = make_model(TINY, 1, seed)
+    make_base(folder / "tiny", tiny, 10**9)
+
+    sizes = SMALL if quick else LARGE
+    model = make_model(sizes, LAYERS[quick], seed)
     published = model.to(getattr(torch, KINDS[kind]))
     base = make_base(folder / f"{kind}base", published, SHARD[quick])
+    # through the published dtype and back: the values that a load finds
     model = published.to(torch.bfloat16)
     store = make_store(folder / f"{kind}store", model, base, max(POSITIONS))
+
+    live = tensors(model)
+    on_disk = {}
+    in_memory = {}
+    for position in POSITIONS:
+        on_disk[position] = sum(entry.bytes for entry in store.entries[:position])
+        in_memory[position] = bytes_in_memory(store.deltas(position))
     return {
-        "bytes": sum(row.nbytes for row in tensors(model).values()),
-        "patchable_bytes": sum(row.nbytes for row in layer_matrices(tensors(model)).values()),
-        "delta_bytes_on_disk": {at: sum(e.bytes for e in store.entries[:at]) for at in POSITIONS},
-        "delta_bytes_in_memory": {at: bytes_in_memory(store.deltas(at)) for at in POSITIONS},
+        "bytes": sum(row.nbytes for row in live.values()),
+        "patchable_bytes": sum(row.nbytes for row in layer_matrices(live).values()),
+        "delta_bytes_on_disk": on_disk,
+        "delta_bytes_in_memory": in_memory,
     }
 
 
@@ -99,7 +118,7 @@ def _load_in_process(bench: BenchContext, kind: str, at: int) -> dict[str, float
 
 
 def _measure_load(folder: Path, kind: str, at: int) -> dict[str, float]:
-    """Load in this process, use the weights, and tell what it took."""
+    """Load in this process, use the weights, and return the marks."""
     import mm_piece
 
     _warm_up(folder)
@@ -111,6 +130,7 @@ def _measure_load(folder: Path, kind: str, at: int) -> dict[str, float]:
     if at == COPIED:
         for weight in model.parameters():
             weight.data = weight.data.clone()
+
     meter.record_mark("loaded")
     _read_weights(model)
     meter.record_mark("used")
@@ -118,23 +138,26 @@ def _measure_load(folder: Path, kind: str, at: int) -> dict[str, float]:
 
 
 def _measure_phases(folder: Path) -> dict[str, float]:
-    """Do what `mm_piece.load` does, step by step, at the last position."""
+    """Follow the steps of `mm_piece.load` one by one, at the last position."""
     _warm_up(folder)
     meter = ResourceMeter()
     model, _ = load_base(folder / "base", dtype="bfloat16")
     meter.record_mark("base")
+
     live = tensors(model)
     compute_fingerprint(live)
     meter.record_mark("fingerprint")
-    deltas = DeltaStore.open(folder / "store").deltas()
+    store = DeltaStore.open(folder / "store")
+    deltas = store.deltas()
     meter.record_mark("read, decode, verify")
+
     for number, delta in enumerate(deltas, 1):
         delta.require_applicable(live)
         meter.record_mark(f"check {number}")
-        scatter_entries(
-            (live[name], row, delta.values[name]) for name, row in delta.indices.items()
-        )
+        entries = ((live[name], row, delta.values[name]) for name, row in delta.indices.items())
+        scatter_entries(entries)
         meter.record_mark(f"write {number}")
+
     _read_weights(model)
     meter.record_mark("use")
     return meter.marks
@@ -151,10 +174,17 @@ def _read_weights(model: Any) -> None:
 
 
 def _step_differences(marks: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Return what each step added."""
+    """Return the time and memory that each step added: marks are cumulative."""
     names = [key.removesuffix("_wall_s") for key in marks if key.endswith("_wall_s")]
-    kinds = ("wall_s", "cpu_s", "thread_s", "resident_B", "anonymous_B")
-    found, before = {}, dict.fromkeys(kinds, 0.0)
+    kinds = (
+        "wall_s",
+        "cpu_s",
+        "thread_s",
+        "resident_B",
+        "anonymous_B",
+    )
+    found = {}
+    before = dict.fromkeys(kinds, 0.0)
     for name in names:
         now = {kind: marks[f"{name}_{kind}"] for kind in kinds}
         found[name] = {kind: now[kind] - before[kind] for kind in kinds}
@@ -163,15 +193,25 @@ def _step_differences(marks: dict[str, float]) -> dict[str, dict[str, float]]:
 
 
 def _make_goals(found: dict[str, dict[str, float]], deltas: dict[int, int]) -> list[dict[str, Any]]:
+    # kind of a load, and the base that it is compared with
+    pairs = (
+        ("", "base"),
+        ("", "base, copied"),
+        ("cast ", "cast base"),
+    )
     goals = []
     for at in POSITIONS:
         for how in ("", ", cold"):
-            for kind, base in (("", "base"), ("", "base, copied"), ("cast ", "cast base")):
-                ratios = _time_ratios(found[f"{kind}at {at}{how}"], found[f"{base}{how}"])
+            for kind, base in pairs:
+                ours = found[f"{kind}at {at}{how}"]
+                theirs = found[f"{base}{how}"]
+                ratio = _time_ratios(ours, theirs)["used_wall_s"]
                 title = f"load at {at} and use / {base}{how or ', warm'}, wall"
-                goals.append(make_goal(title, ratios["used_wall_s"], 1.05))
-        extra = {kind: _extra_memory(found, kind, at, "peak") / deltas[at] for kind in KINDS}
-        goals += [make_goal(f"{kind}extra peak at {at} / deltas", extra[kind], 3) for kind in KINDS]
+                goals.append(make_goal(title, ratio, 1.05))
+
+        for kind in KINDS:
+            extra = _extra_memory(found, kind, at, "peak") / deltas[at]
+            goals.append(make_goal(f"{kind}extra peak at {at} / deltas", extra, 3))
     return goals
 
 
@@ -181,16 +221,19 @@ def _time_ratios(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, 
 
 def _extra_memory(found: dict[str, dict[str, float]], kind: str, at: int, what: str) -> float:
     """Return the bytes of memory that a position takes above the base, at most or at the end."""
-    return found[f"{kind}at {at}"][f"used_{what}_B"] - found[f"{kind}base"][f"used_{what}_B"]
+    key = f"used_{what}_B"
+    position = found[f"{kind}at {at}"][key]
+    base = found[f"{kind}base"][key]
+    return position - base
 
 
 def make_tables(result: dict[str, Any]) -> list[Table]:
     """Return the tables of this section."""
-    sizes = ", ".join(
-        f"{at}: {size / 1e6:.1f}" for at, size in result["delta_bytes_in_memory"].items()
-    )
+    in_memory = result["delta_bytes_in_memory"]
+    sizes = ", ".join(f"{at}: {size / 1e6:.1f}" for at, size in in_memory.items())
     title = f"Load {result['bytes'] / 1e9:.2f} GB; deltas in memory, MB, at {sizes}"
     table = Table("", title=title, title_justify="left")
+    # key of the result, and the unit to show it in
     columns = {
         "load wall s": ("loaded_wall_s", 1),
         "load CPU s": ("loaded_cpu_s", 1),

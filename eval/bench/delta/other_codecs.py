@@ -1,6 +1,7 @@
-"""Other ways to store a sparse change, each as a pair of functions: delta to bytes and back.
+"""Other codecs of a sparse change, each a pair of functions: delta to bytes and back.
 
-Indices and values are the same as ours; what a rival decodes to is as near to them as it stores.
+They store the same indices and values as ours. A baseline decodes as far as it takes to have both:
+not all of them return a delta.
 """
 
 import io
@@ -19,7 +20,7 @@ BaselineCodec = tuple[Callable[[Delta], bytes], Callable[[bytes, Delta], Any]]
 
 
 def baseline_codecs() -> dict[str, BaselineCodec | None]:
-    """Return the rivals by name, None for what is not installed."""
+    """Return the baselines by name, None for one that is not installed."""
     return {
         "int32 + values, safetensors": (lambda delta: delta.to_bytes("raw"), _from_raw),
         "int32 + values, zstd 3": _make_zstd_codec(3),
@@ -39,22 +40,25 @@ def _make_zstd_codec(level: int) -> BaselineCodec | None:
     zstandard = import_module("zstandard")
 
     def encode(delta: Delta) -> bytes:
-        rows = [row for pair in _pattern_rows(delta).values() for row in pair]
-        return zstandard.ZstdCompressor(level=level).compress(b"".join(map(_to_bytes, rows)))
+        parts = []
+        for indices, values in _pattern_rows(delta).values():
+            parts += [_to_bytes(indices), _to_bytes(values)]
+        compressor = zstandard.ZstdCompressor(level=level)
+        return compressor.compress(b"".join(parts))
 
     def decode(data: bytes, delta: Delta) -> np.ndarray:
-        return np.frombuffer(zstandard.ZstdDecompressor().decompress(data), np.uint8)
+        raw = zstandard.ZstdDecompressor().decompress(data)
+        return np.frombuffer(raw, np.uint8)
 
     return encode, decode
 
 
 def _to_npz(delta: Delta) -> bytes:
+    rows = {}
+    for name, (indices, values) in _pattern_rows(delta).items():
+        rows[f"{name}.0"] = indices
+        rows[f"{name}.1"] = values
     file = io.BytesIO()
-    rows = {
-        f"{name}.{n}": row
-        for name, pair in _pattern_rows(delta).items()
-        for n, row in enumerate(pair)
-    }
     np.savez_compressed(file, **rows)
     return file.getvalue()
 
@@ -65,31 +69,44 @@ def _from_npz(data: bytes, delta: Delta) -> list[np.ndarray]:
 
 
 def _to_bitmask(delta: Delta) -> bytes:
+    """Return for each tensor the length of its mask, the compressed mask, and the values."""
     parts = []
     for name, (indices, values) in _pattern_rows(delta).items():
-        mask = np.zeros(math.prod(delta.shapes[name]), np.uint8)
+        size = math.prod(delta.shapes[name])
+        mask = np.zeros(size, np.uint8)
         mask[indices] = 1
         coded = zlib.compress(np.packbits(mask))
-        parts += [len(coded).to_bytes(8, "little"), coded, _to_bytes(values)]
+        length = len(coded).to_bytes(8, "little")
+        parts += [length, coded, _to_bytes(values)]
     return b"".join(parts)
 
 
 def _from_bitmask(data: bytes, delta: Delta) -> list[tuple[np.ndarray, bytes]]:
-    found, start = [], 0
+    found = []
+    start = 0
     for name, values in delta.values.items():
-        stop = start + 8 + int.from_bytes(data[start : start + 8], "little")
-        mask = np.frombuffer(zlib.decompress(data[start + 8 : stop]), np.uint8)
-        indices = np.flatnonzero(np.unpackbits(mask, count=math.prod(delta.shapes[name])))
+        begin = start + 8
+        length = int.from_bytes(data[start:begin], "little")
+        stop = begin + length
+
+        coded = zlib.decompress(data[begin:stop])
+        packed = np.frombuffer(coded, np.uint8)
+        size = math.prod(delta.shapes[name])
+        mask = np.unpackbits(packed, count=size)
+        indices = np.flatnonzero(mask)
+
         start = stop + len(values) * values.itemsize
         found.append((indices, data[stop:start]))
     return found
 
 
 def _pattern_rows(delta: Delta) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    return {
-        name: (index.numpy(), view_bits(delta.values[name]).numpy())
-        for name, index in delta.indices.items()
-    }
+    """Return each tensor's indices, and the bit patterns of its values."""
+    rows = {}
+    for name, index in delta.indices.items():
+        patterns = view_bits(delta.values[name])
+        rows[name] = (index.numpy(), patterns.numpy())
+    return rows
 
 
 def _to_bytes(row: np.ndarray) -> bytes:

@@ -1,4 +1,4 @@
-"""Several processes: what a step sends, lasts and holds, beside full fine-tuning and LoRA.
+"""Several processes: traffic, time and memory of a step, beside full fine-tuning and LoRA.
 
 Run:   OMP_NUM_THREADS=1 python -m eval.bench.distributed [--quick] [--out FILE.json] [--only …]
 Needs: peft, deepspeed; Linux; 8 GB of memory

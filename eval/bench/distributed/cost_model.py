@@ -1,31 +1,31 @@
 """What sparse training costs on many processes: memory, traffic and time, from sizes alone.
 
-sent(model, engine, processes)              bytes that a process sends in a training step
-seconds(model, engine, processes, speed)    time of a training step: computing, and sending
-held(model, engine, processes)              bytes that a process holds, by what they are for
-importance(model, engine, processes, …)     time of scoring all weights
+predict_sent_bytes        bytes that a process sends in a training step
+predict_step_seconds      time of a training step: computing, and sending
+predict_memory            bytes of a process by their use
+predict_scoring_seconds   time of scoring all weights
 
-Formulas only: `prediction` fits a `Speed` to measurements, `eval/scale.md` shows them.
+Formulas only: `prediction` fits a `ProcessSpeed` to measurements, `eval/scale.md` shows them.
 """
 
 from dataclasses import dataclass
 from math import ceil
 
 ENGINES = ("DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3")
-LIVE = 10**9  # weights that ZeRO-3 keeps gathered at once: DeepSpeed's own limit
+LIVE = 10**9  # weights that are gathered at once in ZeRO-3: DeepSpeed's own limit
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Sizes of a model and of what a process trains on in a step."""
+    """Sizes of a model, and of a process's share of a step."""
 
     name: str
     weights: int
     looked_up: int  # of them in embeddings, which multiply nothing
-    active: int  # of the others, those that a token passes
+    active: int  # of the others, those that take part in a token's pass
     layers: int
     hidden: int
-    modules: int  # with weights of their own: each is gathered by itself
+    modules: int  # those with weights of their own, each gathered by itself
     largest: int  # weights of the largest of them
     width: int = 2  # bytes of a weight
     tokens: int = 1024  # of a process in a step
@@ -34,7 +34,7 @@ class ModelSizes:
 
 @dataclass(frozen=True)
 class ProcessSpeed:
-    """What a process does in a second."""
+    """Speed of a process: its work in a second, and its delays."""
 
     flops: float
     bandwidth: float  # bytes sent
@@ -43,11 +43,11 @@ class ProcessSpeed:
 
 
 def predict_sent_bytes(model: ModelSizes, engine: str, processes: int) -> float:
-    """Bytes that each process sends in a step; every collective as a ring.
+    """Return the bytes that each process sends in a step; every collective is a ring.
 
-    A sum over all processes takes two rounds of the ring (each sends (P - 1) / P of the bytes in
-    each), a gathering or a divided sum takes one. ZeRO-3 gathers weights for the forward and for
-    the backward pass, embeddings for the forward pass alone.
+    An all-reduce takes two rounds of the ring, and each process sends (P - 1) / P of the bytes in
+    each round. An all-gather or a reduce-scatter takes one round. ZeRO-3 gathers weights for the
+    forward and for the backward pass, embeddings for the forward pass alone.
     """
     ring_share = (processes - 1) / processes
     values = 4 * model.k  # fp32, and so are their gradients
@@ -55,51 +55,85 @@ def predict_sent_bytes(model: ModelSizes, engine: str, processes: int) -> float:
         return 2 * ring_share * values
     if engine in ("ZeRO-1", "ZeRO-2"):
         return 3 * ring_share * values  # gradients summed, new values gathered
-    # values gathered twice with their layer and once to be written, gradients summed in parts
-    return ring_share * (count_gathered_bytes(model) + 4 * values)
+    # values gathered twice with their layer and once to be written, gradients summed in shards
+    gathered = count_gathered_bytes(model)
+    return ring_share * (gathered + 4 * values)
 
 
 def count_gathered_bytes(model: ModelSizes) -> int:
-    """Bytes of weights that ZeRO-3 gathers for one forward and backward pass."""
+    """Return the bytes of weights that ZeRO-3 gathers for one forward and backward pass."""
     return model.width * (2 * model.weights - model.looked_up)
 
 
 def count_step_flops(model: ModelSizes) -> float:
-    """Floating-point operations of a step: forward, and backward to the inputs of the layers."""
+    """Return the operations of a step: forward, and backward to the inputs of the layers."""
+    # two for each weight and token in either pass; the weights' own gradients are not computed
     return 4.0 * model.active * model.tokens
 
 
 def count_gatherings(model: ModelSizes, engine: str) -> int:
-    """How often a step waits for a module's weights."""
-    return 2 * model.modules if engine == "ZeRO-3" else 0
+    """Return how often a step waits for a module's weights."""
+    if engine != "ZeRO-3":
+        return 0
+    return 2 * model.modules
 
 
 def predict_step_seconds(
     model: ModelSizes, engine: str, processes: int, speed: ProcessSpeed
 ) -> tuple[float, float]:
-    """Time of a step: of computing, and of sending. Between the larger one and their sum."""
-    waits = speed.latency * count_gatherings(model, engine) if processes > 1 else 0.0
+    """Return the times of computing and of sending in a step.
+
+    The step takes between the larger one and their sum, as far as one hides the other.
+    """
+    waits = _predict_waits(model, engine, processes, speed)
     sending = predict_sent_bytes(model, engine, processes) / speed.bandwidth + waits
-    return count_step_flops(model) / speed.flops + speed.call * model.modules, sending
+    computing = count_step_flops(model) / speed.flops + speed.call * model.modules
+    return computing, sending
+
+
+def _predict_waits(
+    model: ModelSizes,
+    engine: str,
+    processes: int,
+    speed: ProcessSpeed,
+) -> float:
+    """Return the seconds of all gatherings of one pair of passes, beside their bytes."""
+    if processes == 1:
+        return 0.0
+    return speed.latency * count_gatherings(model, engine)
 
 
 def predict_memory(
     model: ModelSizes, engine: str, processes: int, accumulators: float = 0
 ) -> dict[str, float]:
-    """Bytes that a process holds in training with gradient checkpointing, one layer's inputs each.
+    """Return the bytes of a process in training, with gradient checkpointing of each layer.
 
-    `entries`: indices and values before on every process; values, gradients and Adam's two moments
-    whole or in parts, as the engine divides them.
+    `entries`: indices and previous values on every process; values, gradients and Adam's two
+    moments complete or partitioned, as the engine divides them.
     """
     stage = ENGINES.index(engine)
-    k, fraction = model.k, 1 / processes
-    moments, gradients, values = (fraction if stage >= n else 1.0 for n in (1, 2, 3))
+    k = model.k
+    fraction = 1 / processes
+    # ZeRO (arXiv 1910.02054): stage 1 divides moments, 2 gradients too, 3 values too
+    moments = fraction if stage >= 1 else 1.0
+    gradients = fraction if stage >= 2 else 1.0
+    values = fraction if stage >= 3 else 1.0
     entries = k * (4 + model.width + 4 * values + 4 * gradients + 8 * moments)
-    entries += 4 * k * fraction if stage else 0  # the optimizer's own copy of its part
-    live = max(model.largest, min(model.weights, LIVE)) * model.width if stage == 3 else 0
+    if stage:
+        # the optimizer's own copy of its shard
+        entries += 4 * k * fraction
+
+    weights = model.width * model.weights
+    gathered = 0.0
+    if stage == 3:
+        weights = weights * fraction
+        if processes > 1:
+            # one module is gathered in any case
+            live = max(model.largest, min(model.weights, LIVE))
+            gathered = live * model.width
     return {
-        "weights": model.width * model.weights * (fraction if stage == 3 else 1),
-        "gathered": live if processes > 1 else 0.0,
+        "weights": weights,
+        "gathered": gathered,
         "entries": entries,
         "activations": model.width * model.tokens * model.hidden * (model.layers + 32),
         "accumulators": accumulators,
@@ -109,28 +143,34 @@ def predict_memory(
 def predict_scoring_seconds(
     model: ModelSizes, engine: str, processes: int, speed: ProcessSpeed, batches: int, passes: int
 ) -> tuple[float, float]:
-    """Time of scoring all weights on batches as large as a step's: computing, and sending.
+    """Return the times of computing and of sending for scores on batches as large as a step's.
 
-    All processes see all batches, each for its own rows of every weight: what one process adds up
-    is what one process alone would, bit for bit, and nothing but ZeRO-3's weights is sent. The
+    All processes see all batches, each for its own output rows of every weight. Each process's sums
+    are bit for bit those of a single process, and only ZeRO-3 sends anything: weights. The
     gradients of single examples are divided, the passes that lead to them are not.
     """
     operations = (4 * passes + 2 / processes) * model.active * model.tokens
-    ring_share = (processes - 1) / processes if engine == "ZeRO-3" else 0.0
+    ring_share = 0.0
+    if engine == "ZeRO-3":
+        ring_share = (processes - 1) / processes
     weights = ring_share * count_gathered_bytes(model)
-    waits = speed.latency * count_gatherings(model, engine) if processes > 1 else 0.0
+    waits = _predict_waits(model, engine, processes, speed)
     computing = operations / speed.flops + passes * speed.call * model.modules
     sending = passes * (weights / speed.bandwidth + waits)
     return batches * computing, batches * sending
 
 
 def count_passes(model: ModelSizes, processes: int, sums: int, accumulators: float) -> int:
-    """Passes over the data; `sums` fp32 numbers a weight: 1 for PIECE-F, 2 for PIECE-S."""
+    """Return the passes over the data; `sums` fp32 numbers a weight: 1 for PIECE-F, 2 for PIECE-S.
+
+    Each pass scores as many weights as `accumulators`, the bytes for sums, hold.
+    """
     return ceil(4 * sums * model.weights / processes / accumulators)
 
 
 def fits_memory(
     model: ModelSizes, engine: str, processes: int, memory: float, accumulators: float
 ) -> bool:
-    """Whether a process's memory holds what training and importance hold."""
-    return sum(predict_memory(model, engine, processes, accumulators).values()) <= memory
+    """Whether training and importance fit into a process's memory."""
+    sizes = predict_memory(model, engine, processes, accumulators)
+    return sum(sizes.values()) <= memory

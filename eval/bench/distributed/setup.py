@@ -1,9 +1,9 @@
-"""A stack of layers in several processes, trained in one of the ways of `tuners`, by one engine.
+"""A stack of layers in several processes, trained by one of the `tuners`, with one engine.
 
-prepare(folder, layers, quick)      a stack on disk, and entries to train beside it
-load(stage, folder)                 the stack as an engine wants it; stage 0 is DDP, 1 to 3 are ZeRO
-Party(stage, folder, way, tokens)   one process's side of a training: `step()`
-sent()                              bytes that this process has sent so far
+prepare_stack        a stack on disk, and entries to train beside it
+load_stack           the stack as an engine wants it; stage 0 is DDP, 1 to 3 are ZeRO
+ProcessTraining      one process's side of a training: `step()`
+read_sent_bytes      bytes that this process has sent so far
 """
 
 import json
@@ -21,7 +21,7 @@ from eval.bench.harness.tuners import TUNERS
 from mm_piece import distributed
 
 DENSITY = 0.001
-_BYTES_SENT = 200  # where tcp_info of linux/tcp.h has it, since Linux 4.19
+_BYTES_SENT = 200  # offset in tcp_info of linux/tcp.h, since Linux 4.19
 _ALWAYS_GATHERED = {  # as in a model too large for one process: each layer is gathered when it runs
     "stage3_param_persistence_threshold": 0,
     "stage3_max_live_parameters": 0,
@@ -40,25 +40,31 @@ def prepare_stack(
     chosen = make_mask(model, "uniform", density)
     model.save_pretrained(folder)
     save_file(chosen, folder / "mask")
-    every = sum(p.numel() for p in model.parameters())
-    return {"parameters": every, "k": sum(map(len, chosen.values()))}
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "k": sum(map(len, chosen.values())),
+    }
 
 
 def load_stack(stage: int, folder: Path) -> Any:
-    """Return the stack, under ZeRO-3 in parts."""
+    """Return the stack, partitioned under ZeRO-3."""
     from transformers import LlamaForCausalLM
 
-    zero = distributed.zero_config({"deepspeed": _read_config(stage)} if stage else {}, "float32")
+    settings = {"deepspeed": _read_config(stage)} if stage else {}
+    zero = distributed.zero_config(settings, "float32")
     with zero.loading_context():
-        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
-    if stage < 3:  # what is read in place becomes memory when it is written, and would count
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.train()
+
+    # a mapped file becomes memory when it is written, and would count as the training's
+    if stage < 3:
         for weight in model.parameters():
             weight.data = weight.data.clone()
     return model
 
 
 def read_mask(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the entries to train."""
+    """Read the entries to train."""
     from safetensors.torch import load_file
 
     return load_file(folder / "mask")
@@ -75,25 +81,31 @@ def make_engine(stage: int, model: Any, parameters: list[torch.nn.Parameter]) ->
     """Return DeepSpeed's engine around a model."""
     import deepspeed
 
-    config = _read_config(stage)
-    return deepspeed.initialize(model=model, model_parameters=parameters, config=config)[0]
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=parameters,
+        config=_read_config(stage),
+    )
+    return engine
 
 
 class ProcessTraining:
     """One process's side of a training."""
 
     def __init__(self, stage: int, folder: Path, tuner_name: str, tokens: int) -> None:
-        model, self.batch = load_stack(stage, folder), make_rank_batch(tokens)
+        model = load_stack(stage, folder)
+        self.batch = make_rank_batch(tokens)
+        # before the tuner: from here on memory is that of training
         self.loaded = read_anonymous_bytes()
         self.tuner = TUNERS[tuner_name](model, read_mask(folder))
         self._step = self._with_deepspeed(stage) if stage else self._with_ddp()
 
     def step(self) -> None:
-        """A whole training step."""
+        """Run one training step, the optimizer's step included."""
         self._step()
 
     def count_training_bytes(self) -> int:
-        """Bytes that training holds between steps, beside the weights."""
+        """Return the bytes of training between steps, beside the weights."""
         return read_anonymous_bytes() - self.loaded
 
     def _with_ddp(self) -> Any:
@@ -102,6 +114,7 @@ class ProcessTraining:
         def step() -> None:
             model(**self.batch).loss.backward()
             self.tuner.optimizer.step()
+            # zeroed, not freed: memory between steps includes gradients, as under DeepSpeed
             self.tuner.optimizer.zero_grad(set_to_none=False)
 
         return step
@@ -117,35 +130,44 @@ class ProcessTraining:
 
 
 def read_anonymous_bytes() -> int:
-    """Bytes that this process has and no file backs."""
+    """Return the bytes of this process's memory that no file backs."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):
-            return 1024 * int(line.split()[1])
+            _, kibibytes, *_ = line.split()
+            return 1024 * int(kibibytes)
     raise RuntimeError("the kernel tells no RssAnon")
 
 
 def read_sent_bytes() -> int:
-    """Bytes that went into this process's TCP connections, by the kernel's count of each."""
-    return sum(_read_socket_bytes(int(entry.name)) for entry in Path("/proc/self/fd").iterdir())
+    """Return the bytes that went into this process's TCP connections, as the kernel counts them."""
+    total = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        total += _read_socket_bytes(int(entry.name))
+    return total
 
 
 def _read_socket_bytes(number: int) -> int:
-    """Bytes sent through one file descriptor: 0 for what is no TCP connection, or closed by now."""
+    """Return the bytes sent through a descriptor: 0 if it is no TCP connection, or closed."""
     try:
         if not stat.S_ISSOCK(os.fstat(number).st_mode):
             return 0
+        # a duplicate, which the socket object may close
         with socket.socket(fileno=os.dup(number)) as connection:
             info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     except OSError:
         return 0
-    return struct.unpack_from("=Q", info, _BYTES_SENT)[0]
+    (sent,) = struct.unpack_from("=Q", info, _BYTES_SENT)
+    return sent
 
 
 def _read_config(stage: int) -> dict[str, Any]:
-    """The shipped configuration, with what Trainer would fill in."""
+    """Return the shipped configuration, with the values that Trainer would fill in."""
     folder = Path(__file__).parents[3] / "pipelines" / "deepspeed"
-    config = json.loads((folder / f"zero{stage}.json").read_text(encoding="utf-8"))
+    file = folder / f"zero{stage}.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
     section = {k: v for k, v in config["zero_optimization"].items() if v != "auto"}
+    if stage == 3:
+        section |= _ALWAYS_GATHERED
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -153,5 +175,5 @@ def _read_config(stage: int) -> dict[str, Any]:
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-5, "torch_adam": True}},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": section | (_ALWAYS_GATHERED if stage == 3 else {}),
+        "zero_optimization": section,
     }

@@ -1,4 +1,4 @@
-"""Bytes of importance's accumulators, as they were allocated and freed."""
+"""Bytes of importance's accumulators, as the library allocates and frees them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,19 +10,20 @@ from mm_piece.importance.accumulators import GradientSums
 
 @contextmanager
 def recorded_allocations() -> Iterator[list[int]]:
-    """Yield a list that gets, at the beginning of every pass, the bytes of all that live."""
-    original_init, allocated_bytes, living = GradientSums.__init__, [], WeakSet()
+    """Record, while the block runs, the bytes of all live accumulators as each pass begins."""
+    original_init = GradientSums.__init__
+    allocated_bytes = []
+    # weak references: what the library frees must not count, nor be kept alive here
+    living = WeakSet()
 
     def recording_init(self: GradientSums, *given: Any) -> None:
         original_init(self, *given)
         living.add(self)
-        allocated_bytes.append(
-            sum(
-                t.nbytes
-                for s in living
-                for t in (*s.gradient_sums.values(), *s.square_sums.values())
-            )
-        )
+        total = 0
+        for sums in living:
+            for tensor in (*sums.gradient_sums.values(), *sums.square_sums.values()):
+                total += tensor.nbytes
+        allocated_bytes.append(total)
 
     GradientSums.__init__ = recording_init  # type: ignore[method-assign]
     try:

@@ -20,7 +20,8 @@ WIDTH = 132  # of the tables, wherever they are printed
 def make_bench_command(name: str, about: str, sections: Mapping[str, str]) -> click.Command:
     """Return the command of a bench; `sections` maps each section to the module that measures it.
 
-    Such a module has `measure(Bench)`, whose result holds `goals`, and `tables(result)`.
+    Such a module has `measure_section(BenchContext)`, whose result holds `goals`, and
+    `make_tables(result)`.
     """
 
     @click.command(help=about)
@@ -34,35 +35,65 @@ def make_bench_command(name: str, about: str, sections: Mapping[str, str]) -> cl
         import torch
 
         torch.set_num_threads(1)
-        started, origin = time.monotonic(), read_provenance()
+        started = time.monotonic()
+        # before anything is measured: the code may change while a bench runs
+        origin = read_provenance()
+
         found: dict[str, Any] = {}
         tables: list[Table] = []
         for section in only or sections:
             module = importlib.import_module(sections[section])
-            with tempfile.TemporaryDirectory() as folder:
-                found[section] = module.measure_section(
-                    BenchContext(Path(folder), quick, seed, section)
-                )
+            found[section] = _measure_section(module, quick, seed, section)
             tables += module.make_tables(found[section])
-        goals = [{"section": key, **goal} for key in found for goal in found[key].pop("goals")]
+
+        goals = _collect_goals(found)
         result = {
-            **{"bench": name, "quick": quick, "seed": seed, **origin},
-            **{"seconds": round(time.monotonic() - started, 1), "goals": goals, "sections": found},
+            "bench": name,
+            "quick": quick,
+            "seed": seed,
+            **origin,
+            "seconds": round(time.monotonic() - started, 1),
+            "goals": goals,
+            "sections": found,
         }
         if out:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        for table in [*tables, *([_goal_table(goals, quick)] if goals else [])]:
+            _write_result(out, result)
+        if goals:
+            tables.append(_goal_table(goals, quick))
+        for table in tables:
             Console(width=WIDTH).print(table)
 
     return main
+
+
+def _measure_section(module: Any, quick: bool, seed: int, section: str) -> dict[str, Any]:
+    """Return what a section's module measures, in a temporary folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = BenchContext(Path(folder), quick, seed, section)
+        return module.measure_section(bench)
+
+
+def _collect_goals(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Move the goals out of the sections' results into one list."""
+    goals = []
+    for section, result in found.items():
+        for goal in result.pop("goals"):
+            goals.append({"section": section, **goal})
+    return goals
+
+
+def _write_result(file: Path, result: dict[str, Any]) -> None:
+    text = json.dumps(result, indent=1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def _goal_table(goals: list[dict[str, Any]], quick: bool) -> Table:
     title = "Goals (--quick: sizes too small to judge by)" if quick else "Goals"
     table = Table("section", "goal", "limit", "found", "", title=title, title_justify="left")
     for goal in goals:
-        limit = f"{'≤' if goal['sense'] == 'at most' else '≥'} {goal['limit']:g}"
+        sign = "≤" if goal["sense"] == "at most" else "≥"
+        limit = f"{sign} {goal['limit']:g}"
         met = "[green]met[/]" if goal["met"] else "[red]missed[/]"
         table.add_row(goal["section"], goal["what"], limit, f"{goal['found']:.4g}", met)
     return table

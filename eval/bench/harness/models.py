@@ -1,8 +1,8 @@
 """Llama stacks with random weights, batches for them, and masks over their linear layers.
 
-stack(layers)               about 12.6 M parameters a layer and 6 M in embedding and head
-batch(tokens, examples)     random tokens, all of them supervised
-mask(model, kind, density)  entries to train: `uniform`, `clustered`, `few layers`, `top half`
+make_stack(layers)               about 12.6 M parameters a layer and 6 M in embedding and head
+make_batch(tokens, examples)     random tokens, all of them supervised
+make_mask(model, kind, density)  entries to train: `uniform`, `clustered`, `few layers`, `top half`
 """
 
 from typing import Any
@@ -11,9 +11,25 @@ import torch
 from torch import Tensor, nn
 
 VOCABULARY = 3072
-SIZES = {"hidden_size": 1024, "intermediate_size": 2752, "num_attention_heads": 8}
-QUICK = {"hidden_size": 64, "intermediate_size": 176, "num_attention_heads": 4}
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SIZES = {
+    "hidden_size": 1024,
+    "intermediate_size": 2752,
+    "num_attention_heads": 8,
+}
+QUICK = {
+    "hidden_size": 64,
+    "intermediate_size": 176,
+    "num_attention_heads": 4,
+}
+LINEARS = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+)
 
 
 def make_stack(layers: int, dtype: torch.dtype = torch.float32, quick: bool = False) -> Any:
@@ -21,10 +37,14 @@ def make_stack(layers: int, dtype: torch.dtype = torch.float32, quick: bool = Fa
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
+    sizes = QUICK if quick else SIZES
     config = LlamaConfig(
-        **(QUICK if quick else SIZES), vocab_size=VOCABULARY, num_hidden_layers=layers
+        **sizes,
+        vocab_size=VOCABULARY,
+        num_hidden_layers=layers,
     )
-    return LlamaForCausalLM(config).to(dtype).train()
+    model = LlamaForCausalLM(config)
+    return model.to(dtype).train()
 
 
 def make_batch(tokens: int, examples: int = 1) -> dict[str, Tensor]:
@@ -36,38 +56,62 @@ def make_batch(tokens: int, examples: int = 1) -> dict[str, Tensor]:
 
 def linear_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the weights of the linear layers, without the head, under their names."""
-    return {
-        name: weight.detach()
-        for name, weight in model.named_parameters()
-        if name.endswith(tuple(f"{part}.weight" for part in LINEARS))
-    }
+    endings = tuple(f"{module}.weight" for module in LINEARS)
+    found = {}
+    for name, weight in model.named_parameters():
+        if name.endswith(endings):
+            found[name] = weight.detach()
+    return found
 
 
 def make_mask(model: nn.Module, kind: str, density: float, seed: int = 0) -> dict[str, Tensor]:
     """Return `density` of the entries of all linear layers, sorted flat indices per weight."""
     named = linear_weights(model)
-    if kind == "few layers":  # six in ten have no entries
-        chosen = [name for number, name in enumerate(named) if number % 5 < 2]
+    names = list(named)
+    if kind == "few layers":
+        # six weights in ten have no entries
+        chosen = [name for number, name in enumerate(names) if number % 5 < 2]
     elif kind == "top half":
-        chosen = list(named)[len(named) // 2 :]
+        chosen = names[len(names) // 2 :]
     else:
-        chosen = list(named)
+        chosen = names
+
+    # as many entries in all, however many weights they lie in
     total = density * sum(weight.numel() for weight in named.values())
     available = sum(named[name].numel() for name in chosen)
+    share = total / available
+
     random = torch.Generator().manual_seed(seed)
     sample_entries = _sample_clustered if kind == "clustered" else _sample_uniform
-    return {name: sample_entries(named[name], total / available, random) for name in chosen}
+    return {name: sample_entries(named[name], share, random) for name in chosen}
 
 
 def _sample_uniform(weight: Tensor, density: float, random: torch.Generator) -> Tensor:
-    count = max(1, round(density * weight.numel()))
-    sampled = torch.randint(weight.numel(), (count + count // 4 + 16,), generator=random).unique()
-    return sampled[torch.randperm(len(sampled), generator=random)[:count]].sort().values
+    """Return flat indices of a uniform sample, sorted."""
+    size = weight.numel()
+    count = max(1, round(density * size))
+    # a quarter more than needed, because some are drawn twice
+    num_draws = count + count // 4 + 16
+    sampled = torch.randint(size, (num_draws,), generator=random).unique()
+    return _choose_entries(sampled, count, random)
 
 
 def _sample_clustered(weight: Tensor, density: float, random: torch.Generator) -> Tensor:
-    """Entries of a tenth of the rows and a tenth of the columns."""
-    rows, columns = (torch.randperm(n, generator=random)[: max(1, n // 10)] for n in weight.shape)
-    area = (rows[:, None] * weight.shape[1] + columns[None]).view(-1)
-    count = min(len(area), max(1, round(density * weight.numel())))
-    return area[torch.randperm(len(area), generator=random)[:count]].sort().values
+    """Return flat indices within a tenth of the rows and a tenth of the columns, sorted."""
+    lines = []
+    for length in weight.shape:
+        order = torch.randperm(length, generator=random)
+        lines.append(order[: max(1, length // 10)])
+    rows, columns = lines
+
+    area = rows[:, None] * weight.shape[1] + columns[None]  # (rows, columns)
+    wanted = max(1, round(density * weight.numel()))
+    count = min(area.numel(), wanted)
+    return _choose_entries(area.view(-1), count, random)
+
+
+def _choose_entries(indices: Tensor, count: int, random: torch.Generator) -> Tensor:
+    """Return `count` of the indices, at random, sorted."""
+    order = torch.randperm(len(indices), generator=random)
+    chosen = indices[order[:count]]
+    return chosen.sort().values

@@ -1,9 +1,9 @@
 """PEFT's SHiRA, the nearest relative in wide use: a sparse adapter on linear layers.
 
-    bytes_per_entry    what its file takes
-    adapted            a model that it is merged into and taken out of
+    bytes_per_entry      size of its file
+    add_shira_adapter    a model with the adapter, to merge and unmerge
 
-It stores row and column as int32 and a value in float32, and merges by adding to the weights.
+SHiRA stores row and column as int32 and a value in float32, and merges by adding to the weights.
 """
 
 import tempfile
@@ -21,18 +21,22 @@ STEP = 1e-3  # of a random value: small, as training makes it
 
 
 def is_peft_installed() -> bool:
-    """Whether PEFT is there."""
+    """Whether PEFT is installed."""
     return util.find_spec("peft") is not None
 
 
 def bytes_per_entry(folder: Path) -> float:
-    """Return what a file takes for each entry; its header is small, as it is for real models."""
-    linears = nn.ModuleDict({f"{part}_proj": nn.Linear(1024, 1024, bias=False) for part in "qkvo"})
-    model = add_shira_adapter(linears.to(torch.bfloat16), list(linears))
+    """Return a file's bytes for each entry; its header is small, as it is for real models."""
+    linears = nn.ModuleDict()
+    for letter in "qkvo":
+        linears[f"{letter}_proj"] = nn.Linear(1024, 1024, bias=False)
+    linears.to(torch.bfloat16)
+    model = add_shira_adapter(linears, list(linears))
     with warnings.catch_warnings(), tempfile.TemporaryDirectory(dir=folder) as target:
         warnings.simplefilter("ignore")  # this model has no configuration to save
         model.save_pretrained(target)
-        size = (Path(target) / "adapter_model.safetensors").stat().st_size
+        file = Path(target) / "adapter_model.safetensors"
+        size = file.stat().st_size
     return size / count_entries(model)
 
 
@@ -40,9 +44,15 @@ def add_shira_adapter(model: nn.Module, targets: Sequence[str]) -> Any:
     """Return a model with an adapter whose values are not zero."""
     import peft
 
+    # PEFT warns of its own code
     for message in ("Sparse invariant checks", "`is_gradient_checkpointing`"):
-        warnings.filterwarnings("ignore", message)  # about its own code
-    config = peft.ShiraConfig(r=RANK, target_modules=list(targets), init_weights=False)
+        warnings.filterwarnings("ignore", message)
+
+    config = peft.ShiraConfig(
+        r=RANK,
+        target_modules=list(targets),
+        init_weights=False,  # random values: zeros would be merged for nothing
+    )
     wrapped = peft.get_peft_model(model, config)
     with torch.no_grad():
         for row in _adapter_values(wrapped):
@@ -51,9 +61,10 @@ def add_shira_adapter(model: nn.Module, targets: Sequence[str]) -> Any:
 
 
 def count_entries(model: nn.Module) -> int:
-    """Return how many entries the adapter changes."""
+    """Return the number of entries that the adapter changes."""
     return sum(row.numel() for row in _adapter_values(model))
 
 
 def _adapter_values(model: nn.Module) -> list[nn.Parameter]:
-    return [row for name, row in model.named_parameters() if "shira_weight" in name]
+    named = model.named_parameters()
+    return [row for name, row in named if "shira_weight" in name]

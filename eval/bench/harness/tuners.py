@@ -1,9 +1,9 @@
-"""Ways to train a stack: what each makes trainable, and what it does after a backward pass.
+"""Methods of training a stack: their trainable parameters, and their work after a backward pass.
 
-    TUNERS[name](model, mask)    a `Tuner`: its parameters, and what to do before an optimizer step
+    TUNERS[name](model, mask)    a `Tuner`: its parameters, and its work before an optimizer step
 
-`full`, PEFT's LoRA and SHiRA, gradient masking as published (dense gradients times dense masks),
-the floor (every weight frozen, gradients of the inputs alone), and ours.
+They are full fine-tuning, PEFT's LoRA and SHiRA, gradient masking as published (dense gradients
+times dense masks), the floor (every weight frozen, gradients of the inputs alone), and ours.
 """
 
 import warnings
@@ -23,12 +23,12 @@ RANK = 8  # of LoRA
 
 
 def do_nothing() -> None:
-    """What most do before an optimizer's step."""
+    """Leave the gradients as they are: the default of a tuner."""
 
 
 @dataclass
 class Tuner:
-    """A model made ready for training in one way."""
+    """A model made ready for training by one method."""
 
     model: Any
     parameters: list[nn.Parameter]
@@ -37,17 +37,20 @@ class Tuner:
     optimizer: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5) if self.parameters else None
+        # AdamW takes no empty list: the floor trains nothing
+        self.optimizer = None
+        if self.parameters:
+            self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5)
 
     def backward(self, batch: Mapping[str, Tensor]) -> None:
-        """Forward and backward pass; gradients are dropped."""
+        """Run a forward and a backward pass, and drop the gradients."""
         self.model(**batch).loss.backward()
         self.mask_gradients()
         for parameter in self.parameters:
             parameter.grad = None
 
     def step(self, batch: Mapping[str, Tensor]) -> None:
-        """A whole training step."""
+        """Run one training step, the optimizer's step included."""
         self.model(**batch).loss.backward()
         self.mask_gradients()
         if self.optimizer:
@@ -56,24 +59,29 @@ class Tuner:
 
 
 def make_floor_tuner(model: Any, mask: Mask) -> Tuner:
-    """No weight trains; gradients flow to the embeddings' output, past every layer."""
+    """Return a tuner that trains nothing: gradients flow back to the embeddings' output."""
     model.requires_grad_(False)
-    model.get_input_embeddings().register_forward_hook(lambda *given: given[2].requires_grad_())
+    embeddings = model.get_input_embeddings()
+    # a hook's third argument is the module's output
+    embeddings.register_forward_hook(lambda *given: given[2].requires_grad_())
     return Tuner(model, [])
 
 
 def make_full_tuner(model: Any, mask: Mask) -> Tuner:
-    """Every weight trains."""
-    return Tuner(model, list(model.parameters()))
+    """Return a tuner of every weight."""
+    parameters = list(model.parameters())
+    return Tuner(model, parameters)
 
 
 def make_masking_tuner(model: Any, mask: Mask) -> Tuner:
-    """Every weight gets a gradient, which is multiplied by a dense mask."""
+    """Return a tuner whose gradients of all linear weights are multiplied by dense masks."""
     dense = {}
     for name, weight in linear_weights(model).items():
-        dense[name] = torch.zeros_like(weight)
+        ones = torch.zeros_like(weight)
         if name in mask:
-            dense[name].view(-1)[mask[name]] = 1
+            ones.view(-1)[mask[name]] = 1
+        dense[name] = ones
+
     named = dict(model.named_parameters())
     for name, weight in named.items():
         weight.requires_grad_(name in dense)
@@ -82,27 +90,37 @@ def make_masking_tuner(model: Any, mask: Mask) -> Tuner:
         for name, ones in dense.items():
             named[name].grad.mul_(ones)
 
-    return Tuner(model, [named[name] for name in dense], mask_gradients)
+    parameters = [named[name] for name in dense]
+    return Tuner(model, parameters, mask_gradients)
 
 
 def make_lora_tuner(model: Any, mask: Mask, same_dtype: bool = False) -> Tuner:
-    """PEFT's LoRA on every linear layer; its values in fp32, or in the model's dtype."""
+    """Return PEFT's LoRA on every linear layer; its values in fp32, or in the model's dtype."""
     import peft
 
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")
     config = peft.LoraConfig(r=RANK, target_modules=list(LINEARS))
-    wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=not same_dtype)
-    return Tuner(wrapped, [p for p in wrapped.parameters() if p.requires_grad])
+    wrapped = peft.get_peft_model(
+        model,
+        config,
+        autocast_adapter_dtype=not same_dtype,
+    )
+    return Tuner(wrapped, _trainable_parameters(wrapped))
 
 
 def make_shira_tuner(model: Any, mask: Mask) -> Tuner:
-    """PEFT's SHiRA on every linear layer, about as many entries as a density of 0.1 to 0.4 %."""
+    """Return PEFT's SHiRA on every linear layer, at a density of about 0.1 to 0.4 %."""
     wrapped = with_shira(model, LINEARS)
-    return Tuner(wrapped, [p for p in wrapped.parameters() if p.requires_grad])
+    return Tuner(wrapped, _trainable_parameters(wrapped))
+
+
+def _trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def make_sparse_tuner(model: Any, mask: Mask) -> Tuner:
-    """Sparse tuning."""
+    """Return a tuner of the mask's entries, by `sparse_tuning`."""
+    # entered by hand: the tuner outlives this function
     tuning = sparse_tuning(model, mask)
     tuning.__enter__()
     return Tuner(

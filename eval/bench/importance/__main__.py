@@ -1,4 +1,4 @@
-"""What exact per-example importance costs beside a batched forward + backward and the usual ways.
+"""Cost of exact per-example importance beside a batched forward + backward and the usual methods.
 
 Run:   OMP_NUM_THREADS=1 python -m eval.bench.importance [--quick] [--out FILE.json]
 Needs: 8 GB of memory. --quick: half a minute, sizes too small to judge by.

@@ -1,6 +1,6 @@
 """Time of per-example importance for one batch.
 
-Contestants: a batched forward + backward with all gradients; ours from the batch and example by
+Candidates: a batched forward + backward with all gradients; ours from the batch and example by
 example; the loop of single examples with dense gradients and dense sums; per-example gradients of
 whole layers at once (einsum); the square of the batch's gradient, which is another quantity.
 """
@@ -24,8 +24,9 @@ SHAPES = ((8, 32), (4, 128), (2, 512))  # examples and tokens
 
 
 def measure_section(bench: BenchContext) -> dict[str, Any]:
-    """Measure every way at every shape of batch."""
+    """Measure every candidate at every shape of batch."""
     layers = 1 if bench.quick else 2
+    rounds = 2 if bench.quick else 5
     shapes = SHAPES[:1] if bench.quick else SHAPES
     rows = []
     for examples, tokens in shapes:
@@ -33,19 +34,24 @@ def measure_section(bench: BenchContext) -> dict[str, Any]:
         inputs = make_batch(tokens, examples)
         model = make_stack(layers, quick=bench.quick)
         work = {name: make(model, inputs) for name, make in CANDIDATES.items()}
+        # one untimed run of each
         for run in work.values():
             run()
-        times = time_interleaved(work, 2 if bench.quick else 5)
+        times = time_interleaved(work, rounds)
         rows.append({"examples": examples, "tokens": tokens, "times": times})
-    goals = [
-        make_goal(
-            f"PIECE-F, {row['examples']} x {row['tokens']} tokens / forward + backward",
-            row["times"]["ours, PIECE-F"]["cpu_s"] / row["times"]["forward + backward"]["cpu_s"],
-            1.15,
-        )
-        for row in rows
-    ]
-    return {"layers": layers, "rows": rows, "goals": goals, "differs": _difference_from_loop(bench)}
+
+    goals = []
+    for row in rows:
+        ours = row["times"]["ours, PIECE-F"]["cpu_s"]
+        batched = row["times"]["forward + backward"]["cpu_s"]
+        title = f"PIECE-F, {row['examples']} x {row['tokens']} tokens / forward + backward"
+        goals.append(make_goal(title, ours / batched, 1.15))
+    return {
+        "layers": layers,
+        "rows": rows,
+        "goals": goals,
+        "differs": _difference_from_loop(bench),
+    }
 
 
 def _batched_backward(model: Any, inputs: dict[str, Tensor]) -> Callable[[], None]:
@@ -60,14 +66,17 @@ def _batched_backward(model: Any, inputs: dict[str, Tensor]) -> Callable[[], Non
 def _piece_estimator(
     kinds: tuple[str, ...], batched: bool
 ) -> Callable[..., Callable[[], GradientSums]]:
+    """Return a candidate of this library, from the whole batch or example by example."""
+
     def make_estimate(model: Any, inputs: dict[str, Tensor]) -> Callable[[], GradientSums]:
         sums = _make_sums(model, kinds)
         gradients = PerExampleGradients(model, sums, ())
 
         def run_estimate() -> GradientSums:
+            batches = [inputs] if batched else list(iter_examples(inputs))
             with frozen_model(model):
-                for part in [inputs] if batched else list(iter_examples(inputs)):
-                    gradients.add_batch(part)
+                for batch in batches:
+                    gradients.add_batch(batch)
             return sums
 
         return run_estimate
@@ -76,6 +85,7 @@ def _piece_estimator(
 
 
 def _loop_examples(model: Any, inputs: dict[str, Tensor]) -> Callable[[], GradientSums]:
+    """Add squares of single examples' dense gradients to dense sums."""
     sums = _make_sums(model, ("square",))
     named = linear_weights(model)
 
@@ -93,20 +103,21 @@ def _loop_examples(model: Any, inputs: dict[str, Tensor]) -> Callable[[], Gradie
 
 
 def _einsum_layers(model: Any, inputs: dict[str, Tensor]) -> Callable[[], GradientSums]:
-    """Each layer's gradients of all examples beside each other, then squared and summed."""
+    """Compute each layer's gradients of all examples at once, then square and add them."""
     sums = _make_sums(model, ("square",))
-    found = {
-        name: model.get_submodule(name.removesuffix(".weight")) for name in linear_weights(model)
-    }
+    modules = {}
+    for name in linear_weights(model):
+        modules[name] = model.get_submodule(name.removesuffix(".weight"))
 
     def make_hook(name: str) -> Callable[..., None]:
         def forward_hook(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-            x = given[0].detach()
+            x = given[0].detach()  # (examples, tokens, in)
 
             def add_squares(gradient: Tensor) -> None:
-                each = torch.einsum("bto,bti->boi", gradient, x)
-                # The batch's loss is a mean over equally long examples.
-                sums.square_sums[name].add_(each.mul_(len(x)).square_().sum(0).view(-1))
+                each = torch.einsum("bto,bti->boi", gradient, x)  # (examples, out, in)
+                # the batch's loss is a mean over equally long examples
+                squares = each.mul_(len(x)).square_()
+                sums.square_sums[name].add_(squares.sum(0).view(-1))
 
             output.register_hook(add_squares)
 
@@ -114,9 +125,13 @@ def _einsum_layers(model: Any, inputs: dict[str, Tensor]) -> Callable[[], Gradie
 
     def run_einsum() -> GradientSums:
         model.requires_grad_(False)
-        handles = [module.register_forward_hook(make_hook(name)) for name, module in found.items()]
+        handles = []
+        for name, module in modules.items():
+            handles.append(module.register_forward_hook(make_hook(name)))
+
+        # frozen weights have no gradients: let one flow back to the embeddings' output
         embeddings = model.get_input_embeddings()
-        handles.append(embeddings.register_forward_hook(lambda *g: g[2].requires_grad_()))
+        handles.append(embeddings.register_forward_hook(lambda *given: given[2].requires_grad_()))
         model(**inputs).loss.backward()
         for handle in handles:
             handle.remove()
@@ -126,6 +141,7 @@ def _einsum_layers(model: Any, inputs: dict[str, Tensor]) -> Callable[[], Gradie
 
 
 def _batch_square(model: Any, inputs: dict[str, Tensor]) -> Callable[[], GradientSums]:
+    """Square the gradient of the batch's loss: another quantity, and the cheapest one."""
     sums = _make_sums(model, ("square",))
 
     def run_batch() -> GradientSums:
@@ -141,25 +157,33 @@ def _batch_square(model: Any, inputs: dict[str, Tensor]) -> Callable[[], Gradien
 
 
 def _make_sums(model: Any, kinds: tuple[str, ...]) -> GradientSums:
-    sizes = {name: weight.numel() for name, weight in linear_weights(model).items()}
-    shares = {name: EntryRange(0, size, size) for name, size in sizes.items()}
+    shares = {}
+    for name, weight in linear_weights(model).items():
+        size = weight.numel()
+        shares[name] = EntryRange(0, size, size)
+
+    # a budget that one block never exceeds
     (block,) = split_into_blocks(shares, 2**40, len(kinds))
-    return GradientSums(block, kinds, {name: weights(model)[name].device for name in sizes})
+    named = weights(model)
+    devices = {name: named[name].device for name in shares}
+    return GradientSums(block, kinds, devices)
 
 
 def _difference_from_loop(bench: BenchContext) -> dict[str, float]:
-    """How far each way's squares are from the loop's, largest over the largest of a layer."""
-    model, inputs = make_stack(1, quick=True), make_batch(16, 4)
-    exact = _loop_examples(model, inputs)()
-    scale = sum(exact.square_sums[name].max().item() for name in exact.square_sums)
+    """Return each candidate's distance from the loop: largest differences over largest squares."""
+    model = make_stack(1, quick=True)
+    inputs = make_batch(16, 4)
+    exact = _loop_examples(model, inputs)().square_sums
+    scale = sum(row.max().item() for row in exact.values())
+
     found = {}
     for name, make in CANDIDATES.items():
         sums = make(model, inputs)()
-        if sums and name != "square of the batch":  # which is another quantity
-            differences = [
-                (sums.second[n] - exact.square_sums[n]).abs().max() for n in exact.square_sums
-            ]
-            found[name] = float(sum(differences)) / scale
+        # without sums, or another quantity
+        if not sums or name == "square of the batch":
+            continue
+        differences = [(sums.second[n] - row).abs().max() for n, row in exact.items()]
+        found[name] = float(sum(differences)) / scale
     return found
 
 
@@ -175,16 +199,21 @@ CANDIDATES: dict[str, Callable[[Any, dict[str, Tensor]], Callable[[], Any]]] = {
 
 
 def make_tables(result: dict[str, Any]) -> list[Table]:
-    """Return what a terminal shows."""
+    """Return the table of this section."""
     title = f"Squared gradients of a batch over forward + backward ({result['layers']} layers)"
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for row in result["rows"]:
         table.add_column(f"{row['examples']} x {row['tokens']} tokens", justify="right")
     table.add_column("off the loop", justify="right")
+
+    differs = result["differs"]
     for name in CANDIDATES:
-        times = [row["times"] for row in result["rows"]]
-        cells = [f"{t[name]['cpu_s'] / t['forward + backward']['cpu_s']:.3f}" for t in times]
-        off = f"{result['differs'][name]:.1e}" if name in result["differs"] else ""
+        cells = []
+        for row in result["rows"]:
+            times = row["times"]
+            ratio = times[name]["cpu_s"] / times["forward + backward"]["cpu_s"]
+            cells.append(f"{ratio:.3f}")
+        off = f"{differs[name]:.1e}" if name in differs else ""
         table.add_row(name, *cells, off)
     return [table]

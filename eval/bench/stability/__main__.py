@@ -1,4 +1,4 @@
-"""What does a mask depend on? Overlaps told beside those of fresh examples; sums in bf16.
+"""What does a mask depend on? Overlaps predicted and measured with fresh examples; sums in bf16.
 
 Run:   OMP_NUM_THREADS=1 python -m eval.bench.stability [--quick] [--out FILE.json]
 Needs: checkpoints/tiny/base; a quarter of an hour on one core. --quick: a minute, few examples.

@@ -1,4 +1,4 @@
-"""Overlaps of masks: told from one set of examples, and found with a fresh one of equal size.
+"""Overlaps of masks: predicted from one set of examples, measured with a fresh one of equal size.
 
 The tiny base, two of its tasks, their 1,000 rows in random halves.
 """
@@ -25,29 +25,34 @@ EXCLUDED = ("embedding", "head")
 
 
 def measure_section(bench: BenchContext) -> dict[str, Any]:
-    """Tell and find the overlaps of each task and method at each density."""
+    """Predict and measure the overlaps of each task and method at each density."""
     model, processor = load_base(BASE)
     half, pairs = (64, 1) if bench.quick else (500, 3)
+    tasks = TASKS[:1] if bench.quick else TASKS
     rows = []
-    for task in TASKS[:1] if bench.quick else TASKS:
-        examples = EncodedDataset(read(f"scenes:{task}/train"), processor, bench.folder / task)
+    for task in tasks:
+        source = read(f"scenes:{task}/train")
+        examples = EncodedDataset(source, processor, bench.folder / task)
         halves = [_split_halves(examples, half, pair) for pair in range(pairs)]
         for method in METHODS:
             bench.show_progress(f"{task}, {method}")
-            rows += _measure_overlaps(model, halves, {"task": task, "method": method}, bench)
+            case = {"task": task, "method": method}
+            rows += _measure_overlaps(model, halves, case, bench)
+
     errors = [abs(row["told"] - row["found"]) for row in rows]
-    goals = [make_goal("mean of |told - found|", _mean_or_zero(errors), 0.05)]
-    return {"rows": rows, "goals": goals}
+    goal = make_goal("mean of |told - found|", _mean_or_zero(errors), 0.05)
+    return {"rows": rows, "goals": [goal]}
 
 
 def _split_halves(
     examples: EncodedDataset, half: int, pair: int
 ) -> tuple[EncodedDataset, EncodedDataset]:
-    """Two disjoint random parts of the examples: as they come, they are balanced."""
-    order = randperm(len(examples), generator=Generator().manual_seed(pair)).tolist()
-    return examples.select_positions(order[:half]), examples.select_positions(
-        order[half : 2 * half]
-    )
+    """Return two disjoint random parts of the examples: in their own order they are balanced."""
+    generator = Generator().manual_seed(pair)
+    order = randperm(len(examples), generator=generator).tolist()
+    first = examples.select_positions(order[:half])
+    second = examples.select_positions(order[half : 2 * half])
+    return first, second
 
 
 def _measure_overlaps(
@@ -56,63 +61,96 @@ def _measure_overlaps(
     case: dict[str, str],
     bench: BenchContext,
 ) -> list[dict[str, Any]]:
+    """Return a row for each number of examples and density."""
     method = case["method"]
-    predicted = {
-        density: _predict_stability(model, pairs[0][0], method, density, bench)
-        for density in DENSITIES
-    }
+    first_half = pairs[0][0]
+    predicted = {}
+    for density in DENSITIES:
+        predicted[density] = _predict_stability(model, first_half, method, density, bench)
+
+    # the numbers of examples are those that the prediction has, the same at every density
+    sizes = [int(size) for size in predicted[DENSITIES[0]]]
     rows = []
-    for size in map(int, predicted[DENSITIES[0]]):
-        scores = [[_estimate_scores(model, half[:size], method) for half in pair] for pair in pairs]
+    for size in sizes:
+        scores = []
+        for one, other in pairs:
+            one_scores = _estimate_scores(model, one[:size], method)
+            other_scores = _estimate_scores(model, other[:size], method)
+            scores.append((one_scores, other_scores))
+
         for density in DENSITIES:
-            found = [shared_fraction(*(select(s, density) for s in pair)) for pair in scores]
-            facts = {"density": density, "examples": size, "told": predicted[density][str(size)]}
-            rows.append({**case, **facts, "found": _mean_or_zero(found), "pairs": len(found)})
+            found = []
+            for one_scores, other_scores in scores:
+                first = select(one_scores, density)
+                second = select(other_scores, density)
+                found.append(shared_fraction(first, second))
+            rows.append(
+                {
+                    **case,
+                    "density": density,
+                    "examples": size,
+                    "told": predicted[density][str(size)],
+                    "found": _mean_or_zero(found),
+                    "pairs": len(found),
+                }
+            )
     return rows
 
 
 def _predict_stability(
     model: nn.Module, examples: EncodedDataset, method: str, density: float, bench: BenchContext
 ) -> dict[str, float]:
-    """The stability that a training would print."""
-    wanted = SelectionSettings(
-        method=method, density=density, samples=len(examples), exclude=EXCLUDED
+    """Return the stability that a training would print, by number of examples."""
+    settings = SelectionSettings(
+        method=method,
+        density=density,
+        samples=len(examples),
+        exclude=EXCLUDED,
     )
-    seeds = (bench.seed, bench.seed)
-    return select_for_task(
+    selection = select_for_task(
         model,
         examples,
-        wanted,
+        settings,
         bench.folder,
         pad_token_id=0,
-        seeds=seeds,
+        seeds=(bench.seed, bench.seed),
         cache_key={"data": str(id(examples))},
-    ).stability
+    )
+    return selection.stability
 
 
 def _estimate_scores(model: nn.Module, examples: EncodedDataset, method: str) -> dict[str, Tensor]:
     batches = LengthGroupedBatches(examples, 8, 0)
-    return estimate(
-        model, batches, method, names=find_scorable_names(model, batches, method, EXCLUDED)
-    )
+    names = find_scorable_names(model, batches, method, EXCLUDED)
+    return estimate(model, batches, method, names=names)
 
 
 def shared_fraction(first: Mask, second: Mask) -> float:
-    """What part of the entries of a mask another one has too."""
-    shared = sum(int(isin(first[name], second[name]).sum()) for name in first if name in second)
+    """Return the share of a mask's entries that another mask has too."""
+    shared = 0
+    for name, index in first.items():
+        if name in second:
+            shared += int(isin(index, second[name]).sum())
     return shared / sum(map(len, first.values()))
 
 
 def _mean_or_zero(values: list[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+    if not values:
+        return 0.0
+    return sum(values) / len(values)
 
 
 def make_tables(result: dict[str, Any]) -> list[Table]:
-    """Return what a terminal shows."""
+    """Return the table of this section."""
     header = ("task", "method", "density", "examples", "told", "found")
     table = Table(*header, title="Overlap of two masks", title_justify="left")
     for row in result["rows"]:
-        shares = [f"{row[key]:.2f}" for key in ("told", "found")]
-        cells = (row["task"], row["method"], f"{row['density']:g}", str(row["examples"]))
-        table.add_row(*cells, *shares)
+        table.add_row(
+            row["task"],
+            row["method"],
+            f"{row['density']:g}",
+            str(row["examples"]),
+            f"{row['told']:.2f}",
+            f"{row['found']:.2f}",
+        )
     return [table]

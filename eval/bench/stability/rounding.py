@@ -1,4 +1,4 @@
-"""Masks of sums in bf16, as the public code keeps them, beside masks of sums in fp32.
+"""Masks of sums in bf16, as in the public code, beside masks of sums in fp32.
 
 The tiny base, 1,000 rows of two tasks in micro-batches of 4.
 """
@@ -18,43 +18,60 @@ from mm_piece.selection import select
 
 _MICRO_BATCH = 4  # examples whose mean gradient is summed
 Named = dict[str, Tensor]
+Moments = dict[str, tuple[Tensor, Tensor]]  # sums of gradients, and of their squares
 
 
 def measure_section(bench: BenchContext) -> dict[str, Any]:
     """Compare the masks of each task, method and density."""
     model, processor = load_base(BASE)
     count = 64 if bench.quick else 1000
+    tasks = TASKS[:1] if bench.quick else TASKS
     rows = []
-    for task in TASKS[:1] if bench.quick else TASKS:
+    for task in tasks:
         bench.show_progress(task)
-        examples = [encode(example, processor) for example in read(f"scenes:{task}/train")[:count]]
+        source = read(f"scenes:{task}/train")[:count]
+        examples = [encode(example, processor) for example in source]
         full, half = _sum_gradients(model, examples)
         for method, score in SCORES.items():
-            scores = [{n: score(*moments[n]) for n in moments} for moments in (full, half)]
+            full_scores = {name: score(*sums) for name, sums in full.items()}
+            half_scores = {name: score(*sums) for name, sums in half.items()}
             for density in DENSITIES:
-                shared = shared_fraction(*(select(found, density) for found in scores))
-                facts = {"density": density, "examples": count, "shared": round(shared, 4)}
-                rows.append({"task": task, "method": method, **facts})
+                full_mask = select(full_scores, density)
+                half_mask = select(half_scores, density)
+                shared = shared_fraction(full_mask, half_mask)
+                rows.append(
+                    {
+                        "task": task,
+                        "method": method,
+                        "density": density,
+                        "examples": count,
+                        "shared": round(shared, 4),
+                    }
+                )
     return {"rows": rows, "goals": []}
 
 
-def _sum_gradients(
-    model: nn.Module, examples: list[Named]
-) -> tuple[dict[str, tuple[Tensor, Tensor]], ...]:
-    """Sums of gradients and of their squares by weight: in fp32, and all of it in bf16."""
-    full, half = {}, {}
+def _sum_gradients(model: nn.Module, examples: list[Named]) -> tuple[Moments, ...]:
+    """Return sums of gradients and of their squares by weight: in fp32, and all of it in bf16."""
+    full: Moments = {}
+    half: Moments = {}
     for name, gradient in _iter_gradients(model, examples):
-        for moments, rounded in ((full, gradient), (half, gradient.bfloat16())):
-            first, second = moments.get(name, (0, 0))
-            moments[name] = first + rounded, second + rounded.square()
+        _add_moments(full, name, gradient)
+        _add_moments(half, name, gradient.bfloat16())
     return full, half
 
 
+def _add_moments(moments: Moments, name: str, gradient: Tensor) -> None:
+    first, second = moments.get(name, (0, 0))
+    moments[name] = (first + gradient, second + gradient.square())
+
+
 def _iter_gradients(model: nn.Module, examples: list[Named]) -> Iterator[tuple[str, Tensor]]:
-    """Of each micro-batch and each weight that it reaches and that a mask may hold."""
+    """Yield name and gradient of each micro-batch and each patchable weight that receives one."""
     for rows in iter_batches(examples, _MICRO_BATCH):
         model.zero_grad()
-        model(**collate(rows, pad=0)).loss.backward()
+        batch = collate(rows, pad=0)
+        model(**batch).loss.backward()
         for name, weight in weights(model).items():
             if weight.grad is not None and group_of(name) not in EXCLUDED:
                 yield name, weight.grad
@@ -62,17 +79,22 @@ def _iter_gradients(model: nn.Module, examples: list[Named]) -> Iterator[tuple[s
 
 SCORES = {
     "piece-f-official": lambda first, second: second.float(),
-    # The root is taken in the dtype of the sums, as the public code does.
+    # the root is taken in the dtype of the sums, as in the public code
     "piece-s-official": lambda first, second: first.float().abs() / (second + 1).sqrt().float(),
 }
 
 
 def make_tables(result: dict[str, Any]) -> list[Table]:
-    """Return what a terminal shows."""
+    """Return the table of this section."""
     header = ("task", "method", "density", "examples", "shared")
     title = "Overlap of masks of sums in fp32 and in bf16"
     table = Table(*header, title=title, title_justify="left")
     for row in result["rows"]:
-        cells = (row["task"], row["method"], f"{row['density']:g}", str(row["examples"]))
-        table.add_row(*cells, f"{row['shared']:.2f}")
+        table.add_row(
+            row["task"],
+            row["method"],
+            f"{row['density']:g}",
+            str(row["examples"]),
+            f"{row['shared']:.2f}",
+        )
     return [table]

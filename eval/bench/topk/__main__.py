@@ -1,4 +1,4 @@
-"""What the global top-k costs beside torch's and numpy's, and beside reading the scores once.
+"""Cost of the global top-k beside torch's and numpy's, and beside reading the scores once.
 
 Run:   OMP_NUM_THREADS=1 python -m eval.bench.topk [--quick] [--out FILE.json]
 Needs: 3 GB of memory. --quick: a few seconds, a size too small to judge by.

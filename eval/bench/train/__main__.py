@@ -1,4 +1,4 @@
-"""What sparse training costs beside full fine-tuning, LoRA, SHiRA, masked gradients and the floor.
+"""Cost of sparse training beside full fine-tuning, LoRA, SHiRA, masked gradients and the floor.
 
 Run:   OMP_NUM_THREADS=1 python -m eval.bench.train [--quick] [--out FILE.json] [--only SECTION]
 Needs: peft; 12 GB of memory. --quick: half a minute, sizes too small to judge by.

@@ -1,7 +1,7 @@
-"""What a training holds for each selected entry beside the frozen model.
+"""Memory of a training for each selected entry, beside the frozen model.
 
-Counted are all tensors of the process, each storage once, that a mask and a step of AdamW bring:
-mask, values, gradients, moments, what stood there before, and what the products keep.
+It is the sum of all tensors of the process, each storage once, that come with a mask and a step of
+AdamW: mask, values, gradients, moments, previous values, and saved tensors of the products.
 """
 
 import gc
@@ -27,34 +27,45 @@ def measure_section(bench: BenchContext) -> dict[str, Any]:
     for dtype in DTYPES:
         for density in DENSITIES:
             bench.show_progress(f"{dtype}, {density:.2%}")
-            entries, training_bytes = run_in_process(
-                count_training_bytes, dtype, density, bench.quick
-            )
+            arguments = (dtype, density, bench.quick)
+            entries, training_bytes = run_in_process(count_training_bytes, *arguments)
             rows.append(
-                {"dtype": dtype, "density": density, "entries": entries, "held_B": training_bytes}
+                {
+                    "dtype": dtype,
+                    "density": density,
+                    "entries": entries,
+                    "held_B": training_bytes,
+                }
             )
-    goals = [
-        make_goal(f"{row['dtype']}, {row['density']:.1%}: bytes an entry", entry_bytes(row), LIMIT)
-        for row in rows
-        if row["density"] == 0.001
-    ]
+
+    goals = []
+    for row in rows:
+        if row["density"] == 0.001:
+            title = f"{row['dtype']}, {row['density']:.1%}: bytes an entry"
+            goals.append(make_goal(title, entry_bytes(row), LIMIT))
     return {"rows": rows, "goals": goals}
 
 
 def count_training_bytes(dtype: str, density: float, quick: bool) -> tuple[int, int]:
-    """Return how many entries train and how many bytes are held for them."""
+    """Return the number of entries that train and the bytes of their tensors."""
     torch.set_num_threads(1)
-    model, inputs = make_stack(2, DTYPES[dtype], quick), make_batch(16)
+    model = make_stack(2, DTYPES[dtype], quick)
+    inputs = make_batch(16)
     before = _storage_sizes()
-    chosen = {name: index.int() for name, index in make_mask(model, "uniform", density).items()}
+
+    mask = make_mask(model, "uniform", density)
+    chosen = {name: index.int() for name, index in mask.items()}
+    del mask  # int64 indices are this bench's, not the training's
     with sparse_tuning(model, chosen) as tuning:
         optimizer = torch.optim.AdamW(tuning.parameters(), lr=1e-4)
         model(**inputs).loss.backward()
         optimizer.step()
-        storages_after = _storage_sizes()
-    return sum(map(len, chosen.values())), sum(
-        storages_after[key] for key in storages_after.keys() - before.keys()
-    )
+        # inside the block, while the training's tensors are alive
+        after = _storage_sizes()
+
+    entries = sum(map(len, chosen.values()))
+    new_bytes = sum(after[address] for address in after.keys() - before.keys())
+    return entries, new_bytes
 
 
 def entry_bytes(row: dict[str, Any]) -> float:
@@ -67,7 +78,8 @@ def _storage_sizes() -> dict[int, int]:
     gc.collect()
     found = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old names that complain when they are looked at
+        # isinstance makes deprecated names warn
+        warnings.simplefilter("ignore")
         tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
     for tensor in tensors:
         storage = tensor.untyped_storage()
@@ -76,12 +88,13 @@ def _storage_sizes() -> dict[int, int]:
 
 
 def make_tables(result: dict[str, Any]) -> list[Table]:
-    """Return what a terminal shows."""
+    """Return the table of this section."""
     table = Table(title="Held for a selected entry, bytes", title_justify="left")
     table.add_column("")
     for density in DENSITIES:
         table.add_column(f"{density:.2%}", justify="right")
     for dtype in DTYPES:
-        cells = [f"{entry_bytes(row):.1f}" for row in result["rows"] if row["dtype"] == dtype]
+        rows = [row for row in result["rows"] if row["dtype"] == dtype]
+        cells = [f"{entry_bytes(row):.1f}" for row in rows]
         table.add_row(dtype, *cells)
     return [table]

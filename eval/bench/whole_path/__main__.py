@@ -1,4 +1,4 @@
-"""The whole path on models of published shapes: what each stage holds and takes, on CPU or GPU.
+"""The whole path on models of published shapes: memory and time of each stage, on CPU or GPU.
 
 Run:   python -m eval.bench.whole_path cpu [--quick] [--out FILE.json]
            a LLaVA of 1.7 B parameters in bf16: 10 GB of memory; half an hour, most of it in bf16

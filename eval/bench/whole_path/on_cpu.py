@@ -30,11 +30,18 @@ def _measure_path(folder: str, quick: bool) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    sizes = {"toy": quick, "text": 24 if quick else 8, "samples": 2, "steps": 3 if quick else 10}
-    memory = 100_000 if quick else 2 * 2**30
-    return run_whole_path(SHAPE, Path(folder), "cpu", **sizes, memory=memory)
+    return run_whole_path(
+        SHAPE,
+        Path(folder),
+        "cpu",
+        toy=quick,
+        text=24 if quick else 8,
+        samples=2,
+        steps=3 if quick else 10,
+        memory=100_000 if quick else 2 * 2**30,
+    )
 
 
 def make_tables(result: dict[str, Any]) -> list[Table]:
-    """Return what a terminal shows."""
+    """Return the table of this section."""
     return [make_stage_table(result["row"])]

@@ -1,11 +1,12 @@
 """The whole path on one model in bf16, stage by stage: estimate, select, train, delta, checkout.
 
-Each stage's seconds and its peak memory: of the process on a CPU, of the device's allocator on a
-GPU. Physical limits stand beside it: the model's bytes read once, at the bandwidth of a copy.
+Each stage has its seconds and its peak memory: of the process on a CPU, of the device's allocator
+on a GPU. Beside them stands the physical limit: the model's bytes, at the bandwidth of a copy.
 """
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,22 @@ class StageRecorder:
     """Seconds and peak of each stage, on the device that does the work."""
 
     def __init__(self, device: str) -> None:
-        self.device, self.rows = device, {}  # type: dict[str, dict[str, float]]
+        self.device = device
+        self.rows: dict[str, dict[str, float]] = {}
 
     def run_stage(self, name: str, work: Callable[[], Any]) -> Any:
-        """Return what the work returns; note what it took."""
+        """Return the result of the work; record its seconds and its peak."""
+        # kernels run asynchronously: wait for them before and after
         if self.device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-        meter, started = ResourceMeter(), time.perf_counter()
+        meter = ResourceMeter()
+        started = time.perf_counter()
         found = work()
         if self.device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
+
         meter.record_mark("stage")
         peak = meter.marks["stage_total_peak_B"]
         if self.device == "cuda":
@@ -60,63 +65,86 @@ def run_whole_path(shape: str, folder: Path, device: str, **sizes: Any) -> dict[
     """
     stages = StageRecorder(device)
     config = SHAPES[shape](sizes["toy"])
-    model = stages.run_stage("build", lambda: build_model(config, device))
+    model = stages.run_stage("build", partial(build_model, config, device))
     total = sum(weight.numel() for weight in weights(model).values())
     examples = [make_example(config, sizes["text"], seed) for seed in range(sizes["samples"])]
     copy_speed = _measure_copy_speed(model)
-    names = stages.run_stage(
-        "reach", lambda: importance.find_patchable_names(model, examples[:1], EXCLUDED)
-    )
+
+    find_names = partial(importance.find_patchable_names, model, examples[:1], EXCLUDED)
+    names = stages.run_stage("reach", find_names)
     shapes = {name: weights(model)[name].shape for name in names}
     with recorded_allocations() as allocated_bytes:
+        # a generator: scores are computed while the selection reads them
         scores = importance.stream_scores(model, examples, names=names, memory=sizes["memory"])
-        mask = stages.run_stage(
-            "estimate, select", lambda: select_stream(scores, shapes, Budgets(DENSITY))
-        )
-    base = {name: gather_entries(tensors(model)[name], index) for name, index in mask.items()}
+        find_mask = partial(select_stream, scores, shapes, Budgets(DENSITY))
+        mask = stages.run_stage("estimate, select", find_mask)
+
+    base = _read_values(model, mask)
     identity = compute_fingerprint(tensors(model))
-    store = DeltaStore.create(folder / "store", {"fingerprint": identity, "dtype": "bfloat16"}, "")
-    delta = stages.run_stage(
-        "train", lambda: _train_mask(model, mask, examples, sizes["steps"], identity)
-    )
-    learned = {name: gather_entries(tensors(model)[name], index) for name, index in mask.items()}
-    stages.run_stage("delta", lambda: store.append(delta))
+    record = {"fingerprint": identity, "dtype": "bfloat16"}
+    store = DeltaStore.create(folder / "store", record, "")
+    train = partial(_train_mask, model, mask, examples, sizes["steps"], identity)
+    delta = stages.run_stage("train", train)
+    learned = _read_values(model, mask)
+    stages.run_stage("delta", partial(store.append, delta))
+
+    exact = _check_out_both(stages, model, store, mask, base, learned)
+    file = folder / "store" / store.entries[0].file
+    stages.run_stage("load a delta", partial(Delta.load, file))
+    return {
+        "shape": shape,
+        "parameters": total,
+        "eligible": sum(shape.numel() for shape in shapes.values()),
+        "trained": sum(map(len, mask.values())),
+        "changed": delta.entries,
+        "exact": exact,
+        "delta_B": file.stat().st_size,
+        "copy_B_per_s": copy_speed,
+        "tokens": _count_tokens(examples[0]),
+        "device": _device_name(device),
+        "stages": stages.rows,
+        **sizes,
+        "accumulators_B": max(allocated_bytes),
+        "passes": len(allocated_bytes),
+    }
+
+
+def _check_out_both(
+    stages: StageRecorder,
+    model: Any,
+    store: DeltaStore,
+    mask: dict[str, Tensor],
+    base: dict[str, Tensor],
+    learned: dict[str, Tensor],
+) -> bool:
+    """Go from the base to position 1 and back; whether the model has the right values at both."""
+    # training left the learned values in the model
     _write_values(model, mask, base)
     attach_base(model, store)
-    stages.run_stage("checkout 1", lambda: checkout(model, 1))
+    stages.run_stage("checkout 1", partial(checkout, model, 1))
     exact = _has_values(model, mask, learned)
-    stages.run_stage("checkout 0", lambda: checkout(model, 0))
-    exact = exact and _has_values(model, mask, base)
-    file = folder / "store" / store.entries[0].file
-    stages.run_stage("load a delta", lambda: Delta.load(file))
-    return {
-        **{
-            "shape": shape,
-            "parameters": total,
-            "eligible": sum(shape.numel() for shape in shapes.values()),
-        },
-        **{"trained": sum(map(len, mask.values())), "changed": delta.entries, "exact": exact},
-        **{
-            "delta_B": file.stat().st_size,
-            "copy_B_per_s": copy_speed,
-            "tokens": _count_tokens(examples[0]),
-        },
-        **{"device": _device_name(device), "stages": stages.rows, **sizes},
-        **{"accumulators_B": max(allocated_bytes), "passes": len(allocated_bytes)},
-    }
+    stages.run_stage("checkout 0", partial(checkout, model, 0))
+    return exact and _has_values(model, mask, base)
 
 
 def _train_mask(
     model: Any, mask: dict[str, Tensor], examples: list[dict[str, Tensor]], steps: int, base: str
 ) -> Delta:
+    """Train the mask's entries, one example a step, and return the delta."""
     with sparse_tuning(model, mask) as tuning:
         optimizer = torch.optim.AdamW(tuning.parameters(), lr=1e-3)
         for step in range(steps):
-            moved = {k: v.to(model.device) for k, v in examples[step % len(examples)].items()}
+            example = examples[step % len(examples)]
+            moved = {name: row.to(model.device) for name, row in example.items()}
             model(**moved).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
         return tuning.delta("made-up", base=base)
+
+
+def _read_values(model: Any, mask: dict[str, Tensor]) -> dict[str, Tensor]:
+    live = tensors(model)
+    return {name: gather_entries(live[name], index) for name, index in mask.items()}
 
 
 def _write_values(model: Any, mask: dict[str, Tensor], values: dict[str, Tensor]) -> None:
@@ -125,10 +153,8 @@ def _write_values(model: Any, mask: dict[str, Tensor], values: dict[str, Tensor]
 
 
 def _has_values(model: Any, mask: dict[str, Tensor], values: dict[str, Tensor]) -> bool:
-    live = tensors(model)
-    return all(
-        torch.equal(gather_entries(live[name], index), values[name]) for name, index in mask.items()
-    )
+    current = _read_values(model, mask)
+    return all(torch.equal(current[name], values[name]) for name in mask)
 
 
 def _count_tokens(inputs: dict[str, Tensor]) -> int:
@@ -136,11 +162,13 @@ def _count_tokens(inputs: dict[str, Tensor]) -> int:
 
 
 def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    if device != "cuda":
+        return "CPU"
+    return torch.cuda.get_device_name()
 
 
 def _measure_copy_speed(model: Any) -> float:
-    """Bytes a second at which the device copies: what nothing can read its weights faster than."""
+    """Return the bytes a second at which the device copies: the limit of reading its weights."""
     largest = max(tensors(model).values(), key=torch.numel)
     target = torch.empty_like(largest)
     times = []
@@ -150,35 +178,45 @@ def _measure_copy_speed(model: Any) -> float:
         if largest.is_cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
+    # a copy reads and writes
     return 2 * largest.nbytes / min(times)
 
 
 def make_stage_table(row: dict[str, Any]) -> Table:
-    """Return one shape's stages, with what each would take at the least."""
-    size = 2 * row["parameters"]
+    """Return one shape's stages, each with its lower bound in time."""
+    size = 2 * row["parameters"]  # bytes in bf16
     title = (
         f"{row['shape']}, {row['parameters'] / 1e6:,.0f} M parameters in bf16 "
         f"({size / 1e9:.1f} GB), {row['tokens']} tokens, {row['device']}"
     )
     found = Table(title=title, title_justify="left")
-    for column in (
+    columns = (
         "stage",
         "seconds",
         "peak, GB",
         "over the weights, GB",
         "reading the weights, s",
-    ):
+    )
+    for column in columns:
         found.add_column(column, justify="left" if column == "stage" else "right")
     for name, stage in row["stages"].items():
-        over = (stage["peak_B"] - size) / 1e9
-        reads = READS.get(name, lambda _: 0.0)(row) * size / row["copy_B_per_s"]
-        limit = f"{reads:.3f}" if reads else ""
-        cells = (f"{stage['seconds']:.3f}", f"{stage['peak_B'] / 1e9:.2f}", f"{over:.2f}", limit)
-        found.add_row(name, *cells)
+        peak = stage["peak_B"]
+        limit = ""
+        if name in READS:
+            count = READS[name](row)
+            seconds = count * size / row["copy_B_per_s"]
+            limit = f"{seconds:.3f}"
+        found.add_row(
+            name,
+            f"{stage['seconds']:.3f}",
+            f"{peak / 1e9:.2f}",
+            f"{(peak - size) / 1e9:.2f}",
+            limit,
+        )
     return found
 
 
-# How often a stage must read all weights: forward and backward, for each example or step.
+# reads of all weights that a stage needs: forward and backward, for each example or step
 READS: dict[str, Callable[[dict[str, Any]], float]] = {
     "reach": lambda row: 2.0,
     "estimate, select": lambda row: 2.0 * row["samples"],

@@ -1,68 +1,95 @@
-"""The embedded data: seeded procedural pictures with questions and answers, nothing to download.
+"""The embedded data: seeded procedural images with questions and answers, nothing to download.
 
-`base` is the ability that the tiny base model is born with; the other tasks shift away from it in
-pictures, prompts and answers. Row `i` of a split depends on (name, split, i) alone.
+The tiny base model is pretrained on the task `base`. The other tasks shift away from it in images,
+prompts and answers. Row `i` of a split depends on (name, split, i) alone.
 
     >>> make_rows("charts", "test")[0]["prompt"]
     'Chart: which bar has the largest value?'
 """
 
-import random
 from collections.abc import Callable, Iterator
+from random import Random
 
 import numpy as np
 
 from mm_piece.data.scenes import base, downstream
-from mm_piece.data.scenes.base import Scene
+from mm_piece.data.scenes.base import Scene, Turn
 from mm_piece.errors import DataError
 
-SPLIT_SIZES = {"train": 1000, "validation": 200, "test": 200}
-NEW_WORDINGS = 0.25  # share of the base's held-out prompts whose wordings are never trained on
+SPLIT_SIZES = {
+    "train": 1000,
+    "validation": 200,
+    "test": 200,
+}
+NEW_WORDINGS = 0.25  # share of held-out prompts in wordings that training never uses
 
 
 def make_rows(name: str, split: str) -> list[dict]:
     """Return a split of a task as `{"image", "prompt", "answer", "kind"}` rows."""
     _require_known("task", name, TASKS)
     _require_known("split", split, SPLIT_SIZES)
-    return [
-        TASKS[name](i, split, _make_random(f"{name}/{split}", i)) for i in range(SPLIT_SIZES[split])
-    ]
+
+    make_row = TASKS[name]
+    rows = []
+    for index in range(SPLIT_SIZES[split]):
+        rng = _make_random(f"{name}/{split}", index)
+        row = make_row(index, split, rng)
+        rows.append(row)
+    return rows
 
 
-def iter_scenes(seed: int, count: int = 6) -> Iterator[tuple[Scene, list[tuple[str, str, str]]]]:
-    """Yield scenes of the base for ever, each with up to `count` (prompt, answer, kind)."""
+def iter_scenes(
+    seed: int,
+    count: int = 6,
+) -> Iterator[tuple[Scene, list[Turn]]]:
+    """Yield scenes of the base without end, each with up to `count` (prompt, answer, kind)."""
     index = 0
     while True:
         rng = _make_random(f"stream/{seed}", index)
         scene = base.sample_scene(rng)
-        yield scene, base.make_turns(scene, rng, count)
+        turns = base.make_turns(scene, rng, count)
+        yield scene, turns
         index += 1
 
 
-def _make_random(name: str, index: int) -> random.Random:
+def _make_random(name: str, index: int) -> Random:
     """Return the random source of one row, independent of every other row."""
-    state = np.random.SeedSequence([*name.encode(), index]).generate_state(2, np.uint64)
-    return random.Random((int(state[0]) << 64) | int(state[1]))
+    # neighbouring indices seed unrelated streams: SeedSequence hashes its entropy
+    entropy = [*name.encode(), index]
+    sequence = np.random.SeedSequence(entropy)
+    high, low = sequence.generate_state(2, np.uint64)
+    seed = (int(high) << 64) | int(low)
+    return Random(seed)
 
 
 def _require_known(what: str, value: str, allowed) -> None:
+    """Raise DataError unless the value is one of the allowed ones."""
     if value not in allowed:
-        raise DataError(f"unknown {what} {value!r}: choose from {', '.join(allowed)}")
+        choices = ", ".join(allowed)
+        raise DataError(f"unknown {what} {value!r}: choose from {choices}")
 
 
-def _make_base_row(index: int, split: str, rng: random.Random) -> dict:
+def _make_base_row(index: int, split: str, rng: Random) -> dict:
+    """Return a row of the base; the kinds of question take turns."""
+    # no draw for the training split: its stream starts with the scene
     new_wording = split != "train" and rng.random() < NEW_WORDINGS
-    return base.make_question_row(
-        base.QUESTION_KINDS[index % len(base.QUESTION_KINDS)], rng, new_wording
-    )
+    kinds = base.QUESTION_KINDS
+    kind = kinds[index % len(kinds)]
+    return base.make_question_row(kind, rng, new_wording)
 
 
 def _as_row_maker(generate: Callable) -> Callable:
-    """Turn a generator of tuples into one of rows."""
+    """Turn a generator of (image, prompt, answer, kind) into a generator of rows."""
+    fields = (
+        "image",
+        "prompt",
+        "answer",
+        "kind",
+    )
 
-    def make_row(index: int, split: str, rng: random.Random) -> dict:
-        fields = ("image", "prompt", "answer", "kind")
-        return dict(zip(fields, generate(index, split, rng), strict=True))
+    def make_row(index: int, split: str, rng: Random) -> dict:
+        values = generate(index, split, rng)
+        return dict(zip(fields, values, strict=True))
 
     return make_row
 

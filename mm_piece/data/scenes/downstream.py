@@ -1,132 +1,253 @@
-"""The tasks to learn after the base: other pictures, other prompts, other answers.
+"""The tasks to learn after the base: other images, other prompts, other answers.
 
-Each generator takes the row's index within its split (for balance), the split, and a random source,
-and returns (image, prompt, answer, kind).
+Each generator takes the row's index within its split (for balance), the split, and a random source.
+It returns (image, prompt, answer, kind). The order of the random draws is part of the data.
 """
 
 import functools
 import math
-import random
+from random import Random
 
 import numpy as np
 from PIL import Image
 
-from mm_piece.data.scenes import canvas
-from mm_piece.data.scenes.canvas import COLOURS, SHAPES, SIZE
+from mm_piece.data.scenes.canvas import (
+    COLOURS,
+    FONTS,
+    SHAPES,
+    SIZE,
+    DrawingCanvas,
+    Point,
+    draw_shape,
+    load_font,
+    sample_paper,
+    sample_tint,
+)
 from mm_piece.data.scenes.lexicon import NUMBERS, READABLE, TEXTURES
 
-SCAN_RANGES = {"train": (0, 1200), "validation": (1200, 1450), "test": (1450, 1797)}
-BAR_COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
+SCAN_RANGES = {
+    "train": (0, 1200),
+    "validation": (1200, 1450),
+    "test": (1450, 1797),
+}
+BAR_COLOURS = (
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "purple",
+    "orange",
+)
+INK_COLOURS = BAR_COLOURS
+DIGIT_INKS = (
+    "black",
+    "blue",
+    "red",
+)
+DIGIT_PROMPTS = (
+    "Spell out the handwritten digit.",
+    "Which number was written by hand?",
+)
+WORD_PROMPTS = (
+    "What word is printed on the label?",
+    "Text on the label:",
+)
+CHART_PROMPTS = {
+    "tallest": "Chart: which bar has the largest value?",
+    "shortest": "Chart: which bar has the smallest value?",
+    "bars": "Chart: number of bars?",
+    "first": "Chart: colour of the last bar?",
+}
+CHART_KINDS = tuple(CHART_PROMPTS)
+TEXTURE_PROMPTS = (
+    "How would you describe this cloth?",
+    "Pattern of the cloth?",
+)
+RELATION_KINDS = (
+    "side",
+    "fact",
+    "extreme",
+)
+EXTREMES = (  # axis, sign, word
+    (0, 1, "farthest left"),
+    (0, -1, "farthest right"),
+    (1, 1, "highest"),
+    (1, -1, "lowest"),
+)
+HAND_COLOURS = (
+    "black",
+    "red",
+    "blue",
+)
+CLOCK_PROMPTS = (
+    "What time is it?",
+    "Time on the clock:",
+)
 
 
-def make_digit(index: int, split: str, rng: random.Random):
-    """A real handwritten digit (scikit-learn's 8×8 scans), enlarged; the answer is its name."""
+def make_digit(index: int, split: str, rng: Random):
+    """Draw a real handwritten digit, one of scikit-learn's 8×8 scans; the answer is its name."""
     scans, labels, order = _load_scans()
     first, last = SCAN_RANGES[split]
     source = order[first + index % (last - first)]
-    strength = Image.fromarray(scans[source]).resize((40, 40), Image.Resampling.BICUBIC)
-    ink = canvas.sample_tint(rng, rng.choice(("black", "blue", "red")))
-    ground = canvas.sample_paper(rng, 170, 235)
+
+    scan = Image.fromarray(scans[source])
+    strength = scan.resize((40, 40), Image.Resampling.BICUBIC)
+    ink_name = rng.choice(DIGIT_INKS)
+    ink = sample_tint(rng, ink_name)
+    ground = sample_paper(rng, 170, 235)
     image = Image.new("RGB", (SIZE, SIZE), ground)
-    image.paste(ink, (rng.randint(0, 8), rng.randint(0, 8)), strength)
-    prompt = rng.choice(("Spell out the handwritten digit.", "Which number was written by hand?"))
-    return image, prompt, NUMBERS[labels[source]], "digit"
+    # 40 of 48 pixels leave 8 on each axis to shift the digit by
+    left = rng.randint(0, 8)
+    top = rng.randint(0, 8)
+    image.paste(ink, (left, top), strength)
+
+    prompt = rng.choice(DIGIT_PROMPTS)
+    label = labels[source]
+    return image, prompt, NUMBERS[label], "digit"
 
 
-def make_word(index: int, split: str, rng: random.Random):
-    """A short printed word to read."""
+def make_word(index: int, split: str, rng: Random):
+    """Draw a short printed word to read."""
     word = READABLE[index % len(READABLE)]
     ground = rng.choice(list(COLOURS))
-    ink = rng.choice([c for c in ("black", "white", "blue", "red") if c != ground])
-    if abs(_luminance_of(ground) - _luminance_of(ink)) < 90:
-        ink = "white" if _luminance_of(ground) < 110 else "black"
-    drawing = canvas.DrawingCanvas(canvas.sample_tint(rng, ground))
-    font = canvas.load_font(rng.choice(canvas.FONTS), rng.choice((17, 18)))
-    x, y = 24 + rng.uniform(-1.5, 1.5), 24 + rng.uniform(-3, 3)
-    drawing.draw_text(x, y, word, font, canvas.sample_tint(rng, ink))
-    prompt = rng.choice(("What word is printed on the label?", "Text on the label:"))
+    inks = [
+        "black",
+        "white",
+        "blue",
+        "red",
+    ]
+    if ground in inks:
+        inks.remove(ground)
+    ink = rng.choice(inks)
+
+    # too little contrast to read: black or white instead, whichever contrasts more
+    brightness = _luminance_of(ground)
+    contrast = abs(brightness - _luminance_of(ink))
+    if contrast < 90:
+        ink = "white" if brightness < 110 else "black"
+
+    tint = sample_tint(rng, ground)
+    drawing = DrawingCanvas(tint)
+    font_name = rng.choice(FONTS)
+    font_size = rng.choice((17, 18))
+    font = load_font(font_name, font_size)
+    x = 24 + rng.uniform(-1.5, 1.5)
+    y = 24 + rng.uniform(-3, 3)
+    ink_tint = sample_tint(rng, ink)
+    drawing.draw_text(x, y, word, font, ink_tint)
+    prompt = rng.choice(WORD_PROMPTS)
     return drawing.render_image(), prompt, word, "word"
 
 
-def make_chart(index: int, split: str, rng: random.Random):
-    """A bar chart: which bar is tallest or shortest, how many bars, what is next to a bar."""
+def make_chart(index: int, split: str, rng: Random):
+    """Draw a bar chart: which bar is tallest or shortest, how many bars, the last one's colour."""
+    # each kind of question gets two to six bars in turn
+    kind = CHART_KINDS[index % 4]
     count = 2 + index // 4 % 5
     colours = rng.sample(BAR_COLOURS, count)
+    # all heights differ, so that one bar is tallest and one is shortest
     heights = rng.sample(range(3, 15), count)
-    drawing = canvas.DrawingCanvas(canvas.sample_paper(rng, 215, 245))
+
+    paper = sample_paper(rng, 215, 245)
+    drawing = DrawingCanvas(paper)
     pitch = 42 / count
-    for place, (colour, height) in enumerate(zip(colours, heights, strict=True)):
+    for place, colour in enumerate(colours):
         left = 4 + pitch * place
-        drawing.draw_box(
-            left, 44 - 2.7 * height, left + 0.72 * pitch, 44, canvas.sample_tint(rng, colour)
-        )
-    drawing.draw_line([(3, 3), (3, 44), (46, 44)], 0.7, (40, 40, 40))
-    kind = ("tallest", "shortest", "bars", "first")[index % 4]
-    answer = {
-        "tallest": colours[heights.index(max(heights))],
-        "shortest": colours[heights.index(min(heights))],
+        right = left + 0.72 * pitch
+        top = 44 - 2.7 * heights[place]
+        tint = sample_tint(rng, colour)
+        drawing.draw_box(left, top, right, 44, tint)
+    axes = [
+        (3, 3),
+        (3, 44),
+        (46, 44),
+    ]
+    drawing.draw_line(axes, 0.7, (40, 40, 40))
+
+    tallest = heights.index(max(heights))
+    shortest = heights.index(min(heights))
+    answers = {
+        "tallest": colours[tallest],
+        "shortest": colours[shortest],
         "bars": NUMBERS[count],
         "first": colours[-1],
-    }[kind]
-    return drawing.render_image(), CHART_PROMPTS[kind], answer, kind
+    }
+    return drawing.render_image(), CHART_PROMPTS[kind], answers[kind], kind
 
 
-def make_texture(index: int, split: str, rng: random.Random):
-    """A cloth of two colours: the name of its pattern."""
+def make_texture(index: int, split: str, rng: Random):
+    """Draw a cloth of two colours; the answer is the name of its pattern."""
     name = TEXTURES[index % len(TEXTURES)]
-    light, dark = rng.sample(list(COLOURS), 2)
-    strength = _make_pattern(name, rng)[..., None]
-    dyes = np.array(
-        [canvas.sample_tint(rng, light), canvas.sample_tint(rng, dark)], dtype=np.float64
-    )
-    mixed = dyes[0] * (1 - strength) + dyes[1] * strength
-    noise = np.array([rng.gauss(0, 5) for _ in range(SIZE)])
-    image = Image.fromarray(np.clip(mixed + noise[:, None, None], 0, 255).astype(np.uint8))
-    prompt = rng.choice(("How would you describe this cloth?", "Pattern of the cloth?"))
+    colours = list(COLOURS)
+    first, second = rng.sample(colours, 2)
+    strength = _make_pattern(name, rng)[..., None]  # (48, 48, 1)
+    first_dye = np.array(sample_tint(rng, first))
+    second_dye = np.array(sample_tint(rng, second))
+    mixed = first_dye * (1 - strength) + second_dye * strength  # (48, 48, 3)
+
+    # one shift of brightness for each line of pixels
+    shifts = [rng.gauss(0, 5) for _ in range(SIZE)]
+    noise = np.array(shifts)
+    noisy = mixed + noise[:, None, None]
+    pixels = np.clip(noisy, 0, 255).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    prompt = rng.choice(TEXTURE_PROMPTS)
     return image, prompt, name, "texture"
 
 
-def make_relation(index: int, split: str, rng: random.Random):
-    """Three shapes apart from each other: what lies beside, above or below what."""
+def make_relation(index: int, split: str, rng: Random):
+    """Draw three shapes apart from each other: what lies beside, above or below what."""
     names = rng.sample(SHAPES, 3)
     spots = _sample_points(rng, 3)
-    drawing = canvas.DrawingCanvas(canvas.sample_paper(rng))
-    for name, (x, y) in zip(names, spots, strict=True):
-        canvas.draw_shape(
-            drawing,
-            name,
-            x,
-            y,
-            rng.uniform(5, 6.5),
-            canvas.sample_tint(rng, rng.choice(INK_COLOURS)),
-        )
-    kind = ("side", "fact", "extreme")[index % 3]
-    prompt, answer = _ask_relation(kind, names, spots, index // 3, rng)
-    return drawing.render_image(), prompt, answer, kind
+    paper = sample_paper(rng)
+    drawing = DrawingCanvas(paper)
+    for name, spot in zip(names, spots, strict=True):
+        x, y = spot
+        radius = rng.uniform(5, 6.5)
+        colour = rng.choice(INK_COLOURS)
+        tint = sample_tint(rng, colour)
+        draw_shape(drawing, name, x, y, radius, tint)
+
+    turn, remainder = divmod(index, 3)
+    kind = RELATION_KINDS[remainder]
+    prompt, answer = _ask_relation(kind, names, spots, turn, rng)
+    image = drawing.render_image()
+    return image, prompt, answer, kind
 
 
-def make_clock(index: int, split: str, rng: random.Random):
-    """A clock with one hand on a full hour."""
+def make_clock(index: int, split: str, rng: Random):
+    """Draw a clock with one hand on a full hour."""
     hour = 1 + index % 12
-    drawing = canvas.DrawingCanvas(canvas.sample_paper(rng, 90, 220))
-    x, y, radius = rng.uniform(21, 27), rng.uniform(21, 27), rng.uniform(17, 20)
-    drawing.draw_disc(x, y, radius, canvas.sample_tint(rng, "white"))
-    drawing.draw_ring(x, y, radius, 1.2, canvas.sample_tint(rng, "black"))
+    paper = sample_paper(rng, 90, 220)
+    drawing = DrawingCanvas(paper)
+    x = rng.uniform(21, 27)
+    y = rng.uniform(21, 27)
+    radius = rng.uniform(17, 20)
+    face = sample_tint(rng, "white")
+    drawing.draw_disc(x, y, radius, face)
+    rim = sample_tint(rng, "black")
+    drawing.draw_ring(x, y, radius, 1.2, rim)
+
     for mark in range(1, 13):
+        # a longer mark shows where the top is
         inner_share = 0.72 if mark == 12 else 0.84
-        drawing.draw_line(
-            [
-                _point_on_clock(x, y, mark, inner_share * radius),
-                _point_on_clock(x, y, mark, radius),
-            ],
-            0.9,
-            (30, 30, 30),
-        )
-    ink = canvas.sample_tint(rng, rng.choice(("black", "red", "blue")))
-    tip = _point_on_clock(x, y, hour + rng.uniform(-0.1, 0.1), rng.uniform(0.6, 0.8) * radius)
-    drawing.draw_line([(x, y), tip], rng.uniform(1.6, 2.4), ink)
-    prompt = rng.choice(("What time is it?", "Time on the clock:"))
-    return drawing.render_image(), prompt, f"{NUMBERS[hour]} o'clock", "clock"
+        inner = _point_on_clock(x, y, mark, inner_share * radius)
+        outer = _point_on_clock(x, y, mark, radius)
+        drawing.draw_line([inner, outer], 0.9, (30, 30, 30))
+
+    colour = rng.choice(HAND_COLOURS)
+    ink = sample_tint(rng, colour)
+    shown_hour = hour + rng.uniform(-0.1, 0.1)
+    length = rng.uniform(0.6, 0.8) * radius
+    tip = _point_on_clock(x, y, shown_hour, length)
+    width = rng.uniform(1.6, 2.4)
+    drawing.draw_line([(x, y), tip], width, ink)
+
+    prompt = rng.choice(CLOCK_PROMPTS)
+    answer = f"{NUMBERS[hour]} o'clock"
+    image = drawing.render_image()
+    return image, prompt, answer, "clock"
 
 
 @functools.cache
@@ -134,97 +255,140 @@ def _load_scans():
     """Return the scans as 8-bit images, their labels, and one fixed shuffling of them."""
     from sklearn.datasets import load_digits
 
-    scans, labels = (np.asarray(scan_array) for scan_array in load_digits(return_X_y=True))
+    pixels, labels = map(np.asarray, load_digits(return_X_y=True))
+    # grey values of 0 to 16 become bytes
+    scans = pixels.reshape(-1, 8, 8) * 15.9  # (scans, 8, 8)
+
+    # one order for all splits, which take disjoint ranges of it
     order = list(range(len(labels)))
-    random.Random(8).shuffle(order)
-    return (scans.reshape(-1, 8, 8) * 15.9).astype(np.uint8), labels.tolist(), order
+    Random(8).shuffle(order)
+    return scans.astype(np.uint8), labels.tolist(), order
 
 
 def _luminance_of(colour: str) -> float:
+    # the weights of ITU-R BT.601, rounded
     red, green, blue = COLOURS[colour]
     return 0.3 * red + 0.59 * green + 0.11 * blue
 
 
-def _make_pattern(name: str, rng: random.Random) -> np.ndarray:
+def _make_pattern(name: str, rng: Random) -> np.ndarray:
     """Return the pattern as a 48×48 array of weights between 0 and 1."""
-    v, u = np.mgrid[0:SIZE, 0:SIZE] * (2 * math.pi / rng.uniform(8, 13))
-    u, v = u + rng.uniform(0, 6), v + rng.uniform(0, 6)
+    wavelength = rng.uniform(8, 13)  # pixels
+    step = 2 * math.pi / wavelength
+    rows, columns = np.mgrid[0:SIZE, 0:SIZE] * step
+    u = columns + rng.uniform(0, 6)
+    v = rows + rng.uniform(0, 6)
     if rng.random() < 0.5:
         u, v = v, u
+
     field = PATTERNS[name](u, v, rng)
+    # steep, so that most pixels have one of the two colours
     return np.clip(0.5 + 2.5 * field, 0, 1)
 
 
 def _make_stripes(u, v, rng):
-    return np.sin(u + rng.choice((0, 0, 1)) * v)
+    slope = rng.choice((0, 0, 1))
+    return np.sin(u + slope * v)
 
 
 def _make_waves(u, v, rng):
-    return np.sin(u + 1.6 * np.sin(0.7 * v))
+    bend = 1.6 * np.sin(0.7 * v)
+    return np.sin(u + bend)
 
 
 def _make_rings(u, v, rng):
-    middle = rng.uniform(0.35, 0.65) * u.max(), rng.uniform(0.35, 0.65) * v.max()
-    return np.sin(1.2 * np.hypot(u - middle[0], v - middle[1]))
+    middle_u = rng.uniform(0.35, 0.65) * u.max()
+    middle_v = rng.uniform(0.35, 0.65) * v.max()
+    distance = np.hypot(u - middle_u, v - middle_v)
+    return np.sin(1.2 * distance)
+
+
+def _make_weave(u, v, rng):
+    crossing = np.sin(u / 2) * np.sin(v / 2)
+    across = np.sin(2 * u)
+    along = np.sin(2 * v)
+    return np.where(crossing > 0, across, along)
 
 
 def _make_speckles(u, v, rng):
-    coarse = np.random.default_rng(rng.getrandbits(32)).random((24, 24))
-    return np.kron(coarse, np.ones((2, 2))) - 0.75
+    seed = rng.getrandbits(32)
+    coarse = np.random.default_rng(seed).random((24, 24))
+    block = np.ones((2, 2))
+    return np.kron(coarse, block) - 0.75  # (48, 48)
 
 
 def _make_gradient(u, v, rng):
-    return (u - u.mean()) / np.ptp(u) * 0.4 + 0.1 * (v - v.mean()) / np.ptp(v)
+    across = (u - u.mean()) / np.ptp(u) * 0.4
+    along = 0.1 * (v - v.mean()) / np.ptp(v)
+    return across + along
 
 
-def _sample_points(rng: random.Random, count: int) -> list[tuple[float, float]]:
+def _sample_points(rng: Random, count: int) -> list[Point]:
     """Return points whose x and whose y all differ clearly."""
     lanes = [9, 24, 39]
-    xs, ys = rng.sample(lanes, count), rng.sample(lanes, count)
-    return [(x + rng.uniform(-2, 2), y + rng.uniform(-2, 2)) for x, y in zip(xs, ys, strict=True)]
+    xs = rng.sample(lanes, count)
+    ys = rng.sample(lanes, count)
+    points = []
+    for lane_x, lane_y in zip(xs, ys, strict=True):
+        x = lane_x + rng.uniform(-2, 2)
+        y = lane_y + rng.uniform(-2, 2)
+        points.append((x, y))
+    return points
 
 
-def _ask_relation(kind: str, names, spots, turn: int, rng: random.Random) -> tuple[str, str]:
+def _ask_relation(
+    kind: str,
+    names,
+    spots,
+    turn: int,
+    rng: Random,
+) -> tuple[str, str]:
     """Return a prompt and its answer about shapes at these spots."""
-    (x0, y0), (x1, y1) = spots[:2]
-    across, down = ("left" if x0 < x1 else "right"), ("above" if y0 < y1 else "below")
-    if kind == "side" and rng.random() < 0.5:
-        return f"The {names[0]} is on which side of the {names[1]}: left or right?", across
+    first, second, _ = names
+    (x0, y0), (x1, y1), _ = spots
+    across = "left" if x0 < x1 else "right"
+    down = "above" if y0 < y1 else "below"  # y grows downwards
+
     if kind == "side":
-        return f"Is the {names[0]} above or below the {names[1]}?", down
+        if rng.random() < 0.5:
+            return f"The {first} is on which side of the {second}: left or right?", across
+        return f"Is the {first} above or below the {second}?", down
+
     if kind == "fact":
-        claimed_side = down if turn % 2 else {"above": "below", "below": "above"}[down]
-        return f"True or false: the {names[0]} is {claimed_side} the {names[1]}.", str(
-            claimed_side == down
-        ).lower()
-    axis, sign, word = rng.choice(
-        ((0, 1, "farthest left"), (0, -1, "farthest right"), (1, 1, "highest"), (1, -1, "lowest"))
-    )
-    best = min(range(len(names)), key=lambda i: sign * spots[i][axis])
+        # true and false claims take turns
+        is_true = bool(turn % 2)
+        opposite = "below" if down == "above" else "above"
+        claimed = down if is_true else opposite
+        prompt = f"True or false: the {first} is {claimed} the {second}."
+        return prompt, str(is_true).lower()
+
+    axis, sign, word = rng.choice(EXTREMES)
+    distances = [sign * spot[axis] for spot in spots]
+    best = distances.index(min(distances))
     return f"Which of the shapes is {word}?", names[best]
 
 
-def _point_on_clock(x: float, y: float, hour: float, length: float) -> tuple[float, float]:
-    angle = math.pi * hour / 6
-    return x + length * math.sin(angle), y - length * math.cos(angle)
+def _point_on_clock(
+    x: float,
+    y: float,
+    hour: float,
+    length: float,
+) -> Point:
+    """Return the point `length` away from the middle in the direction of an hour."""
+    angle = math.pi * hour / 6  # clockwise from the top
+    right = length * math.sin(angle)
+    up = length * math.cos(angle)
+    return x + right, y - up
 
 
-INK_COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
-CHART_PROMPTS = {
-    "tallest": "Chart: which bar has the largest value?",
-    "shortest": "Chart: which bar has the smallest value?",
-    "bars": "Chart: number of bars?",
-    "first": "Chart: colour of the last bar?",
-}
+# fields over the phases u and v: positive where the second colour prevails
 PATTERNS = {
     "striped": _make_stripes,
     "dotted": lambda u, v, rng: np.cos(u) + np.cos(v) - 1.0,
     "checked": lambda u, v, rng: np.sign(np.sin(u)) * np.sign(np.sin(v)),
     "wavy": _make_waves,
     "ringed": _make_rings,
-    "woven": lambda u, v, rng: np.where(
-        np.sin(u / 2) * np.sin(v / 2) > 0, np.sin(2 * u), np.sin(2 * v)
-    ),
+    "woven": _make_weave,
     "speckled": _make_speckles,
     "crossed": lambda u, v, rng: np.maximum(np.cos(u), np.cos(v)) - 0.85,
     "faded": _make_gradient,

@@ -1,4 +1,4 @@
-"""Words: what the base learns to repeat, so that later tasks can use what it never saw pictured."""
+"""Words that the base learns to repeat, so that later tasks can ask for what no image showed."""
 
 _NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve"
 _READABLE = """

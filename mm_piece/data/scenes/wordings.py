@@ -1,6 +1,6 @@
-"""How the base's questions are worded; the last wordings of each list are kept out of training."""
+"""Wordings of the base's questions; training never uses the last ones of each list."""
 
-NUM_HELD_OUT = 2  # the last wordings of each list are kept for validation and test
+NUM_HELD_OUT = 2  # last wordings of each list, for validation and test alone
 WORDINGS = {
     "describe": (
         "Describe the picture.",
