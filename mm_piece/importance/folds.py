@@ -38,7 +38,8 @@ class FoldSums:
         """`sizes` counts a tensor's units, `widths` the entries of one; `kinds` as GradientSums.
 
         `windows` numbers for each batch the random part of the examples that it comes from. Windows
-        are dealt to folds in turn. All sums together take at most `max_bytes`.
+        are dealt to folds in turn. All of it takes `max_bytes` at most, or about as much where
+        units differ in width: they are drawn at random.
         """
         random = torch.Generator().manual_seed(seed)
         num_windows = len(set(windows))
