@@ -36,8 +36,8 @@ class Intercepted:
     __slots__ = ()
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # Copying goes through here (`copy`, and whatever serialises a module). From protocol 2 on the second item has the class
-        # alone, before that other arguments too.
+        # Copying goes through here (`copy`, and whatever serialises a module). From protocol 2 on
+        # the second item has the class alone, before that other arguments too.
         protocol = max(2, protocol)
         reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
         create, _, state, *rest = reduced

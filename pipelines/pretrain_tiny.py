@@ -178,7 +178,7 @@ def fit(
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
     shape = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: pace(step, steps))
-    told = Teller("answers" if answer else "cells", steps)
+    teller = Teller("answers" if answer else "cells", steps)
     for step in range(1, steps + 1):
         batch = packer.batch(BATCH)
         with torch.autocast("cpu", torch.bfloat16):
@@ -189,7 +189,7 @@ def fit(
         optimizer.step()
         shape.step()
         optimizer.zero_grad()
-        told.tell(step, naming.item(), answering.item(), shape.get_last_lr()[0])
+        teller.tell(step, naming.item(), answering.item(), shape.get_last_lr()[0])
         if after:
             after(step)
 
@@ -215,10 +215,10 @@ class Teller:
         now = time.monotonic()
         if now - self.last < 15 and step < self.steps:
             return
-        seen, said, count = self.sums
+        seen, answered, count = self.sums
         speed = step / (now - self.begun)
         left = (self.steps - step) / speed / 60
-        losses = f"naming {seen / count:.3f}  answering {said / count:.3f}"
+        losses = f"naming {seen / count:.3f}  answering {answered / count:.3f}"
         log.info(
             f"{self.title} {step}/{self.steps}  {losses}  rate {rate:.1e}"
             f"  {speed:.2f} steps/s  {left:.0f} min left"

@@ -145,7 +145,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
 @torch.no_grad()
 def answers(model, processor, rows: list[dict], size: int = 50) -> list[str]:
     """Return the model's greedy answer to each row's single question."""
-    said = []
+    answered = []
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         texts = [processor.apply_chat_template(chat(r), add_generation_prompt=True) for r in part]
@@ -153,8 +153,8 @@ def answers(model, processor, rows: list[dict], size: int = 50) -> list[str]:
         inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
         inputs = inputs.to(model.dtype)
         ids = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
-        said += processor.batch_decode(ids, skip_special_tokens=True)
-    return said
+        answered += processor.batch_decode(ids, skip_special_tokens=True)
+    return answered
 
 
 def chat(row: dict) -> list[dict]:
@@ -167,9 +167,9 @@ def accuracy(model, processor, split: str) -> dict[str, float]:
     """Return the exact-match accuracy on a split of the base, per kind of question and overall."""
     rows = scenes.make_rows("base", split)
     right = defaultdict(list)
-    for row, said in zip(rows, answers(model, processor, rows), strict=True):
-        right[row["kind"]].append(said.strip() == row["answer"])
-        right["overall"].append(said.strip() == row["answer"])
+    for row, answered in zip(rows, answers(model, processor, rows), strict=True):
+        right[row["kind"]].append(answered.strip() == row["answer"])
+        right["overall"].append(answered.strip() == row["answer"])
     return {kind: round(sum(marks) / len(marks), 3) for kind, marks in sorted(right.items())}
 
 

@@ -171,7 +171,7 @@ def _parse_content_part(
     values = given if isinstance(given, Mapping) else {}
     fields = turn.add_nested_fields(values, f"{name}[]")
     kind = fields.read_value("type")
-    if kind in _UNSUPPORTED_TYPES:
+    if isinstance(kind, str) and kind in _UNSUPPORTED_TYPES:
         what = _UNSUPPORTED_TYPES[kind]
         raise make_unsupported_error(what, f"content of type {kind!r}", location)
 

@@ -313,9 +313,9 @@ def _join_prompt_answer(
         if CLOSE_TAG not in tags:
             before += f"{thoughts.strip()}\n{CLOSE_TAG}\n\n"
 
-    joined = before + answer_text
-    answer_span = (len(before), len(joined))
-    return joined + text[end:], answer_span
+    joined_text = before + answer_text
+    answer_span = (len(before), len(joined_text))
+    return joined_text + text[end:], answer_span
 
 
 def _find_answer_span(

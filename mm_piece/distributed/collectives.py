@@ -159,8 +159,8 @@ def all_gather(vector: Tensor) -> Tensor:
     distributed.all_gather(vectors, mine)
 
     unpadded = []
-    for gathered, length in zip(vectors, lengths, strict=True):
-        unpadded.append(gathered[:length].cpu())
+    for collected, length in zip(vectors, lengths, strict=True):
+        unpadded.append(collected[:length].cpu())
     return torch.cat(unpadded)
 
 

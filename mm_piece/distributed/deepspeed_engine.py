@@ -268,9 +268,9 @@ def _gather_optimizer_state(
             found[key] = torch.as_tensor(value).cpu()
     for name, parameter in named.items():
         for key in per_entry_keys:
-            gathered = safe_get_full_optimizer_state(parameter, key)
-            assert gathered is not None
-            found[f"{name}/{key}"] = gathered.cpu()
+            full_state = safe_get_full_optimizer_state(parameter, key)
+            assert full_state is not None
+            found[f"{name}/{key}"] = full_state.cpu()
     return found
 
 

@@ -30,8 +30,8 @@ def normalise_text(text: str) -> str:
     text of punctuation alone, such as `<`, stays as it is.
     """
     folded = _fold_text(text)
-    joined = _THOUSANDS.sub(_drop_commas, folded)
-    numbers = _BARE_POINT.sub("0.", joined)
+    joined_text = _THOUSANDS.sub(_drop_commas, folded)
+    numbers = _BARE_POINT.sub("0.", joined_text)
     bare = _ARTICLE.sub("", numbers)
 
     # signs and points of numbers are the only punctuation that stays

@@ -38,7 +38,7 @@ def greedy_decoding(model: Any, **settings: Any) -> Iterator[GenerationConfig]:
 
     Gives the configuration to generate with: the base's token ids, and `settings`. The model's own
     configuration is replaced meanwhile, because `generate` fills in from it what this one leaves
-    open.
+    open. The model is in evaluation mode, which a training leaves it out of: dropout would draw.
     """
     own = model.generation_config
     values: dict[str, Any] = {name: getattr(own, name) for name in TOKEN_IDS}
@@ -46,11 +46,15 @@ def greedy_decoding(model: Any, **settings: Any) -> Iterator[GenerationConfig]:
     values |= settings
     greedy = GenerationConfig(**values)
 
+    modes = [(module, module.training) for module in model.modules()]
     model.generation_config = greedy
+    model.eval()
     try:
         yield greedy
     finally:
         model.generation_config = own
+        for module, is_training in modes:
+            module.training = is_training
 
 
 def find_ignored_settings(

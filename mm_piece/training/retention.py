@@ -65,7 +65,7 @@ def generate_rehearsal(
         encoded.processor,
         questions,
         max_new_tokens=_MAX_NEW_TOKENS,
-        title="own answers",
+        title="rehearsal",
     )
     return encoded.with_examples(answered)
 
@@ -93,7 +93,7 @@ def _make_question(row: int, prompt: str, images: list[Any]) -> Example:
         {"role": "user", "content": content},
         {"role": "assistant", "content": []},
     ]
-    return Example(row, turns, images, "own answers")
+    return Example(row, turns, images, "rehearsal")
 
 
 def make_retention_importance(

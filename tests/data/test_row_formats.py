@@ -188,6 +188,7 @@ def user(*content):
         (user({"type": "video", "video": "a.mp4"}), "videos are not supported: content of type"),
         (user({"type": "input_audio"}), "audio is not supported: content of type 'input_audio'"),
         (user({"type": "text"}), r"content \{'type': 'text'\} is no part of type text"),
+        (user({"type": ["text"], "text": "x"}), "is no part of type text"),
         (user("text"), "content 'text' is no part of type text"),
         (user({"type": "image_url", "image_url": {"url": "http://a/b"}}), "lies on the network"),
         (PLAIN | {"video": "a.mp4"}, "videos are not supported: the row has 'video'"),

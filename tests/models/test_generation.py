@@ -85,6 +85,23 @@ def test_answers_are_greedy(keys, model_and_processor, expected):
         model.generation_config = own
 
 
+def test_a_model_in_training_mode_answers_as_it_would_in_evaluation_mode(
+    model_and_processor, expected, monkeypatch
+):
+    """A training leaves its model in training mode, where dropout draws at random."""
+    model, processor = model_and_processor
+    layers = [module for module in model.modules() if hasattr(module, "attention_dropout")]
+    for layer in layers:
+        monkeypatch.setattr(layer, "attention_dropout", 0.9)
+    assert layers
+    model.train()
+    try:
+        assert generate_batch(model, processor, examples(), 3) == expected
+        assert all(module.training for module in model.modules())
+    finally:
+        model.eval()
+
+
 def test_the_ids_of_a_base_are_kept(model_and_processor):
     model, _ = model_and_processor
     own = model.generation_config

@@ -178,10 +178,10 @@ def test_groups_keep_their_densities_among_sampled_entries():
     sizes, widths = count_units(shapes, budgets)
     folds = FoldSums(sizes, widths, ("square",), windows=[0, 1], max_bytes=2**17, seed=0)
     chosen = {name: len(index) for name, index in mask.items()}
-    (contest,) = build_sampled_groups(folds, build_topk_groups(sizes, budgets), sizes, chosen)
+    (group,) = build_sampled_groups(folds, build_topk_groups(sizes, budgets), sizes, chosen)
     sampled = sum(map(len, folds.units.values()))
-    assert sampled < 40_000 and contest.k == round(0.01 * sampled)
-    vision = next(part for part in contest.subgroups if "vision_tower.a.weight" in part.names)
+    assert sampled < 40_000 and group.k == round(0.01 * sampled)
+    vision = next(part for part in group.subgroups if "vision_tower.a.weight" in part.names)
     assert vision.min_quota == int(0.02 * len(folds.units["vision_tower.a.weight"]))
 
 
@@ -216,13 +216,13 @@ def test_groups_of_which_little_was_sampled_do_not_count():
     budgets = Budgets(0.3, unit="row", scope="tensor")
     sizes, widths = count_units(shapes, budgets)
     rounds = build_topk_groups(sizes, budgets)
-    chosen = {contest.names[0]: contest.k for contest in rounds}
+    chosen = {group.names[0]: group.k for group in rounds}
     few, all_of_them = (
         FoldSums(sizes, widths, ("square",), windows=[0, 1], max_bytes=room, seed=0)
         for room in (2**17, 2**30)
     )
     assert 0 < len(few.units["model.layers.1.a.weight"]) < 20
-    assert [contest.names[0] for contest in build_sampled_groups(few, rounds, sizes, chosen)] == [
+    assert [group.names[0] for group in build_sampled_groups(few, rounds, sizes, chosen)] == [
         "model.layers.2.a.weight"
     ]
     whole = build_sampled_groups(all_of_them, rounds, sizes, chosen)
@@ -235,9 +235,9 @@ def test_a_ceiling_holds_among_sampled_entries():
     sizes, widths = count_units(shapes, budgets)
     folds = FoldSums(sizes, widths, ("square",), windows=[0, 1], max_bytes=2**17, seed=0)
     chosen = {"vision_tower.a.weight": 400, "model.layers.0.b.weight": 1600}
-    (contest,) = build_sampled_groups(folds, build_topk_groups(sizes, budgets), sizes, chosen)
+    (group,) = build_sampled_groups(folds, build_topk_groups(sizes, budgets), sizes, chosen)
     vision, language = (
-        next(part for part in contest.subgroups if name in part.names) for name in shapes
+        next(part for part in group.subgroups if name in part.names) for name in shapes
     )
     assert vision.max_quota == round(0.04 * len(folds.units["vision_tower.a.weight"]))
     assert language.max_quota == len(folds.units["model.layers.0.b.weight"])

@@ -66,11 +66,11 @@ def test_no_more_images_are_asked_about_than_wanted(world):
     assert chosen[0] == chosen[1] != chosen[2]
 
 
-def dense(stakes):
+def dense(sensitivities):
     """Rank one, relative to the mean of all weights: in plain fp32."""
-    mean = torch.cat([scores.flatten() for scores in stakes.values()]).mean()
+    mean = torch.cat([scores.flatten() for scores in sensitivities.values()]).mean()
     found = {}
-    for name, scores in stakes.items():
+    for name, scores in sensitivities.items():
         whole = scores.flatten(1) if scores.dim() > 1 else scores[:, None]
         found[name] = (whole.sum(1)[:, None] * whole.sum(0) / whole.sum() / mean).view(scores.shape)
     return found
@@ -99,8 +99,8 @@ def test_scores_are_what_the_task_moves_over_what_is_at_stake(world, tmp_path):
     answers = [*generate_rehearsal(model, encoded, wanted, 3, 96)]
     names = importance.find_scorable_names(model, [*encoded], "piece-f", wanted.exclude)
     fisher = {name: every[name] for name in names}
-    stakes = importance.estimate(model, answers, objective=importance.margin_sensitivity)
-    kept = dense({n: scores for n, scores in stakes.items() if n in names}), dense(stood)
+    sensitivities = importance.estimate(model, answers, objective=importance.margin_sensitivity)
+    kept = dense({n: scores for n, scores in sensitivities.items() if n in names}), dense(stood)
     relative = {n: f.sqrt() / (kept[0][n] + kept[1][n] + 0.1) for n, f in fisher.items()}
     expected = select(relative, 0.05)
     chosen, other = (

@@ -212,7 +212,7 @@ def test_ctrl_c_and_a_terminal_that_is_gone(written, whole, tmp_path, monkeypatc
 
     def hung_up(stop, args, state, control, **others):
         (tmp_path / "here").touch()
-        while not stop.asked:
+        while not stop.requested_signal:
             time.sleep(0.01)
         return real(stop, args, state, control, **others)
 
@@ -319,8 +319,8 @@ def add_scalar(writer, *arguments, real=SummaryWriter.add_scalar):
 # What a run writes, in its order, and what the message names of it.
 WRITES = [
     (DeltaStore, "write_results", "results.json"),
-    (EncodedDataset, "_keep", "0001/encoded/"),
-    (cache, "write", "0001/mask-"),
+    (EncodedDataset, "_write_encoded", "0001/encoded/"),
+    (cache, "write_mask", "0001/mask-"),
     (SparseTrainer, "save_model", "work/0001"),
     (SparseTrainer, "_save_optimizer_and_scheduler", "work/0001"),
     (TrainerState, "save_to_json", "work/0001"),

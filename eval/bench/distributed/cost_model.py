@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import ceil
 
 ENGINES = ("DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3")
-LIVE = 10**9  # weights that are gathered at once in ZeRO-3: DeepSpeed's own limit
+LIVE = 10**9  # weights that are gathered_bytes at once in ZeRO-3: DeepSpeed's own limit
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ModelSizes:
     active: int  # of the others, those that take part in a token's pass
     layers: int
     hidden: int
-    modules: int  # those with weights of their own, each gathered by itself
+    modules: int  # those with weights of their own, each gathered_bytes by itself
     largest: int  # weights of the largest of them
     width: int = 2  # bytes of a weight
     tokens: int = 1024  # of a process in a step
@@ -56,8 +56,8 @@ def predict_sent_bytes(model: ModelSizes, engine: str, processes: int) -> float:
     if engine in ("ZeRO-1", "ZeRO-2"):
         return 3 * ring_share * values  # gradients summed, new values gathered
     # values gathered twice with their layer and once to be written, gradients summed in shards
-    gathered = count_gathered_bytes(model)
-    return ring_share * (gathered + 4 * values)
+    gathered_bytes = count_gathered_bytes(model)
+    return ring_share * (gathered_bytes + 4 * values)
 
 
 def count_gathered_bytes(model: ModelSizes) -> int:
@@ -124,16 +124,16 @@ def predict_memory(
         entries += 4 * k * fraction
 
     weights = model.width * model.weights
-    gathered = 0.0
+    gathered_bytes = 0.0
     if stage == 3:
         weights = weights * fraction
         if processes > 1:
-            # one module is gathered in any case
+            # one module is gathered_bytes in any case
             live = max(model.largest, min(model.weights, LIVE))
-            gathered = live * model.width
+            gathered_bytes = live * model.width
     return {
         "weights": weights,
-        "gathered": gathered,
+        "gathered": gathered_bytes,
         "entries": entries,
         "activations": model.width * model.tokens * model.hidden * (model.layers + 32),
         "accumulators": accumulators,

@@ -242,8 +242,8 @@ def make_tables(result: dict[str, Any]) -> list[Table]:
         table.add_column(column, justify="right" if column else "left")
     for row in (*result["points"], *result["checks"]):
         # a fitted point has no prediction of its own: show the fit's
-        fitted = sum(predict_step_seconds(_make_model_sizes(row), row["engine"], 2, speed))
-        predicted = row.get("told_s", fitted)
+        fit_seconds = sum(predict_step_seconds(_make_model_sizes(row), row["engine"], 2, speed))
+        predicted = row.get("told_s", fit_seconds)
         table.add_row(
             row.get("name", "fitted"),
             row["engine"],

@@ -68,7 +68,7 @@ def _measure_candidates(
         for _ in range(2):
             training.step()
         trainings[candidate] = training
-        found[candidate] = {"held_B": training.held()}
+        found[candidate] = {"held_B": training.count_training_bytes()}
 
     runs: dict[str, list[tuple[float, int]]] = {candidate: [] for candidate in CANDIDATES}
     for _ in range(rounds):

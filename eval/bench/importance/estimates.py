@@ -182,7 +182,7 @@ def _difference_from_loop(bench: BenchContext) -> dict[str, float]:
         # without sums, or another quantity
         if not sums or name == "square of the batch":
             continue
-        differences = [(sums.second[n] - row).abs().max() for n, row in exact.items()]
+        differences = [(sums.square_sums[n] - row).abs().max() for n, row in exact.items()]
         found[name] = float(sum(differences)) / scale
     return found
 
