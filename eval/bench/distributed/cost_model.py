@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import ceil
 
 ENGINES = ("DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3")
-LIVE = 10**9  # weights that are gathered_bytes at once in ZeRO-3: DeepSpeed's own limit
+LIVE = 10**9  # weights that are gathered at once in ZeRO-3: DeepSpeed's own limit
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ModelSizes:
     active: int  # of the others, those that take part in a token's pass
     layers: int
     hidden: int
-    modules: int  # those with weights of their own, each gathered_bytes by itself
+    modules: int  # those with weights of their own, each gathered by itself
     largest: int  # weights of the largest of them
     width: int = 2  # bytes of a weight
     tokens: int = 1024  # of a process in a step
@@ -128,7 +128,7 @@ def predict_memory(
     if stage == 3:
         weights = weights * fraction
         if processes > 1:
-            # one module is gathered_bytes in any case
+            # one module is gathered in any case
             live = max(model.largest, min(model.weights, LIVE))
             gathered_bytes = live * model.width
     return {
