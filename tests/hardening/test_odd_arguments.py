@@ -62,7 +62,7 @@ CALLS = {
         lambda w: w.delta.save(w.folder),
         lambda w: w.delta.save(w.folder / "absent" / "x"),
         lambda w: w.delta.save(w.new, codec="zip"),
-        lambda w: w.delta.check({}),
+        lambda w: w.delta.require_applicable({}),
         lambda w: w.delta.apply({name: torch.zeros(2) for name in w.delta.shapes}),
     ],
     "DeltaStore": [

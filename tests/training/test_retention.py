@@ -195,7 +195,7 @@ def test_a_run_that_ended_before_the_last_importance_goes_on(recipe, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(retention, "write_sensitivity", die)
+        patch.setattr("mm_piece.training.retention_run.write_sensitivity", die)
         mm_piece.train(recipe("part"))
     part = mm_piece.train(recipe("part"))
     assert bytes_of(part) == bytes_of(whole)
