@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mm_piece.errors import SelectionError
-from mm_piece.importance.rules import RULES, Rule, rule_of
+from mm_piece.importance.rules import RULES, Rule, describe_error, rule_of
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,8 @@ def apply_rule(method: str, rule: Rule, moments: Moments) -> Tensor:
     try:
         scores = rule.function(moments)
     except Exception as error:  # a user's rule may fail in any way
-        described = " ".join(f"{type(error).__name__}: {error}".split())
         raise SelectionError(
-            f"method {method!r} fails: {described}; "
+            f"method {method!r} fails: {describe_error(error)}; "
             "a dotted path to a rule names a function from Moments to scores"
         ) from error
 

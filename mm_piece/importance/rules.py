@@ -147,7 +147,9 @@ def rule_of(method: str) -> Rule:
         found = getattr(import_module(module), name)
     except Exception as error:  # a user's module may fail in any way
         known = f"allowed: {', '.join(RULES)}, or a dotted path to a rule"
-        raise SelectionError(f"unknown method {method!r} ({_describe(error)}); {known}") from error
+        raise SelectionError(
+            f"unknown method {method!r} ({describe_error(error)}); {known}"
+        ) from error
 
     if not isinstance(found, Rule):
         return Rule(found, reads_weights=True)
@@ -159,7 +161,8 @@ def rule_of(method: str) -> Rule:
     return found
 
 
-def _describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
+    """Return the kind and the text of what a user's code raised, in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

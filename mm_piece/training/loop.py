@@ -156,8 +156,8 @@ def learn_task(run: Run, task: Task) -> Delta:
         examples = build_training_examples(run, inputs)
     print_line(f"{task.name}: {selection}")
 
-    selected = time.monotonic()
-    delta = _train_entries(run, inputs, selection, examples, penalty_strengths, started, selected)
+    select_seconds = time.monotonic() - started
+    delta = _train_entries(run, inputs, selection, examples, penalty_strengths, select_seconds)
     if needs_retention(run.recipe, task):
         save_retention(run, encoded, task, position)
 
@@ -199,14 +199,14 @@ def _train_entries(
     selection: TaskSelection,
     examples: Sequence[dict[str, Tensor]],
     penalty_strengths: Mask | None,
-    started: float,
-    selected: float,
+    select_seconds: float,
 ) -> Delta:
     """Train the selected entries and store what they became.
 
     Between the last step and the stored delta nothing is on disk that a stop could go on with, so
     a stop waits until the delta is there.
     """
+    started = time.monotonic()
     task = inputs.task
     args = arguments(run.recipe.train, inputs.work, inputs.seed)
     pad = pad_token_of(tokenizer_of(run.processor))
@@ -227,8 +227,8 @@ def _train_entries(
         _append_delta(run.store, delta)
 
         seconds = {
-            "select": selected - started,
-            "train": time.monotonic() - selected,
+            "select": select_seconds,
+            "train": time.monotonic() - started,
             "loss": metrics["train_loss"],
         }
         _record_task(run, task, seconds, selection.stability)

@@ -5,7 +5,7 @@ files, the parts of the base, every row, one training step and the first losses.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -169,7 +169,7 @@ def _make_run(
     return Run(recipe, store, model, processor, data, plan.zero, stop)
 
 
-def _exclusive_writing(store: DeltaStore) -> Any:
+def _exclusive_writing(store: DeltaStore) -> AbstractContextManager[None]:
     """Return a context in which the main process is the store's only writer."""
     return store.writing() if distributed.is_main() else nullcontext()
 
