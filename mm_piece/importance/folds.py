@@ -6,16 +6,26 @@ random sample of entries has the same distribution of scores.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mm_piece import distributed
-from mm_piece.importance.accumulators import GradientSums
+from mm_piece.importance.accumulators import BlockRange, GradientSums
 from mm_piece.importance.rows import entries_of
 
 _FOLDS = 16
 _ENTRIES = 2**18  # of the sample, at most
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Sampled entries of a tensor that lie in one range of a block."""
+
+    name: str
+    entries: Tensor  # flat indices in the tensor, sorted
+    positions: slice  # of their sums in the vector of all sampled entries
 
 
 class FoldSums:
@@ -41,7 +51,8 @@ class FoldSums:
         are dealt to folds in turn. All of it takes `max_bytes` at most, or about as much where
         units differ in width: they are drawn at random.
         """
-        random = torch.Generator().manual_seed(seed)
+        random = torch.Generator()
+        random.manual_seed(seed)
         num_windows = len(set(windows))
         self.num_folds = min(_FOLDS, num_windows)
         self.widths = widths
@@ -52,21 +63,21 @@ class FoldSums:
 
         # An entry takes an fp32 sum of each kind in each fold, another one for the running sum, and
         # its int64 index.
-        sums_per_entry = len(kinds) * (self.num_folds + 1)
-        bytes_per_entry = 4 * sums_per_entry + 8
+        num_sums = len(kinds) * (self.num_folds + 1)
+        bytes_per_entry = 4 * num_sums + 8
         max_entries = min(_ENTRIES, max_bytes // bytes_per_entry)
         self.units = _sample_units(sizes, widths, max_entries, random)
 
+        # The sampled entries of all tensors lie one after the other in one vector.
         self.entries: dict[str, Tensor] = {}
-        entry_counts: dict[str, int] = {}
+        self._offsets: dict[str, int] = {}
+        total = 0
         for name, units in self.units.items():
             entries = entries_of(units, widths[name])
             self.entries[name] = entries
-            entry_counts[name] = len(entries)
+            self._offsets[name] = total
+            total += len(entries)
 
-        # The sampled entries of all tensors lie one after the other in one vector.
-        total = sum(entry_counts.values())
-        self._offsets = _compute_offsets(entry_counts)
         self.sums: dict[str, Tensor] = {}
         self._previous: dict[str, Tensor] = {}  # the running sums after the last batch
         for kind in kinds:
@@ -92,41 +103,37 @@ class FoldSums:
         self.counts = [0] * self.num_folds
         self._examples_seen = 0
 
-        # Of each range of the block: which sampled entries lie in it, and where their sums do.
-        self._spans: list[tuple[str, Tensor, slice]] = []
+        self._spans: list[_Span] = []
         for block_range in sums.ranges.values():
-            name = block_range.name
-            entries = self.entries[name]
-            bounds = torch.tensor([block_range.start, block_range.stop])
-            edges = torch.searchsorted(entries, bounds)
-            low, high = edges.tolist()
-            inside = entries[low:high]
-
-            offset = self._offsets[name]
-            span = slice(offset + low, offset + high)
-            self._spans.append((name, inside, span))
+            span = self._locate_range(block_range)
+            self._spans.append(span)
 
         for kind, fold_sums in self.sums.items():
             previous = self._previous[kind]
-            for _, _, span in self._spans:
-                fold_sums[:, span] = 0
-                previous[span] = 0
+            for span in self._spans:
+                fold_sums[:, span.positions] = 0
+                previous[span.positions] = 0
 
-    def record_batch(self, batch: int, sums: GradientSums) -> None:
+    def record_batch(
+        self,
+        batch: int,
+        sums: GradientSums,
+    ) -> None:
         """Add to a batch's fold what the batch has added to the running sums."""
         fold = self._fold_of_batch[batch]
         num_examples = sums.examples - self._examples_seen
         self.counts[fold] += num_examples
         self._examples_seen = sums.examples
 
-        for name, entries, span in self._spans:
-            running_sums = sums.sums_at(name, entries)
+        for span in self._spans:
+            positions = span.positions
+            running_sums = sums.sums_at(span.name, span.entries)
             for kind, running in running_sums.items():
                 fold_sums = self.sums[kind]
                 previous = self._previous[kind]
-                added = running - previous[span]
-                fold_sums[fold, span] += added
-                previous[span] = running
+                added = running - previous[positions]
+                fold_sums[fold, positions] += added
+                previous[positions] = running
 
     def all_reduce_sums(self) -> None:
         """All-reduce the sums of all processes, each of which has scored entries of its own."""
@@ -154,14 +161,30 @@ class FoldSums:
         pieces = flat.split(counts)
         return dict(zip(self.entries, pieces, strict=True))
 
+    def _locate_range(self, block_range: BlockRange) -> _Span:
+        """Return the sampled entries that lie in a range of a block."""
+        name = block_range.name
+        entries = self.entries[name]
+        low, high = _find_edges(
+            entries,
+            block_range.start,
+            block_range.stop,
+        )
+        offset = self._offsets[name]
+        return _Span(
+            name,
+            entries=entries[low:high],
+            positions=slice(offset + low, offset + high),
+        )
+
 
 def _sample_units(
     sizes: Mapping[str, int],
     widths: Mapping[str, int],
-    entries: int,
+    max_entries: int,
     random: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Draw units of all tensors uniformly, about as many as have `entries` entries together.
+    """Draw units of all tensors uniformly, about as many as have `max_entries` entries together.
 
     Returns sorted int64 units by tensor. Units that are drawn twice count once.
     """
@@ -170,11 +193,15 @@ def _sample_units(
     for name, size in sizes.items():
         total_entries += size * widths[name]
     mean_width = total_entries / max(total, 1)
-    wanted = int(entries / mean_width)
+    wanted = int(max_entries / mean_width)
     if wanted >= total:
         chosen = torch.arange(total)
     else:
-        drawn = torch.randint(total, (wanted,), generator=random)
+        drawn = torch.randint(
+            total,
+            (wanted,),
+            generator=random,
+        )
         chosen = drawn.unique()  # sorted
 
     # Units are numbered through all tensors; each tensor's are those from `start` on.
@@ -182,20 +209,19 @@ def _sample_units(
     start = 0
     for name, size in sizes.items():
         end = start + size
-        bounds = torch.tensor([start, end])
-        edges = torch.searchsorted(chosen, bounds)
-        low, high = edges.tolist()
+        low, high = _find_edges(chosen, start, end)
         own_units = chosen[low:high]
         found[name] = own_units - start
         start = end
     return found
 
 
-def _compute_offsets(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return where each tensor's entries begin in a vector of all of them."""
-    offsets: dict[str, int] = {}
-    next_offset = 0
-    for name, size in sizes.items():
-        offsets[name] = next_offset
-        next_offset += size
-    return offsets
+def _find_edges(
+    numbers: Tensor,
+    start: int,
+    stop: int,
+) -> tuple[int, int]:
+    """Return the range of indices at which sorted numbers lie from `start` to `stop` - 1."""
+    low = torch.searchsorted(numbers, start)
+    high = torch.searchsorted(numbers, stop)
+    return int(low), int(high)

@@ -49,14 +49,10 @@ def margin_sensitivity(model: nn.Module, batch: Batch) -> Tensor:
     is_answer = next_tokens != IGNORE_INDEX  # (examples, tokens - 1)
 
     outputs = model(**inputs)
-    logits = outputs.logits[:, :-1]
-    logits = logits[is_answer].float()  # (answer tokens, vocabulary)
-
-    tokens = next_tokens[is_answer].unsqueeze(-1)  # (answer tokens, 1)
-    other_logits = logits.scatter(-1, tokens, float("-inf"))
-    highest_other = other_logits.amax(-1)
-    answer_logits = logits.gather(-1, tokens)
-    margins = answer_logits.squeeze(-1) - highest_other  # (answer tokens,)
+    next_logits = outputs.logits[:, :-1]  # (examples, tokens - 1, vocabulary)
+    answer_logits = next_logits[is_answer].float()  # (answer tokens, vocabulary)
+    answer_tokens = next_tokens[is_answer]  # (answer tokens,)
+    margins = _compute_margins(answer_logits, answer_tokens)
 
     # The denominator is detached: the gradient of m / m would be zero.
     denominators = margins.detach().clamp(min=_MIN_MARGIN)
@@ -68,7 +64,8 @@ def margin_sensitivity(model: nn.Module, batch: Batch) -> Tensor:
     # it is T_n / T of that, a share which `scales_of` makes up for as it does for a loss.
     counts = is_answer.sum(1)  # (examples,)
     roots = counts.clamp(min=1).sqrt()
-    example_weights = roots / counts.sum()
+    total = counts.sum()
+    example_weights = roots / total
     token_weights = example_weights.repeat_interleave(counts)
 
     signs = _draw_signs(next_tokens, is_answer)
@@ -78,23 +75,45 @@ def margin_sensitivity(model: nn.Module, batch: Batch) -> Tensor:
     return signed_margins.sum()
 
 
-def _draw_signs(labels: Tensor, answered: Tensor) -> Tensor:
+def _compute_margins(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the logit of each token less the highest one of all other tokens.
+
+    `logits` (tokens, vocabulary) and `tokens` (tokens,) are those of the answers.
+    """
+    columns = tokens.unsqueeze(-1)  # (tokens, 1)
+    own = logits.gather(-1, columns)  # (tokens, 1)
+    others = logits.scatter(
+        -1,
+        columns,
+        float("-inf"),  # so that a token's own logit is never the highest
+    )
+    highest_other = others.amax(-1)
+    return own.squeeze(-1) - highest_other
+
+
+def _draw_signs(labels: Tensor, is_answer: Tensor) -> Tensor:
     """Return a random sign for each answer token, in the order of the tokens.
 
     The seed is a checksum of the answer's own tokens, so that an example has the same signs in
     whatever batch it stands.
     """
     label_rows = labels.cpu()
-    masks = answered.cpu()
+    masks = is_answer.cpu()
     signs = [torch.empty(0)]  # a batch without answers has none
 
     for row, mask in zip(label_rows, masks, strict=True):
         answer = row[mask]
-        answer_bytes = answer.numpy().tobytes()
+        content = answer.numpy().tobytes()
+        seed = crc32(content)
         generator = torch.Generator()
-        generator.manual_seed(crc32(answer_bytes))
+        generator.manual_seed(seed)
 
-        bits = torch.randint(0, 2, answer.shape, generator=generator)
+        bits = torch.randint(
+            0,
+            2,
+            answer.shape,
+            generator=generator,
+        )
         example_signs = 2.0 * bits - 1  # 0 or 1 to -1 or 1
         signs.append(example_signs)
     return torch.cat(signs)

@@ -50,13 +50,15 @@ class Rule:
 
     def __post_init__(self) -> None:
         """Raise ValueError for needs that are unknown or cannot be provided together."""
-        needs = set(self.needs)
-        if not (needs <= GRADIENT_SUMS or needs == OUTPUT_SUMS):
+        needs = frozenset(self.needs)
+        needs_only_gradients = needs <= GRADIENT_SUMS
+        if not needs_only_gradients and needs != OUTPUT_SUMS:
             raise ValueError(
                 f"needs {sorted(needs)}; allowed: mean and square of gradients, or output alone"
             )
 
-        if not self.per_example and not needs & GRADIENT_SUMS:
+        needs_gradients = bool(needs & GRADIENT_SUMS)
+        if not self.per_example and not needs_gradients:
             raise ValueError("per_example is about gradients, and the rule needs none")
 
     @property
@@ -80,7 +82,9 @@ def piece_s(moments: Moments) -> Tensor:
 
     They are a first-order signal, normalised by curvature.
     """
-    return moments.mean.abs() / (moments.square + moments.xi).sqrt()
+    signal = moments.mean.abs()
+    curvature = moments.square + moments.xi
+    return signal / curvature.sqrt()
 
 
 def piece_r(moments: Moments) -> Tensor:
@@ -89,7 +93,9 @@ def piece_r(moments: Moments) -> Tensor:
     An adaptive optimizer moves every entry about as far, by d. That gains |g| d on the task, here
     with √F for |g|, and costs K d ** 2 of what the model should retain.
     """
-    return moments.square.sqrt() / (moments.retention + moments.xi)
+    gain = moments.square.sqrt()
+    importance = moments.retention + moments.xi
+    return gain / importance
 
 
 def piece_f_official(moments: Moments) -> Tensor:
@@ -99,9 +105,10 @@ def piece_f_official(moments: Moments) -> Tensor:
 
 def piece_s_official(moments: Moments) -> Tensor:
     """Return the public code's PIECE-S, on sums over micro-batches: |Σ g| / sqrt(Σ g ** 2 + 1)."""
-    signal = (moments.mean * moments.count).abs()
-    curvature = moments.square * moments.count + 1
-    return signal / curvature.sqrt()
+    gradient_sum = moments.mean * moments.count
+    square_sum = moments.square * moments.count
+    curvature = square_sum + 1
+    return gradient_sum.abs() / curvature.sqrt()
 
 
 def gradient(moments: Moments) -> Tensor:
@@ -114,7 +121,8 @@ def snip(moments: Moments) -> Tensor:
 
     To first order, the loss changes by as much where the entry is set to zero.
     """
-    return (moments.mean * moments.weight).abs()
+    change = moments.mean * moments.weight
+    return change.abs()
 
 
 def migu(moments: Moments) -> Tensor:
@@ -129,7 +137,9 @@ def magnitude(moments: Moments) -> Tensor:
 
 def random(moments: Moments) -> Tensor:
     """Return uniform numbers from the seed: the baseline of equal density."""
-    return moments.weight.clone().uniform_(generator=moments.generator)
+    scores = moments.weight.clone()
+    scores.uniform_(generator=moments.generator)
+    return scores
 
 
 def rule_of(method: str) -> Rule:
@@ -163,22 +173,43 @@ def rule_of(method: str) -> Rule:
 
 def describe_error(error: Exception) -> str:
     """Return the kind and the text of what a user's code raised, in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    kind = type(error).__name__
+    words = f"{kind}: {error}".split()
+    return " ".join(words)
 
 
 # Whole output rows, each weight for itself, 30 %: as FGGM and MIGU select.
-_OUTPUT_ROWS = {"unit": "row", "scope": "tensor", "density": 0.3}
+_OUTPUT_ROWS = {
+    "unit": "row",
+    "scope": "tensor",
+    "density": 0.3,
+}
 
 RULES: dict[str, Rule] = {
     "piece-f": Rule(piece_f, needs=("square",), squared=True),
     "piece-s": Rule(piece_s),
-    "piece-r": Rule(piece_r, needs=("square",), uses_retention=True, defaults={"xi": 0.1}),
-    "piece-f-official": Rule(piece_f_official, needs=("square",), per_example=False, squared=True),
+    "piece-r": Rule(
+        piece_r,
+        needs=("square",),
+        uses_retention=True,
+        defaults={"xi": 0.1},
+    ),
+    "piece-f-official": Rule(
+        piece_f_official,
+        needs=("square",),
+        per_example=False,
+        squared=True,
+    ),
     "piece-s-official": Rule(piece_s_official, per_example=False),
     "gradient": Rule(gradient, needs=("mean",)),
     "snip": Rule(snip, needs=("mean",), reads_weights=True),
     # FGGM is the Fisher, summed over output rows by the selection.
-    "fggm": Rule(piece_f, needs=("square",), squared=True, defaults=_OUTPUT_ROWS),
+    "fggm": Rule(
+        piece_f,
+        needs=("square",),
+        squared=True,
+        defaults=_OUTPUT_ROWS,
+    ),
     "migu": Rule(migu, needs=("output",), defaults=_OUTPUT_ROWS),
     "magnitude": Rule(magnitude, needs=(), reads_weights=True),
     "random": Rule(random, needs=()),
