@@ -27,7 +27,7 @@ Group = Literal["vision", "projector", "language", "embedding", "head"]
 GROUPS: tuple[str, ...] = get_args(Group)
 
 # The first match wins, so the specific patterns stand before the general ones.
-_GROUP_PATTERNS: RenamingRules = (
+_GROUP_PATTERNS: tuple[tuple[str, Group], ...] = (
     (r"(^|\.)lm_head\.", "head"),
     (r"(^|\.)embed_tokens\.", "embedding"),
     (
@@ -39,9 +39,11 @@ _GROUP_PATTERNS: RenamingRules = (
 )
 
 
-def group_of(name: str) -> str:
-    """Return the group (one of `GROUPS`) of a published weight name."""
-    matching = (group for pattern, group in _GROUP_PATTERNS if re.search(pattern, name))
+def group_of(name: str) -> Group:
+    """Return the group of a published weight name."""
+    matching: Iterator[Group] = (
+        group for pattern, group in _GROUP_PATTERNS if re.search(pattern, name)
+    )
     return next(matching)  # the last pattern matches any name
 
 

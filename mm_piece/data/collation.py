@@ -122,14 +122,16 @@ class LengthGroupedBatches(Sequence[dict[str, Tensor]]):
         keys = []
         for example, window in zip(examples, window_of, strict=True):
             shared, length = _grouping_key_of(example)
-            keys.append((window, shared, length))
-        order = sorted(range(len(keys)), key=keys.__getitem__)
+            key = (window, shared, length)
+            keys.append(key)
+        positions = range(len(keys))
+        order = sorted(positions, key=keys.__getitem__)
 
         def group_of(position: int) -> tuple[int, str]:
             window, shared, _ = keys[position]
             return window, shared
 
-        self.batch_positions = []
+        self.batch_positions: list[Sequence[int]] = []
         for _, group in groupby(order, key=group_of):
             positions = list(group)
             first_example = examples[positions[0]]
@@ -137,7 +139,7 @@ class LengthGroupedBatches(Sequence[dict[str, Tensor]]):
             batches = iter_batches(positions, batch_size)
             self.batch_positions.extend(batches)
 
-        self.windows = []
+        self.windows: list[int] = []
         for number, positions in enumerate(self.batch_positions):
             window = window_of[positions[0]] if windowed else number
             self.windows.append(window)

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 
-def count_auto_selected(scores: Tensor, squares: bool) -> int:
+def count_auto_selected(
+    scores: Tensor,
+    squares: bool,
+) -> int:
     """Return how many of the highest scores to choose, at least one.
 
     The scores are fp32, in any order; with `squares` they are squares of the amplitudes.

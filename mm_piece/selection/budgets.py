@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
 from fnmatch import fnmatchcase
 from math import floor
-from typing import Any, Literal
+from typing import Literal
 
 from mm_piece.errors import SelectionError
-from mm_piece.families import GROUPS, group_of
+from mm_piece.families import GROUPS, Group, group_of
 
 # One share of all units, one for each group and pattern of names, or `auto`.
 Density = float | str | Mapping[str, float]
+GroupShares = Mapping[Group, float]
 Scope = Literal["global", "tensor"]
 Unit = Literal["entry", "row"]
 Sizes = Mapping[str, int]  # units per tensor, in model order
@@ -42,8 +43,8 @@ class Budgets:
     density: Density = 0.001
     scope: Scope = "global"
     unit: Unit = "entry"
-    floor: Mapping[Any, float] = field(default_factory=dict)
-    ceiling: float | Mapping[Any, float] = field(default_factory=dict)
+    floor: GroupShares = field(default_factory=dict[Group, float])
+    ceiling: float | GroupShares = field(default_factory=dict[Group, float])
     squares: bool = False
 
     def __post_init__(self) -> None:
@@ -53,20 +54,26 @@ class Budgets:
         if not has_scope or not has_unit:
             raise SelectionError("scope must be global or tensor, unit must be entry or row")
         _require_density(self.density)
+        _require_mapping(self.floor)
 
-        if not isinstance(self.floor, Mapping):
-            raise SelectionError(f"floor {self.floor!r} is no mapping of groups to shares")
-        if not isinstance(self.ceiling, Mapping) and self.density != "auto":
+        ceiling_is_number = not isinstance(self.ceiling, Mapping)
+        if ceiling_is_number and self.density != "auto":
             raise SelectionError("ceiling: a number bounds density: auto; else name groups")
 
-        bounds = (self.floor, self.ceiling)
-        bounds_groups = any(isinstance(bound, Mapping) and bound for bound in bounds)
+        bounds_groups = bool(self.floor or self.group_ceilings)
         has_one_density = isinstance(self.density, int | float)
         if bounds_groups and (self.scope == "tensor" or not has_one_density):
             raise SelectionError("floor and ceiling of groups go with one density, scope global")
 
-        for bound in bounds:
-            _require_shares(bound)
+        _require_shares(self.floor)
+        _require_shares(self.ceiling)
+
+    @property
+    def group_ceilings(self) -> GroupShares:
+        """Ceilings of groups: none where the ceiling is a number, which bounds `auto`."""
+        if isinstance(self.ceiling, Mapping):
+            return self.ceiling
+        return {}
 
 
 @dataclass(frozen=True)
@@ -90,10 +97,16 @@ class TopKGroup:
     @property
     def names(self) -> list[str]:
         """Names of the tensors of all subgroups."""
-        return [name for subgroup in self.subgroups for name in subgroup.names]
+        names: list[str] = []
+        for subgroup in self.subgroups:
+            names += subgroup.names
+        return names
 
 
-def build_topk_groups(sizes: Sizes, budgets: Budgets) -> list[TopKGroup]:
+def build_topk_groups(
+    sizes: Sizes,
+    budgets: Budgets,
+) -> list[TopKGroup]:
     """Build the top-k groups that the budgets ask for; `sizes` counts the units of each tensor.
 
     Raises SelectionError for a density out of (0, 1], one that selects nothing, a key that fits no
@@ -103,12 +116,14 @@ def build_topk_groups(sizes: Sizes, budgets: Budgets) -> list[TopKGroup]:
     if isinstance(density, str):  # `auto`
         density = _auto_ceiling(budgets)
     if not isinstance(density, Mapping):
-        return _build_density_groups("all", density, list(sizes), sizes, budgets)
+        names = list(sizes)
+        return _build_density_groups("all", density, names, sizes, budgets)
 
     members = _match_tensor_names(sizes, density)
     groups: list[TopKGroup] = []
     for key, share in density.items():
-        groups += _build_density_groups(key, share, members[key], sizes, budgets)
+        names = members[key]
+        groups += _build_density_groups(key, share, names, sizes, budgets)
     return groups
 
 
@@ -127,15 +142,15 @@ def count_selected(
     if not _is_number(density) or not 0 < density <= 1:
         raise SelectionError(f"density {density} is out of (0, 1]")
 
-    share = _to_decimal(density)
     if unit == "row" and total:
+        share = _to_decimal(density)
         # The quantile lies at rank (1 - density) (total - 1) of the ascending scores, counted
         # from 0. All rows before that rank are below it.
         rank = (1 - share) * (total - 1)
         num_below = rank.to_integral_value(ROUND_CEILING)
         return total - int(num_below)
 
-    k = floor(share * total)
+    k = _count_share(density, total)
     if k == 0:
         hint = "" if total else "; is the group excluded, or does the model not have it?"
         raise SelectionError(
@@ -169,11 +184,12 @@ def _build_density_groups(
     else:
         quotas = _apportion_quotas(share, k, group_sizes)
 
-    groups = []
+    groups: list[TopKGroup] = []
     for name, quota in quotas.items():
         if quota:
-            subgroups = (Subgroup((name,), min_quota=0, max_quota=quota),)
-            groups.append(TopKGroup(name, subgroups, quota, is_auto))
+            subgroup = _make_unbounded_subgroup([name], quota)
+            group = TopKGroup(name, (subgroup,), quota, is_auto)
+            groups.append(group)
     return groups
 
 
@@ -206,38 +222,48 @@ def _build_subgroups(
     budgets: Budgets,
 ) -> tuple[Subgroup, ...]:
     """Build one subgroup for each group of tensors, with its bounds; one for all without bounds."""
-    # A ceiling that is a number bounds `auto`, and no group.
-    ceilings = budgets.ceiling if isinstance(budgets.ceiling, Mapping) else {}
+    ceilings = budgets.group_ceilings
     if not budgets.floor and not ceilings:
-        unbounded = Subgroup(tuple(names), min_quota=0, max_quota=k)
-        return (unbounded,)
+        return (_make_unbounded_subgroup(names, k),)
 
-    groups = dict.fromkeys(map(group_of, names))
-    bounded = (*budgets.floor, *ceilings)
-    absent = [group for group in bounded if group not in groups]
-    if absent:
-        raise SelectionError(
-            f"floor and ceiling: no patchable entries in {absent[0]}; is the group excluded?"
-        )
+    members: dict[Group, list[str]] = {}
+    for name in names:
+        group_members = members.setdefault(group_of(name), [])
+        group_members.append(name)
 
-    subgroups = []
-    for group in groups:
-        members = tuple(name for name in names if group_of(name) == group)
-        total = sum(sizes[name] for name in members)
-        floor_share = _to_decimal(budgets.floor.get(group, 0))
-        ceiling_share = _to_decimal(ceilings.get(group, 1))
+    for group in (*budgets.floor, *ceilings):
+        if group not in members:
+            raise SelectionError(
+                f"floor and ceiling: no patchable entries in {group}; is the group excluded?"
+            )
 
-        min_quota = floor(floor_share * total)
-        max_quota = min(k, floor(ceiling_share * total))
+    subgroups: list[Subgroup] = []
+    for group, group_members in members.items():
+        total = sum(sizes[name] for name in group_members)
+        floor_share = budgets.floor.get(group, 0)
+        ceiling_share = ceilings.get(group, 1)
+
+        min_quota = _count_share(floor_share, total)
+        max_quota = min(k, _count_share(ceiling_share, total))
         if min_quota > max_quota:
             raise SelectionError(
                 f"floor of {group}: {min_quota} places, more than the {max_quota} it may get"
             )
         if max_quota:
-            subgroups.append(Subgroup(members, min_quota, max_quota))
+            subgroup = Subgroup(tuple(group_members), min_quota, max_quota)
+            subgroups.append(subgroup)
 
     _require_feasible_quotas(subgroups, k)
     return tuple(subgroups)
+
+
+def _make_unbounded_subgroup(names: Iterable[str], k: int) -> Subgroup:
+    """Return a subgroup of a top-k group of k that may get any number of its units."""
+    return Subgroup(
+        tuple(names),
+        min_quota=0,
+        max_quota=k,
+    )
 
 
 def _require_feasible_quotas(subgroups: Iterable[Subgroup], k: int) -> None:
@@ -283,7 +309,7 @@ def _auto_ceiling(budgets: Budgets) -> float:
     return budgets.ceiling
 
 
-def _require_density(density: Any) -> None:
+def _require_density(density: object) -> None:
     """Raise SelectionError for a density of the wrong type, or an empty mapping."""
     if density == {}:
         raise SelectionError("density: no group or pattern has a share")
@@ -293,19 +319,40 @@ def _require_density(density: Any) -> None:
         raise SelectionError(f"density {density!r} is no number, mapping or auto")
 
 
-def _require_shares(bound: float | Mapping[str, float]) -> None:
+def _require_mapping(bound: object) -> None:
+    """Raise SelectionError for a floor that is no mapping."""
+    if not isinstance(bound, Mapping):
+        raise SelectionError(f"floor {bound!r} is no mapping of groups to shares")
+
+
+def _require_shares(bound: float | GroupShares) -> None:
     """Raise SelectionError for an unknown group in a bound, or a share out of (0, 1]."""
-    shares = bound if isinstance(bound, Mapping) else {"all": bound}
-    for group, share in shares.items():
-        if isinstance(bound, Mapping) and group not in GROUPS:
+    if not isinstance(bound, Mapping):
+        _require_share("all", bound)
+        return
+
+    for group, share in bound.items():
+        if group not in GROUPS:
             raise SelectionError(f"unknown group {group!r}; groups: {', '.join(GROUPS)}")
-        if not _is_number(share) or not 0 < share <= 1:
-            raise SelectionError(f"bound {share!r} of {group} is out of (0, 1]")
+        _require_share(group, share)
 
 
-def _is_number(value: Any) -> bool:
+def _require_share(label: str, share: float) -> None:
+    """Raise SelectionError for a share out of (0, 1]."""
+    if not _is_number(share) or not 0 < share <= 1:
+        raise SelectionError(f"bound {share!r} of {label} is out of (0, 1]")
+
+
+def _is_number(value: object) -> bool:
     """Return whether a value is a number; Python's booleans are ints, and no numbers here."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    is_boolean = isinstance(value, bool)
+    return isinstance(value, int | float) and not is_boolean
+
+
+def _count_share(share: float, total: int) -> int:
+    """Return how many of `total` units a share is, rounded down."""
+    exact = _to_decimal(share) * total
+    return floor(exact)
 
 
 def _to_decimal(share: float) -> Decimal:

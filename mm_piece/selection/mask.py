@@ -4,7 +4,7 @@ The scores of a tensor go into the running top-k of its subgroup, piece by piece
 top-k group chooses among the candidates of its subgroups. See `budgets` for these terms.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,24 @@ from torch import Tensor
 
 from mm_piece import distributed
 from mm_piece.errors import SelectionError, format_value
-from mm_piece.importance.rows import ScorePiece, entries_of, iter_output_row_sums, width_of
+from mm_piece.importance.rows import (
+    ScorePiece,
+    entries_of,
+    iter_output_row_sums,
+    width_of,
+)
 from mm_piece.selection.auto_density import count_auto_selected
-from mm_piece.selection.budgets import Budgets, Density, Subgroup, TopKGroup, build_topk_groups
-from mm_piece.selection.topk import TopK
+from mm_piece.selection.budgets import (
+    Budgets,
+    Density,
+    Subgroup,
+    TopKGroup,
+    build_topk_groups,
+)
+from mm_piece.selection.topk import TopK, find_highest
 
 Mask = dict[str, Tensor]  # name -> sorted flat indices
+Shapes = Mapping[str, Sequence[int]]
 
 
 def select(
@@ -34,27 +46,36 @@ def select(
     arguments are those of `Budgets`: scope, unit, floor, ceiling, squares. Raises SelectionError
     for a density out of (0, 1], NaN scores, or a selection of nothing.
     """
-    _require_scores(scores)
+    _require_mapping(scores)
+    for name, tensor in scores.items():
+        _require_numbers(name, tensor)
 
-    shapes = {name: tuple(tensor.shape) for name, tensor in scores.items()}
-    pieces = ((name, 0, tensor.reshape(-1)) for name, tensor in scores.items())
+    shapes = {name: tensor.shape for name, tensor in scores.items()}
+    pieces = _iter_whole_tensors(scores)
     return select_stream(pieces, shapes, Budgets(density, **budgets))
 
 
-def _require_scores(scores: Any) -> None:
-    """Raise SelectionError unless `scores` maps names to tensors of real numbers."""
+def _require_mapping(scores: object) -> None:
+    """Raise SelectionError unless `scores` is a mapping."""
     if not isinstance(scores, Mapping):
         raise SelectionError(f"scores must map names to tensors, not {format_value(scores)}")
 
+
+def _require_numbers(name: str, scores: object) -> None:
+    """Raise SelectionError unless the scores of a tensor are a tensor of real numbers."""
+    is_tensor = isinstance(scores, Tensor)
+    if not is_tensor or scores.is_meta or scores.is_complex():
+        raise SelectionError(f"scores of {name!r} must be a tensor of numbers")
+
+
+def _iter_whole_tensors(scores: Mapping[str, Tensor]) -> Iterator[ScorePiece]:
     for name, tensor in scores.items():
-        is_valid = isinstance(tensor, Tensor) and not tensor.is_meta and not tensor.is_complex()
-        if not is_valid:
-            raise SelectionError(f"scores of {name!r} must be a tensor of numbers")
+        yield name, 0, tensor.reshape(-1)
 
 
 def select_stream(
     pieces: Iterable[ScorePiece],
-    shapes: Mapping[str, Sequence[int]],
+    shapes: Shapes,
     budgets: Budgets,
     sharded: bool = False,
 ) -> Mask:
@@ -70,19 +91,26 @@ def select_stream(
     # The top-k sees units only: scores are summed over rows before, and rows widened after.
     if by_row:
         pieces = iter_output_row_sums(pieces, widths)
-    mask = select_units(pieces, sizes, groups, budgets.squares, sharded)
-    if by_row:
-        mask = {name: entries_of(rows, widths[name]) for name, rows in mask.items()}
+    units = select_units(
+        pieces,
+        sizes,
+        groups,
+        budgets.squares,
+        sharded,
+    )
 
-    narrow: Mask = {}
-    for name, index in mask.items():
-        num_entries = sizes[name] * widths[name]
-        narrow[name] = _narrow_index(index, num_entries)
-    return narrow
+    mask: Mask = {}
+    for name, index in units.items():
+        width = widths[name]
+        if by_row:
+            index = entries_of(index, width)
+        num_entries = sizes[name] * width
+        mask[name] = _narrow_index(index, num_entries)
+    return mask
 
 
 def count_units(
-    shapes: Mapping[str, Sequence[int]],
+    shapes: Shapes,
     budgets: Budgets,
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Return the number of units of each tensor, and the number of entries in each unit."""
@@ -108,13 +136,13 @@ def select_units(
     `sizes` counts the units of each tensor. It sets the order of the tensors, in the mask and
     where scores are equal. `squares` is that of `Budgets`, `sharded` that of `select_stream`.
     """
-    running_by_group = [_make_running_topks(group, sizes) for group in groups]
-    running_of = {
-        name: running
-        for running_topks in running_by_group
-        for running in running_topks
-        for name in running.subgroup.names
-    }
+    running_by_group: list[list[_RunningTopK]] = []
+    running_of: dict[str, _RunningTopK] = {}
+    for group in groups:
+        running_topks = _make_running_topks(group, sizes)
+        running_by_group.append(running_topks)
+        for running in running_topks:
+            running_of |= dict.fromkeys(running.subgroup.names, running)
 
     # The only pass over the scores: a piece goes to the running top-k of its tensor's subgroup.
     for name, offset, flat in pieces:
@@ -166,10 +194,11 @@ def _make_running_topks(
             offsets[name] = total
             total += size
 
-    running_topks = []
+    running_topks: list[_RunningTopK] = []
     for subgroup in group.subgroups:
-        topk = TopK(min(subgroup.max_quota, group.k))
-        running_topks.append(_RunningTopK(subgroup, offsets, topk))
+        k = min(subgroup.max_quota, group.k)
+        running = _RunningTopK(subgroup, offsets, TopK(k))
+        running_topks.append(running)
     return running_topks
 
 
@@ -193,21 +222,26 @@ def _select_positions(
     scores of all. No subgroup can exceed its `max_quota`: it has no more candidates than that.
     """
     if len(running_topks) == 1 and not group.auto:
-        return running_topks[0].topk.select_indices()
+        only = running_topks[0]
+        return only.topk.select_indices()
 
     position_parts: list[Tensor] = []
     score_parts: list[Tensor] = []
     guaranteed_parts: list[Tensor] = []
     for running in running_topks:
-        best = running.topk.select_best()
-        position_parts.append(best[0])
-        score_parts.append(best[1])
-        guaranteed_parts.append(_mark_highest(best, running.subgroup.min_quota))
+        positions, scores = running.topk.select_best()
+        min_quota = running.subgroup.min_quota
+        is_guaranteed = _mark_highest(positions, scores, min_quota)
+        position_parts.append(positions)
+        score_parts.append(scores)
+        guaranteed_parts.append(is_guaranteed)
 
     positions = torch.cat(position_parts)
     scores = torch.cat(score_parts)
     guaranteed = torch.cat(guaranteed_parts)
-    k = count_auto_selected(scores, squares) if group.auto else group.k
+    k = group.k
+    if group.auto:
+        k = count_auto_selected(scores, squares)
 
     # lexsort's last key counts most: the guaranteed ones, then high scores, then low positions.
     # A tie within a group thus goes to the earliest tensor, then to the lowest index.
@@ -217,16 +251,17 @@ def _select_positions(
         ~guaranteed.numpy(),
     )
     by_rank = numpy.lexsort(sort_keys)
-    chosen = torch.from_numpy(by_rank[:k])
+    chosen = torch.as_tensor(by_rank[:k])
     return positions[chosen].sort().values
 
 
-def _mark_highest(best: tuple[Tensor, Tensor], quota: int) -> Tensor:
+def _mark_highest(
+    positions: Tensor,
+    scores: Tensor,
+    quota: int,
+) -> Tensor:
     """Return which of the candidates are the `quota` first ones, by score and then by position."""
-    positions, scores = best
-    by_rank = numpy.lexsort((positions.numpy(), -scores.numpy()))
-    highest = torch.from_numpy(by_rank[:quota])
-
+    highest = find_highest(positions, scores, quota)
     is_highest = torch.zeros(len(scores), dtype=torch.bool)
     is_highest[highest] = True
     return is_highest
@@ -241,8 +276,8 @@ def _split_by_tensor(
     found: Mask = {}
     for name, start in offsets.items():
         end = start + sizes[name]
-        edges = torch.tensor([start, end])
-        low, high = torch.searchsorted(chosen, edges).tolist()
+        low = int(torch.searchsorted(chosen, start))
+        high = int(torch.searchsorted(chosen, end))
         if high > low:
             found[name] = chosen[low:high] - start
     return found

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mm_piece.importance import FoldSums
+from mm_piece.importance.rows import ScorePiece
 from mm_piece.selection import Mask, Subgroup, TopKGroup, select_units
 
 # From means of the gradients by kind, and the number of examples in them, to scores.
@@ -47,7 +48,7 @@ def estimate_overlaps(
         if size == 0:
             continue
 
-        pair_overlaps = []
+        pair_overlaps: list[float] = []
         for _ in range(_NUM_PAIRS):
             overlap = _compare_disjoint_masks(folds, score, groups, size, random)
             pair_overlaps.append(overlap)
@@ -67,7 +68,7 @@ def parse_overlaps(
     """
     by_task = results.get("stability", {})
     recorded = by_task.get(task, {})
-    overlaps = []
+    overlaps: list[tuple[int, float]] = []
     for examples, share in recorded.items():
         is_number = type(share) in (int, float)  # not isinstance: a boolean is no share
         if examples.isdecimal() and is_number:
@@ -86,10 +87,12 @@ def build_sampled_groups(
     `sizes` counts all units of each tensor, `chosen` those in the mask. A group with too few
     sampled units is left out.
     """
-    sampled_groups = []
+    sampled_groups: list[TopKGroup] = []
     for group in groups:
         num_units = _sum_sizes(sizes, group.names)
-        num_chosen = sum(chosen.get(name, 0) for name in group.names)
+        num_chosen = 0
+        for name in group.names:
+            num_chosen += chosen.get(name, 0)
         density = num_chosen / num_units  # with `auto`, known only now
 
         subgroups = tuple(
@@ -107,14 +110,13 @@ def build_sampled_groups(
             continue
 
         k = min(total_quota, max(1, round(expected)))
-        sampled_groups.append(
-            replace(
-                group,
-                subgroups=subgroups,
-                k=k,
-                auto=False,
-            )
+        sampled_group = replace(
+            group,
+            subgroups=subgroups,
+            k=k,
+            auto=False,
         )
+        sampled_groups.append(sampled_group)
     return sampled_groups
 
 
@@ -156,7 +158,9 @@ def _compare_disjoint_masks(
 ) -> float:
     """Return the overlap of the masks of two disjoint sets of `size` folds."""
     order = torch.randperm(folds.num_folds, generator=random)
-    one_part, other_part = order[: 2 * size].split(size)
+    end = 2 * size
+    one_part = order[:size]
+    other_part = order[size:end]
     one = _select_from_folds(folds, score, groups, one_part)
     other = _select_from_folds(folds, score, groups, other_part)
 
@@ -185,8 +189,11 @@ def _select_from_folds(
         by_unit = entry_scores.view(-1, folds.widths[name])  # (units, entries in each)
         unit_scores[name] = by_unit.sum(1)
 
-    pieces = ((name, 0, scores) for name, scores in unit_scores.items())
-    sizes = {name: len(scores) for name, scores in unit_scores.items()}
+    pieces: list[ScorePiece] = []
+    sizes: dict[str, int] = {}
+    for name, scores in unit_scores.items():
+        pieces.append((name, 0, scores))
+        sizes[name] = len(scores)
     return select_units(pieces, sizes, groups, squares=False)
 
 

@@ -14,7 +14,7 @@ from mm_piece import distributed, importance
 from mm_piece.data import EncodedDataset, LengthGroupedBatches
 from mm_piece.distributed import EntryRange, gather_entries, shape_of
 from mm_piece.distributed.progress import progress_bar
-from mm_piece.families import group_of, weights
+from mm_piece.families import Group, group_of, weights
 from mm_piece.importance import FoldSums, Moments
 from mm_piece.importance.factored import RetentionImportance
 from mm_piece.importance.rows import width_of
@@ -28,7 +28,12 @@ from mm_piece.selection import (
     count_units,
     select_stream,
 )
-from mm_piece.selection.stability import build_sampled_groups, estimate_overlaps
+from mm_piece.selection.budgets import GroupShares
+from mm_piece.selection.stability import (
+    ScoreFunction,
+    build_sampled_groups,
+    estimate_overlaps,
+)
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -47,7 +52,8 @@ class TaskSelection:
     @property
     def num_selected(self) -> int:
         """Number of selected entries."""
-        return sum(len(index) for index in self.mask.values())
+        counts = [len(index) for index in self.mask.values()]
+        return sum(counts)
 
     def __str__(self) -> str:
         """Return in one line how much was selected, and how sure that is."""
@@ -57,10 +63,20 @@ class TaskSelection:
         if not self.stability:
             return text
 
-        *fewer, (examples, overlap) = self.stability.items()
+        *fewer, most = self.stability.items()
+        examples, overlap = most
         text += f"; masks of two sets of {examples} examples share {overlap:.0%}"
-        beside = ", ".join(f"{count}: {share:.0%}" for count, share in reversed(fewer))
-        return f"{text} ({beside})" if beside else text
+        if not fewer:
+            return text
+
+        others: list[str] = []
+        for examples, overlap in reversed(fewer):
+            others.append(f"{examples}: {overlap:.0%}")
+        return f"{text} ({', '.join(others)})"
+
+
+def _assume_no_retention() -> RetentionImportance:
+    return RetentionImportance([])
 
 
 def select_for_task(
@@ -72,7 +88,7 @@ def select_for_task(
     pad_token_id: int,
     seeds: tuple[int, int],
     cache_key: Mapping[str, str],
-    make_retention: Callable[[], RetentionImportance] = lambda: RetentionImportance([]),
+    make_retention: Callable[[], RetentionImportance] = _assume_no_retention,
 ) -> TaskSelection:
     """Return the selection for a task's examples, read from the cache where an equal one is.
 
@@ -82,29 +98,63 @@ def select_for_task(
     make_retention   estimates retention importance; called if the method uses it
     """
     rule = rule_of(select.method)
-    sample = encoded.sample(select.samples, seeds[0])
+    run_seed, task_seed = seeds
+    sample = encoded.sample(select.samples, run_seed)
     batches = LengthGroupedBatches(sample, select.batch_size, pad_token_id, rule.per_example)
-
-    names = importance.find_scorable_names(model, batches, select.method, select.exclude)
-    named = weights(model)
-    shapes = {name: tuple(shape_of(named[name])) for name in names}
+    shapes = _find_scorable_shapes(model, batches, select)
     sizes = {name: prod(shape) for name, shape in shapes.items()}
 
-    facts = {**cache_key, "seeds": seeds, "samples": len(sample)}
+    facts = {
+        **cache_key,
+        "seeds": seeds,
+        "samples": len(sample),
+    }
     file = cache.locate_mask_file(select, folder, facts)
     cached = distributed.broadcast(cache.read_mask(file))
     if cached is not None:
         mask, stability = cached
     else:
-        retention = make_retention() if rule.uses_retention else RetentionImportance([])
-        estimator = _MaskEstimator(model, batches, select, shapes, seeds[1], retention)
+        retention = RetentionImportance([])
+        if rule.uses_retention:
+            retention = make_retention()
+        estimator = _MaskEstimator(
+            model,
+            batches,
+            select,
+            shapes,
+            task_seed,
+            retention=retention,
+        )
         mask = estimator.select_mask()
         stability = estimator.estimate_stability(mask)
         if distributed.is_main():
             cache.write_mask(file, mask, stability)
+    return TaskSelection(
+        _sort_by_model(mask, shapes),
+        sizes,
+        samples=len(sample),
+        stability=stability,
+    )
 
-    in_model_order = {name: mask[name] for name in names if name in mask}  # files sort by name
-    return TaskSelection(in_model_order, sizes, len(sample), stability)
+
+def _sort_by_model(mask: Mask, shapes: Shapes) -> Mask:
+    """Return a mask in the order of the model, which files do not keep."""
+    return {name: mask[name] for name in shapes if name in mask}
+
+
+def _find_scorable_shapes(
+    model: nn.Module,
+    batches: LengthGroupedBatches,
+    select: SelectionSettings,
+) -> Shapes:
+    """Return the shapes of the weights that the method scores, in model order."""
+    names = importance.find_scorable_names(model, batches, select.method, select.exclude)
+    named = weights(model)
+    shapes: Shapes = {}
+    for name in names:
+        shape = shape_of(named[name])
+        shapes[name] = tuple(shape)
+    return shapes
 
 
 def budgets_of(select: SelectionSettings) -> Budgets:
@@ -119,22 +169,33 @@ def budgets_of(select: SelectionSettings) -> Budgets:
     )
 
 
-def require_selectable(recipe: Recipe, shapes: Mapping[str, Sequence[int]]) -> None:
+def require_selectable(
+    recipe: Recipe,
+    shapes: Mapping[str, Sequence[int]],
+) -> None:
     """Raise SelectionError if the budgets of a task select nothing of a model, or do not fit it."""
     cache.require_writable_folder(recipe.select)
     for task in recipe.tasks:
-        find_selectable_names(recipe.select_of(task), shapes)
+        select = recipe.select_of(task)
+        find_selectable_names(select, shapes)
 
 
 def find_selectable_names(
-    select: SelectionSettings, shapes: Mapping[str, Sequence[int]]
+    select: SelectionSettings,
+    shapes: Mapping[str, Sequence[int]],
 ) -> set[str]:
     """Return the names of the weights that a selection may choose from; SelectionError for none."""
-    eligible = {n: s for n, s in shapes.items() if group_of(n) not in select.exclude}
+    eligible: dict[str, Sequence[int]] = {}
+    for name, shape in shapes.items():
+        if group_of(name) not in select.exclude:
+            eligible[name] = shape
+
     budgets = budgets_of(select)
     num_units, _ = count_units(eligible, budgets)
-    groups = build_topk_groups(num_units, budgets)
-    return {name for group in groups for name in group.names}
+    selectable: set[str] = set()
+    for group in build_topk_groups(num_units, budgets):
+        selectable.update(group.names)
+    return selectable
 
 
 class _MaskEstimator:
@@ -147,6 +208,7 @@ class _MaskEstimator:
         select: SelectionSettings,
         shapes: Shapes,
         seed: int,
+        *,
         retention: RetentionImportance,
     ) -> None:
         self.model = model
@@ -160,17 +222,22 @@ class _MaskEstimator:
         self.rule = importance.resolve_rule(select.method)
         self.budgets = _drop_absent_groups(budgets_of(select), shapes)
         self.sizes, self.widths = count_units(shapes, self.budgets)
-        self.folds = self._make_folds() if GRADIENT_SUMS & {*self.rule.needs} else None
+
+        self.folds: FoldSums | None = None
+        if GRADIENT_SUMS.intersection(self.rule.needs):
+            self.folds = self._make_folds()
 
     def select_mask(self) -> Mask:
         """Return the mask, in as many passes over the batches as the memory asks for."""
         # What needs no data is scored alike by every process, with nothing to divide.
-        sharded = distributed.world_size() > 1 and not self.rule.is_data_free
+        is_alone = distributed.world_size() == 1
+        sharded = not is_alone and not self.rule.is_data_free
+        names = list(self.shapes)
         pieces = importance.stream_scores(
             self.model,
             self.batches,
             self.select.method,
-            names=self._assign_entry_ranges() if sharded else [*self.shapes],
+            names=self._assign_entry_ranges() if sharded else names,
             memory=self.memory,
             host=self.select.accumulators == "host",
             xi=self.select.xi,
@@ -190,22 +257,38 @@ class _MaskEstimator:
             return {}
 
         self.folds.all_reduce_sums()
-        num_chosen = {name: len(index) // self.widths[name] for name, index in mask.items()}
+        num_chosen: dict[str, int] = {}
+        for name, index in mask.items():
+            num_chosen[name] = len(index) // self.widths[name]
+
         groups = build_topk_groups(self.sizes, self.budgets)
-        sampled = build_sampled_groups(self.folds, groups, self.sizes, num_chosen)
-        found = estimate_overlaps(self.folds, self._make_score_function(), sampled, self.seed)
-        return {str(count): round(share, 4) for count, share in found.items()}
+        sampled_groups = build_sampled_groups(
+            self.folds,
+            groups,
+            self.sizes,
+            num_chosen,
+        )
+        overlaps = estimate_overlaps(
+            self.folds,
+            self._make_score_function(self.folds),
+            sampled_groups,
+            self.seed,
+        )
+        return {str(count): round(share, 4) for count, share in overlaps.items()}
 
     def _assign_entry_ranges(self) -> dict[str, EntryRange]:
         """Return what this process scores of every weight.
 
         Output rows stay whole where rows are chosen, and where a row's entries share one score.
         """
-        by_row = self.budgets.unit == "row" or self.rule.needs_outputs
-        return {
-            name: distributed.assign_entry_range(prod(shape), width_of(shape) if by_row else 1)
-            for name, shape in self.shapes.items()
-        }
+        selects_rows = self.budgets.unit == "row"
+        by_row = selects_rows or self.rule.needs_outputs
+
+        ranges: dict[str, EntryRange] = {}
+        for name, shape in self.shapes.items():
+            step = width_of(shape) if by_row else 1
+            ranges[name] = distributed.assign_entry_range(prod(shape), step)
+        return ranges
 
     def _make_folds(self) -> FoldSums:
         return FoldSums(
@@ -217,22 +300,23 @@ class _MaskEstimator:
             seed=self.seed,
         )
 
-    def _make_score_function(self) -> Callable[[Mapping[str, Tensor], int], Tensor]:
+    def _make_score_function(self, folds: FoldSums) -> ScoreFunction:
         """Return a function that applies the rule to means at the sampled entries."""
-        assert self.folds is not None
-        sampled = self.folds.entries.items()
-        size = sum(len(index) for _, index in sampled)
-
-        retention = torch.cat([self.retention.scores_at(name, index) for name, index in sampled])
-        weight = torch.zeros(size)
-        if self.rule.reads_weights:
-            named = weights(self.model)
-            entries = [gather_entries(named[name], index) for name, index in sampled]
-            weight = torch.cat([values.float().cpu() for values in entries])
+        weight = self._read_sampled_weights(folds)
+        size = len(weight)
+        retention_parts: list[Tensor] = []
+        for name, entries in folds.entries.items():
+            scores = self.retention.scores_at(name, entries)
+            retention_parts.append(scores)
+        retention = torch.cat(retention_parts)
         generator = torch.Generator().manual_seed(self.seed)
 
         def score_entries(means: Mapping[str, Tensor], count: int) -> Tensor:
-            known = {"mean": torch.zeros(size), "square": torch.zeros(size), **means}
+            known = {
+                "mean": torch.zeros(size),
+                "square": torch.zeros(size),
+                **means,
+            }
             moments = Moments(
                 **known,
                 weight=weight.clone(),  # a rule may compute in place
@@ -245,23 +329,49 @@ class _MaskEstimator:
 
         return score_entries
 
+    def _read_sampled_weights(self, folds: FoldSums) -> Tensor:
+        """Return the weights' own values at all sampled entries, fp32, on the CPU.
+
+        They are zeros for a rule that does not read them.
+        """
+        if not self.rule.reads_weights:
+            size = sum(len(entries) for entries in folds.entries.values())
+            return torch.zeros(size)
+
+        named = weights(self.model)
+        parts: list[Tensor] = []
+        for name, entries in folds.entries.items():
+            values = gather_entries(named[name], entries)
+            parts.append(values.float().cpu())
+        return torch.cat(parts)
+
 
 def _drop_absent_groups(budgets: Budgets, shapes: Shapes) -> Budgets:
     """Return budgets without the groups that receive no gradient: texts train no vision tower."""
-    groups = {group_of(name) for name in shapes}
-    for bound in ("floor", "ceiling"):
-        shares = getattr(budgets, bound)
-        if isinstance(shares, dict):
-            present_shares = {group: share for group, share in shares.items() if group in groups}
-            budgets = replace(budgets, **{bound: present_shares})
-    if not isinstance(budgets.density, dict):
+    groups: set[Group] = {group_of(name) for name in shapes}
+    floor = _select_groups(budgets.floor, groups)
+    budgets = replace(budgets, floor=floor)
+    if isinstance(budgets.ceiling, Mapping):
+        ceiling = _select_groups(budgets.ceiling, groups)
+        budgets = replace(budgets, ceiling=ceiling)
+    if not isinstance(budgets.density, Mapping):
         return budgets
-    present_density = {
-        key: share
-        for key, share in budgets.density.items()
-        if key in groups or any(fnmatchcase(name, key) for name in shapes)
-    }
-    return replace(budgets, density=present_density or budgets.density)
+
+    present: dict[str, float] = {}
+    for key, share in budgets.density.items():
+        fits_name = any(fnmatchcase(name, key) for name in shapes)
+        if key in groups or fits_name:
+            present[key] = share
+    return replace(budgets, density=present or budgets.density)
+
+
+def _select_groups(shares: GroupShares, groups: set[Group]) -> GroupShares:
+    """Return the shares of some of the groups."""
+    selected: dict[Group, float] = {}
+    for group, share in shares.items():
+        if group in groups:
+            selected[group] = share
+    return selected
 
 
 def _show_batch_progress(items: Iterable[Any], title: str) -> Iterable[Any]:

@@ -12,6 +12,7 @@ from mm_piece.errors import SelectionError
 
 _CHUNK = 2**18  # scores compared at a time: bounds the scratch memory
 _BLOCK = 32  # scores of which only the highest is compared first
+_LOWEST = float("-inf")
 
 
 class TopK:
@@ -24,22 +25,28 @@ class TopK:
 
     def __init__(self, k: int) -> None:
         self.k = k
-        self.threshold = -float("inf")
+        self.threshold = _LOWEST
 
         # The candidates, in pieces. Positions ascend from piece to piece and within each.
         self._scores: list[Tensor] = []
         self._indices: list[Tensor] = []
         self._num_candidates = 0
 
-    def add_scores(self, scores: Tensor, start: int) -> None:
+    def add_scores(
+        self,
+        scores: Tensor,
+        start: int,
+    ) -> None:
         """Add flat scores, compared as fp32, at positions from `start` on; positions must ascend.
 
         Raises SelectionError for a NaN.
         """
-        for offset in range(0, scores.numel(), _CHUNK):
-            chunk = scores[offset : offset + _CHUNK]
-            chunk = chunk.detach().float().cpu()
-            self._add_chunk(chunk, start + offset)
+        total = scores.numel()
+        for first in range(0, total, _CHUNK):
+            end = first + _CHUNK
+            chunk = scores[first:end].detach()
+            chunk = chunk.float().cpu()
+            self._add_chunk(chunk, start + first)
 
     def select_indices(self) -> Tensor:
         """Return the positions of the k highest scores: sorted, int64.
@@ -71,28 +78,35 @@ class TopK:
         scores = torch.cat([no_scores, *self._scores])
         return positions, scores
 
-    def replace_candidates(self, positions: Tensor, scores: Tensor) -> None:
+    def replace_candidates(
+        self,
+        positions: Tensor,
+        scores: Tensor,
+    ) -> None:
         """Replace the candidates by the best of these, which come in any order."""
-        by_rank = numpy.lexsort((positions.numpy(), -scores.numpy()))
-        selected = torch.from_numpy(by_rank[: self.k])
-
-        by_position = positions[selected].argsort()
-        selected = selected[by_position]
+        best = find_highest(positions, scores, self.k)
+        by_position = positions[best].argsort()
+        selected = best[by_position]
 
         self._indices = [positions[selected]]
         self._scores = [scores[selected]]
         self._num_candidates = len(selected)
 
-    def _add_chunk(self, scores: Tensor, start: int) -> None:
+    def _add_chunk(
+        self,
+        scores: Tensor,
+        start: int,
+    ) -> None:
         """Add the scores of a chunk that may still win to the candidates."""
         # Once k candidates come before it, a score that only equals the threshold loses the tie.
         # A threshold of -inf, the initial one, rules nothing out.
         is_full = self._num_candidates >= self.k
-        if is_full and self.threshold > -float("inf"):
+        if is_full and self.threshold > _LOWEST:
             selected = _find_above(scores, self.threshold)
         else:
             _require_finite(scores)
-            selected = torch.arange(len(scores))
+            num_scores = len(scores)
+            selected = torch.arange(num_scores)
 
         self._scores.append(scores[selected])
         self._indices.append(selected + start)
@@ -118,22 +132,35 @@ class TopK:
 
         reaches_threshold = scores >= self.threshold
         selected = reaches_threshold.nonzero().view(-1)
-        scores = scores[selected]
-        indices = indices[selected]
 
         # Of several candidates at the threshold, the last ones lose the tie.
         num_excess = len(selected) - self.k
         if num_excess > 0:
-            is_tie = scores == self.threshold
+            is_tie = scores[selected] == self.threshold
             ties = is_tie.nonzero().view(-1)
-            is_selected = torch.ones(len(selected), dtype=torch.bool)
-            is_selected[ties[-num_excess:]] = False
-            scores = scores[is_selected]
-            indices = indices[is_selected]
+            losers = ties[-num_excess:]
+            is_left = torch.ones(len(selected), dtype=torch.bool)
+            is_left[losers] = False
+            selected = selected[is_left]
 
-        self._scores = [scores]
-        self._indices = [indices]
+        self._scores = [scores[selected]]
+        self._indices = [indices[selected]]
         self._num_candidates = self.k
+
+
+def find_highest(
+    positions: Tensor,
+    scores: Tensor,
+    count: int,
+) -> Tensor:
+    """Return the indices of the `count` highest scores; of equal ones the lower position wins."""
+    # lexsort's last key counts most.
+    sort_keys = (
+        positions.numpy(),
+        -scores.numpy(),
+    )
+    by_rank = numpy.lexsort(sort_keys)
+    return torch.as_tensor(by_rank[:count])
 
 
 def _find_above(scores: Tensor, threshold: float) -> Tensor:
@@ -151,15 +178,19 @@ def _find_above(scores: Tensor, threshold: float) -> Tensor:
     _require_finite(tail)
 
     # numpy compares and counts in two thirds of torch's time.
-    hit_blocks = numpy.flatnonzero(block_maxima.numpy() > threshold)
-    candidates = blocks.numpy()[hit_blocks]
+    is_hit_block = block_maxima.numpy() > threshold
+    hit_blocks = numpy.flatnonzero(is_hit_block)
+    candidates = blocks.numpy()[hit_blocks]  # (hit blocks, scores in each)
     hits = numpy.flatnonzero(candidates > threshold)
 
     # `hits` are indices in the hit blocks, laid end to end. Turn them into indices in `scores`.
-    block_starts = hit_blocks[hits // _BLOCK] * _BLOCK
-    in_blocks = torch.from_numpy(block_starts + hits % _BLOCK)
+    hit_numbers = hits // _BLOCK
+    offsets = hits % _BLOCK
+    block_starts = hit_blocks[hit_numbers] * _BLOCK
+    in_blocks = torch.as_tensor(block_starts + offsets)
 
-    tail_hits = (tail > threshold).nonzero().view(-1)
+    is_tail_hit = tail > threshold
+    tail_hits = is_tail_hit.nonzero().view(-1)
     in_tail = tail_hits + num_in_blocks
     return torch.cat([in_blocks, in_tail])
 
