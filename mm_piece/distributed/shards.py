@@ -33,10 +33,12 @@ def shape_of(weight: Tensor) -> torch.Size:
 def local_shard(weight: Tensor) -> tuple[int, Tensor]:
     """Return the first entry of this process's shard, and the shard: 1-D, sharing its memory."""
     if not is_partitioned(weight):
-        return 0, weight.detach().reshape(-1)
+        flat = weight.detach().reshape(-1)
+        return 0, flat
 
     padded = weight.ds_tensor.detach()  # type: ignore[attr-defined]
-    group_rank = distributed.get_rank(_process_group_of(weight))
+    group = _process_group_of(weight)
+    group_rank = distributed.get_rank(group)
     first = group_rank * len(padded)
 
     # Shards are equally long. The last ones end in padding, or are nothing else.
@@ -45,32 +47,42 @@ def local_shard(weight: Tensor) -> tuple[int, Tensor]:
     return first, padded[:num_left]
 
 
-def slice_to_shard(weight: Tensor, flat: Tensor) -> Tensor:
+def slice_to_shard(
+    weight: Tensor,
+    flat: Tensor,
+) -> Tensor:
     """Return this process's shard of one number for each entry of a partitioned weight, padded."""
     first, shard = local_shard(weight)
     padded_length = len(weight.ds_tensor)  # type: ignore[attr-defined]
     own = flat.new_zeros(padded_length)
-    end = first + len(shard)
-    own[: len(shard)] = flat[first:end]
+    length = len(shard)
+    end = first + length
+    own[:length] = flat[first:end]
     return own
 
 
-def gather_entries(weight: Tensor, indices: Tensor) -> Tensor:
+def gather_entries(
+    weight: Tensor,
+    indices: Tensor,
+) -> Tensor:
     """Return a copy of the entries at flat `indices`, in the weight's dtype, on its device."""
     if not is_partitioned(weight):
+        bits = view_bits(weight)
         indices = indices.to(weight.device)
-        bits = view_bits(weight).index_select(0, indices)
-        return bits.view(weight.dtype)
+        selected = bits.index_select(0, indices)
+        return selected.view(weight.dtype)
 
-    positions, is_local, shard = _locate_in_shard(weight, indices)
-    found = shard.new_zeros(len(indices))
-    found[is_local] = shard[positions[is_local]]
+    shard, is_local, positions = _locate_in_shard(weight, indices)
+    num_indices = len(indices)
+    found = shard.new_zeros(num_indices)
+    found[is_local] = shard[positions]
 
     # One process has an entry and all others have zeros: a sum of bytes carries nothing over, and
     # is exact for every dtype. A sum of the numbers themselves would turn -0.0 into 0.0.
     found = found.to(weight.device)
     found_bytes = found.view(torch.uint8)
-    distributed.all_reduce(found_bytes, group=_process_group_of(weight))
+    group = _process_group_of(weight)
+    distributed.all_reduce(found_bytes, group=group)
     return found_bytes.view(weight.dtype)
 
 
@@ -83,20 +95,24 @@ def scatter_entries(writes: Iterable[EntryWrite]) -> None:
     staged: list[EntryWrite] = []
     for weight, indices, values in writes:
         patterns = view_bits(values)
-        for target, positions, local_patterns in _iter_local_writes(weight, indices, patterns):
-            positions = positions.to(target.device)
-            local_patterns = local_patterns.to(target.device)
-            staged.append((target, positions, local_patterns))
+        local_writes = _iter_local_writes(weight, indices, patterns)
+        for target, positions, local_patterns in local_writes:
+            device = target.device
+            local_write = (
+                target,
+                positions.to(device),
+                local_patterns.to(device),
+            )
+            staged.append(local_write)
 
     # `index_copy_` takes int64. On the CPU the indices of one weight at a time are widened, which
     # keeps the extra memory small; elsewhere all of them are, before the first write.
-    if any(target.device.type != "cpu" for target, _, _ in staged):
-        staged = [
-            (target, positions.to(torch.int64), patterns) for target, positions, patterns in staged
-        ]
-    for target, positions, patterns in staged:
-        wide_positions = positions.to(torch.int64)
-        target.index_copy_(0, wide_positions, patterns)
+    device_types = {target.device.type for target, _, _ in staged}
+    if device_types - {"cpu"}:
+        staged = [_widen_positions(write) for write in staged]
+    for write in staged:
+        target, positions, patterns = _widen_positions(write)
+        target.index_copy_(0, positions, patterns)
 
 
 def norm_of(weight: Tensor) -> float:
@@ -106,15 +122,18 @@ def norm_of(weight: Tensor) -> float:
     if not is_partitioned(weight):
         return float(own)
 
-    square = own.to(weight.device).square()
-    distributed.all_reduce(square, group=_process_group_of(weight))
+    own = own.to(weight.device)
+    square = own.square()
+    group = _process_group_of(weight)
+    distributed.all_reduce(square, group=group)
     return float(square.sqrt())
 
 
 @contextmanager
 def gathered_parameters(weights: Sequence[Tensor]) -> Iterator[None]:
     """Keep the weights gathered on every process while the block runs."""
-    if not any(map(is_partitioned, weights)):
+    has_partitioned = any(map(is_partitioned, weights))
+    if not has_partitioned:
         yield
         return
 
@@ -143,18 +162,26 @@ def _iter_local_writes(
     # it is small. Both copies must change.
     if weight.numel():
         yield view_bits(weight), indices, patterns
-    positions, is_local, shard = _locate_in_shard(weight, indices)
-    local_patterns = patterns.to(shard.device)[is_local]
-    yield shard, positions[is_local], local_patterns
+    shard, is_local, positions = _locate_in_shard(weight, indices)
+    patterns = patterns.to(shard.device)
+    yield shard, positions, patterns[is_local]
 
 
 def _locate_in_shard(
     weight: Tensor,
     indices: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return positions in this process's shard, which of them are inside, and its bit patterns."""
+    """Return the bit patterns of this process's shard, which indices lie in it, and where."""
     first, shard = local_shard(weight)
-    positions = indices.to(shard.device, torch.int64) - first
+    wide_indices = indices.to(shard.device, torch.int64)
+    positions = wide_indices - first
     is_after_start = positions >= 0
     is_before_end = positions < len(shard)
-    return positions, is_after_start & is_before_end, view_bits(shard)
+    is_local = is_after_start & is_before_end
+    return view_bits(shard), is_local, positions[is_local]
+
+
+def _widen_positions(write: EntryWrite) -> EntryWrite:
+    """Return a write with its flat indices as int64."""
+    target, positions, patterns = write
+    return target, positions.to(torch.int64), patterns
