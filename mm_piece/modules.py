@@ -83,8 +83,9 @@ def _drop_interception(state: dict[str, Any]) -> dict[str, Any]:
     state.pop(_RUNNING, None)
 
     # torch has a dict by id for the hooks of each kind, and further ones for their options.
-    dropped: dict[str, list[Any]] = {}
-    dropped["_parameters"] = interception.parameters
+    dropped: dict[str, list[Any]] = {
+        "_parameters": interception.parameters,
+    }
     for attribute in state:
         if "_hooks" in attribute:
             dropped[attribute] = interception.hooks
@@ -121,7 +122,11 @@ def _make_subclass(
     return type(kind.__name__, base_classes, members)
 
 
-def _call_reader(attribute: str, module: nn.Module) -> Tensor:
+def _call_reader(
+    attribute: str,
+    module: nn.Module,
+) -> Tensor:
+    """Return what the module's reader of an attribute returns."""
     interception: Interception = vars(module)[_INTERCEPTION]
     reader = interception.readers[attribute]
     return reader(module)
@@ -193,11 +198,12 @@ def owners_of(model: nn.Module) -> dict[int, list[WeightOwner]]:
         module_chain = [module]
         while enclosing_path:
             enclosing_path, _, _ = enclosing_path.rpartition(".")
-            module_chain.append(modules[enclosing_path])
+            enclosing_module = modules[enclosing_path]
+            module_chain.append(enclosing_module)
 
         own_weights = module.named_parameters(recurse=False)
         for attribute, weight in own_weights:
-            owner = WeightOwner(attribute, tuple(module_chain))
             weight_owners = owners.setdefault(id(weight), [])
+            owner = WeightOwner(attribute, tuple(module_chain))
             weight_owners.append(owner)
     return owners

@@ -3,7 +3,8 @@
 base               a model and its processor, from a hub id or a folder
 placement          the devices that a base is put on
 skeleton           a base's weights by their names in its files, without values
-checkpoint         a folder's weights under published names, slice by slice
+checkpoint         a folder's weights under published names
+checkpoint_tensor  one tensor of its files, read slice by slice
 generation         greedy decoding
 image_processor    open_clip's image transform for transformers
 assembly/          new bases out of a vision encoder and a language model

@@ -4,9 +4,8 @@ Only one slice is in memory at a time, so that a checkpoint of any size goes thr
 a weight *transposed*, with its last two dimensions swapped, see `deltas.file_layout`.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,138 +13,30 @@ import huggingface_hub
 import torch
 from torch import Tensor
 
-from mm_piece.deltas.delta import (
-    Delta,
-    compute_fingerprint,
-    compute_identity,
-    compute_stride,
-    gather_entries,
-    set_entries,
-)
+from mm_piece.deltas.delta import compute_fingerprint, compute_identity
 from mm_piece.deltas.file_layout import (
     layout_of,
     may_be_transposed,
-    transpose_positions,
     transpose_shape,
 )
 from mm_piece.distributed import shape_of
-from mm_piece.dtypes import as_dtype, dtype_name, view_bits
-from mm_piece.errors import MismatchError, ModelError, as_path
-from mm_piece.files.safetensors import MappedTensor, TensorLocation, read_tensor_locations
+from mm_piece.dtypes import as_dtype, dtype_name
+from mm_piece.errors import ModelError, as_path
+from mm_piece.files.safetensors import MappedTensor, read_tensor_locations
 from mm_piece.models.base import raising_model_error
-from mm_piece.models.skeleton import find_weight_files, load_skeleton, map_tensors
+from mm_piece.models.checkpoint_tensor import CheckpointTensor, Location
+from mm_piece.models.skeleton import (
+    find_weight_files,
+    load_skeleton,
+    map_tensors,
+)
 
-_Location = TensorLocation | MappedTensor
-
-_SETTINGS_PATTERNS = ["*.json", "*.jinja", "*.txt", "*.model"]
-
-
-@dataclass(frozen=True)
-class CheckpointTensor:
-    """One tensor of a checkpoint as the model has it: cast, and transposed if the file's one is.
-
-    Casting is what `from_pretrained` does: floating-point tensors only. Published files of
-    Qwen3-VL have its fused experts transposed.
-    """
-
-    key: str  # in the file
-    name: str  # as published; empty for a tensor that is no weight of the model
-    location: _Location
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def is_transposed(self) -> bool:
-        """Whether the file has the last two dimensions swapped."""
-        return self.location.shape != self.shape
-
-    def iter_pieces(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield flat slices with the position of their first entry."""
-        if not self.is_transposed:
-            for first, piece in self.location.iter_slices():
-                yield first, piece.to(self.dtype)
-            return
-
-        # One matrix at a time: swapping dimensions moves no entry to another matrix.
-        rows, columns = self.shape[-2:]
-        for first, piece in self.location.iter_slices(rows * columns):
-            matrix = piece.to(self.dtype).view(columns, rows)  # (columns, rows), as in the file
-            yield first, matrix.t().reshape(-1)
-
-    def to_file_layout(self, piece: Tensor) -> Tensor:
-        """Return one of the pieces of `iter_pieces` as the file has it."""
-        if not self.is_transposed:
-            return piece
-        matrix = piece.view(self.shape[-2:])  # (rows, columns)
-        return matrix.t().reshape(-1)
-
-    def read_entries(self, indices: Tensor) -> Tensor:
-        """Return the entries at sorted flat indices; MismatchError beyond the tensor's end."""
-        last = int(indices[-1]) if len(indices) else -1
-        if last >= self.location.size:
-            raise MismatchError(
-                f"{self.name} has {self.location.size} entries, a delta reaches past"
-            )
-
-        found = [torch.empty(0, dtype=self.dtype)]  # sets the dtype of a tensor without entries
-        for first, piece in self.iter_pieces():
-            local_indices, _ = slice_indices(indices, first, len(piece))
-            found.append(gather_entries(piece, local_indices))
-        return torch.cat(found)
-
-    def read_sample(self) -> Tensor:
-        """Return the entries of this tensor that a fingerprint covers."""
-        step = compute_stride(self.location.size)
-        if not self.is_transposed:
-            return self.location.sample_entries(step).to(self.dtype)
-
-        positions = torch.arange(0, self.location.size, step)
-        file_positions = transpose_positions(positions, self.shape)
-        sample = self.location.gather_entries(file_positions.tolist())
-        return sample.to(self.dtype)
-
-    def compute_digest(self) -> str:
-        """Return the SHA-256 of the tensor's bit patterns, in hex."""
-        sha = hashlib.sha256()
-        for _, piece in self.iter_pieces():
-            sha.update(view_bits(piece).numpy().data)
-        return sha.hexdigest()
-
-    def iter_patched(self, deltas: Sequence[Delta]) -> Iterator[Tensor]:
-        """Yield the slices with `deltas` applied in order.
-
-        Raises BaseError or OrderError, after the last slice, if a delta was made for other values
-        than it found.
-        """
-        deltas = [delta for delta in deltas if self.name in delta.indices]
-        for delta in deltas:
-            delta.require_tensor_kind(self.name, self.shape, self.dtype)
-
-        # Each delta records the digest of the entries that it replaces, as they were before.
-        digests = [hashlib.sha256() for _ in deltas]
-        for first, piece in self.iter_pieces():
-            for delta, sha in zip(deltas, digests, strict=True):
-                indices = delta.indices[self.name]
-                local_indices, selected = slice_indices(indices, first, len(piece))
-                before = gather_entries(piece, local_indices)
-                sha.update(view_bits(before).numpy().data)
-                after = delta.values[self.name][selected]
-                set_entries(piece, local_indices, after)
-            yield piece
-
-        for delta, sha in zip(deltas, digests, strict=True):
-            delta.require_before_digest(self.name, sha.hexdigest())
-
-
-def slice_indices(indices: Tensor, first: int, count: int) -> tuple[Tensor, slice]:
-    """Return the sorted indices that fall into a slice of a tensor, and their range in `indices`.
-
-    The slice has `count` entries from `first` on; the returned indices are relative to it.
-    """
-    edges = torch.tensor([first, first + count], dtype=indices.dtype)
-    low, high = torch.searchsorted(indices, edges).tolist()
-    selected = slice(low, high)
-    return indices[selected].to(torch.int64) - first, selected
+_SETTINGS_PATTERNS = [
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+]
 
 
 class Checkpoint:
@@ -170,21 +61,27 @@ class Checkpoint:
         self.folder = folder / reading.get("subfolder", "")
 
         located = _locate_tensors(folder, reading)
-        self.dtype = _dtype_of(located) if dtype is None else as_dtype(dtype)
+        if dtype is None:
+            dtype = _dtype_of(located)
+        self.dtype = as_dtype(dtype)
         self.skeleton = load_skeleton(folder, self.dtype, **reading)
         self.family = self.skeleton.family
 
-        found = [self._to_live_tensor(key, location) for key, location in located.items()]
+        found: list[CheckpointTensor] = []
+        for key, location in located.items():
+            tensor = self._to_live_tensor(key, location)
+            found.append(tensor)
         copies = self._find_tied_copies(found)
         names = self._map_published_names(copies)
         # Ties of the configuration whose two values differ in the files.
-        self.has_untied = bool(self.skeleton.ties.keys() - copies)
+        untied = self.skeleton.ties.keys() - copies
+        self.has_untied = bool(untied)
 
-        self.weights = [
-            replace(weight, name=names.get(weight.name, ""))
-            for weight in found
-            if weight.name not in copies
-        ]
+        self.weights: list[CheckpointTensor] = []
+        for tensor in found:
+            if tensor.name not in copies:
+                name = names.get(tensor.name, "")
+                self.weights.append(replace(tensor, name=name))
         published_names = dict.fromkeys(names.values())
         self.parameters = self._order_weights(published_names)
 
@@ -194,22 +91,33 @@ class Checkpoint:
             if other != name:
                 self.tied[other] = name
 
-    def _to_live_tensor(self, key: str, location: _Location) -> CheckpointTensor:
+    def _to_live_tensor(
+        self,
+        key: str,
+        location: Location,
+    ) -> CheckpointTensor:
         """Return a tensor of the files under its live name; under none if it is no weight."""
         name, can_transpose = self.skeleton.find_live_name(key)
         if name is None:
-            dtype = self.dtype if location.dtype.is_floating_point else location.dtype
+            dtype = location.dtype
+            if dtype.is_floating_point:
+                dtype = self.dtype
             return CheckpointTensor(key, "", location, dtype, location.shape)
 
         shape, dtype = self.skeleton.shapes_and_dtypes[name]
-        is_transposed = can_transpose and location.shape == transpose_shape(shape)
-        if location.shape != shape and not is_transposed:
+        allowed_shapes = [shape]
+        if can_transpose:
+            allowed_shapes.append(transpose_shape(shape))
+        if location.shape not in allowed_shapes:
             found = list(location.shape)
             expected = list(shape)
             raise ModelError(f"{location.file}: {key} is {found}, the model has {expected}")
         return CheckpointTensor(key, name, location, dtype, shape)
 
-    def _find_tied_copies(self, found: Sequence[CheckpointTensor]) -> set[str]:
+    def _find_tied_copies(
+        self,
+        found: Sequence[CheckpointTensor],
+    ) -> set[str]:
         """Return the live names that the configuration ties and the files have a second time.
 
         Where the two values differ, transformers does not tie them, whatever the configuration
@@ -218,7 +126,8 @@ class Checkpoint:
         live: dict[str, CheckpointTensor] = {}
         for weight in found:
             if weight.name in live:
-                keys = f"{live[weight.name].key} and {weight.key}"
+                other = live[weight.name]
+                keys = f"{other.key} and {weight.key}"
                 raise ModelError(f"{self.folder} holds {weight.name} twice: as {keys}")
             if weight.name:
                 live[weight.name] = weight
@@ -247,10 +156,17 @@ class Checkpoint:
     def _order_weights(self, names: Iterable[str]) -> dict[str, CheckpointTensor]:
         """Return the weights of the model, in its order; ModelError if the files lack one."""
         named = {weight.name: weight for weight in self.weights}
-        missing = [name for name in names if name not in named]
+        ordered: dict[str, CheckpointTensor] = {}
+        missing: list[str] = []
+        for name in names:
+            if name in named:
+                ordered[name] = named[name]
+            else:
+                missing.append(name)
+
         if missing:
             raise ModelError(f"{self.folder} lacks {len(missing)} weights, {missing[0]} among them")
-        return {name: named[name] for name in names}
+        return ordered
 
     def require_same_weights(self, live: Mapping[str, Tensor]) -> None:
         """Raise ModelError unless these are the weights in the files, by published names.
@@ -259,12 +175,14 @@ class Checkpoint:
         """
         found: dict[str, str] = {}
         for name, tensor in live.items():
-            found[name] = _format_kind(shape_of(tensor), tensor.dtype)
+            shape = shape_of(tensor)
+            found[name] = _format_kind(shape, tensor.dtype)
         expected: dict[str, str] = {}
         for name, weight in self.parameters.items():
             expected[name] = _format_kind(weight.shape, weight.dtype)
 
-        for name in sorted(found.keys() | expected.keys()):
+        names = found.keys() | expected.keys()
+        for name in sorted(names):
             loaded = found.get(name, "none")
             stored = expected.get(name, "none")
             if loaded != stored:
@@ -290,7 +208,8 @@ class Checkpoint:
                     continue
 
                 not_finite = ~piece.isfinite()
-                at = int(not_finite.nonzero()[0])
+                positions = not_finite.nonzero()
+                at = int(positions[0])
                 dtype = dtype_name(piece.dtype)
                 raise ModelError(
                     f"{self.folder}: {name} holds {float(piece[at])} in {dtype} (entry "
@@ -312,23 +231,24 @@ class Checkpoint:
         record: dict[str, Any] = {}
         if self.reading:
             record["reading"] = self.reading
-        record |= layout_of(self.layout, self.layout)
+        layout = self.layout
+        record |= layout_of(layout, layout)
         return record
 
     def compute_fingerprint(self) -> str:
         """Return the fingerprint of the model that `load_base` makes of this folder."""
-        samples = {
-            name: (weight.shape, weight.dtype, weight.read_sample())
-            for name, weight in self.parameters.items()
-        }
+        samples = {}
+        for name, weight in self.parameters.items():
+            sample = weight.read_sample()
+            samples[name] = (weight.shape, weight.dtype, sample)
         return compute_identity(samples)
 
     def compute_full_digest(self) -> str:
         """Return the full digest of that model; reads everything."""
-        digests = {
-            name: (weight.shape, weight.dtype, weight.compute_digest())
-            for name, weight in self.parameters.items()
-        }
+        digests = {}
+        for name, weight in self.parameters.items():
+            digest = weight.compute_digest()
+            digests[name] = (weight.shape, weight.dtype, digest)
         return compute_identity(digests)
 
 
@@ -356,10 +276,14 @@ def fetch_checkpoint(
     return Path(folder)
 
 
-def _locate_tensors(folder: Path, reading: Mapping[str, Any]) -> dict[str, _Location]:
+def _locate_tensors(
+    folder: Path,
+    reading: Mapping[str, Any],
+) -> dict[str, Location]:
     """Return where each tensor of a folder's files is, by its key."""
-    located: dict[str, _Location] = {}
-    for file in find_weight_files(str(folder), **reading):
+    located: dict[str, Location] = {}
+    files = find_weight_files(str(folder), **reading)
+    for file in files:
         if file.suffix == ".safetensors":
             located |= read_tensor_locations(file)
             continue
@@ -368,20 +292,29 @@ def _locate_tensors(folder: Path, reading: Mapping[str, Any]) -> dict[str, _Loca
     return located
 
 
-def _dtype_of(located: Mapping[str, _Location]) -> torch.dtype:
+def _dtype_of(located: Mapping[str, Location]) -> torch.dtype:
     """Return the dtype of a checkpoint: that of its largest tensor."""
-    largest = max(located.values(), key=lambda location: location.size)
-    return as_dtype(dtype_name(largest.dtype))
+    sizes = {key: location.size for key, location in located.items()}
+    largest = max(sizes, key=sizes.__getitem__)
+    return as_dtype(dtype_name(located[largest].dtype))
 
 
-def _has_same_values(left: CheckpointTensor, right: CheckpointTensor) -> bool:
+def _has_same_values(
+    left: CheckpointTensor,
+    right: CheckpointTensor,
+) -> bool:
     """Return whether two weights have the same numbers, which is when transformers ties them."""
     if left.shape != right.shape:
         return False
 
-    pairs = zip(left.iter_pieces(), right.iter_pieces(), strict=True)
+    pairs = zip(
+        left.iter_pieces(),
+        right.iter_pieces(),
+        strict=True,
+    )
     return all(torch.equal(ours, theirs) for (_, ours), (_, theirs) in pairs)
 
 
 def _format_kind(shape: Sequence[int], dtype: torch.dtype) -> str:
-    return f"{dtype_name(dtype)} {list(shape)}"
+    name = dtype_name(dtype)
+    return f"{name} {list(shape)}"

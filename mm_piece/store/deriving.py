@@ -35,11 +35,8 @@ from mm_piece.errors import (
     as_path,
 )
 from mm_piece.files import atomic
-from mm_piece.models.checkpoint import (
-    Checkpoint,
-    CheckpointTensor,
-    fetch_checkpoint,
-)
+from mm_piece.models.checkpoint import Checkpoint, fetch_checkpoint
+from mm_piece.models.checkpoint_tensor import CheckpointTensor
 from mm_piece.recipe import parse_recipe
 from mm_piece.store.base_record import relocate_base
 from mm_piece.store.delta_store import DeltaStore

@@ -22,11 +22,8 @@ from mm_piece.files import safetensors as tensorfile
 from mm_piece.files.atomic import creating_folder, reporting_os_errors
 from mm_piece.files.safetensors import TensorSpec
 from mm_piece.models.base import find_processor_folder
-from mm_piece.models.checkpoint import (
-    Checkpoint,
-    CheckpointTensor,
-    fetch_checkpoint,
-)
+from mm_piece.models.checkpoint import Checkpoint, fetch_checkpoint
+from mm_piece.models.checkpoint_tensor import CheckpointTensor
 from mm_piece.recipe import parse_bytes
 from mm_piece.store.base_record import (
     base_source,

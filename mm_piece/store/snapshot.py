@@ -64,8 +64,16 @@ def _truncate_results(
     for key in ("seconds", "stability"):
         by_task = results.get(key)
         if by_task:
-            truncated[key] = {task: facts for task, facts in by_task.items() if task in tasks}
+            truncated[key] = _select_keys(by_task, tasks)
     return truncated
+
+
+def _select_keys(
+    content: dict[str, Any],
+    keys: set[str],
+) -> dict[str, Any]:
+    """Return the items with some keys, in their order."""
+    return {key: value for key, value in content.items() if key in keys}
 
 
 def drop_unlearned_tasks(
@@ -78,11 +86,14 @@ def drop_unlearned_tasks(
     stays as it is.
     """
     learned = [entry.task for entry in snapshot.entries]
+    num_learned = len(learned)
     results = snapshot.results
+    tasks_of_results = results.get("tasks", [])
     # a matrix has one column for each task of the recipe, learned or not
-    if results.get("tasks", [])[: len(learned)] == learned:
-        matrix = [row[: len(learned)] for row in results["matrix"]]
-        results = {**results, "tasks": learned, "matrix": matrix}
+    if tasks_of_results[:num_learned] == learned:
+        results = dict(results)
+        results["tasks"] = learned
+        results["matrix"] = [row[:num_learned] for row in results["matrix"]]
         snapshot = replace(snapshot, results=results)
 
     try:
@@ -91,9 +102,13 @@ def drop_unlearned_tasks(
         return snapshot
 
     tasks = tuple(task for task in recipe.tasks if task.name in learned)
+    if not tasks:
+        return snapshot
+
     changes = {
         "tasks": tasks,
         "store": str(to),
     }
     recipe = recipe.model_copy(update=changes)
-    return replace(snapshot, recipe=recipe.to_yaml()) if tasks else snapshot
+    text = recipe.to_yaml()
+    return replace(snapshot, recipe=text)
