@@ -32,6 +32,7 @@ _STALE_ATTRIBUTES = (
     "applied_pre_backward_ref_cnt",
     "ds_grads_remaining",
 )
+_COMPILER_LOG = "torch.utils.cpp_extension"
 _TEMPORARY_KEY = "passing"  # of the optimizer's state, for the time of one call
 _OPTIMIZER = "optimizer.safetensors"
 _SCHEDULE = "schedule.json"
@@ -54,7 +55,12 @@ class ZeroConfig:
             )
 
     def loading_context(self) -> AbstractContextManager[Any]:
-        """Keep loaded weights partitioned, at stage 3, from the first one on."""
+        """Keep loaded weights partitioned, at stage 3, from the first one on.
+
+        From here on DeepSpeed itself is patched, at every stage: a plan alone changes nothing.
+        """
+        if self.stage:
+            _patch_deepspeed()
         if self.stage < 3:
             return nullcontext()
 
@@ -76,6 +82,7 @@ class ZeroConfig:
 
         import deepspeed
 
+        _patch_deepspeed()
         config = self._make_inference_config()
         engine, *_ = deepspeed.initialize(model=model, config=config)
         _engines[model] = engine
@@ -105,14 +112,15 @@ class ZeroConfig:
 def zero_config(train: Mapping[str, Any], dtype: str) -> ZeroConfig:
     """Return the partitioning that a recipe's `train:` asks for, for weights of a dtype.
 
-    Raises RecipeError for a configuration that cannot be read or asks for what cannot be done.
+    Raises RecipeError if DeepSpeed is not installed, and for a configuration that cannot be read or
+    asks for what cannot be done.
     """
     if train.get("deepspeed") is None:
         if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
             raise RecipeError("train: deepspeed must name the configuration that is launched")
         return ZeroConfig()
 
-    _patch_deepspeed()
+    _require_deepspeed()
     config = read_deepspeed_config(train)
     section = config["zero_optimization"]
     return ZeroConfig(section["stage"], section, dtype)
@@ -154,22 +162,29 @@ def without_deepspeed(train: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in train.items() if key != "deepspeed"}
 
 
-def _patch_deepspeed() -> None:
-    """Make DeepSpeed compute as torch does, and need no compiler where there is no accelerator.
-
-    Raises RecipeError if DeepSpeed is not installed.
-    """
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+def _require_deepspeed() -> None:
+    """Raise RecipeError if DeepSpeed is not installed."""
+    compiler_log = logging.getLogger(_COMPILER_LOG)
+    level = compiler_log.level
+    compiler_log.setLevel(logging.ERROR)  # its import warns of a compiler that nothing here needs
     try:
-        from deepspeed.ops import __compatible_ops__
-        from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3
+        import deepspeed  # noqa: F401
     except ImportError as error:
         message = "train: deepspeed is not installed: pip install 'mm-piece[deepspeed]'"
         raise RecipeError(message) from error
+    finally:
+        compiler_log.setLevel(level)
+
+
+def _patch_deepspeed() -> None:
+    """Make DeepSpeed compute as torch does, and need no compiler where there is no accelerator."""
+    from deepspeed.ops import __compatible_ops__
+    from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3
 
     # DeepSpeed adds the bias to a product that is rounded already. In 16 bits the difference from
     # torch's fused product shows in masks.
     LinearFunctionForZeroStage3.forward = staticmethod(_compute_linear)
+    logging.getLogger(_COMPILER_LOG).setLevel(logging.ERROR)
 
     if torch.accelerator.is_available():
         return

@@ -85,6 +85,10 @@ class FoldSums:
             self._previous[kind] = torch.zeros(total)
         self.counts = [0] * self.num_folds  # examples of each fold
 
+        # of the pass that `begin_pass` began
+        self._examples_seen = 0
+        self._spans: list[_Span] = []
+
     @property
     def nbytes(self) -> int:
         """Number of bytes of all sums and indices."""
@@ -103,7 +107,7 @@ class FoldSums:
         self.counts = [0] * self.num_folds
         self._examples_seen = 0
 
-        self._spans: list[_Span] = []
+        self._spans = []
         for block_range in sums.ranges.values():
             span = self._locate_range(block_range)
             self._spans.append(span)

@@ -82,6 +82,7 @@ class ModuleObserver:
         self.module = module
         self.sums = sums
         self.scales: Sequence[float] = ()
+        self.was_called = False  # in this batch
 
     def begin_batch(self, scales: Sequence[float]) -> None:
         """Expect a batch of as many examples as scales; each gradient counts times its scale."""

@@ -61,7 +61,8 @@ class Patch:
 
         self.entries_before = self.copy_entries()
         self.values = nn.Parameter(self.entries_before.to(torch.float32, copy=True))
-        self.mark_written()
+        self.received_gradient = False  # by a backward pass since the values were written
+        self._written_version = self._version_of_values()
 
         # Without a product, the gradient is gathered from a dense one.
         self.product: GradientProduct | None = None
@@ -97,7 +98,7 @@ class Patch:
 
     def mark_written(self) -> None:
         """Note that the weight has the values as they are now."""
-        self.received_gradient = False  # by a backward pass since
+        self.received_gradient = False
         self._written_version = self._version_of_values()
 
     def is_behind(self) -> bool:

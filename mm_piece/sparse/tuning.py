@@ -75,8 +75,13 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
 
         # In the model's order, whatever order the mask has.
         self.mask = {name: selected[name] for name in named if name in selected}
+        # Filled on entering: the model may be another one by then.
+        self.weights: dict[str, nn.Parameter] = {}
         self.patches: dict[str, Patch] = {}
+        self._base_fingerprint = ""
+        self._value_ids: set[int] = set()
         self._forward_state = ForwardState()
+        self._exit_stack = ExitStack()
         self._is_open = False
 
     def __enter__(self) -> "sparse_tuning":

@@ -9,6 +9,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 class ProgressBar(TrainerCallback):
     """Progress bar with speed, remaining time and the last loss."""
 
+    def __init__(self) -> None:
+        """Show nothing yet: the bar appears when a training begins."""
+        self.bar = tqdm(disable=True)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:

@@ -6,7 +6,7 @@ within them it is after the step, with a checkpoint. A further Ctrl-C ends the p
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Thread, current_thread, main_thread
 from types import FrameType
@@ -22,6 +22,7 @@ SIGNALS = tuple(
     for name in ("SIGINT", "SIGTERM", "SIGHUP")
     if name in signal.Signals.__members__  # not every system has hang-ups
 )
+SignalHandler = Callable[[int, FrameType | None], object] | int
 _OUTPUT_STREAMS = (1, 2)  # file descriptors of stdout and stderr
 
 
@@ -36,11 +37,11 @@ class GracefulStop(TrainerCallback):
         self.has_checkpoint = False  # all processes have agreed to stop, and there is a checkpoint
         self._is_deferring = False
         self._where_stopped = ""
+        self._process_id = os.getpid()
+        self._previous_handlers: list[tuple[signal.Signals, SignalHandler]] = []
         self._previous_wakeup_fd: int | None = None  # set from the first signal on
 
     def __enter__(self) -> "GracefulStop":
-        self._process_id = os.getpid()
-        self._previous_handlers = []
         if current_thread() is not main_thread():  # Python lets no other thread set handlers
             return self
 

@@ -142,6 +142,49 @@ def test_budgets(file):
             assert length <= 60, f"{node.name} has {length} lines"
 
 
+def attributes_set(function: ast.AST) -> set[str]:
+    """The attributes of `self` that a method assigns."""
+    return {
+        node.attr
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    }
+
+
+def late_attributes(text: str) -> set[str]:
+    """The attributes of a module's classes that exist only after some call."""
+    late = set()
+    for kind in ast.walk(ast.parse(text)):
+        if isinstance(kind, ast.ClassDef):
+            methods = [node for node in kind.body if isinstance(node, ast.FunctionDef)]
+            others = [node for node in kind.body if not isinstance(node, ast.FunctionDef)]
+            declared = {
+                node.id
+                for other in others
+                for node in ast.walk(other)
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            }
+            for method in methods:
+                if method.name == "__init__":
+                    declared |= attributes_set(method)
+            late |= {name for method in methods for name in attributes_set(method)} - declared
+    return late
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_every_attribute_is_there_from_the_start(file):
+    assert not late_attributes(file.read_text(encoding="utf-8"))
+
+
+def test_an_attribute_that_is_born_late_is_seen():
+    text = "class A:\n    def __enter__(self):\n        self.late, self.later = 1, 2\n"
+    assert late_attributes(text) == {"late", "later"}
+    assert not late_attributes("class A:\n    late: int\n    later = 1\n" + text[9:])
+
+
 def test_frameworks_stay_behind_their_seams():
     allowed = {
         "transformers": {"distributed", "evaluation", "models", "training"},

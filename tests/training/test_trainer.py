@@ -160,6 +160,18 @@ def test_no_optimizer_is_compiled_on_a_cpu():
         zero_config(with_section(optimizer={"type": "AdamW"}), "float32")
 
 
+def test_a_plan_alone_patches_nothing(monkeypatch):
+    linear = pytest.importorskip("deepspeed.runtime.zero.linear")
+    own = staticmethod(lambda *_: None)
+    monkeypatch.setattr(linear.LinearFunctionForZeroStage3, "forward", own)
+    monkeypatch.setattr(torch._dynamo.config, "disable", False)
+    zero = zero_config({"deepspeed": {**FILLED, "zero_optimization": {"stage": 2}}}, "float32")
+    assert linear.LinearFunctionForZeroStage3.forward is own.__func__
+    assert not torch._dynamo.config.disable
+    zero.loading_context()
+    assert linear.LinearFunctionForZeroStage3.forward is not own.__func__
+
+
 def test_deepspeed_comes_with_a_launcher(monkeypatch):
     pytest.importorskip("deepspeed")
     monkeypatch.delenv("RANK", raising=False)
