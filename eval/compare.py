@@ -245,8 +245,8 @@ def _train_baseline(recipe: Any, method: Method, folder: Path) -> dict[str, Any]
     import torch
 
     from mm_piece import load
-    from mm_piece.data import tokenizer_of
-    from mm_piece.evaluation.answers import move_to_accelerator, pad_token_of
+    from mm_piece.data import pad_token_of, tokenizer_of
+    from mm_piece.evaluation.answers import move_to_accelerator
     from mm_piece.models.base import tensors
     from mm_piece.training import arguments
 

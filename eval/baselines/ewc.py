@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from eval.baselines.baseline import Baseline, Count, Strength
 from mm_piece import importance
-from mm_piece.data import LengthGroupedBatches
+from mm_piece.data import EncodedList, LengthGroupedBatches
 from mm_piece.families import weights
 
 
@@ -36,7 +36,7 @@ class Ewc(Baseline):
         generator = torch.manual_seed(number)
         order = torch.randperm(len(examples), generator=generator)
         sampled = [examples[place] for place in order[: self.samples].tolist()]
-        batches = LengthGroupedBatches(sampled, 8, self.pad)
+        batches = LengthGroupedBatches(EncodedList(sampled, self.pad), 8)
 
         estimated = importance.estimate(self.model, batches)
         for name, found in estimated.items():

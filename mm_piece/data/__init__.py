@@ -5,6 +5,7 @@ row_formats        a row of any format as an example: fields, question_pairs, co
                    (turn_marks, thoughts), images
 example            one row, the same for every format
 dataset            `read`: the examples of a source
+processor          what is asked of a base's processor and its tokenizer
 chat_template      the base's template; prompts: the text before and after each answer
 encoding           an example as tokens and labels; special_tokens, answers
 truncation         examples of a maximum length
@@ -12,9 +13,10 @@ encoded_dataset    encoded examples on disk
 collation          batches
 """
 
-from mm_piece.data.chat_template import tokenizer_of
 from mm_piece.data.collation import (
     MAX_WINDOW_SIZE,
+    EncodedExamples,
+    EncodedList,
     LengthGroupedBatches,
     collate,
     digest_of,
@@ -25,6 +27,7 @@ from mm_piece.data.dataset import ExampleDataset, iter_problems, read
 from mm_piece.data.encoded_dataset import EncodedDataset
 from mm_piece.data.encoding import IGNORE_INDEX, encode, encode_prompt, token_ids_of
 from mm_piece.data.example import Example
+from mm_piece.data.processor import Processor, pad_token_of, tokenizer_of
 from mm_piece.data.truncation import encode_truncated
 
 __all__ = [
@@ -32,8 +35,11 @@ __all__ = [
     "MAX_WINDOW_SIZE",
     "LengthGroupedBatches",
     "EncodedDataset",
+    "EncodedExamples",
+    "EncodedList",
     "Example",
     "ExampleDataset",
+    "Processor",
     "iter_batches",
     "collate",
     "digest_of",
@@ -42,6 +48,7 @@ __all__ = [
     "encode_truncated",
     "has_image",
     "iter_problems",
+    "pad_token_of",
     "read",
     "token_ids_of",
     "tokenizer_of",

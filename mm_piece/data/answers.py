@@ -1,9 +1,7 @@
 """The answer in a generated text, and the texts of an example that the chat template omits."""
 
-from typing import Any
-
-from mm_piece.data.chat_template import tokenizer_of
 from mm_piece.data.example import Example, Message
+from mm_piece.data.processor import Processor, tokenizer_of
 from mm_piece.data.prompts import (
     MARKER,
     SHORT_EXAMPLE,
@@ -22,7 +20,7 @@ from mm_piece.data.thoughts import (
 )
 
 
-def find_answer_affixes(processor: Any, thoughtful: bool = False) -> tuple[str, str]:
+def find_answer_affixes(processor: Processor, thoughtful: bool = False) -> tuple[str, str]:
     """Return what the template writes right before and right after an answer.
 
     The first stands between the prompt, or any thoughts, and the answer; the second between the
@@ -42,7 +40,7 @@ def find_answer_affixes(processor: Any, thoughtful: bool = False) -> tuple[str, 
     return prefix, after.removesuffix(end_token)
 
 
-def render_question(messages: list[Message], processor: Any) -> str:
+def render_question(messages: list[Message], processor: Processor) -> str:
     """Return the text that asks for an answer to some messages, up to the answer itself.
 
     Raises DataError for messages that the template refuses.
@@ -62,7 +60,7 @@ def render_question(messages: list[Message], processor: Any) -> str:
     return prompt_text + answer_prefix
 
 
-def extract_answer(generated_text: str, example: Example, processor: Any) -> str:
+def extract_answer(generated_text: str, example: Example, processor: Processor) -> str:
     """Return the answer in a generated text, in the form of the example's own answer.
 
     The affixes of the template are left out; tags of thoughts are added if the example's answer has
@@ -90,7 +88,7 @@ def extract_answer(generated_text: str, example: Example, processor: Any) -> str
     return after
 
 
-def find_omitted_texts(example: Example, processor: Any) -> set[str]:
+def find_omitted_texts(example: Example, processor: Processor) -> set[str]:
     """Return the names of the texts of an example that the template leaves out.
 
     They may be the thoughts, or all messages of a role.
@@ -105,7 +103,7 @@ def find_omitted_texts(example: Example, processor: Any) -> set[str]:
     return omitted
 
 
-def _is_mark(prefix: str, processor: Any) -> bool:
+def _is_mark(prefix: str, processor: Processor) -> bool:
     """Return whether a prefix has a tag or a special token, which no answer has by chance."""
     if CLOSE_TAG in prefix:
         return True

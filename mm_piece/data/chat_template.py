@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 
 from mm_piece.data.example import Example, Message, text_of
+from mm_piece.data.processor import Processor, Tokenizer, is_text_only, tokenizer_of
 from mm_piece.errors import DataError, ModelError, format_error, format_value
 
 # For a language model without a chat template: question, line break, answer, end token.
@@ -33,17 +34,7 @@ _DATE_MACRO = (
 )
 
 
-def tokenizer_of(processor: Any) -> Any:
-    """Return the tokenizer inside a processor; a language model's processor is its tokenizer."""
-    return getattr(processor, "tokenizer", processor)
-
-
-def is_text_only(processor: Any) -> bool:
-    """Return whether a processor is a language model's: its tokenizer itself."""
-    return processor is tokenizer_of(processor)
-
-
-def base_template_of(processor: Any) -> str | None:
+def base_template_of(processor: Processor | Tokenizer) -> str | None:
     """Return the chat template that a base came with; of several the one called `default`.
 
     Raises ModelError where there is none of that name.
@@ -60,7 +51,7 @@ def base_template_of(processor: Any) -> str | None:
     return given["default"]
 
 
-def template_of(processor: Any) -> str:
+def template_of(processor: Processor) -> str:
     """Return the chat template to use: the base's, or the plain one for a language model.
 
     Raises ModelError where a base that sees images has none.
@@ -76,7 +67,7 @@ def template_of(processor: Any) -> str:
 def render_messages(
     example: Example,
     messages: Sequence[Message],
-    processor: Any,
+    processor: Processor,
     *,
     generation: bool = False,
     thinking: bool = False,
@@ -122,7 +113,7 @@ def render_messages(
     return prepend_bos_token(text, tokenizer)
 
 
-def prepend_bos_token(text: str, tokenizer: Any) -> str:
+def prepend_bos_token(text: str, tokenizer: Tokenizer) -> str:
     """Return the text after the token that the tokenizer begins every text with."""
     bos = tokenizer.bos_token
     if not bos or text.startswith(bos):
@@ -138,7 +129,7 @@ def prepend_bos_token(text: str, tokenizer: Any) -> str:
 def _require_image_support(
     example: Example,
     messages: Sequence[Message],
-    processor: Any,
+    processor: Processor,
     template: str,
 ) -> None:
     """Raise DataError if a template has no place for the images of an example."""
@@ -158,7 +149,7 @@ def _require_image_support(
 
 def _choose_content_form(
     role: str,
-    processor: Any,
+    processor: Processor,
     template: str,
 ) -> bool | None:
     """Return whether a role's content is given as typed parts, not as a string.
@@ -183,7 +174,7 @@ def _choose_content_form(
 
 @lru_cache(maxsize=64)
 def _accepts_form(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     template: str,
     role: str,
     typed: bool,
@@ -208,7 +199,7 @@ def _accepts_form(
 
 
 @lru_cache(maxsize=64)
-def _shows_images(tokenizer: Any, template: str) -> bool:
+def _shows_images(tokenizer: Tokenizer, template: str) -> bool:
     """Return whether a template writes anything for an image beside a text, as far as probes show.
 
     A template that refuses every probe counts as one that does: it may refuse the conversation
@@ -227,7 +218,7 @@ def _shows_images(tokenizer: Any, template: str) -> bool:
     return _PROBE in written and written != written_without
 
 
-def _try_render(tokenizer: Any, template: str, turns: list[Any]) -> str | None:
+def _try_render(tokenizer: Tokenizer, template: str, turns: list[Any]) -> str | None:
     """Return what a template writes for some turns; None if it refuses them.
 
     Raises ModelError for a template with an error of syntax.
@@ -268,7 +259,7 @@ def _fix_template_date(template: str) -> str:
 def _make_refusal_error(
     example: Example,
     messages: Sequence[Message],
-    processor: Any,
+    processor: Processor,
     error: Exception,
 ) -> DataError:
     """Return the error for a conversation that the template refuses, and what would mend it."""

@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +22,39 @@ _TOKEN_INPUT_FILLS: dict[str, int | None] = {
     "token_type_ids": 0,
 }
 _TILED_DIM = 5  # (images, tiles, channels, height, width)
+
+
+class EncodedExamples(Protocol):
+    """Encoded examples, batch dimension 1 each, and the token that pads them in a batch."""
+
+    @property
+    def pad_token_id(self) -> int:
+        """The token that fills up the shorter rows of a batch."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        ...
+
+    def __getitem__(self, position: int, /) -> dict[str, Tensor]:
+        """Return one encoded example; IndexError past the last."""
+        ...
+
+
+@dataclass(frozen=True)
+class EncodedList(Sequence[dict[str, Tensor]]):
+    """Encoded examples in memory."""
+
+    examples: Sequence[dict[str, Tensor]]
+    pad_token_id: int
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.examples)
+
+    def __getitem__(self, position: Any) -> Any:
+        """Return one encoded example, or those that a slice names."""
+        return self.examples[position]
 
 
 def collate(
@@ -103,25 +137,24 @@ class LengthGroupedBatches(Sequence[dict[str, Tensor]]):
 
     def __init__(
         self,
-        examples: Sequence[dict[str, Tensor]],
+        examples: EncodedExamples,
         size: int,
-        pad: int,
+        *,
         windowed: bool = True,
     ) -> None:
-        """Group examples into batches of at most `size`; `pad` is the padding token.
+        """Group examples into batches of at most `size`.
 
         Unless `windowed`, all examples are one window, so that batches are as full as can be, and
         each batch counts as a window of its own: this suits sums over batches.
         """
         self.examples = examples
-        self.pad = pad
         window_of = [0] * len(examples)
         if windowed:
             window_of = _assign_windows(len(examples))
 
         keys = []
-        for example, window in zip(examples, window_of, strict=True):
-            shared, length = _grouping_key_of(example)
+        for position, window in enumerate(window_of):
+            shared, length = _grouping_key_of(examples[position])
             key = (window, shared, length)
             keys.append(key)
         positions = range(len(keys))
@@ -152,7 +185,7 @@ class LengthGroupedBatches(Sequence[dict[str, Tensor]]):
         """Return one batch."""
         positions = self.batch_positions[number]
         examples = [self.examples[position] for position in positions]
-        return collate(examples, self.pad)
+        return collate(examples, self.examples.pad_token_id)
 
 
 def _require_encoded(batch: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mm_piece.data.chat_template import template_of
 from mm_piece.data.example import Example
+from mm_piece.data.processor import Processor, pad_token_of, tokenizer_of
 from mm_piece.data.truncation import encode_truncated
 from mm_piece.files import atomic
 from mm_piece.files.atomic import reporting_os_errors
@@ -28,7 +29,7 @@ class EncodedDataset(Sequence[dict[str, Tensor]]):
     def __init__(
         self,
         examples: Sequence[Example],
-        processor: Any,
+        processor: Processor,
         folder: Path,
         max_length: int | None = None,
         max_bytes: int = 20 * 2**30,
@@ -45,6 +46,11 @@ class EncodedDataset(Sequence[dict[str, Tensor]]):
         if max_bytes:
             files = folder.glob("*")
             self._cached_bytes = sum(map(_file_size_of, files))
+
+    @property
+    def pad_token_id(self) -> int:
+        """The token that fills up the shorter rows of a batch."""
+        return pad_token_of(tokenizer_of(self.processor))
 
     def __len__(self) -> int:
         """Return the number of examples."""

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_piece.data.chat_template import is_text_only, tokenizer_of
 from mm_piece.data.example import Example
+from mm_piece.data.processor import Processor, is_text_only, tokenizer_of
 from mm_piece.data.prompts import (
     RenderedConversation,
     Span,
@@ -26,7 +26,7 @@ _TEXT_TOKEN_VALUES = {
 }
 
 
-def encode(example: Example, processor: Any) -> dict[str, Tensor]:
+def encode(example: Example, processor: Processor) -> dict[str, Tensor]:
     """Return model inputs of one example, batch dimension 1, with labels on the answers alone.
 
     They begin with the inputs of `encode_prompt`: training and generation ask the same question.
@@ -64,7 +64,7 @@ def encode(example: Example, processor: Any) -> dict[str, Tensor]:
     return inputs
 
 
-def encode_prompt(example: Example, processor: Any) -> dict[str, Tensor]:
+def encode_prompt(example: Example, processor: Processor) -> dict[str, Tensor]:
     """Return model inputs of an example's last question, ready for generation."""
     _require_types(example, processor)
     require_no_visual_tokens(example, processor)
@@ -74,7 +74,7 @@ def encode_prompt(example: Example, processor: Any) -> dict[str, Tensor]:
 
 def token_ids_of(
     example: Example,
-    processor: Any,
+    processor: Processor,
     generation: bool = False,
 ) -> list[int]:
     """Return the tokens of an example, or for `generation` of its last question alone.
@@ -92,7 +92,7 @@ def token_ids_of(
     return [*question_ids, *answer_ids]
 
 
-def _require_types(example: Any, processor: Any) -> None:
+def _require_types(example: Any, processor: Processor) -> None:
     if not isinstance(example, Example):
         raise DataError(f"an example must be one that `read` gives, not {format_value(example)}")
     if not callable(processor):
@@ -101,7 +101,7 @@ def _require_types(example: Any, processor: Any) -> None:
 
 def _make_labels(
     example: Example,
-    processor: Any,
+    processor: Processor,
     question: str,
     char_spans: list[Span],
     expanded: Tensor,
@@ -140,7 +140,7 @@ def _make_labels(
 
 def _make_expansion_error(
     example: Example,
-    processor: Any,
+    processor: Processor,
     found_ids: list[int],
     text_ids: list[int],
 ) -> ModelError:
@@ -157,7 +157,7 @@ def _make_expansion_error(
 
 def _tokenize_answer(
     example: Example,
-    processor: Any,
+    processor: Processor,
     rendered: RenderedConversation,
 ) -> tuple[list[int], int]:
     """Return the tokens after the last question, and how many of them are supervised.
@@ -192,7 +192,7 @@ def _tokenize_answer(
 
 
 def _tokenize_continuation(
-    processor: Any,
+    processor: Processor,
     text: str,
     start: int,
 ) -> tuple[list[int], list[Span]]:
@@ -212,7 +212,7 @@ def _tokenize_continuation(
     return ids[num_marks:], spans
 
 
-def _tokenize_with_offsets(processor: Any, text: str) -> tuple[list[int], list[Span]]:
+def _tokenize_with_offsets(processor: Processor, text: str) -> tuple[list[int], list[Span]]:
     """Return the tokens of a text, and the characters of each."""
     tokenizer = tokenizer_of(processor)
     try:
@@ -225,12 +225,12 @@ def _tokenize_with_offsets(processor: Any, text: str) -> tuple[list[int], list[S
     return coded["input_ids"], coded["offset_mapping"]
 
 
-def _tokenize_text(processor: Any, text: str) -> list[int]:
+def _tokenize_text(processor: Processor, text: str) -> list[int]:
     tokenizer = tokenizer_of(processor)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _run_processor(processor: Any, text: str, example: Example) -> dict[str, Tensor]:
+def _run_processor(processor: Processor, text: str, example: Example) -> dict[str, Tensor]:
     """Return what the processor makes of a text and the example's images."""
     # the template has written the special tokens already
     options: dict[str, Any] = {"return_tensors": "pt", "add_special_tokens": False}
@@ -241,7 +241,7 @@ def _run_processor(processor: Any, text: str, example: Example) -> dict[str, Ten
 
     try:
         if is_text_only(processor):
-            return dict(processor(text, **options))
+            return dict(processor(text=text, **options))
         images = example.open_images() or None
         inputs = dict(processor(text=[text], images=images, **options))
     except PieceError:
@@ -260,7 +260,7 @@ def _run_processor(processor: Any, text: str, example: Example) -> dict[str, Ten
 
 def _require_finite(
     inputs: dict[str, Tensor],
-    processor: Any,
+    processor: Processor,
     example: Example,
 ) -> None:
     """Raise ModelError for pixel values that are not finite: those of an image file always are."""

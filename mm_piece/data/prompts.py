@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from os.path import commonprefix
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from mm_piece.data.chat_template import render_messages, template_of, tokenizer_of
+from mm_piece.data.chat_template import render_messages, template_of
 from mm_piece.data.example import Example, Message, text_of
+from mm_piece.data.processor import Processor, tokenizer_of
 from mm_piece.data.special_tokens import find_leading_token, find_trailing_token, list_end_tokens
 from mm_piece.data.thoughts import (
     CLOSE_TAG,
@@ -66,14 +67,14 @@ THOUGHTFUL_EXAMPLE = replace(
 )
 
 
-def render_prompt(example: Example, processor: Any) -> str:
+def render_prompt(example: Example, processor: Processor) -> str:
     """Return the text up to the last answer, ready for generation."""
     ending = _find_ending(example, processor)
     messages, thinking = _prepare_messages(example, processor, ending)
     return _render_question(example, messages[:-1], processor, thinking)
 
 
-def render_conversation(example: Example, processor: Any) -> RenderedConversation:
+def render_conversation(example: Example, processor: Processor) -> RenderedConversation:
     """Return the whole text; the prompt for the last answer begins it.
 
     An answer stands where the text changes when the answer does. Its place is then right whatever
@@ -119,14 +120,14 @@ def render_conversation(example: Example, processor: Any) -> RenderedConversatio
     )
 
 
-def turn_end_token_of(processor: Any) -> str:
+def turn_end_token_of(processor: Processor) -> str:
     """Return the special token that ends an answer in the base's template, and so generation."""
     rendered = render_conversation(SHORT_EXAMPLE, processor)
     _, stop = rendered.supervised_spans[-1]
     return find_trailing_token(rendered.text[:stop], tokenizer_of(processor))
 
 
-def turn_end_tokens_of(processor: Any) -> set[str]:
+def turn_end_tokens_of(processor: Processor) -> set[str]:
     """Return the special tokens that end an answer, the last one or an earlier one.
 
     The token that ends an earlier answer may also stand between thoughts and answer (gpt-oss's):
@@ -159,7 +160,7 @@ def find_answer_positions(example: Example) -> list[int]:
 def _render_question(
     example: Example,
     messages: list[Message],
-    processor: Any,
+    processor: Processor,
     thinking: bool,
 ) -> str:
     """Return the text of messages that end in a question, ready for generation."""
@@ -174,7 +175,7 @@ def _render_question(
 
 def _prepare_messages(
     example: Example,
-    processor: Any,
+    processor: Processor,
     ending: AnswerEnding,
 ) -> tuple[list[Message], bool]:
     """Return the messages for the template, and whether it asks for thoughts before an answer.
@@ -202,7 +203,7 @@ def _prepare_messages(
 def _renders_thoughts(
     example: Example,
     messages: list[Message],
-    processor: Any,
+    processor: Processor,
 ) -> bool:
     """Return whether thoughts and answer come out after the prompt, without empty thoughts."""
     text = render_messages(example, messages, processor, thinking=True)
@@ -232,7 +233,7 @@ def _add_end_token(message: Message, end: str) -> Message:
     return {**message, "content": content}
 
 
-def _find_ending(example: Example, processor: Any) -> AnswerEnding:
+def _find_ending(example: Example, processor: Processor) -> AnswerEnding:
     """Return how the template ends an answer."""
     try:
         eos = tokenizer_of(processor).eos_token
@@ -247,7 +248,7 @@ def _find_ending(example: Example, processor: Any) -> AnswerEnding:
 
 @lru_cache(maxsize=64)
 def _probe_ending(
-    processor: Any,
+    processor: Processor,
     template: str,
     known: tuple[str, ...],
     eos: str | None,
@@ -321,7 +322,7 @@ def _join_prompt_answer(
 def _find_answer_span(
     example: Example,
     messages: list[Message],
-    processor: Any,
+    processor: Processor,
     turn: int,
     text: str,
     thinking: bool,
@@ -342,7 +343,7 @@ def _find_ending_stop(
     text: str,
     end: int,
     ending: AnswerEnding,
-    processor: Any,
+    processor: Processor,
 ) -> int:
     """Return the character after the tokens that end an answer; `end` is where the answer ends."""
     if ending.added_token:  # it is part of the answer

@@ -1,10 +1,9 @@
 """The special tokens of a base: those that end an answer, those that stand for an image."""
 
 from collections.abc import Iterable
-from typing import Any
 
-from mm_piece.data.chat_template import tokenizer_of
 from mm_piece.data.example import Example, all_text_of
+from mm_piece.data.processor import Processor, Tokenizer, tokenizer_of
 from mm_piece.errors import DataError
 
 # Attributes of a processor; not every one has all.
@@ -16,7 +15,7 @@ _VISUAL_ATTRIBUTES = (
 )
 
 
-def list_special_tokens(tokenizer: Any) -> list[str]:
+def list_special_tokens(tokenizer: Tokenizer) -> list[str]:
     """Return the special tokens of a tokenizer, the longest first."""
     added = tokenizer.added_tokens_decoder.values()
     contents = [token.content for token in added if token.special]
@@ -24,14 +23,14 @@ def list_special_tokens(tokenizer: Any) -> list[str]:
     return sorted(contents, key=len, reverse=True)
 
 
-def remove_special_tokens(text: str, tokenizer: Any) -> str:
+def remove_special_tokens(text: str, tokenizer: Tokenizer) -> str:
     """Return a text without the special tokens in it, and without outer whitespace."""
     for token in list_special_tokens(tokenizer):
         text = text.replace(token, "")
     return text.strip()
 
 
-def has_special_token(example: Example, processor: Any) -> bool:
+def has_special_token(example: Example, processor: Processor) -> bool:
     """Return whether the tokenizer would read a special token in a text of an example."""
     tokens = list_special_tokens(tokenizer_of(processor))
     for message in example.messages:
@@ -41,7 +40,7 @@ def has_special_token(example: Example, processor: Any) -> bool:
     return False
 
 
-def require_no_visual_tokens(example: Example, processor: Any) -> None:
+def require_no_visual_tokens(example: Example, processor: Processor) -> None:
     """Raise DataError if a text holds a token that the base reads as an image."""
     for message in example.messages:
         text = all_text_of(message)
@@ -53,7 +52,7 @@ def require_no_visual_tokens(example: Example, processor: Any) -> None:
             )
 
 
-def find_visual_token(text: str, processor: Any) -> str:
+def find_visual_token(text: str, processor: Processor) -> str:
     """Return the first token that a text holds and the base reads as an image; "" if none."""
     for token in list_visual_tokens(processor):
         if token in text:
@@ -61,20 +60,20 @@ def find_visual_token(text: str, processor: Any) -> str:
     return ""
 
 
-def list_end_tokens(processor: Any) -> list[str]:
+def list_end_tokens(processor: Processor) -> list[str]:
     """Return the special tokens that may end an answer, the longest first.
 
     Tokens of images end none, nor does one that only begins texts.
     """
     tokenizer = tokenizer_of(processor)
-    excluded = list_visual_tokens(processor)
+    excluded: list[str | None] = [*list_visual_tokens(processor)]
     # some bases begin and end a text with the same token
     if tokenizer.bos_token != tokenizer.eos_token:
         excluded.append(tokenizer.bos_token)
     return [token for token in list_special_tokens(tokenizer) if token not in excluded]
 
 
-def list_visual_tokens(processor: Any) -> list[str]:
+def list_visual_tokens(processor: Processor) -> list[str]:
     """Return the tokens that stand for images and videos, or around them."""
     tokens = []
     for name, value in vars(processor).items():
@@ -91,7 +90,7 @@ def find_leading_token(text: str, tokens: Iterable[str]) -> str:
     return ""
 
 
-def find_trailing_token(text: str, tokenizer: Any) -> str:
+def find_trailing_token(text: str, tokenizer: Tokenizer) -> str:
     """Return the special token that a text ends with; "" if none."""
     for token in list_special_tokens(tokenizer):
         if text.endswith(token):

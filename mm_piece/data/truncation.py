@@ -2,19 +2,19 @@
 
 import sys
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
 from mm_piece.data.encoding import encode, encode_prompt, token_ids_of
 from mm_piece.data.example import Example, Message, text_of
+from mm_piece.data.processor import Processor
 from mm_piece.data.thoughts import split_thoughts, truncate_answer
 from mm_piece.errors import DataError
 
 
 def encode_truncated(
     example: Example,
-    processor: Any,
+    processor: Processor,
     max_length: int | None,
     generation: bool = False,
 ) -> tuple[dict[str, Tensor], bool]:
@@ -45,7 +45,7 @@ def encode_truncated(
 
 def _find_max_chars(
     example: Example,
-    processor: Any,
+    processor: Processor,
     generation: bool,
     max_tokens: int,
 ) -> int:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mm_piece import distributed
-from mm_piece.data import Example, collate, encode_truncated, iter_batches, tokenizer_of
+from mm_piece.data import Example, collate, encode_truncated, iter_batches
 from mm_piece.data import images as pictures
 from mm_piece.data.answers import extract_answer
+from mm_piece.data.processor import Processor, Tokenizer, pad_token_of, tokenizer_of
 from mm_piece.data.prompts import turn_end_tokens_of
 from mm_piece.data.special_tokens import find_visual_token, remove_special_tokens
 from mm_piece.distributed.progress import progress_bar
@@ -33,7 +34,7 @@ class ScoredAnswer(TypedDict):
 
 def answer_question(
     model: nn.Module,
-    processor: Any,
+    processor: Processor,
     image: Path,
     question: str,
     max_new_tokens: int = 32,
@@ -65,7 +66,7 @@ def move_to_accelerator(model: Any) -> Any:
 @torch.no_grad()  # in inference mode, weights gathered from shards could never train again
 def generate_batch(
     model: Any,
-    processor: Any,
+    processor: Processor,
     batch: Sequence[Example],
     max_new_tokens: int,
     max_length: int | None = None,
@@ -124,7 +125,7 @@ def generate_batch(
 def _decode_texts(
     new_ids: Sequence[Sequence[int]],
     batch: Sequence[Example],
-    processor: Any,
+    processor: Processor,
     ends: Collection[int],
 ) -> list[str]:
     """Return the answers in what a model generated, each up to its first end token."""
@@ -149,14 +150,14 @@ def _move_inputs(inputs: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     return moved
 
 
-def decode_answer(ids: Sequence[int], tokenizer: Any) -> str:
+def decode_answer(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """Return the text of an answer's tokens, in which no spaces are tidied up."""
     # tidied up, "a , b" would read "a, b"
     text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     return text.strip()
 
 
-def end_tokens_of(model: Any, processor: Any) -> list[int]:
+def end_tokens_of(model: Any, processor: Processor) -> list[int]:
     """Return the tokens that end an answer: the model's own and those of its chat template.
 
     The two differ in bases that were never tuned to chat.
@@ -174,16 +175,9 @@ def end_tokens_of(model: Any, processor: Any) -> list[int]:
     return sorted(ends - {None})
 
 
-def pad_token_of(tokenizer: Any) -> int:
-    """Return the padding token, or the end token where a tokenizer has none."""
-    if tokenizer.pad_token_id is None:
-        return tokenizer.eos_token_id
-    return tokenizer.pad_token_id
-
-
 def evaluate(
     model: nn.Module,
-    processor: Any,
+    processor: Processor,
     examples: Sequence[Example],
     metric: str = "exact",
     **options: Any,
@@ -212,7 +206,7 @@ def evaluate(
 
 def _require_evaluable(
     model: nn.Module,
-    processor: Any,
+    processor: Processor,
     examples: Sequence[Example],
     metric: str,
 ) -> None:
@@ -233,7 +227,7 @@ def _require_evaluable(
         raise DataError(f"examples must be a list of what `read` gives, not {given}")
 
 
-def _as_decoded(answer: str, tokenizer: Any) -> str:
+def _as_decoded(answer: str, tokenizer: Tokenizer) -> str:
     """Return an answer after encoding and decoding, which not every tokenizer does exactly.
 
     A model that generates the very tokens of an answer must score 1.
@@ -244,7 +238,7 @@ def _as_decoded(answer: str, tokenizer: Any) -> str:
 
 def generate_answers(
     model: nn.Module,
-    processor: Any,
+    processor: Processor,
     examples: Sequence[Example],
     *,
     batch_size: int = 8,
@@ -282,7 +276,7 @@ def generate_answers(
 
 def relabel_examples(
     model: nn.Module,
-    processor: Any,
+    processor: Processor,
     examples: Sequence[Example],
     **options: Any,
 ) -> list[Example]:

@@ -10,16 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_piece.data import (
-    IGNORE_INDEX,
-    Example,
-    collate,
-    encode_truncated,
-    iter_batches,
-    tokenizer_of,
-)
+from mm_piece.data import IGNORE_INDEX, Example, collate, encode_truncated, iter_batches
+from mm_piece.data.processor import Processor, pad_token_of, tokenizer_of
 from mm_piece.distributed.progress import progress_bar
-from mm_piece.evaluation.answers import pad_token_of, relabel_examples
+from mm_piece.evaluation.answers import relabel_examples
 from mm_piece.store.attachment import checkout
 
 # The base's distributions of so many examples stay in memory while the model is at `at`.
@@ -28,7 +22,7 @@ _EXAMPLES_PER_CHUNK = 64
 
 def measure_divergence(
     model: nn.Module,
-    processor: Any,
+    processor: Processor,
     examples: Sequence[Example],
     at: int,
     *,
@@ -75,7 +69,7 @@ def measure_divergence(
 
 def _encode_batches(
     examples: Sequence[Example],
-    processor: Any,
+    processor: Processor,
     max_length: int | None,
     batch_size: int,
 ) -> list[dict[str, Tensor]]:

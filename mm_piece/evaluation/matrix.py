@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mm_piece import distributed
 from mm_piece.data import Example, ExampleDataset, read
+from mm_piece.data.processor import Processor
 from mm_piece.distributed.progress import print_line
 from mm_piece.errors import RecipeError
 from mm_piece.evaluation.answers import (
@@ -50,7 +51,7 @@ def find_absent_columns(
 
 def answer_task(
     model: nn.Module,
-    processor: Any,
+    processor: Processor,
     examples: Sequence[Example],
     recipe: Recipe,
     task: GeneralTask,
@@ -75,7 +76,7 @@ def measure_position(
     store: DeltaStore,
     recipe: Recipe,
     model: nn.Module,
-    processor: Any,
+    processor: Processor,
     *,
     position: int,
     test: Mapping[str, Sequence[Example]],
@@ -149,7 +150,7 @@ def measure_divergences_at(
 
 def measure_divergences(
     model: nn.Module,
-    processor: Any,
+    processor: Processor,
     recipe: Recipe,
     tasks: Sequence[GeneralTask],
     position: int,

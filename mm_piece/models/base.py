@@ -19,7 +19,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from mm_piece.data import tokenizer_of
+from mm_piece.data.processor import tokenizer_of
 from mm_piece.distributed import is_partitioned
 from mm_piece.dtypes import as_dtype
 from mm_piece.errors import ModelError, PieceError, format_error

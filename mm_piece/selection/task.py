@@ -85,7 +85,6 @@ def select_for_task(
     select: SelectionSettings,
     folder: Path,
     *,
-    pad_token_id: int,
     seeds: tuple[int, int],
     cache_key: Mapping[str, str],
     make_retention: Callable[[], RetentionImportance] = _assume_no_retention,
@@ -100,7 +99,7 @@ def select_for_task(
     rule = rule_of(select.method)
     run_seed, task_seed = seeds
     sample = encoded.sample(select.samples, run_seed)
-    batches = LengthGroupedBatches(sample, select.batch_size, pad_token_id, rule.per_example)
+    batches = LengthGroupedBatches(sample, select.batch_size, windowed=rule.per_example)
     shapes = _find_scorable_shapes(model, batches, select)
     sizes = {name: prod(shape) for name, shape in shapes.items()}
 

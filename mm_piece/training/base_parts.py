@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_piece.data import Example, has_image, token_ids_of, tokenizer_of
+from mm_piece.data import Example, has_image, token_ids_of
+from mm_piece.data.processor import Processor, pad_token_of, tokenizer_of
 from mm_piece.errors import DataError, ModelError, format_error
-from mm_piece.evaluation.answers import pad_token_of
 from mm_piece.models.base import build_meta_model
 from mm_piece.models.placement import require_devices, require_experts
 
@@ -26,7 +26,7 @@ class BaseParts:
         self,
         base: str,
         revision: str | None,
-        processor: Any,
+        processor: Processor,
         **reading: Any,
     ) -> None:
         """Build the model without values.
@@ -98,7 +98,7 @@ class BaseParts:
             raise DataError(f"{example.source} row {example.row}: its token {problem}")
 
     def _describe_unembedded(self, token: int) -> str:
-        text = tokenizer_of(self.processor).convert_ids_to_tokens(token)
+        text, *_ = tokenizer_of(self.processor).convert_ids_to_tokens([token])
         return (
             f"{text!r} ({token}) has no row in the embedding of {self.base}, which has "
             f"{self.num_embeddings}: tokens were added and the embedding was not resized"

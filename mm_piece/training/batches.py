@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mm_piece import distributed
-from mm_piece.data import IGNORE_INDEX, collate, has_image
+from mm_piece.data import IGNORE_INDEX, EncodedExamples, collate, has_image
 
 
 class DistributedBatchSampler:
@@ -83,20 +83,19 @@ class DistributedBatchSampler:
 class PaddedDataset(Sequence[dict[str, Tensor]]):
     """A task's examples, the dummy example at their end, and how they become batches."""
 
-    def __init__(
-        self,
-        examples: Sequence[dict[str, Tensor]],
-        pad: int,
-    ) -> None:
-        """Take encoded examples, batch dimension 1 each; `pad` is the padding token."""
+    def __init__(self, examples: EncodedExamples) -> None:
+        """Take the examples, without reading any."""
         self.examples = examples
-        self.pad = pad
 
     @cached_property
     def dummy_example(self) -> dict[str, Tensor]:
         """The first example with an image, if any has one, without its labels."""
-        with_image = filter(has_image, self.examples)
-        example = next(with_image, self.examples[0])
+        example = self.examples[0]
+        for position in range(len(self.examples)):
+            candidate = self.examples[position]
+            if has_image(candidate):
+                example = candidate
+                break
 
         no_labels = torch.full_like(example["labels"], IGNORE_INDEX)
         return {**example, "labels": no_labels}
@@ -121,4 +120,4 @@ class PaddedDataset(Sequence[dict[str, Tensor]]):
             if lacks_image and has_image(self.dummy_example):
                 # adds exactly nothing to the loss, and a gradient of zero to the encoder
                 batch = [*batch, self.dummy_example]
-        return collate(batch, self.pad)
+        return collate(batch, self.examples.pad_token_id)

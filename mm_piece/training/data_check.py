@@ -6,15 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mm_piece.data import (
-    IGNORE_INDEX,
-    Example,
-    ExampleDataset,
-    encode_truncated,
-    iter_problems,
-    tokenizer_of,
-)
+from mm_piece.data import IGNORE_INDEX, Example, ExampleDataset, encode_truncated, iter_problems
 from mm_piece.data.answers import find_omitted_texts
+from mm_piece.data.processor import Processor, tokenizer_of
 from mm_piece.data.special_tokens import has_special_token
 from mm_piece.errors import DataError
 from mm_piece.evaluation.matrix import find_absent_columns, read_task_source
@@ -183,7 +177,7 @@ def _score_commonest_answer(task: GeneralTask, examples: Sequence[Example]) -> t
     return commonest, sum(scores) / len(scores)
 
 
-def _decode_tokens(example: Example, processor: Any, task: GeneralTask) -> list[TokenText]:
+def _decode_tokens(example: Example, processor: Processor, task: GeneralTask) -> list[TokenText]:
     """The tokens of an encoded example as text, neighbours of one kind joined."""
     inputs, _ = encode_truncated(example, processor, task.max_length)
     tokenizer = tokenizer_of(processor)

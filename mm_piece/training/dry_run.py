@@ -1,6 +1,6 @@
 """The dry run: one training step that is tried before anything is written, and leaves no trace."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import SaveStrategy
 
 from mm_piece import distributed
-from mm_piece.data import has_image
+from mm_piece.data import EncodedExamples, has_image
 from mm_piece.errors import PieceError, RecipeError, format_error
 from mm_piece.families import GROUPS, group_of, weights
 from mm_piece.sparse.tuning import sparse_tuning
@@ -23,9 +23,8 @@ _IMAGE_GROUPS = ("vision", "projector")  # without images they receive no gradie
 
 def dry_run_step(
     model: nn.Module,
-    examples: Sequence[dict[str, Tensor]],
+    examples: EncodedExamples,
     settings: dict[str, Any],
-    pad: int,
     trained_names: Collection[str] | None = None,
 ) -> None:
     """Train one step and undo it.
@@ -50,7 +49,7 @@ def dry_run_step(
         before.append((named[name], entry, values))
 
     try:
-        _train_one_step(model, examples, settings, pad, mask)
+        _train_one_step(model, examples, settings, mask)
     except PieceError:
         raise
     except Exception as error:  # Trainer, optimizer and model raise whatever they trip over
@@ -61,9 +60,8 @@ def dry_run_step(
 
 def _train_one_step(
     model: nn.Module,
-    examples: Sequence[dict[str, Tensor]],
+    examples: EncodedExamples,
     settings: dict[str, Any],
-    pad: int,
     mask: dict[str, Tensor],
 ) -> None:
     """Train the entries of a mask for one step that writes no checkpoint and shows no bar."""
@@ -73,7 +71,7 @@ def _train_one_step(
         args.save_strategy = SaveStrategy.NO
 
         with sparse_tuning(model, mask) as tuning:
-            trainer = SparseTrainer(tuning, args, examples, pad)
+            trainer = SparseTrainer(tuning, args, examples)
             trainer.add_callback(StopAfterOneStep())
             done = trainer.train()
             require_any_step(done.global_step, len(examples))

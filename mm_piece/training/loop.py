@@ -5,7 +5,7 @@ leaves on disk is whole or not there, so a run that was stopped goes on with the
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,14 +13,12 @@ from shutil import rmtree
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import ConcatDataset
 
 from mm_piece import distributed
-from mm_piece.data import EncodedDataset, digest_of, tokenizer_of
+from mm_piece.data import EncodedDataset, digest_of
 from mm_piece.deltas.delta import Delta
 from mm_piece.deltas.file_layout import LAYOUT_KEY, layout_of
 from mm_piece.distributed.progress import print_line, progress_bar
-from mm_piece.evaluation.answers import pad_token_of
 from mm_piece.evaluation.matrix import count_measured_rows, measure_position
 from mm_piece.importance.factored import RetentionImportance
 from mm_piece.recipe import (
@@ -180,7 +178,6 @@ def _select_entries(run: Run, inputs: _TaskInputs) -> tuple[TaskSelection, Mask 
         inputs.encoded,
         inputs.select,
         inputs.work,
-        pad_token_id=pad_token_of(tokenizer_of(run.processor)),
         seeds=(run.recipe.seed, inputs.seed),
         cache_key={
             "base": run.store.base["digest"],
@@ -197,7 +194,7 @@ def _train_entries(
     run: Run,
     inputs: _TaskInputs,
     selection: TaskSelection,
-    examples: Sequence[dict[str, Tensor]],
+    examples: EncodedDataset,
     penalty_strengths: Mask | None,
     select_seconds: float,
 ) -> Delta:
@@ -209,11 +206,10 @@ def _train_entries(
     started = time.monotonic()
     task = inputs.task
     args = arguments(run.recipe.train, inputs.work, inputs.seed)
-    pad = pad_token_of(tokenizer_of(run.processor))
     logs = run.store.path / "logs" / inputs.work.name
 
     with run.stop.deferring_stop(), sparse_tuning(run.model, selection.mask) as tuning:
-        metrics = fit(tuning, examples, pad, args, logs, penalty_strengths, run.stop)
+        metrics = fit(tuning, examples, args, logs, penalty_strengths, run.stop)
         delta = tuning.delta(
             task.name,
             base=run.store.base["fingerprint"],
@@ -235,7 +231,7 @@ def _train_entries(
     return delta
 
 
-def build_training_examples(run: Run, inputs: _TaskInputs) -> Sequence[dict[str, Tensor]]:
+def build_training_examples(run: Run, inputs: _TaskInputs) -> EncodedDataset:
     """Return a task's examples and, as the recipe asks, self-generated rehearsal beside them."""
     encoded = inputs.encoded
     num_answers = round(run.recipe.rehearsal * len(encoded))
@@ -250,7 +246,7 @@ def build_training_examples(run: Run, inputs: _TaskInputs) -> Sequence[dict[str,
         num_answers,
     )
     print_line(f"{len(rehearsal)} rehearsal examples are trained beside {len(encoded)} of the task")
-    return ConcatDataset([encoded, rehearsal])  # type: ignore[return-value] - it can be indexed
+    return encoded.with_examples([*encoded.examples, *rehearsal.examples])
 
 
 def fill_missing_retention(run: Run) -> None:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from mm_piece import distributed, importance
-from mm_piece.data import EncodedDataset, Example, LengthGroupedBatches, tokenizer_of
+from mm_piece.data import EncodedDataset, Example, LengthGroupedBatches
 from mm_piece.distributed import shape_of
 from mm_piece.distributed.progress import progress_bar
-from mm_piece.evaluation.answers import pad_token_of, relabel_examples
+from mm_piece.evaluation.answers import relabel_examples
 from mm_piece.families import weights
 from mm_piece.files import sealed
 from mm_piece.importance import FactoredImportance, factor_scores
@@ -123,8 +123,7 @@ def estimate_sensitivity(
     select: SelectionSettings,
 ) -> FactoredImportance:
     """Estimate the margin sensitivity of the weights that a task may change, in factored form."""
-    pad = pad_token_of(tokenizer_of(encoded.processor))
-    batches = LengthGroupedBatches(encoded, select.batch_size, pad)
+    batches = LengthGroupedBatches(encoded, select.batch_size)
     names = importance.find_scorable_names(model, batches, "piece-f", select.exclude)
 
     named = weights(model)

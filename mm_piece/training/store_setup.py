@@ -15,12 +15,8 @@ import torch
 from torch import nn
 
 from mm_piece import distributed
-from mm_piece.data import (
-    Example,
-    ExampleDataset,
-    encode_truncated,
-    tokenizer_of,
-)
+from mm_piece.data import EncodedList, Example, ExampleDataset, encode_truncated
+from mm_piece.data.processor import Processor, pad_token_of, tokenizer_of
 from mm_piece.data.special_tokens import require_no_visual_tokens
 from mm_piece.distributed import ZeroConfig, shape_of
 from mm_piece.distributed.progress import print_line
@@ -31,7 +27,6 @@ from mm_piece.errors import (
     PieceError,
     StoreError,
 )
-from mm_piece.evaluation.answers import pad_token_of
 from mm_piece.evaluation.matrix import (
     count_measured_rows,
     find_absent_columns,
@@ -89,7 +84,7 @@ class Run:
     recipe: Recipe
     store: DeltaStore
     model: nn.Module
-    processor: Any
+    processor: Processor
     data: Splits
     zero: ZeroConfig
     stop: GracefulStop
@@ -159,7 +154,7 @@ def _make_run(
     data: Splits,
     store: DeltaStore,
     model: nn.Module,
-    processor: Any,
+    processor: Processor,
     stop: GracefulStop,
 ) -> Run:
     """Return the run, with its model where Trainer would put it: scores come before Trainer."""
@@ -226,7 +221,7 @@ def _shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def _dry_run_recipe(
     recipe: Recipe,
     model: nn.Module,
-    processor: Any,
+    processor: Processor,
     data: Splits,
 ) -> None:
     """Raise unless data, settings and the parts of the base work together.
@@ -242,7 +237,7 @@ def _dry_run_recipe(
             inputs, _ = encode_truncated(example, processor, task.max_length, True)
             parts.require_fit(example, inputs)
 
-    pad = pad_token_of(tokenizer_of(processor))
+    pad_token_id = pad_token_of(tokenizer_of(processor))
     shapes = _shapes_of(model)
     for task in recipe.tasks:
         examples = data.train[task.name]
@@ -256,9 +251,8 @@ def _dry_run_recipe(
             parts.require_fit(example, inputs)
             dry_run_step(
                 model,
-                [inputs] * len(examples),
+                EncodedList([inputs] * len(examples), pad_token_id),
                 recipe.train,
-                pad,
                 trained_names,
             )
 
@@ -267,7 +261,9 @@ def _dry_run_recipe(
 
 
 @torch.no_grad()
-def _require_finite_losses(recipe: Recipe, model: nn.Module, processor: Any, data: Splits) -> None:
+def _require_finite_losses(
+    recipe: Recipe, model: nn.Module, processor: Processor, data: Splits
+) -> None:
     """Raise ModelError if finite weights and inputs give a loss that is no number.
 
     Training would fail with a store left behind, and blame the learning rate.

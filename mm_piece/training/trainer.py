@@ -1,7 +1,7 @@
 """`SparseTrainer`: transformers' Trainer over the compact values of a sparse tuning."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from mm_piece import distributed
+from mm_piece.data import EncodedExamples
 from mm_piece.errors import RecipeError
 from mm_piece.sparse.tuning import sparse_tuning
 from mm_piece.training.batches import DistributedBatchSampler, PaddedDataset
@@ -40,17 +41,16 @@ class SparseTrainer(Trainer):
         self,
         tuning: sparse_tuning,
         args: TrainingArguments,
-        examples: Sequence[dict[str, Tensor]],
-        pad: int,
+        examples: EncodedExamples,
         penalty_strengths: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Take encoded examples, batch dimension 1 each; `pad` is the padding token.
+        """Take encoded examples.
 
         `penalty_strengths` has a strength for each entry of the mask, by the weight's name (see
         `register_penalty`).
         """
         self.tuning = tuning
-        self.padded_dataset = PaddedDataset(examples, pad)
+        self.padded_dataset = PaddedDataset(examples)
         self.penalty_strengths = penalty_strengths
         super().__init__(
             model=tuning.model,  # type: ignore[arg-type]
@@ -231,8 +231,7 @@ def require_any_step(steps: int, examples: int) -> None:
 
 def fit(
     tuning: sparse_tuning,
-    examples: Sequence[dict[str, Tensor]],
-    pad: int,
+    examples: EncodedExamples,
     args: TrainingArguments,
     logs: Path,
     penalty_strengths: Mapping[str, Tensor] | None = None,
@@ -253,7 +252,7 @@ def fit(
         values_file = Path(checkpoint) / _VALUES_FILE
         tuning.restore_values(load_file(values_file))
 
-    trainer = SparseTrainer(tuning, args, examples, pad, penalty_strengths)
+    trainer = SparseTrainer(tuning, args, examples, penalty_strengths)
     if distributed.is_main():
         board = SummaryWriter(str(logs))
         trainer.add_callback(TensorBoardCallback(board))

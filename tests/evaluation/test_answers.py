@@ -7,12 +7,11 @@ import torch
 from tiny_families import BUILDERS
 from transformers import AddedToken
 
-from mm_piece.data import IGNORE_INDEX, Example, encode_truncated, read, tokenizer_of
+from mm_piece.data import IGNORE_INDEX, Example, encode_truncated, pad_token_of, read, tokenizer_of
 from mm_piece.evaluation.answers import (
     evaluate,
     generate_batch,
     mean_score,
-    pad_token_of,
     relabel_examples,
     scores_by_kind,
 )

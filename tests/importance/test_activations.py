@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mm_piece.data import LengthGroupedBatches, encode, read
+from mm_piece.data import EncodedList, LengthGroupedBatches, encode, read
 from mm_piece.families import weights
 from mm_piece.importance import estimate, find_scorable_names
 from mm_piece.models.base import load_base
@@ -57,7 +57,7 @@ def test_padding_does_not_count(model_and_examples):
     assert len(lengths) > 1
     alone, together = (
         estimate(model, examples, "migu"),
-        estimate(model, LengthGroupedBatches(examples, 5, 0), "migu"),
+        estimate(model, LengthGroupedBatches(EncodedList(examples, 0), 5), "migu"),
     )
     for name in alone:
         torch.testing.assert_close(alone[name], together[name], rtol=1e-4, atol=1e-6)

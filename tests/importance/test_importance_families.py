@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_families import TEXT
 
-from mm_piece.data import LengthGroupedBatches, encode, read
+from mm_piece.data import EncodedList, LengthGroupedBatches, encode, read
 from mm_piece.distributed import EntryRange
 from mm_piece.families import weights
 from mm_piece.importance import estimate, stream_scores
@@ -75,7 +75,7 @@ def test_experts_in_batches_equal_the_loop(world, implementation):
     expected = loop(model, examples)
     largest = max(float(score.max()) for score in map(torch.as_tensor, expected.values()))
     for size in (2, 3, 4, 8):
-        batches = LengthGroupedBatches(examples, size, 0)
+        batches = LengthGroupedBatches(EncodedList(examples, 0), size)
         assert max(map(len, batches.batch_positions)) == min(
             size, 5
         )  # images are packed: one by one
@@ -87,16 +87,16 @@ def test_experts_in_batches_equal_the_loop(world, implementation):
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")
 def test_experts_whose_activations_are_recomputed(world):
     model, examples = world("qwen3_vl_moe")
-    plain = estimate(model, LengthGroupedBatches(examples, 4, 0))
+    plain = estimate(model, LengthGroupedBatches(EncodedList(examples, 0), 4))
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    again = estimate(model, LengthGroupedBatches(examples, 4, 0))
+    again = estimate(model, LengthGroupedBatches(EncodedList(examples, 0), 4))
     assert all(torch.equal(plain[name], again[name]) for name in plain)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_neither_budget_nor_company_nor_processes_show_in_a_bit(world, family):
     model, examples = world(family)
-    batches = LengthGroupedBatches(examples, 4, 0)
+    batches = LengthGroupedBatches(EncodedList(examples, 0), 4)
     whole = estimate(model, batches)
     names, size = [*whole], sum(scores.numel() for scores in whole.values())
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mm_piece import importance
-from mm_piece.data import LengthGroupedBatches, collate, encode, read
+from mm_piece.data import EncodedList, LengthGroupedBatches, collate, encode, read
 from mm_piece.families import weights
 from mm_piece.importance import margin_sensitivity
 from mm_piece.models.base import load_base
@@ -108,7 +108,7 @@ def test_batches_give_what_single_examples_give(world):
         own = with_leading_answers(model, [{k: v.clone() for k, v in e.items()} for e in examples])
     alone = importance.estimate(model, own, objective=margin_sensitivity)
     together = importance.estimate(
-        model, LengthGroupedBatches(own, 4, 0), objective=margin_sensitivity
+        model, LengthGroupedBatches(EncodedList(own, 0), 4), objective=margin_sensitivity
     )
     one = importance.estimate(
         model, [collate(own, 0)], objective=margin_sensitivity, memory=200_000

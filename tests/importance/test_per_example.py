@@ -7,7 +7,7 @@ import torch
 from tiny_families import TEXT
 from torch import nn
 
-from mm_piece.data import LengthGroupedBatches, encode, read
+from mm_piece.data import EncodedList, LengthGroupedBatches, encode, read
 from mm_piece.families import weights
 from mm_piece.importance import estimate, find_patchable_names, hooks, per_example
 from mm_piece.models.base import load_base
@@ -395,7 +395,7 @@ def test_families_in_batches_equal_single_examples(request, family_base, passes,
         names = find_patchable_names(model, examples[:1], ("embedding", "head"))
         _, second = loop(model, examples)
         passes.clear()
-        fisher = estimate(model, LengthGroupedBatches(examples, batch, 0), names=names)
+        fisher = estimate(model, LengthGroupedBatches(EncodedList(examples, 0), batch), names=names)
         for name in fisher:
             noise = 1e-10 + 1e-4 * float(second[name].max())
             torch.testing.assert_close(fisher[name].double(), second[name], rtol=1e-3, atol=noise)
@@ -454,13 +454,13 @@ def test_alike_groups_what_can_stand_together(base):
     _, processor = load_base(base)
     examples = [encode(e, processor) for e in read("scenes:digits/train[:5]")]
     text = {key: value for key, value in examples[0].items() if key != "pixel_values"}
-    found = list(LengthGroupedBatches([*examples, text], 2, 0))
+    found = list(LengthGroupedBatches(EncodedList([*examples, text], 0), 2))
     assert sorted(len(batch["labels"]) for batch in found) == [1, 1, 2, 2]
     assert sum("pixel_values" not in batch for batch in found) == 1
     lengths = [batch["labels"].shape[1] for batch in found if "pixel_values" in batch]
     assert lengths == sorted(lengths)
     patches = [{**e, "pixel_values": torch.zeros(4, 3)} for e in examples]  # as Qwen packs them
-    assert len(LengthGroupedBatches(patches, 4, 0)) == 5
+    assert len(LengthGroupedBatches(EncodedList(patches, 0), 4)) == 5
 
 
 def test_batches_come_from_one_random_part_of_the_examples_each():
@@ -470,7 +470,7 @@ def test_batches_come_from_one_random_part_of_the_examples_each():
         {"input_ids": torch.full((1, int(n)), number), "labels": torch.zeros(1, int(n)).long()}
         for number, n in enumerate(lengths)
     ]
-    alike = LengthGroupedBatches(examples, 8, 0)
+    alike = LengthGroupedBatches(EncodedList(examples, 0), 8)
     for batch, window in zip(alike.batch_positions, alike.windows, strict=True):
         assert {position * 13 // 100 for position in batch} == {window}
         assert [int(lengths[p]) for p in batch] == sorted(int(lengths[p]) for p in batch)
@@ -480,7 +480,7 @@ def test_batches_come_from_one_random_part_of_the_examples_each():
 @pytest.mark.parametrize(("count", "windows"), [(3, 1), (33, 5), (130, 16), (512, 16), (600, 32)])
 def test_random_parts_are_equal(count, windows):
     ids = torch.zeros(1, 2, dtype=torch.long)
-    alike = LengthGroupedBatches([{"input_ids": ids, "labels": ids}] * count, 8, 0)
+    alike = LengthGroupedBatches(EncodedList([{"input_ids": ids, "labels": ids}] * count, 0), 8)
     sizes = [0] * windows
     for batch, window in zip(alike.batch_positions, alike.windows, strict=True):
         sizes[window] += len(batch)
@@ -490,7 +490,9 @@ def test_random_parts_are_equal(count, windows):
 @pytest.mark.parametrize("count", [33, 100])
 def test_batches_that_are_summed_over_are_whole(count):
     ids = torch.zeros(1, 2, dtype=torch.long)
-    alike = LengthGroupedBatches([{"input_ids": ids, "labels": ids}] * count, 4, 0, windowed=False)
+    alike = LengthGroupedBatches(
+        EncodedList([{"input_ids": ids, "labels": ids}] * count, 0), 4, windowed=False
+    )
     assert [len(batch) for batch in alike.batch_positions[:-1]] == [4] * (
         count // 4 - (count % 4 == 0)
     )

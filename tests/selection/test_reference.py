@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mm_piece.data import EncodedDataset, LengthGroupedBatches, read
+from mm_piece.data import EncodedDataset, EncodedList, LengthGroupedBatches, read
 from mm_piece.families import weights
 from mm_piece.models.base import load_base
 from mm_piece.recipe import SelectionSettings
@@ -27,10 +27,8 @@ def task(base, tmp_path_factory):
 
 def ours(task, folder, **settings):
     model, encoded = task
-    facts = {"pad_token_id": 0, "seeds": (0, 0), "cache_key": {}}
-    found = select_for_task(
-        model, encoded, SelectionSettings(**settings), folder / "masks", **facts
-    )
+    select = SelectionSettings(**settings)
+    found = select_for_task(model, encoded, select, folder / "masks", seeds=(0, 0), cache_key={})
     return {name: set(index.tolist()) for name, index in found.mask.items()}
 
 
@@ -128,5 +126,5 @@ def in_micro_batches(encoded):
     """The batches that the library makes of the examples in the order of its seed."""
     order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(0)).tolist()
     return LengthGroupedBatches(
-        [encoded[place] for place in order], SUMS["batch_size"], 0, windowed=False
+        EncodedList([encoded[place] for place in order], 0), SUMS["batch_size"], windowed=False
     )

@@ -31,6 +31,7 @@ class Layer(nn.Module):
 class Examples(list):
     """Encoded examples, as a training has them."""
 
+    pad_token_id = 0
     sample = EncodedDataset.sample
 
     def select_positions(self, positions):
@@ -60,9 +61,7 @@ def selected(model, tmp_path):
         )
         facts = {"count": count, "noise": noise, "seed": seed}
         examples = examples_of(count, seed, noise)
-        return select_for_task(
-            model, examples, select, tmp_path, pad_token_id=0, seeds=(0, 0), cache_key=facts
-        )
+        return select_for_task(model, examples, select, tmp_path, seeds=(0, 0), cache_key=facts)
 
     return _selected
 

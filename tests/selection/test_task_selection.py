@@ -7,7 +7,7 @@ import torch
 
 import mm_piece
 from mm_piece import importance
-from mm_piece.data import EncodedDataset, LengthGroupedBatches, read
+from mm_piece.data import EncodedDataset, EncodedList, LengthGroupedBatches, read
 from mm_piece.errors import RecipeError, SelectionError, StoreError
 from mm_piece.families import group_of
 from mm_piece.importance import RULES, Rule, estimate
@@ -249,10 +249,12 @@ def test_the_official_sums_are_over_whole_batches(base, tmp_path):
     model, processor = load_base(base)
     encoded = EncodedDataset(read("scenes:digits/train[:10]"), processor, tmp_path / "encoded")
     wanted = SelectionSettings(density=0.02, method="piece-f-official", batch_size=3, exclude=())
-    facts = {"pad_token_id": 0, "seeds": (0, 0), "cache_key": {}}
+    facts = {"seeds": (0, 0), "cache_key": {}}
     found = selection.select_for_task(model, encoded, wanted, tmp_path / "mask", **facts)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(0)).tolist()
-    batches = LengthGroupedBatches([encoded[place] for place in order], 3, 0, windowed=False)
+    batches = LengthGroupedBatches(
+        EncodedList([encoded[place] for place in order], 0), 3, windowed=False
+    )
     assert [len(batch["labels"]) for batch in batches] == [3, 3, 3, 1]
     expected = select(estimate(model, batches, "piece-f-official"), 0.02)
     assert expected.keys() == found.mask.keys()
@@ -288,7 +290,7 @@ def test_groups_keep_their_floor(recipe, base):
     )
     wanted = SelectionSettings(density=0.02, floor={"vision": 0.03}, method="piece-s")
     found = selection.select_for_task(
-        model, examples, wanted, base.parent / "floor", pad_token_id=0, seeds=(0, 0), cache_key={}
+        model, examples, wanted, base.parent / "floor", seeds=(0, 0), cache_key={}
     )
     vision = sum(len(i) for n, i in found.mask.items() if group_of(n) == "vision")
     assert found.num_selected == int(0.02 * sum(found.sizes.values()))

@@ -91,7 +91,6 @@ def test_scores_are_what_the_task_moves_over_what_is_at_stake(world, tmp_path):
         encoded,
         wanted,
         tmp_path / "masks",
-        pad_token_id=0,
         seeds=(0, 3),
         cache_key={},
         make_retention=lambda: make_retention_importance(model, encoded, wanted, 3, [earlier]),
@@ -307,9 +306,9 @@ def test_a_penalty_holds_what_is_at_stake(recipe, base, monkeypatch):
     """By the model's own answers and the tasks before, whatever chose the mask."""
     seen, real = [], training.fit
 
-    def fit(tuning, examples, pad, args, logs, pulls, stop):
+    def fit(tuning, examples, args, logs, pulls, stop):
         seen.append((tuning.mask, pulls))
-        return real(tuning, examples, pad, args, logs, pulls)
+        return real(tuning, examples, args, logs, pulls)
 
     monkeypatch.setattr("mm_piece.training.loop.fit", fit)
     store = mm_piece.train(recipe(tasks=2, method="random", penalty=3.0))

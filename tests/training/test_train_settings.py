@@ -23,7 +23,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 import mm_piece
-from mm_piece.data import IGNORE_INDEX, Example, collate, encode
+from mm_piece.data import IGNORE_INDEX, EncodedList, Example, collate, encode
 from mm_piece.errors import RecipeError
 from mm_piece.families import group_of, weights
 from mm_piece.models.base import load_base
@@ -121,7 +121,7 @@ def learn(family_base, tmp_path_factory):
         defaults |= {"save_strategy": "no", "disable_tqdm": True}
         with sparse_tuning(model, mask) as tuning:
             args = arguments({**defaults, **settings}, folder, seed=0)
-            fit(tuning, examples, 0, args, logs)
+            fit(tuning, EncodedList(examples, 0), args, logs)
             assert not model.get_input_embeddings()._forward_hooks
             return torch.cat([*tuning.detach_values().values()]).clone()
 
@@ -562,7 +562,7 @@ def test_a_reporter_that_cannot_begin(family_base, monkeypatch):
     model, processor = load_base(family_base("llama"))
     examples = [encode(asked(0, "red"), processor)]
     with pytest.raises(RecipeError, match="^train: LookupError: no answer from reports.example$"):
-        dry_run_step(model, examples, {"report_to": "swanlab"}, 0)
+        dry_run_step(model, EncodedList(examples, 0), {"report_to": "swanlab"})
 
 
 def refuse_backward(module):
@@ -611,12 +611,14 @@ def test_a_rehearsal_goes_back_through_all_layers(family, family_base):
         mixed = [encode(asked(0, "red", [image]), processor)]
         cases += [(tower, mixed, None), (layer, mixed, language)]
         with closing(refuse_backward(tower)):
-            dry_run_step(model, mixed, settings, 0, language)  # as far as the training goes
+            dry_run_step(
+                model, EncodedList(mixed, 0), settings, language
+            )  # as far as the training goes
     for module, examples, trained in cases:
-        dry_run_step(model, examples, settings, 0, trained)
+        dry_run_step(model, EncodedList(examples, 0), settings, trained)
         failing = pytest.raises(RecipeError, match="^train: no backward here$")
         with closing(refuse_backward(module)), failing:
-            dry_run_step(model, examples, settings, 0, trained)
+            dry_run_step(model, EncodedList(examples, 0), settings, trained)
     assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
 
 
@@ -669,5 +671,5 @@ def test_label_smoothing(family, family_base, tmp_path):
         settings["disable_tqdm"] = True
         args = arguments({**settings, "label_smoothing_factor": 0.1}, tmp_path, seed=0)
         with sparse_tuning(model, {name: torch.arange(3)}) as tuning:
-            found = fit(tuning, examples, 0, args, tmp_path / "logs")["train_loss"]
+            found = fit(tuning, EncodedList(examples, 0), args, tmp_path / "logs")["train_loss"]
         assert found == pytest.approx(expected, abs=2e-5)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from mm_piece.data import IGNORE_INDEX, encode, read
+from mm_piece.data import IGNORE_INDEX, EncodedList, encode, read
 from mm_piece.distributed import zero_config
 from mm_piece.errors import RecipeError
 from mm_piece.models.base import load_base
@@ -57,7 +57,7 @@ def test_backward_stops_below_the_lowest_entry(base, tmp_path, checkpointing):
     lowest.register_forward_hook(lambda *given: asks.append(given[2].requires_grad))
     name = "language_model.model.layers.1.mlp.down_proj.weight"
     with sparse_tuning(model, {name: torch.arange(5)}) as tuning:
-        fit(tuning, examples, 0, arguments(settings, tmp_path, 0), tmp_path / "logs")
+        fit(tuning, EncodedList(examples, 0), arguments(settings, tmp_path, 0), tmp_path / "logs")
         assert tuning.patches[name].count_changed() == 5
     assert asks == [False] * 2
 
@@ -202,7 +202,7 @@ def test_a_batch_without_a_picture_gets_a_blank(monkeypatch):
     ids = torch.tensor([[5, 6, 7]])
     text = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     picture = {**text, "pixel_values": torch.rand(1, 3, 4, 4)}
-    company = PaddedDataset([text, picture, text], pad=0)
+    company = PaddedDataset(EncodedList([text, picture, text], 0))
     assert len(company.collate([text, text])["labels"]) == 2  # one process needs none
     monkeypatch.setenv("WORLD_SIZE", "2")
     batch = company.collate([text, text])
@@ -210,7 +210,7 @@ def test_a_batch_without_a_picture_gets_a_blank(monkeypatch):
     assert torch.equal(batch["pixel_values"], picture["pixel_values"])
     assert len(company.collate([text, picture])["labels"]) == 2
     assert (company[3]["labels"] == IGNORE_INDEX).all() and "pixel_values" in company[3]
-    assert len(PaddedDataset([text, text], pad=0).collate([text])["labels"]) == 1
+    assert len(PaddedDataset(EncodedList([text, text], 0)).collate([text])["labels"]) == 1
 
 
 # What `pip install mm-piece` does not bring; None in sys.modules is to Python what is not there.

@@ -112,7 +112,6 @@ def _predict_stability(
         examples,
         settings,
         bench.folder,
-        pad_token_id=0,
         seeds=(bench.seed, bench.seed),
         cache_key={"data": str(id(examples))},
     )
@@ -120,7 +119,7 @@ def _predict_stability(
 
 
 def _estimate_scores(model: nn.Module, examples: EncodedDataset, method: str) -> dict[str, Tensor]:
-    batches = LengthGroupedBatches(examples, 8, 0)
+    batches = LengthGroupedBatches(examples, 8)
     names = find_scorable_names(model, batches, method, EXCLUDED)
     return estimate(model, batches, method, names=names)
 

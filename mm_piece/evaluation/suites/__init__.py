@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_piece import distributed
-from mm_piece.data import tokenizer_of
+from mm_piece.data.processor import tokenizer_of
 from mm_piece.distributed.progress import print_line
 from mm_piece.errors import PieceError, RecipeError, format_value
 from mm_piece.evaluation.answers import move_to_accelerator

@@ -12,13 +12,13 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tokenizers.processors import TemplateProcessing
 
-from mm_piece.data import tokenizer_of
 from mm_piece.data.answers import render_question
 from mm_piece.data.example import text_of
+from mm_piece.data.processor import Processor, pad_token_of, tokenizer_of
 from mm_piece.data.prompts import make_message
 from mm_piece.distributed.progress import print_line
 from mm_piece.errors import DataError
-from mm_piece.evaluation.answers import end_tokens_of, pad_token_of
+from mm_piece.evaluation.answers import end_tokens_of
 from mm_piece.evaluation.suites.schema import HarnessConfig, TextHarnessConfig
 from mm_piece.evaluation.suites.scores import Scores, parse_harness_results
 from mm_piece.models.generation import greedy_decoding
@@ -50,7 +50,7 @@ class Harness:
             if settings.get("unsafe_code") and not self.allows_code:
                 self.skipped_tasks.append(name)
 
-    def measure_scores(self, model: Any, processor: Any) -> Scores:
+    def measure_scores(self, model: Any, processor: Processor) -> Scores:
         """Return every metric of every task and group."""
         for name in self.skipped_tasks:
             print_line(
@@ -90,7 +90,7 @@ class Harness:
 
 
 def _format_question(
-    processor: Any,
+    processor: Processor,
     turns: Sequence[dict[str, str]],
     add_generation_prompt: bool = True,
 ) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 
 from mm_piece.data import Example, iter_batches
 from mm_piece.data.images import ImageSource
+from mm_piece.data.processor import Processor
 from mm_piece.distributed.progress import progress_bar
 from mm_piece.errors import DataError, RecipeError
 from mm_piece.evaluation.answers import generate_batch
@@ -37,7 +38,7 @@ class Harness:
     def measure_scores(
         self,
         model: nn.Module,
-        processor: Any,
+        processor: Processor,
     ) -> Scores:
         """Return every metric of every task and group."""
         wrapped = InMemoryModel(model, processor, self.config.batch_size)
@@ -58,7 +59,7 @@ class InMemoryModel(lmms):
     def __init__(
         self,
         model: nn.Module,
-        processor: Any,
+        processor: Processor,
         batch_size: int,
     ) -> None:
         super().__init__()

@@ -10,10 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AddedToken,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+)
 from transformers.utils import logging
 
 from mm_piece.data.chat_template import base_template_of
+from mm_piece.data.processor import Tokenizer
 from mm_piece.errors import ModelError
 from mm_piece.models.base import load_plain_config, raising_model_error, require_complete_load
 
@@ -61,13 +66,13 @@ class LanguageModel:
     """A causal language model ready for images, and notes on what was changed for it."""
 
     model: Any
-    tokenizer: Any
+    tokenizer: Tokenizer
     notes: tuple[str, ...]
 
     @property
     def image_token_id(self) -> int:
         """Id of the image token."""
-        return self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        return _image_token_id_of(self.tokenizer)
 
     @property
     def end_token_ids(self) -> list[int]:
@@ -148,8 +153,13 @@ def _require_supported_layout(model: Any, source: str) -> None:
         )
 
 
+def _image_token_id_of(tokenizer: Tokenizer) -> int:
+    token, *_ = tokenizer.convert_tokens_to_ids([IMAGE_TOKEN])
+    return token
+
+
 @torch.no_grad()
-def _add_image_token(model: Any, tokenizer: Any) -> list[str]:
+def _add_image_token(model: Any, tokenizer: Tokenizer) -> list[str]:
     """Add the image token where it is missing, and return a note if it was.
 
     New rows of the embeddings are the mean of the others.
@@ -157,7 +167,7 @@ def _add_image_token(model: Any, tokenizer: Any) -> list[str]:
     is_known = IMAGE_TOKEN in tokenizer.get_vocab()
     added = AddedToken(IMAGE_TOKEN, special=True, normalized=False)
     tokenizer.add_tokens([added], special_tokens=True)
-    token = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    token = _image_token_id_of(tokenizer)
 
     # Many models have more rows than tokens, so that the new token often has one already.
     vocabulary_size = model.get_input_embeddings().num_embeddings
@@ -178,7 +188,7 @@ def _add_image_token(model: Any, tokenizer: Any) -> list[str]:
     return [note]
 
 
-def _set_pad_token(tokenizer: Any, source: str) -> list[str]:
+def _set_pad_token(tokenizer: Tokenizer, source: str) -> list[str]:
     """Set a padding token where there is none, and return a note if so."""
     if tokenizer.eos_token is None:
         raise ModelError(f"{source}: its tokenizer has no end token, and answers would never end")
@@ -189,7 +199,7 @@ def _set_pad_token(tokenizer: Any, source: str) -> list[str]:
     return [f"the tokenizer has no padding token; {tokenizer.eos_token} is used"]
 
 
-def _set_chat_template(tokenizer: Any) -> list[str]:
+def _set_chat_template(tokenizer: Tokenizer) -> list[str]:
     """Set a chat template that takes typed content; return a note if there was none before."""
     own = base_template_of(tokenizer)
     tokenizer.chat_template = _FLATTEN_TEMPLATE + (own or _PLAIN_TEMPLATE)
