@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from mm_piece.data import collate
@@ -71,14 +71,17 @@ class BaselineTrainer(Trainer):
 
     def compute_loss(
         self,
-        model: Any,
-        inputs: Any,
+        model: nn.Module,
+        inputs: dict[str, Any],
         return_outputs: bool = False,
-        **options: Any,
-    ) -> Any:
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
         """Return the loss of the answers plus the baseline's penalty."""
         # the penalty may need the logits, whatever the caller wants back
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
+        found = super().compute_loss(model, inputs, True, num_items_in_batch)
+        assert isinstance(found, tuple)
+        loss, outputs = found
+
         penalty = self.baseline.compute_penalty(model, inputs, outputs.logits)
         loss = loss + penalty
         return (loss, outputs) if return_outputs else loss

@@ -89,9 +89,11 @@ def _read_text(path: Path) -> str:
     """Return the text of a UTF-8 file, without a byte order mark."""
     try:
         content = path.read_bytes()
-        return content.decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"cannot read {path}: line {line} is not UTF-8 text") from error

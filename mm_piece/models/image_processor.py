@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import transformers
 from torchvision.transforms import functional
-from transformers import AutoImageProcessor, BatchFeature, PreTrainedConfig
+from transformers import AutoImageProcessor, PreTrainedConfig
+from transformers.image_processing_base import BatchFeature
 from transformers.image_transforms import to_pil_image
+from transformers.image_utils import ChannelDimension, ImageInput
 
 from mm_piece.errors import ModelError
 
@@ -30,7 +32,13 @@ FILTERS = {
 class PilBackend(transformers.PilBackend):
     """Resizing and cropping of torchvision for a PIL image, in the image's own mode; then RGB."""
 
-    def process_image(self, image: Any, **settings: Any) -> np.ndarray:
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **settings: Any,
+    ) -> np.ndarray:
         """Return one image, resized and cropped: uint8 (3, height, width)."""
         pil_image: Any = to_pil_image(image)
         if settings["do_resize"]:

@@ -104,10 +104,10 @@ class SparseTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(values, folder / _VALUES_FILE)
 
-    def _save_checkpoint(self, *arguments: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir))
         with translate_write_errors(folder):
-            super()._save_checkpoint(*arguments)
+            super()._save_checkpoint(model, trial)
 
     def close(self) -> None:
         """Free the engine that holds the model, if there is one."""

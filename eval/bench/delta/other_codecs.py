@@ -75,7 +75,7 @@ def _to_bitmask(delta: Delta) -> bytes:
         size = math.prod(delta.shapes[name])
         mask = np.zeros(size, np.uint8)
         mask[indices] = 1
-        coded = zlib.compress(np.packbits(mask))
+        coded = zlib.compress(np.packbits(mask).data)
         length = len(coded).to_bytes(8, "little")
         parts += [length, coded, _to_bytes(values)]
     return b"".join(parts)

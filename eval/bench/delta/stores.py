@@ -14,22 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eval.bench.harness.models import LlamaSizes
 from mm_piece.deltas.delta import Delta, compute_fingerprint, gather_entries
 from mm_piece.models.base import tensors
 from mm_piece.store.base_record import locate_base
 from mm_piece.store.delta_store import DeltaStore
 
-LARGE = {
+LARGE: LlamaSizes = {
     "hidden_size": 4096,
     "intermediate_size": 11008,
     "num_attention_heads": 32,
 }
-SMALL = {
+SMALL: LlamaSizes = {
     "hidden_size": 1024,
     "intermediate_size": 2752,
     "num_attention_heads": 8,
 }
-TINY = {
+TINY: LlamaSizes = {
     "hidden_size": 16,
     "intermediate_size": 32,
     "num_attention_heads": 2,
@@ -47,7 +48,7 @@ LINEARS = (
 )
 
 
-def layer_shapes(sizes: Mapping[str, int], number: int = 0) -> dict[str, tuple[int, ...]]:
+def layer_shapes(sizes: LlamaSizes, number: int = 0) -> dict[str, tuple[int, ...]]:
     """Return name and shape of one layer's matrices."""
     narrow = sizes["hidden_size"]
     wide = sizes["intermediate_size"]
@@ -142,7 +143,7 @@ def layer_matrices(live: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: row for name, row in live.items() if row.ndim == 2 and ".layers." in name}
 
 
-def make_model(sizes: Mapping[str, int], layers: int, seed: int) -> Any:
+def make_model(sizes: LlamaSizes, layers: int, seed: int) -> Any:
     """Return a Llama in bfloat16 with random weights and a short vocabulary."""
     model = empty_model(sizes, layers)
     model = model.to_empty(device="cpu")
@@ -152,7 +153,7 @@ def make_model(sizes: Mapping[str, int], layers: int, seed: int) -> Any:
     return model.eval()
 
 
-def empty_model(sizes: Mapping[str, int], layers: int) -> Any:
+def empty_model(sizes: LlamaSizes, layers: int) -> Any:
     """Return that Llama without memory for its weights."""
     from transformers import AutoModelForCausalLM, LlamaConfig
     from transformers.utils import logging

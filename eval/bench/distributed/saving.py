@@ -73,7 +73,10 @@ def _measure_saving(folder: str) -> float:
         distributed.barrier()
 
         meter = ResourceMeter()
-        sizes = {name: patch.weight.ds_numel for name, patch in tuning.patches.items()}
+        sizes = {
+            name: distributed.shape_of(patch.weight).numel()
+            for name, patch in tuning.patches.items()
+        }
         delta = tuning.delta("task", groups=measure_changes(tuning, sizes))
         if distributed.is_main():
             delta.save(path / "delta.safetensors")

@@ -81,11 +81,13 @@ def make_engine(stage: int, model: Any, parameters: list[torch.nn.Parameter]) ->
     """Return DeepSpeed's engine around a model."""
     import deepspeed
 
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        model_parameters=parameters,
-        config=_read_config(stage),
-    )
+    # DeepSpeed takes a list of parameters where its own annotation says a module
+    arguments: dict[str, Any] = {
+        "model": model,
+        "model_parameters": parameters,
+        "config": _read_config(stage),
+    }
+    engine, *_ = deepspeed.initialize(**arguments)
     return engine
 
 

@@ -5,18 +5,28 @@ make_batch(tokens, examples)     random tokens, all of them supervised
 make_mask(model, kind, density)  entries to train: `uniform`, `clustered`, `few layers`, `top half`
 """
 
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 VOCABULARY = 3072
-SIZES = {
+
+
+class LlamaSizes(TypedDict):
+    """A Llama's widths, under their names in its configuration."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+
+
+SIZES: LlamaSizes = {
     "hidden_size": 1024,
     "intermediate_size": 2752,
     "num_attention_heads": 8,
 }
-QUICK = {
+QUICK: LlamaSizes = {
     "hidden_size": 64,
     "intermediate_size": 176,
     "num_attention_heads": 4,
@@ -34,7 +44,7 @@ LINEARS = (
 
 def make_stack(layers: int, dtype: torch.dtype = torch.float32, quick: bool = False) -> Any:
     """Return a model in training mode, its weights drawn from seed 0."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig
 
     torch.manual_seed(0)
     sizes = QUICK if quick else SIZES
@@ -43,8 +53,13 @@ def make_stack(layers: int, dtype: torch.dtype = torch.float32, quick: bool = Fa
         vocab_size=VOCABULARY,
         num_hidden_layers=layers,
     )
-    model = LlamaForCausalLM(config)
-    return model.to(dtype).train()
+    return _draw_llama(config).to(dtype).train()
+
+
+def _draw_llama(config: Any) -> nn.Module:
+    from transformers import LlamaForCausalLM
+
+    return LlamaForCausalLM(config)
 
 
 def make_batch(tokens: int, examples: int = 1) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ make_example(config, text)   one example: an image, `text` tokens, the last 4 of
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -14,15 +14,30 @@ from torch import Tensor
 SUPERVISED = 4  # tokens of an answer
 
 
+class VisionSizes(TypedDict):
+    """A CLIP vision tower's widths and depth, under their names in its configuration."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+
+
+class TextSizes(VisionSizes):
+    """Those of a Llama."""
+
+    num_key_value_heads: int
+    vocab_size: int
+
+
 def llava_7b(toy: bool = False) -> Any:
     """Return LLaVA-1.5-7B: CLIP ViT-L/14 at 336 pixels, Llama 2 7B."""
-    text = dict(_LLAMA_7B)
-    return _llava_config(toy, text, image_size=336)
+    return _llava_config(toy, _LLAMA_7B, image_size=336)
 
 
 def llava_1b(toy: bool = False) -> Any:
     """Return LLaVA with TinyLlama's widths, 24 layers: 1.7 B parameters and small images."""
-    text = {
+    text: TextSizes = {
         "hidden_size": 2048,
         "intermediate_size": 5632,
         "num_hidden_layers": 24,
@@ -72,7 +87,7 @@ def qwen_7b(toy: bool = False) -> Any:
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision)
 
 
-_LLAMA_7B = {
+_LLAMA_7B: TextSizes = {
     "hidden_size": 4096,
     "intermediate_size": 11008,
     "num_hidden_layers": 32,
@@ -82,10 +97,10 @@ _LLAMA_7B = {
 }
 
 
-def _llava_config(toy: bool, text: dict[str, int], image_size: int) -> Any:
+def _llava_config(toy: bool, text: TextSizes, image_size: int) -> Any:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-    vision = {
+    vision: VisionSizes = {
         "hidden_size": 1024,
         "intermediate_size": 4096,
         "num_hidden_layers": 24,
@@ -107,7 +122,7 @@ def _llava_config(toy: bool, text: dict[str, int], image_size: int) -> Any:
     return LlavaConfig(
         vision_config=CLIPVisionConfig(**vision, image_size=image_size, patch_size=14),
         text_config=LlamaConfig(**text),
-        image_token_id=32000,
+        image_token_index=32000,
         vision_feature_layer=-2,
     )
 
