@@ -155,7 +155,7 @@ def _find_named_option(
 ) -> Option | None:
     """Return the option that the first kind of place with labels names; None if there are none."""
     for finder in finders:
-        found = []
+        found: list[OptionLabels] = []
         for labels in finder(text):
             if labels and not is_denied(text, labels):
                 found.append(labels)
@@ -280,7 +280,7 @@ def _strip_markup(text: str) -> str:
 
 def _find_boxed_answers(text: str) -> list[str]:
     """Return the content of every box and answer tag."""
-    answers = []
+    answers: list[str] = []
     for found in _BOXED_ANSWER.finditer(text):
         contents = filter(None, found.groups())  # one group for each notation
         answers.append(next(contents, ""))

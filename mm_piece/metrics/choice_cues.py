@@ -41,9 +41,9 @@ CONCLUSIONS = (
     "clearly obviously likely correct daher deshalb folglich sondern wähle nehme denke glaube ist "
     "donc choisis pense est c'est entonces por_tanto por_lo_tanto sino elijo escojo creo es logo "
     "portanto escolho acho é quindi dunque scelgo penso è поэтому значит следовательно выбираю "
-    "думаю это kies dus wybieram seçiyorum pilih"
+    "думаю это kies dus wybieram seçiyorum pilih "
+    "leaves leaving leaves_us_with leaving_us_with"
 )
-CONCLUSIONS += " leaves leaving leaves_us_with leaving_us_with"
 CONCLUSIONS_BARE = "所以 因此 故 应 應 选 選 是 为 為 よって したがって 따라서 그러므로 ตอบ chọn"
 
 # "B is correct", "B ist richtig", "B是正确答案" …

@@ -16,7 +16,7 @@ MatrixMetric = Callable[[AccuracyMatrix], float | None]
 
 def learned_accuracy(matrix: AccuracyMatrix) -> float | None:
     """Return the mean of the diagonal: each task's score when it was learned (MFT)."""
-    scores = []
+    scores: list[float] = []
     for task in _list_seen_tasks(matrix):
         scores.append(matrix[task][task - 1])
     return _compute_mean(scores)
@@ -24,7 +24,7 @@ def learned_accuracy(matrix: AccuracyMatrix) -> float | None:
 
 def overall_performance(matrix: AccuracyMatrix) -> float | None:
     """Return the mean of the last row over the tasks seen: overall performance (OP, Last, MFN)."""
-    scores = []
+    scores: list[float] = []
     for task in _list_seen_tasks(matrix):
         scores.append(matrix[-1][task - 1])
     return _compute_mean(scores)
@@ -33,7 +33,7 @@ def overall_performance(matrix: AccuracyMatrix) -> float | None:
 def mean_average_accuracy(matrix: AccuracyMatrix) -> float | None:
     """Return the mean over the stages of the mean over the tasks seen by then."""
     # the average accuracy after each task, averaged over the run
-    averages = []
+    averages: list[float] = []
     for stage in _list_seen_tasks(matrix):
         seen_scores = matrix[stage][:stage]
         average = fmean(seen_scores)
@@ -46,7 +46,7 @@ def backward_transfer(matrix: AccuracyMatrix) -> float | None:
 
     A loss is below 0.
     """
-    gains = []
+    gains: list[float] = []
     for task in _list_seen_tasks(matrix)[:-1]:
         learned = matrix[task][task - 1]
         last = matrix[-1][task - 1]
@@ -58,7 +58,7 @@ def backward_transfer(matrix: AccuracyMatrix) -> float | None:
 def average_forgetting(matrix: AccuracyMatrix) -> float | None:
     """Return the earlier tasks' loss since the best position of each, the base included."""
     columns = list(zip(*matrix, strict=True))
-    losses = []
+    losses: list[float] = []
     for task in _list_seen_tasks(matrix)[:-1]:
         # `max` over all rows but the last, so that a gain counts as a negative loss
         *earlier, last = columns[task - 1]
@@ -68,7 +68,7 @@ def average_forgetting(matrix: AccuracyMatrix) -> float | None:
 
 def forward_transfer(matrix: AccuracyMatrix) -> float | None:
     """Return the forward transfer: the later tasks' gain over the base before their own turn."""
-    gains = []
+    gains: list[float] = []
     for task in _list_seen_tasks(matrix)[1:]:
         before = matrix[task - 1][task - 1]
         at_base = matrix[0][task - 1]
@@ -79,7 +79,7 @@ def forward_transfer(matrix: AccuracyMatrix) -> float | None:
 
 def summarise_matrix(matrix: AccuracyMatrix) -> dict[str, float | None]:
     """Return every metric of the matrix, by name, in the order of `CONVENTIONS`."""
-    values = {}
+    values: dict[str, float | None] = {}
     for name, metric in MATRIX_METRICS.items():
         values[name] = metric(matrix)
     return values

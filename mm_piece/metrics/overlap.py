@@ -14,7 +14,7 @@ def score_best_match(
     accepted: AcceptedAnswers,
 ) -> list[float]:
     """Return, for each prediction, its similarity to the most similar accepted answer."""
-    scores = []
+    scores: list[float] = []
     for prediction, answers in zip(predictions, accepted, strict=True):
         best = max(similarity(prediction, answer) for answer in answers)
         scores.append(float(best))
@@ -100,7 +100,7 @@ def score_bleu(
         )
         return min(1.0, result.score / 100)  # rounding reaches 100.00000000000004
 
-    scores = []
+    scores: list[float] = []
     for prediction, answers in zip(predictions, accepted, strict=True):
         scores.append(score_sentence(prediction, answers))
     return scores
@@ -126,8 +126,8 @@ def score_cider(
         raise RecipeError(message) from error
 
     # the library pairs texts by key, and splits them at white space
-    hypotheses = {}
-    references = {}
+    hypotheses: dict[int, list[str]] = {}
+    references: dict[int, list[str]] = {}
     pairs = zip(predictions, accepted, strict=True)
     for number, (prediction, answers) in enumerate(pairs):
         hypotheses[number] = [_tokenise_caption(prediction)]
@@ -140,7 +140,7 @@ def score_cider(
 
     scorer = Cider()
     _, scores = scorer.compute_score(references, hypotheses)
-    fractions = []
+    fractions: list[float] = []
     for score in scores:
         fraction = float(score) / 10
         fractions.append(min(1.0, fraction))

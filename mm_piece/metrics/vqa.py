@@ -65,7 +65,7 @@ def score_vqa(
     published with the data set, which leaves answers unprocessed where all annotators agree to the
     letter; here all are processed.
     """
-    scores = []
+    scores: list[float] = []
     for prediction, answers in zip(predictions, accepted, strict=True):
         scores.append(_score_soft_accuracy(prediction, answers))
     return scores
@@ -106,7 +106,7 @@ def normalise_vqa_answer(text: str) -> str:
         bare = bare.replace(mark, replacement)
     bare = re.sub(r"\.(?!\d)", "", bare)
 
-    tokens = []
+    tokens: list[str] = []
     for word in bare.split():
         token = _NUMBERS.get(word, word)
         if token not in _ARTICLES:

@@ -36,7 +36,7 @@ def normalise_text(text: str) -> str:
 
     # signs and points of numbers are the only punctuation that stays
     in_numbers = {match.start() for match in _SIGN_OR_POINT.finditer(bare)}
-    characters = []
+    characters: list[str] = []
     for position, char in enumerate(bare):
         if _is_word_character(char) or position in in_numbers:
             characters.append(char)
@@ -57,7 +57,7 @@ def split_words(text: str) -> list[str]:
     a–z.
     """
     folded = _fold_text(text)
-    characters = []
+    characters: list[str] = []
     for char in folded:
         if _is_word_character(char):
             characters.append(char)
