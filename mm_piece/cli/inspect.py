@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from mm_piece.cli.options import (
     show_rows,
     show_table,
 )
+
+if TYPE_CHECKING:
+    from mm_piece.deltas.comparison import Overlap
 
 
 @click.command()
@@ -185,7 +188,7 @@ def diff(
     _show_overlap(content["overlap"])
 
 
-def _show_overlap(overlap: dict[str, Any]) -> None:
+def _show_overlap(overlap: "Overlap") -> None:
     """Print how many entries each two deltas share, and how many of them they set differently."""
     tasks = overlap["tasks"]
 

@@ -27,6 +27,7 @@ MAX_TENSOR_SIZE = 2**62  # below it no sum of a position and a gap leaves int64
 _Bytes = bytes | memoryview
 _Gaps = NDArray[np.int64]
 _Indices = NDArray[np.signedinteger]
+_Plane = NDArray[np.uint8]
 _Symbols = NDArray[np.unsignedinteger]
 
 
@@ -85,12 +86,14 @@ def decode_indices(
 
 def encode_values(values: _Symbols, runs: bool = True) -> bytes:
     """Code unsigned integers of 1, 2, 4 or 8 bytes, plane by plane."""
-    single_bytes = np.ascontiguousarray(values).view(np.uint8)
-    planes = single_bytes.reshape(values.size, values.itemsize).T  # (width, count)
+    contiguous_values = np.ascontiguousarray(values)
+    single_bytes = np.frombuffer(contiguous_values.data, np.uint8)
+    by_value = np.reshape(single_bytes, (values.size, values.itemsize))
+    planes = np.transpose(by_value)  # (width, count)
 
-    coded = []
+    coded: list[bytes] = []
     for plane in planes:
-        contiguous = np.ascontiguousarray(plane)
+        contiguous: _Plane = np.ascontiguousarray(plane)
         coded.append(_encode_plane(contiguous, runs))
     return b"".join(coded)
 
@@ -198,20 +201,22 @@ def _read_values(
     width: int,
 ) -> tuple[_Symbols, memoryview]:
     """Decode `count` integers of `width` bytes; return them and the bytes that follow."""
-    planes = []
+    planes: list[_Bytes] = []
     for _ in range(width):
         plane, data = _read_plane(data, count)
         planes.append(plane)
 
     # allocated only now: until every plane has `count` bytes, a hostile file may claim any count
-    values = np.empty((count, width), np.uint8)
+    values = np.empty(count, f"<u{width}")
+    single_bytes = np.frombuffer(values.data, np.uint8)
+    by_value = np.reshape(single_bytes, (count, width))  # shares the memory of `values`
     for position, plane in enumerate(planes):
-        values[:, position] = np.frombuffer(plane, np.uint8)
-    return values.view(f"<u{width}").reshape(count), data  # (count, width) bytes -> (count,)
+        by_value[:, position] = np.frombuffer(plane, np.uint8)
+    return values, data
 
 
 def _encode_plane(
-    plane: NDArray[np.uint8],
+    plane: _Plane,
     runs: bool,
 ) -> bytes:
     """Code one plane in the shortest way: Huffman codes, run lengths or raw."""
@@ -227,7 +232,7 @@ def _encode_plane(
 
 
 def _deflate_plane(
-    plane: NDArray[np.uint8],
+    plane: _Plane,
     strategy: int,
 ) -> bytes:
     # negative window bits: a bare deflate stream, without zlib's header and checksum

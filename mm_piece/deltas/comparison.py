@@ -1,7 +1,7 @@
 """What two sets of changes have in common: counts per tensor and group, overlaps, conflicts."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from mm_piece.dtypes import view_bits
 from mm_piece.errors import MismatchError
 from mm_piece.families import GROUPS, group_of
 
-COUNT_KEYS = (
+CountKey = Literal["left", "right", "equal", "different"]
+COUNT_KEYS: tuple[CountKey, ...] = (
     "left",
     "right",
     "equal",
@@ -24,10 +25,44 @@ COUNT_KEYS = (
 )
 
 
+class Counts(TypedDict):
+    """Numbers of entries that two sides change, by `COUNT_KEYS`."""
+
+    left: int
+    right: int
+    equal: int
+    different: int
+
+
+class TensorCounts(Counts):
+    """Those of one tensor."""
+
+    name: str
+    group: str
+    shape: list[int]
+
+
+class Overlap(TypedDict):
+    """What each two of some deltas share: square matrices of numbers of entries."""
+
+    tasks: list[str]
+    entries: list[list[int]]
+    conflicts: list[list[int]]
+
+
+class PositionComparison(TypedDict):
+    """What `compare_positions` returns."""
+
+    same_base: bool
+    groups: dict[str, Counts]
+    overlap: Overlap
+    tensors: list[TensorCounts]
+
+
 def compare_positions(
     left: Sequence[Delta],
     right: Sequence[Delta],
-) -> dict[str, Any]:
+) -> PositionComparison:
     """Compare two positions, each given by the deltas that lead to it from the base.
 
     Counts are of entries, per tensor and per group: `left` and `right` are changed on that side
@@ -41,24 +76,24 @@ def compare_positions(
     right_entries = compose_deltas(right)
     _require_same_kind(deltas)
 
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for delta in deltas:
         shapes.update(delta.shapes)
 
-    tensors = []
+    tensors: list[TensorCounts] = []
     # in the order of the left side; tensors that only the right side changes come last
     names = dict.fromkeys([*left_entries, *right_entries])
     for name in names:
-        row = {
-            "name": name,
-            "group": group_of(name),
-            "shape": list(shapes[name]),
-        }
         counts = _count_changes(
             left_entries.get(name),
             right_entries.get(name),
         )
-        row.update(zip(COUNT_KEYS, counts, strict=True))
+        row: TensorCounts = {
+            "name": name,
+            "group": group_of(name),
+            "shape": list(shapes[name]),
+            **counts,
+        }
         tensors.append(row)
 
     bases = {delta.base for delta in deltas}
@@ -70,7 +105,7 @@ def compare_positions(
     }
 
 
-def count_overlap(deltas: Sequence[Delta]) -> dict[str, Any]:
+def count_overlap(deltas: Sequence[Delta]) -> Overlap:
     """Return how many entries each two deltas share, and how many of them they set differently.
 
     `entries` and `conflicts` are square matrices, one row and one column for each of `tasks`.
@@ -81,8 +116,8 @@ def count_overlap(deltas: Sequence[Delta]) -> dict[str, Any]:
         if not any(_is_same_delta(delta, earlier) for earlier in distinct):
             distinct.append(delta)
 
-    entries = []
-    conflicts = []
+    entries: list[list[int]] = []
+    conflicts: list[list[int]] = []
     for left in distinct:
         pairs = [_count_pair(left, right) for right in distinct]
         entries.append([num_shared for num_shared, _ in pairs])
@@ -130,7 +165,7 @@ def _is_same_delta(left: Delta, right: Delta) -> bool:
 
 def _require_same_kind(deltas: Sequence[Delta]) -> None:
     """Raise MismatchError unless each tensor has one shape and dtype in all deltas."""
-    kinds: dict[str, tuple[Any, ...]] = {}
+    kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     for delta in deltas:
         for name, shape in delta.shapes.items():
             kind = (shape, delta.values[name].dtype)
@@ -142,12 +177,15 @@ def _require_same_kind(deltas: Sequence[Delta]) -> None:
 def _count_changes(
     left: tuple[Tensor, Tensor] | None,
     right: tuple[Tensor, Tensor] | None,
-) -> tuple[int, int, int, int]:
-    """Return the counts of one tensor, in the order of `COUNT_KEYS`."""
+) -> Counts:
+    """Return the counts of one tensor."""
     if left is None or right is None:
-        num_left = len(left[0]) if left else 0
-        num_right = len(right[0]) if right else 0
-        return num_left, num_right, 0, 0
+        return {
+            "left": len(left[0]) if left else 0,
+            "right": len(right[0]) if right else 0,
+            "equal": 0,
+            "different": 0,
+        }
 
     left_indices, left_values = left
     right_indices, right_values = right
@@ -159,20 +197,20 @@ def _count_changes(
     right_bits = view_bits(right_values)[in_left]
     num_equal = int((left_bits == right_bits).sum())
     num_shared = int(in_right.sum())
-    return (
-        len(in_right) - num_shared,
-        len(in_left) - num_shared,
-        num_equal,
-        num_shared - num_equal,
-    )
+    return {
+        "left": len(in_right) - num_shared,
+        "right": len(in_left) - num_shared,
+        "equal": num_equal,
+        "different": num_shared - num_equal,
+    }
 
 
 def _sum_group(
-    tensors: Sequence[dict[str, Any]],
+    tensors: Sequence[TensorCounts],
     group: str,
-) -> dict[str, int]:
+) -> Counts:
     """Return the counts of all tensors of one group, added up."""
-    totals: dict[str, int] = dict.fromkeys(COUNT_KEYS, 0)
+    totals: Counts = {"left": 0, "right": 0, "equal": 0, "different": 0}
     for tensor in tensors:
         if tensor["group"] == group:
             for key in COUNT_KEYS:

@@ -21,7 +21,12 @@ import torch
 from torch import Tensor
 
 from mm_piece.deltas import file as deltafile
-from mm_piece.deltas.header import DELTA_DTYPES, index_dtype
+from mm_piece.deltas.header import (
+    DELTA_DTYPES,
+    TensorRecord,
+    index_dtype,
+    make_tensor_record,
+)
 from mm_piece.distributed import (
     gather_entries,
     gathered_parameters,
@@ -29,7 +34,7 @@ from mm_piece.distributed import (
     scatter_entries,
     shape_of,
 )
-from mm_piece.dtypes import SAFETENSORS_NAMES, dtype_name, view_bits
+from mm_piece.dtypes import dtype_name, view_bits
 from mm_piece.errors import (
     BaseError,
     DamageError,
@@ -44,6 +49,7 @@ from mm_piece.files import atomic
 
 FINGERPRINT_SAMPLES = 64  # entries of each tensor; a small one gives up to twice as many
 
+NamedTensors = Mapping[str, Tensor]
 _Summary = tuple[Sequence[int], torch.dtype, Tensor | str]  # shape, dtype, content or its SHA-256
 
 
@@ -72,15 +78,15 @@ def compute_digest(tensor: Tensor) -> str:
 
 
 def compute_fingerprint(
-    tensors: Mapping[str, Tensor],
-    index: Mapping[str, Tensor] = MappingProxyType({}),
-    values: Mapping[str, Tensor] = MappingProxyType({}),
+    tensors: NamedTensors,
+    index: NamedTensors = MappingProxyType({}),
+    values: NamedTensors = MappingProxyType({}),
 ) -> str:
     """Return a base's identity at a glance: names, shapes, dtypes, a sample of each tensor.
 
     At the sorted entries `index` a tensor counts as if it had `values`.
     """
-    summaries = {}
+    summaries: dict[str, _Summary] = {}
     for name, tensor in tensors.items():
         shape = shape_of(tensor)
         size = shape.numel()
@@ -98,7 +104,7 @@ def compute_fingerprint(
     return compute_identity(summaries)
 
 
-def compute_full_digest(tensors: Mapping[str, Tensor]) -> str:
+def compute_full_digest(tensors: NamedTensors) -> str:
     """Return a base's identity down to the last bit; reads everything."""
     summaries: dict[str, _Summary] = {}
     for name, tensor in tensors.items():
@@ -163,23 +169,23 @@ class Delta:
     @classmethod
     def from_change(
         cls,
-        indices: Mapping[str, Tensor],
-        before: Mapping[str, Tensor],
-        after: Mapping[str, Tensor],
+        indices: NamedTensors,
+        before: NamedTensors,
+        after: NamedTensors,
         shapes: Mapping[str, Sequence[int]],
         *,
         task: str,
         base: str,
-        info: Mapping[str, Any],
+        info: Mapping[str, object],
         parent: str = "",
     ) -> "Delta":
         """Build a delta of the selected entries whose bits changed.
 
         `info` gets the counts `selected` and `unchanged`.
         """
-        changed_indices = {}
-        new_values = {}
-        digests = {}
+        changed_indices: dict[str, Tensor] = {}
+        new_values: dict[str, Tensor] = {}
+        digests: dict[str, str] = {}
         for name, selected in indices.items():
             changed, old, new = _filter_changed(
                 name,
@@ -204,7 +210,11 @@ class Delta:
             task=task,
             base=base,
             parent=parent,
-            info={**info, "selected": num_selected, "unchanged": num_selected - num_changed},
+            info={
+                **info,
+                "selected": num_selected,
+                "unchanged": num_selected - num_changed,
+            },
         )
 
     @property
@@ -212,12 +222,12 @@ class Delta:
         """Number of entries that the delta changes."""
         return sum(map(len, self.indices.values()))
 
-    def require_applicable(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def require_applicable(self, tensors: NamedTensors) -> dict[str, Tensor]:
         """Raise DeltaError unless every tensor holds the values that this delta starts from.
 
         Returns those values: {name: 1-D tensor on the CPU}, in index order. Writes nothing.
         """
-        before = {}
+        before: dict[str, Tensor] = {}
         for name, index in self.indices.items():
             if name not in tensors:
                 raise MismatchError(f"task {self.task!r} changes {name}, which is not there")
@@ -263,29 +273,32 @@ class Delta:
         if found == self.before[name]:
             return
 
-        error = OrderError if self.parent else BaseError
-        start = f"delta {self.parent[:12]}…" if self.parent else f"base {self.base[:12]}…"
+        if self.parent:
+            error = OrderError
+            start = f"delta {self.parent[:12]}…"
+        else:
+            error = BaseError
+            start = f"base {self.base[:12]}…"
         raise error(
             f"task {self.task!r} starts from {start}, which is not what stands here: {name}: "
             f"SHA-256 before: expected {self.before[name][:12]}…, found {found[:12]}…"
         )
 
-    def apply(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def apply(self, tensors: NamedTensors) -> dict[str, Tensor]:
         """Check everything, then write the new values in place: all of them or none.
 
         Returns the values before, as `require_applicable` does: at `indices` they undo the delta.
         """
         before = self.require_applicable(tensors)
-        writes = []
-        for name, index in self.indices.items():
-            writes.append((tensors[name], index, self.values[name]))
-        scatter_entries(writes)
+        scatter_entries(
+            (tensors[name], index, self.values[name]) for name, index in self.indices.items()
+        )
         return before
 
     def to_bytes(self, codec: str = "gap") -> bytes:
         """Return the file's content; the same delta gives the same bytes."""
-        records = {}
-        entries = {}
+        records: dict[str, TensorRecord] = {}
+        entries: deltafile.Entries = {}
         for name, shape in self.shapes.items():
             values = self.values[name]
             records[name] = make_tensor_record(shape, values, self.before[name])
@@ -304,8 +317,8 @@ class Delta:
     @classmethod
     def from_bytes(cls, data: bytes, origin: str = "delta") -> "Delta":
         """Validate and decode a file's content; `origin` names it in errors."""
-        shapes = {}
-        before = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        before: dict[str, str] = {}
         try:
             header, entries = deltafile.unpack_delta(data)
             for name, record in header["tensors"].items():
@@ -343,20 +356,6 @@ class Delta:
         except OSError as error:
             raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
         return cls.from_bytes(data, origin=str(path))
-
-
-def make_tensor_record(
-    shape: Sequence[int],
-    values: Tensor,
-    before: str,
-) -> dict[str, Any]:
-    """Build one tensor's record for a delta file's header."""
-    return {
-        "shape": list(shape),
-        "dtype": SAFETENSORS_NAMES[values.dtype],
-        "entries": len(values),
-        "before": before,
-    }
 
 
 def _filter_changed(

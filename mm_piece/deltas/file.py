@@ -12,11 +12,12 @@ import hashlib
 import io
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from mm_piece.deltas import codec as coding
 from mm_piece.deltas import header as deltaheader
-from mm_piece.deltas.header import DELTA_DTYPES, index_dtype
+from mm_piece.deltas.header import DELTA_DTYPES, DeltaHeader, TensorRecord, index_dtype
 from mm_piece.dtypes import SAFETENSORS_NAMES, view_bits
 from mm_piece.errors import DamageError, FormatError, format_value
 from mm_piece.files import safetensors as tensorfile
@@ -32,6 +33,9 @@ from mm_piece.files.atomic import naming_errors
 from mm_piece.files.safetensors import TensorSpec
 
 Entries = dict[str, tuple[Tensor, Tensor]]  # name -> indices, values
+# indices, values -> coded rows, and back
+Encoder = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Decoder = Callable[[Tensor, Tensor, TensorRecord], tuple[Tensor, Tensor]]
 
 # What stands between the header's length (8 bytes) and the checksum (64 hex digits).
 OPENING = b'{"__metadata__":{"mm_piece":"{\\"sha256\\":\\"'
@@ -50,7 +54,7 @@ _CHUNK = 2**24  # bytes copied at a time
 
 
 def pack_delta(
-    header: Mapping[str, Any],
+    header: Mapping[str, object],
     entries: Entries,
     codec: str = "gap",
 ) -> bytes:
@@ -99,7 +103,7 @@ class DeltaPacker:
 
     def write_file(
         self,
-        header: Mapping[str, Any],
+        header: Mapping[str, object],
         file: BinaryIO,
     ) -> None:
         """Write the whole file, then its checksum into the place that the header leaves for it."""
@@ -127,7 +131,7 @@ class DeltaPacker:
             yield self._spool.read(size)
 
 
-def unpack_delta(data: bytes) -> tuple[dict[str, Any], Entries]:
+def unpack_delta(data: bytes) -> tuple[DeltaHeader, Entries]:
     """Validate a file's content and return its header and entries.
 
     Raises FormatError for another format or version, DamageError for altered content.
@@ -153,7 +157,7 @@ def unpack_delta(data: bytes) -> tuple[dict[str, Any], Entries]:
 def packing_delta(
     path: Path,
     codec: str = "gap",
-) -> Iterator[DeltaPacker]:
+) -> Generator[DeltaPacker]:
     """Open a packer whose spool lies beside the file to come, on the same disk."""
     try:
         spool = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 - entered below
@@ -179,7 +183,7 @@ def _compute_checksum(data: bytes) -> bytes:
 
 def _read_entries(
     data: bytes,
-    records: dict[str, dict[str, Any]],
+    records: Mapping[str, TensorRecord],
     codec: str,
 ) -> Entries:
     """Decode the entries of every tensor; `records` are the header's."""
@@ -193,7 +197,7 @@ def _read_entries(
     if payload.keys() != expected:
         raise DamageError("the file's tensors are not those that its header names")
 
-    entries = {}
+    entries: Entries = {}
     for name, record in records.items():
         coded_indices = payload[f"{name}.indices"]
         coded_values = payload[f"{name}.values"]
@@ -212,7 +216,8 @@ def _encode_gap(
     flat_indices = indices.numpy()
     coded_indices = coding.encode_indices(flat_indices)
     bits = view_bits(values).numpy()
-    coded_values = coding.encode_values(bits.view(f"<u{values.itemsize}"))
+    patterns = np.frombuffer(bits.data, f"<u{values.itemsize}")
+    coded_values = coding.encode_values(patterns)
 
     # without runs an index takes a bit at least, so that the reader's bound holds
     num_bytes = len(coded_indices) + len(coded_values)
@@ -230,7 +235,7 @@ def _to_byte_tensor(coded: bytes) -> Tensor:
 def _decode_gap(
     indices: Tensor,
     values: Tensor,
-    record: dict[str, Any],
+    record: TensorRecord,
 ) -> tuple[Tensor, Tensor]:
     """Decode a tensor's entries from two rows of bytes."""
     for row in (indices, values):
@@ -257,8 +262,8 @@ def _decode_gap(
     )
 
     # as signed integers: torch supports unsigned ones of two bytes and more only in part
-    bits = torch.from_numpy(patterns.view(f"<i{dtype.itemsize}"))
-    flat_indices = torch.from_numpy(positions)
+    bits = torch.as_tensor(np.frombuffer(patterns.data, f"<i{dtype.itemsize}"))
+    flat_indices = torch.as_tensor(positions)
     return flat_indices.to(index_dtype(size)), bits.view(dtype)
 
 
@@ -272,7 +277,7 @@ def _encode_raw(
 def _decode_raw(
     indices: Tensor,
     values: Tensor,
-    record: dict[str, Any],
+    record: TensorRecord,
 ) -> tuple[Tensor, Tensor]:
     expected_shape = (record["entries"],)
     expected_dtype = DELTA_DTYPES[record["dtype"]]
@@ -281,14 +286,14 @@ def _decode_raw(
     return indices, values
 
 
-def _find_coders(codec: str) -> tuple[Any, Any]:
+def _find_coders(codec: str) -> tuple[Encoder, Decoder]:
     if codec not in CODECS:
         raise FormatError(f"unknown codec {format_value(codec)}; known: {', '.join(CODECS)}")
     return CODECS[codec]
 
 
 # name -> encoder, decoder of one tensor's entries
-CODECS = {
+CODECS: dict[str, tuple[Encoder, Decoder]] = {
     "gap": (_encode_gap, _decode_gap),
     "raw": (_encode_raw, _decode_raw),
 }

@@ -7,11 +7,13 @@ All conversions between a delta and a file, in both directions, are in this modu
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
 
 from mm_piece.errors import FormatError, format_value
+from mm_piece.files.strict_json import JSON
+
+Shapes = Mapping[str, Sequence[int]]  # by the weights' names
 
 # A key of a delta's info and of a store's base: a transposable weight's name -> its shape in files.
 LAYOUT_KEY = "file_shapes"
@@ -50,13 +52,13 @@ def transpose_positions(
 
 def layout_of(
     names: Iterable[str],
-    shapes: Mapping[str, Sequence[int]],
-) -> dict[str, Any]:
+    shapes: Shapes,
+) -> dict[str, dict[str, list[int]]]:
     """Return the field of a delta's info that records how files hold its transposable weights.
 
     `shapes` are those that weights have in files. Without a transposable weight there is no field.
     """
-    known = {}
+    known: dict[str, list[int]] = {}
     for name in names:
         if may_be_transposed(name) and name in shapes:
             known[name] = list(shapes[name])
@@ -69,7 +71,7 @@ def layout_of(
 def find_file_shape(
     name: str,
     shape: Sequence[int],
-    layout: Any,
+    layout: JSON | Shapes,
 ) -> Sequence[int]:
     """Return the shape that a weight of the model's `shape` has in the base's files.
 

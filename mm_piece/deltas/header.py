@@ -3,20 +3,21 @@
 import json
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import torch
+from torch import Tensor
 
 from mm_piece.deltas.codec import MAX_TENSOR_SIZE
-from mm_piece.dtypes import SAFETENSORS_DTYPES
+from mm_piece.dtypes import SAFETENSORS_DTYPES, SAFETENSORS_NAMES
 from mm_piece.errors import (
     DamageError,
     FormatError,
     TruncatedError,
     format_value,
 )
-from mm_piece.files.strict_json import parse_json
+from mm_piece.files.strict_json import is_object, parse_json
 
 FORMAT_VERSION = "1"
 HEADER_FIELDS = {
@@ -51,12 +52,48 @@ _MAX_NDIM = 64  # what PyTorch has
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+class TensorRecord(TypedDict):
+    """What a header says of one tensor: `TENSOR_FIELDS`."""
+
+    shape: list[int]
+    dtype: str
+    entries: int
+    before: str
+
+
+class DeltaHeader(TypedDict):
+    """What a file's header says: `HEADER_FIELDS`."""
+
+    sha256: str
+    format: str
+    codec: str
+    task: str
+    base: str
+    parent: str
+    info: dict[str, Any]
+    tensors: dict[str, TensorRecord]
+
+
 def index_dtype(size: int) -> torch.dtype:
     """Return the dtype of flat indices into a tensor of `size` entries."""
     return torch.int32 if size < 2**31 else torch.int64
 
 
-def serialise_header(header: Mapping[str, Any]) -> str:
+def make_tensor_record(
+    shape: Sequence[int],
+    values: Tensor,
+    before: str,
+) -> TensorRecord:
+    """Build one tensor's record for a delta file's header."""
+    return {
+        "shape": list(shape),
+        "dtype": SAFETENSORS_NAMES[values.dtype],
+        "entries": len(values),
+        "before": before,
+    }
+
+
+def serialise_header(header: Mapping[str, object]) -> str:
     """Return a header as JSON, with 64 zeros in front, where the checksum's place is known.
 
     Raises FormatError for what is not plain JSON, DamageError for what no reader would accept.
@@ -79,9 +116,10 @@ def serialise_header(header: Mapping[str, Any]) -> str:
     return f'{{"sha256":"{empty_checksum}",{plain[1:]}'
 
 
-def parse_header(data: bytes) -> dict[str, Any]:
+def parse_header(data: bytes) -> DeltaHeader:
     """Return what `mm_piece` holds, of a known version, in a file as long as it promises to be.
 
+    All else about its fields is for `require_valid_header` to check.
     Raises TruncatedError, DamageError, FormatError.
     """
     start = 8 + int.from_bytes(data[:8], "little")
@@ -89,7 +127,7 @@ def parse_header(data: bytes) -> dict[str, Any]:
     try:
         content = parse_json(data[8:start])
         metadata = content.pop("__metadata__")
-        header = parse_json(metadata["mm_piece"])
+        header: DeltaHeader = parse_json(metadata["mm_piece"])
 
         end = 0
         for record in content.values():
@@ -99,7 +137,7 @@ def parse_header(data: bytes) -> dict[str, Any]:
         raise DamageError(f"altered header: {format_value(error)}") from error
 
     _require_length(data, start + end)
-    if type(header) is not dict or header.get("format") != FORMAT_VERSION:
+    if not _is_of_known_version(header):
         raise FormatError(f"a delta of an unknown format version; known: {FORMAT_VERSION}")
     return header
 
@@ -119,6 +157,10 @@ def require_valid_header(header: Mapping[str, Any]) -> None:
         _require_plausible(name, record)
 
 
+def _is_of_known_version(header: object) -> bool:
+    return is_object(header) and header.get("format") == FORMAT_VERSION
+
+
 def _require_length(data: bytes, expected: int) -> None:
     if len(data) < expected:
         raise TruncatedError(f"truncated: {expected} bytes expected, {len(data)} found")
@@ -126,12 +168,12 @@ def _require_length(data: bytes, expected: int) -> None:
 
 def _require_fields(
     name: str,
-    record: Any,
+    record: object,
     fields: dict[str, type],
 ) -> None:
     """Raise DamageError unless a record has exactly these fields, each of exactly its type."""
-    found = {}
-    if type(record) is dict:
+    found: dict[str, type] = {}
+    if is_object(record):
         # types by identity: a bool is no int here
         found = {key: type(value) for key, value in record.items()}
     if found != fields:

@@ -51,7 +51,7 @@ def compose_deltas(deltas: Iterable[Delta]) -> Entries:
     for delta in deltas:
         names.update(dict.fromkeys(delta.indices))
 
-    composed = {}
+    composed: Entries = {}
     for name in names:
         touching = _find_touching(deltas, name)
         composed[name] = _compose_tensor(name, touching)
@@ -120,9 +120,9 @@ def merge_deltas(
     """
     require_mergeable(deltas, rule)
 
-    merged = {}
+    merged: dict[str, Tensor] = {}
     for name, values in base.items():
-        changes = []
+        changes: list[TensorChange] = []
         for delta in _find_touching(deltas, name):
             positions = torch.searchsorted(index[name], delta.indices[name])
             replaced = gather_entries(values, positions)
@@ -157,7 +157,7 @@ def require_agreement(deltas: Sequence[Delta]) -> None:
 
 
 def _require_pair_agreement(left: Delta, right: Delta) -> None:
-    conflicts = {}
+    conflicts: dict[str, Tensor] = {}
     for name in left.indices:
         found = find_conflicts(left, right, name)
         if len(found):

@@ -7,7 +7,7 @@ a link.
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -22,7 +22,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def writing_atomically(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+def writing_atomically(path: Path, durable: bool = True) -> Generator[BinaryIO]:
     """Open a file that is there whole once the block ends, and not at all if it raises.
 
     A `durable` one survives a power cut.
@@ -56,7 +56,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def naming_errors(path: Path, *others: Path) -> Iterator[None]:
+def naming_errors(path: Path, *others: Path) -> Generator[None]:
     """Make OSErrors name `path` while the block runs, if they name no file or one of `others`.
 
     An OSError of a full disk names no file.
@@ -76,7 +76,7 @@ def _with_path(error: OSError, path: Path) -> OSError:
 
 
 @contextmanager
-def creating_folder(path: Path) -> Iterator[Path]:
+def creating_folder(path: Path) -> Generator[Path]:
     """Create a folder that is there whole once the block ends, and not at all if it raises.
 
     An empty one may lie there. An OSError about what the block writes names `path`.
@@ -97,7 +97,7 @@ def creating_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def reporting_os_errors(path: Path) -> Iterator[None]:
+def reporting_os_errors(path: Path) -> Generator[None]:
     """Turn OSErrors into a StoreError of one line while the block runs."""
     try:
         yield

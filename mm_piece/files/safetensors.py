@@ -9,10 +9,14 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypedDict
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
 from torch import Tensor
 
 from mm_piece.dtypes import SAFETENSORS_DTYPES, view_bits
@@ -32,6 +36,39 @@ _HEADER_ERRORS = (
     RecursionError,
 )
 _DTYPE_ORDER = {name: rank for rank, name in enumerate(SAFETENSORS_DTYPES)}
+
+
+class _TensorRecord(TypedDict):
+    """One tensor in a header; the offsets are those of its first byte and of the one behind it."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
+
+
+class OpenTensors(Protocol):
+    """A file that the safetensors library has opened, which does not say types itself."""
+
+    def __enter__(self) -> "OpenTensors": ...
+
+    def __exit__(self, kind: object, error: object, trace: object, /) -> object: ...
+
+    def metadata(self) -> dict[str, str] | None:
+        """Return the texts of the header."""
+        ...
+
+    def keys(self) -> list[str]:
+        """Return the tensors' names."""
+        ...
+
+    def get_tensor(self, name: str) -> Tensor:
+        """Read one tensor."""
+        ...
+
+
+def open_tensors(file: Path) -> OpenTensors:
+    """Open a file with the safetensors library, to read its tensors one by one."""
+    return safe_open(file, "pt")
 
 
 @dataclass(frozen=True)
@@ -63,7 +100,7 @@ def build_header(
     metadata: Mapping[str, str],
 ) -> bytes:
     """Return the opening of a file whose data are those of `specs`, in this order."""
-    content: dict[str, Any] = {"__metadata__": dict(metadata)}
+    content: dict[str, _TensorRecord | dict[str, str]] = {"__metadata__": dict(metadata)}
     start = 0
     for spec in specs:
         stop = start + spec.nbytes
@@ -117,7 +154,7 @@ class TensorLocation:
             for first in range(0, self.size, max_entries):
                 count = min(max_entries, self.size - first)
                 piece = torch.empty(count, dtype=self.dtype)
-                _read_exactly(file, _byte_view(piece), self.file)
+                _read_exactly(file, _byte_view(piece).data, self.file)
                 yield first, piece
 
     def sample_entries(self, step: int) -> Tensor:
@@ -126,7 +163,7 @@ class TensorLocation:
             return self.gather_entries(range(0, self.size, step))
 
         # several samples lie in each page, so all is read anyway
-        samples = []
+        samples: list[Tensor] = []
         for first, piece in self.iter_slices():
             offset = -first % step  # from the slice's first entry to the next multiple of `step`
             samples.append(piece[offset::step])
@@ -138,11 +175,11 @@ class TensorLocation:
         """Return the entries at flat positions, in that order, reading them one by one."""
         itemsize = self.dtype.itemsize
         found = torch.empty(len(positions), dtype=self.dtype)
-        buffers = _byte_view(found).reshape(len(found), itemsize)
+        buffers = np.reshape(_byte_view(found), (len(found), itemsize))
         with self.file.open("rb", buffering=0) as file:
             for position, buffer in zip(positions, buffers, strict=True):
                 file.seek(self.start + position * itemsize)
-                _read_exactly(file, buffer, self.file)
+                _read_exactly(file, buffer.data, self.file)
         return found
 
 
@@ -206,7 +243,7 @@ def read_tensor_locations(path: Path) -> dict[str, TensorLocation]:
 
         content = parse_json(text)
         content.pop("__metadata__", None)
-        found = {}
+        found: dict[str, TensorLocation] = {}
         for name, record in content.items():
             found[name] = _parse_location(path, 8 + length, record)
     except OSError as error:
@@ -223,7 +260,7 @@ def read_tensor_locations(path: Path) -> dict[str, TensorLocation]:
 def _parse_location(
     path: Path,
     origin: int,
-    record: dict[str, Any],
+    record: _TensorRecord,
 ) -> TensorLocation:
     """Return the place that a header's record gives; offsets in it count from `origin`."""
     if record["dtype"] not in SAFETENSORS_DTYPES:
@@ -243,21 +280,21 @@ def _parse_location(
     return location
 
 
-def _byte_view(tensor: Tensor) -> Any:
-    """Return a tensor's memory as a numpy row of bytes."""
-    return view_bits(tensor).numpy().view("u1")
+def _byte_view(tensor: Tensor) -> NDArray[np.uint8]:
+    """Return a tensor's memory as a row of bytes."""
+    single_bytes: NDArray[np.uint8] = view_bits(tensor).view(torch.uint8).numpy()
+    return single_bytes
 
 
 def _read_exactly(
-    file: Any,
-    buffer: Any,
+    file: FileIO,
+    buffer: memoryview,
     path: Path,
 ) -> None:
     """Fill a buffer from a file; raise ModelError if the file ends before."""
-    view = memoryview(buffer)
     # one read returns at most 2 GiB
-    while len(view):
-        count = file.readinto(view)
+    while len(buffer):
+        count = file.readinto(buffer)
         if not count:
             raise ModelError(f"{path}: truncated: it ended while a tensor was read")
-        view = view[count:]
+        buffer = buffer[count:]

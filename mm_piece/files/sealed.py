@@ -7,20 +7,29 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeGuard
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
 from mm_piece.files import atomic
+from mm_piece.files.safetensors import open_tensors
+from mm_piece.files.strict_json import JSON
+
+
+class _Record(TypedDict):
+    """What a file's metadata say."""
+
+    facts: dict[str, Any]
+    sha256: str
 
 
 def write_checksummed(
     file: Path,
     tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, Any],
+    metadata: Mapping[str, object],
 ) -> None:
     """Write tensors and plain facts about them, whole or not at all.
 
@@ -38,23 +47,25 @@ def write_checksummed(
 
 def read_checksummed(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Return the tensors and facts as they were written; None if the file is absent or altered."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     try:
-        with safe_open(file, "pt") as opened:
+        with open_tensors(file) as opened:
             metadata = opened.metadata() or {}
-            record = json.loads(metadata.get("sealed", "{}"))
+            record: JSON = json.loads(metadata.get("sealed", "{}"))
             for name in opened.keys():  # noqa: SIM118 - the file is no mapping
                 tensors[name] = opened.get_tensor(name)
     except (OSError, SafetensorError, ValueError):
         return None
 
-    if type(record) is not dict:
-        return None
-    if record.keys() != {"facts", "sha256"}:
+    if not _is_record(record):
         return None
     if record["sha256"] != _hash_tensors(tensors):
         return None
     return tensors, record["facts"]
+
+
+def _is_record(content: JSON) -> TypeGuard[_Record]:
+    return type(content) is dict and content.keys() == {"facts", "sha256"}
 
 
 def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -3,20 +3,22 @@
 import json
 import math
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TypeAlias, TypeGuard
 
 from mm_piece.errors import format_value
+
+JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
 
 _MAX_DEPTH = 64  # objects and lists in one another
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the content of a JSON text.
+    """Return the content of a JSON text; what it must be is for the caller to say and to check.
 
     Raises ValueError for `NaN`, `1e999`, a name that occurs twice and any text that is no JSON;
     RecursionError or ValueError for content that is nested too deep.
     """
-    content = json.loads(
+    content: JSON = json.loads(
         text,
         parse_float=_parse_finite,
         parse_constant=_parse_finite,
@@ -26,7 +28,7 @@ def parse_json(text: str | bytes) -> Any:
     return content
 
 
-def require_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def require_unique_names(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
     """Return an object of names and values; raise ValueError if a name occurs twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
@@ -36,7 +38,12 @@ def require_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _require_shallow_nesting(content: Any) -> None:
+def is_object(content: object) -> TypeGuard[dict[str, object]]:
+    """Return whether parsed content is an object of JSON."""
+    return type(content) is dict
+
+
+def _require_shallow_nesting(content: JSON) -> None:
     """Raise ValueError for content whose depth might exhaust the stack of a recursive function."""
     # level by level, since recursion is what must not fail here
     level = [content]
@@ -47,7 +54,7 @@ def _require_shallow_nesting(content: Any) -> None:
     raise ValueError(f"not plain JSON: nested deeper than {_MAX_DEPTH}")
 
 
-def _children_of(item: Any) -> Collection[Any]:
+def _children_of(item: JSON) -> Collection[JSON]:
     """Return the items of a list or the values of an object; nothing for anything else."""
     if isinstance(item, dict):
         return item.values()

@@ -11,29 +11,33 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 AccuracyMatrix = Sequence[Sequence[float]]
+Scores = list[float]
+Summary = dict[str, float | None]  # name of a metric -> its value
 MatrixMetric = Callable[[AccuracyMatrix], float | None]
 
 
 def learned_accuracy(matrix: AccuracyMatrix) -> float | None:
     """Return the mean of the diagonal: each task's score when it was learned (MFT)."""
-    scores: list[float] = []
+    scores: Scores = []
     for task in _list_seen_tasks(matrix):
-        scores.append(matrix[task][task - 1])
+        learned = matrix[task][task - 1]
+        scores.append(learned)
     return _compute_mean(scores)
 
 
 def overall_performance(matrix: AccuracyMatrix) -> float | None:
     """Return the mean of the last row over the tasks seen: overall performance (OP, Last, MFN)."""
-    scores: list[float] = []
+    scores: Scores = []
     for task in _list_seen_tasks(matrix):
-        scores.append(matrix[-1][task - 1])
+        last = matrix[-1][task - 1]
+        scores.append(last)
     return _compute_mean(scores)
 
 
 def mean_average_accuracy(matrix: AccuracyMatrix) -> float | None:
     """Return the mean over the stages of the mean over the tasks seen by then."""
     # the average accuracy after each task, averaged over the run
-    averages: list[float] = []
+    averages: Scores = []
     for stage in _list_seen_tasks(matrix):
         seen_scores = matrix[stage][:stage]
         average = fmean(seen_scores)
@@ -46,7 +50,7 @@ def backward_transfer(matrix: AccuracyMatrix) -> float | None:
 
     A loss is below 0.
     """
-    gains: list[float] = []
+    gains: Scores = []
     for task in _list_seen_tasks(matrix)[:-1]:
         learned = matrix[task][task - 1]
         last = matrix[-1][task - 1]
@@ -58,17 +62,18 @@ def backward_transfer(matrix: AccuracyMatrix) -> float | None:
 def average_forgetting(matrix: AccuracyMatrix) -> float | None:
     """Return the earlier tasks' loss since the best position of each, the base included."""
     columns = list(zip(*matrix, strict=True))
-    losses: list[float] = []
+    losses: Scores = []
     for task in _list_seen_tasks(matrix)[:-1]:
         # `max` over all rows but the last, so that a gain counts as a negative loss
         *earlier, last = columns[task - 1]
-        losses.append(max(earlier) - last)
+        loss = max(earlier) - last
+        losses.append(loss)
     return _compute_mean(losses)
 
 
 def forward_transfer(matrix: AccuracyMatrix) -> float | None:
     """Return the forward transfer: the later tasks' gain over the base before their own turn."""
-    gains: list[float] = []
+    gains: Scores = []
     for task in _list_seen_tasks(matrix)[1:]:
         before = matrix[task - 1][task - 1]
         at_base = matrix[0][task - 1]
@@ -77,9 +82,9 @@ def forward_transfer(matrix: AccuracyMatrix) -> float | None:
     return _compute_mean(gains)
 
 
-def summarise_matrix(matrix: AccuracyMatrix) -> dict[str, float | None]:
+def summarise_matrix(matrix: AccuracyMatrix) -> Summary:
     """Return every metric of the matrix, by name, in the order of `CONVENTIONS`."""
-    values: dict[str, float | None] = {}
+    values: Summary = {}
     for name, metric in MATRIX_METRICS.items():
         values[name] = metric(matrix)
     return values

@@ -6,16 +6,18 @@ from mm_piece.errors import RecipeError
 from mm_piece.metrics.words import normalise_text, space_cjk, split_words
 
 AcceptedAnswers = Sequence[Sequence[str]]  # for each prediction, one answer at least
+Scores = list[float]  # of each prediction
 
 
 def score_best_match(
     similarity: Callable[[str, str], float],
     predictions: Sequence[str],
     accepted: AcceptedAnswers,
-) -> list[float]:
+) -> Scores:
     """Return, for each prediction, its similarity to the most similar accepted answer."""
-    scores: list[float] = []
-    for prediction, answers in zip(predictions, accepted, strict=True):
+    scores: Scores = []
+    pairs = zip(predictions, accepted, strict=True)
+    for prediction, answers in pairs:
         best = max(similarity(prediction, answer) for answer in answers)
         scores.append(float(best))
     return scores
@@ -24,7 +26,7 @@ def score_best_match(
 def score_exact(
     predictions: Sequence[str],
     accepted: AcceptedAnswers,
-) -> list[float]:
+) -> Scores:
     """Return 1 where the normalised prediction equals a normalised accepted answer, else 0."""
 
     def is_equal(prediction: str, answer: str) -> bool:
@@ -37,7 +39,7 @@ def score_exact(
 def score_rouge_l(
     predictions: Sequence[str],
     accepted: AcceptedAnswers,
-) -> list[float]:
+) -> Scores:
     """Return ROUGE-L: F1 of the longest common subsequence of words, best of the accepted answers.
 
     With L words in common out of m and n that is 2L / (m + n), the normalised indel similarity of
@@ -56,7 +58,7 @@ def score_rouge_l(
 def score_edit(
     predictions: Sequence[str],
     accepted: AcceptedAnswers,
-) -> list[float]:
+) -> Scores:
     """Return the edit similarity: 2L / (m + n) of the characters, best of the accepted answers.
 
     L characters in common (longest common subsequence) out of m and n, outer white space aside,
@@ -77,7 +79,7 @@ def score_edit(
 def score_bleu(
     predictions: Sequence[str],
     accepted: AcceptedAnswers,
-) -> list[float]:
+) -> Scores:
     """Return sentence BLEU by sacrebleu: all accepted answers as references, 13a tokens, cased.
 
     Exponential smoothing, and only the n-gram orders that a short sentence has. A task's score is
@@ -100,8 +102,9 @@ def score_bleu(
         )
         return min(1.0, result.score / 100)  # rounding reaches 100.00000000000004
 
-    scores: list[float] = []
-    for prediction, answers in zip(predictions, accepted, strict=True):
+    scores: Scores = []
+    pairs = zip(predictions, accepted, strict=True)
+    for prediction, answers in pairs:
         scores.append(score_sentence(prediction, answers))
     return scores
 
@@ -109,7 +112,7 @@ def score_bleu(
 def score_cider(
     predictions: Sequence[str],
     accepted: AcceptedAnswers,
-) -> list[float]:
+) -> Scores:
     """Return CIDEr-D / 10 over words, so that 1 is the most; the 120 of papers is 0.12 here.
 
     An n-gram weighs the less, the more examples have it in a reference: nothing in a set of one
@@ -140,7 +143,7 @@ def score_cider(
 
     scorer = Cider()
     _, scores = scorer.compute_score(references, hypotheses)
-    fractions: list[float] = []
+    fractions: Scores = []
     for score in scores:
         fraction = float(score) / 10
         fractions.append(min(1.0, fraction))

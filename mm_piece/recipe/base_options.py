@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from mm_piece.errors import format_value
+from mm_piece.recipe.parsing import is_mapping
 
 HONOURED = {
     "dtype": "the weights' dtype, which a store records",
@@ -91,7 +92,7 @@ _WITHOUT_VALUES = ("meta", "disk")
 _FLAG = (bool, "true or false")
 _TEXT = (str, "text")
 _BY_SUBMODEL = ((str, dict), "text, or a mapping from parts of the model")
-_TYPES: dict[str, tuple[Any, str]] = {
+_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "use_safetensors": _FLAG,
     "disable_mmap": _FLAG,
     "variant": _TEXT,
@@ -104,7 +105,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
 _NEUTRAL = {"weights_only": True, "adapter_name": "default"}
 
 
-def require_options(options: Mapping[str, Any]) -> dict[str, Any]:
+def require_options(options: Mapping[str, object]) -> dict[str, Any]:
     """Return the options that loading a base takes, under their current names.
 
     Raises ValueError for an unknown option (with the nearest known one), for a refused one (with
@@ -132,16 +133,16 @@ def require_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _require_type(key: str, value: Any) -> None:
+def _require_type(key: str, value: object) -> None:
     kinds, words = _TYPES.get(key, (object, ""))
     if not isinstance(value, kinds):
         raise ValueError(f"{key} must be {words}, not {format_value(value)}")
 
 
-def _require_devices(options: Mapping[str, Any]) -> None:
+def _require_devices(options: Mapping[str, object]) -> None:
     """Raise ValueError for weights without values, and for a bound that nothing reads."""
     placed = options.get("device_map")
-    devices = placed.values() if isinstance(placed, Mapping) else [placed]
+    devices = placed.values() if is_mapping(placed) else [placed]
 
     for device in devices:
         name = str(device).partition(":")[0]
@@ -169,7 +170,7 @@ def _require_known(key: str) -> None:
     raise ValueError(f"unknown option {key!r}; {hint}")
 
 
-def _is_neutral(key: str, value: Any) -> bool:
+def _is_neutral(key: str, value: object) -> bool:
     """Return whether a refused option's value asks for nothing."""
     if value is None:
         return True
@@ -178,6 +179,6 @@ def _is_neutral(key: str, value: Any) -> bool:
     return not value
 
 
-def _format_value(value: Any) -> str:
+def _format_value(value: object) -> str:
     # a dtype may come as torch's own object, whose text has the prefix
     return str(value).removeprefix("torch.")

@@ -4,16 +4,17 @@ Whatever is wrong with a text becomes a RecipeError of one line.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeAlias, TypeGuard
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from mm_piece.errors import RecipeError
 
+YAML: TypeAlias = "dict[str, YAML] | list[YAML] | str | int | float | bool | None"
 Sections = Mapping[str, type[BaseModel]]  # key of the root -> what stands under it
 
 _UNION_BRANCH = re.compile(r"float$|dict\[|\[key\]|literal\[")  # pydantic's own steps into a union
@@ -26,7 +27,7 @@ class RecipeLoader(yaml.SafeLoader):
         self,
         node: yaml.MappingNode,
         deep: bool = False,
-    ) -> dict[Any, Any]:
+    ) -> dict[Hashable, object]:
         scalars = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         keys = [scalar.value for scalar in scalars]
         # `<<` merges another mapping, and may stand several times
@@ -38,14 +39,31 @@ class RecipeLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1, which PyYAML reads, wants a point in a float: it takes `1e-5` for a text.
-RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d+(?:[eE][-+]?\d+)?)$"
-    ),
-    list("-+0123456789."),
+class _Resolver(Protocol):
+    """What a loader takes plain texts for; PyYAML does not say the types itself."""
+
+    def add_implicit_resolver(
+        self,
+        tag: str,
+        regexp: re.Pattern[str],
+        first: Sequence[str],
+    ) -> None:
+        """Give texts that match a tag; `first` are the characters that they may begin with."""
+
+
+def _resolve_floats(resolver: _Resolver) -> None:
+    # YAML 1.1, which PyYAML reads, wants a point in a float: it takes `1e-5` for a text.
+    resolver.add_implicit_resolver(
+        tag="tag:yaml.org,2002:float",
+        regexp=_FLOAT,
+        first=list("-+0123456789."),
+    )
+
+
+_FLOAT = re.compile(
+    r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d+(?:[eE][-+]?\d+)?)$"
 )
+_resolve_floats(RecipeLoader)
 
 
 def read_text(path: str | Path, description: str) -> str:
@@ -60,13 +78,13 @@ def read_text(path: str | Path, description: str) -> str:
         raise RecipeError(f"cannot read {description} {path}: {reason}") from error
 
 
-def parse_mapping(text: str, source: str, keys: str) -> dict[str, Any]:
+def parse_mapping(text: str, source: str, keys: str) -> dict[str, YAML]:
     """Parse a YAML text that is a mapping.
 
     `source` names the text in errors, and `keys` some of its keys. Raises RecipeError.
     """
     try:
-        content = yaml.load(text, Loader=RecipeLoader)
+        content: YAML = yaml.load(text, Loader=RecipeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         one_line = " ".join(str(error).split())
         raise RecipeError(f"{source} is not YAML: {one_line}") from error
@@ -74,6 +92,11 @@ def parse_mapping(text: str, source: str, keys: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RecipeError(f"{source} must be a mapping of keys such as {keys}")
     return content
+
+
+def is_mapping(value: object) -> TypeGuard[Mapping[object, object]]:
+    """Return whether a value is a mapping, of whatever."""
+    return isinstance(value, Mapping)
 
 
 def format_problem(

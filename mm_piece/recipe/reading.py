@@ -5,13 +5,19 @@ Whatever is wrong with a recipe becomes a RecipeError of one line.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from mm_piece.errors import RecipeError, as_path
-from mm_piece.recipe.parsing import RecipeLoader, Sections, format_problem, parse_mapping, read_text
+from mm_piece.recipe.parsing import (
+    YAML,
+    RecipeLoader,
+    Sections,
+    format_problem,
+    parse_mapping,
+    read_text,
+)
 from mm_piece.recipe.schema import GeneralTask, Recipe, Task
 from mm_piece.recipe.select import SelectionSettings
 
@@ -50,7 +56,7 @@ def parse_recipe(
         raise RecipeError(f"{source}: {problem}") from error
 
 
-def _apply_override(content: Any, assignment: str) -> None:
+def _apply_override(content: YAML, assignment: str) -> None:
     """Set the value that `key=value` names, in a recipe's content as YAML gave it."""
     key, separator, value = str(assignment).partition("=")
     if not separator or not key:
@@ -59,18 +65,30 @@ def _apply_override(content: Any, assignment: str) -> None:
     *path, last = key.split(".")
     try:
         for step in path:
-            if isinstance(content, list):
-                content = content[int(step)]
-            else:
-                # an override may name a section that the recipe leaves out
-                content = content.setdefault(step, {})
+            content = _enter_section(content, step)
 
-        parsed = yaml.load(value, Loader=RecipeLoader)
-        if isinstance(content, list):
-            content[int(last)] = parsed
-        else:
-            content[last] = parsed
-    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        parsed: YAML = yaml.load(value, Loader=RecipeLoader)
+        _set_value(content, last, parsed)
+    except (ValueError, IndexError, TypeError) as error:
         raise RecipeError(f"--set {assignment!r}: there is no {key!r} in the recipe") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {assignment!r}: the value is not YAML") from error
+
+
+def _enter_section(content: YAML, step: str) -> YAML:
+    """Return what stands under a key, or at a list's position."""
+    if isinstance(content, list):
+        return content[int(step)]
+    if isinstance(content, dict):
+        # an override may name a section that the recipe leaves out
+        return content.setdefault(step, {})
+    raise TypeError(f"nothing stands under {content!r}")
+
+
+def _set_value(content: YAML, key: str, value: YAML) -> None:
+    if isinstance(content, list):
+        content[int(key)] = value
+    elif isinstance(content, dict):
+        content[key] = value
+    else:
+        raise TypeError(f"nothing stands under {content!r}")

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mm_piece.metrics.answers import ANSWER_METRICS
 from mm_piece.recipe.base_options import require_options
+from mm_piece.recipe.parsing import YAML
 from mm_piece.recipe.select import Density, SelectionSettings, StrictModel, require_density
 from mm_piece.sizes import parse_bytes
 
@@ -38,7 +39,7 @@ class Task(GeneralTask):
 
     @field_validator("density", mode="before")
     @classmethod
-    def _density_in_range(cls, density: Any) -> Any:
+    def _density_in_range(cls, density: YAML) -> YAML:
         return density if density is None else require_density(density)
 
 

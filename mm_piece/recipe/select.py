@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from mm_piece.families import GROUPS, Group
 from mm_piece.importance.rules import RULES
+from mm_piece.recipe.parsing import YAML
 from mm_piece.sizes import parse_bytes
 
 Density = float | str | dict[str, float]
@@ -41,7 +42,7 @@ class SelectionSettings(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _apply_method_defaults(cls, content: Any) -> Any:
+    def _apply_method_defaults(cls, content: YAML) -> YAML:
         if not isinstance(content, dict):
             return content
         rule = RULES.get(str(content.get("method")))
@@ -58,12 +59,12 @@ class SelectionSettings(StrictModel):
 
     @field_validator("density", mode="before")
     @classmethod
-    def _density_in_range(cls, density: Any) -> Any:
+    def _density_in_range(cls, density: YAML) -> YAML:
         return require_density(density)
 
     @field_validator("floor", "ceiling", mode="before")
     @classmethod
-    def _bounds_in_range(cls, bound: Any) -> Any:
+    def _bounds_in_range(cls, bound: YAML) -> YAML:
         for share in bound.values() if isinstance(bound, dict) else [bound]:
             _require_share(share, "share")
         return bound
@@ -87,7 +88,7 @@ class SelectionSettings(StrictModel):
         return self
 
 
-def require_density(density: Any) -> Any:
+def require_density(density: YAML) -> YAML:
     """The density as it stands; ValueError for what is no share, mapping of shares or auto."""
     if density == {}:
         raise ValueError(f"no group has a density; groups: {', '.join(GROUPS)}")

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from mm_piece.deltas import file as deltafile
 from mm_piece.deltas import merging
-from mm_piece.deltas.comparison import compare_positions
-from mm_piece.deltas.delta import (
-    Delta,
-    find_changed_indices,
-    gather_entries,
+from mm_piece.deltas.comparison import PositionComparison, compare_positions
+from mm_piece.deltas.delta import Delta, find_changed_indices, gather_entries
+from mm_piece.deltas.file_layout import layout_of
+from mm_piece.deltas.header import (
+    MAX_NAME_LENGTH,
+    TensorRecord,
+    index_dtype,
     make_tensor_record,
 )
-from mm_piece.deltas.file_layout import layout_of
-from mm_piece.deltas.header import MAX_NAME_LENGTH, index_dtype
 from mm_piece.dtypes import view_bits
 from mm_piece.errors import (
     BaseError,
@@ -207,7 +207,7 @@ def remove_task(
     return new
 
 
-def diff_positions(left: str | Path, right: str | Path) -> dict[str, Any]:
+def diff_positions(left: str | Path, right: str | Path) -> PositionComparison:
     """Compare two positions: each a store, `STORE@T` or a delta file; see `compare_positions`."""
     return compare_positions(read_deltas_at(left), read_deltas_at(right))
 
@@ -320,7 +320,7 @@ def _iter_weight_pairs(
 def _pack_changes(
     pairs: Sequence[tuple[CheckpointTensor, CheckpointTensor]],
     packer: deltafile.DeltaPacker,
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Iterator[tuple[str, TensorRecord]]:
     """Pack the changed entries, tensor by tensor; yield the header's record of each tensor."""
     for before, after in pairs:
         index, values, digest = _find_changes(before, after)

@@ -36,10 +36,9 @@ any order) and NAME.values, which replace; sizes in the metadata field `sparse_c
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -55,9 +54,16 @@ from mm_piece.deltas.file_layout import (
     transpose_positions,
     transpose_shape,
 )
+from mm_piece.deltas.interchange.patches import (
+    CheckpointPatch,
+    SparsePatch,
+    make_patches,
+    require_patchable,
+)
 from mm_piece.deltas.interchange.rows import (
     BaseTensors,
     Rename,
+    RowKind,
     kind_of,
     load_tensors,
     pair_rows,
@@ -71,6 +77,8 @@ from mm_piece.files import atomic
 from mm_piece.files.strict_json import parse_json
 
 Layout = Mapping[str, Sequence[int]]  # a transposable weight's name -> its shape in files
+Reader = Callable[[Path, BaseTensors, Rename], Entries]
+Packer = Callable[[Delta], tuple[str, dict[str, Tensor]]]
 
 
 def read_foreign_delta(
@@ -93,12 +101,12 @@ def read_foreign_delta(
     reader, _ = _find_format(format_name)
     try:
         entries = reader(Path(path), base, rename)
-        indices = {}
-        after = {}
+        indices: dict[str, Tensor] = {}
+        after: dict[str, Tensor] = {}
         for name in entries:
             indices[name], after[name] = _sort_entries(name, *entries[name])
 
-        before = {}
+        before: dict[str, Tensor] = {}
         for name, index in indices.items():
             before[name] = gather_entries(base[name].contiguous(), index)
         return Delta.from_change(
@@ -137,7 +145,7 @@ def write_foreign_delta(
     # copies: safetensors refuses rows that share memory
     owned = {key: row.clone(memory_format=torch.contiguous_format) for key, row in rows.items()}
 
-    kinds = {}
+    kinds: dict[str, RowKind] = {}
     for name, values in delta.values.items():
         kinds[name] = kind_of(delta.shapes[name], values.dtype)
     metadata = {field: json.dumps(kinds, sort_keys=True)}
@@ -151,25 +159,25 @@ def write_foreign_delta(
 def make_checkpoint_patches(
     delta: Delta,
     layout: Layout | None = None,
-) -> list[dict[str, Any]]:
+) -> list[CheckpointPatch]:
     """Return the fields of one vLLM `CheckpointWeightPatch` per tensor.
 
     values [entries] in the tensor's dtype, indices [entries] int32 (int64 from 2³¹ entries on),
     in the delta's memory where it can be; `layout` as for `write_foreign_delta`. Raises FormatError
     for integer tensors and NaN.
     """
-    return _make_patches(to_file_layout(delta, layout))
+    return make_patches(to_file_layout(delta, layout))
 
 
 def make_sparse_patches(
     delta: Delta,
     layout: Layout | None = None,
-) -> list[dict[str, Any]]:
+) -> list[SparsePatch]:
     """Return the fields of one vLLM `SparseWeightPatch` per tensor.
 
     As `make_checkpoint_patches`; but vLLM sends int32 indices only.
     """
-    sparse_patches = []
+    sparse_patches: list[SparsePatch] = []
     for patch in make_checkpoint_patches(delta, layout):
         sparse_patches.append(
             {
@@ -203,27 +211,7 @@ def to_file_layout(
     return replace(delta, indices=indices, values=values, shapes=shapes)
 
 
-def _make_patches(delta: Delta) -> list[dict[str, Any]]:
-    """Return the fields of vLLM's patches for a delta in the layout of files."""
-    # all values first: nothing is made of a delta that is refused
-    for name, values in delta.values.items():
-        _require_patchable(name, values, FormatError)
-
-    patches = []
-    for name, values in delta.values.items():
-        patches.append(
-            {
-                "name": name,
-                "shape": delta.shapes[name],
-                "dtype": values.dtype,
-                "values": values.contiguous(),
-                "indices": delta.indices[name].contiguous(),
-            }
-        )
-    return patches
-
-
-def _find_format(format_name: str) -> tuple[Any, Any]:
+def _find_format(format_name: str) -> tuple[Reader, Packer | None]:
     if format_name not in FORMATS:
         raise FormatError(f"unknown format {format_name!r}; known: {', '.join(FORMATS)}")
     return FORMATS[format_name]
@@ -244,19 +232,9 @@ def _sort_entries(
     return indices, gather_entries(values.contiguous(), order)
 
 
-def _require_patchable(
-    name: str,
-    values: Tensor,
-    error: type[DeltaError],
-) -> None:
-    # vLLM reads NaN as "unchanged"
-    if not values.is_floating_point() or values.isnan().any():
-        raise error(f"{name}: expected floating numbers for vLLM, found integers or NaN")
-
-
 def _pack_patches(delta: Delta) -> tuple[str, dict[str, Tensor]]:
-    rows = {}
-    for patch in _make_patches(delta):
+    rows: dict[str, Tensor] = {}
+    for patch in make_patches(delta):
         name = patch["name"]
         rows[f"{name}.indices"] = patch["indices"]
         rows[f"{name}.values"] = patch["values"]
@@ -276,7 +254,7 @@ def _read_patches(
             (torch.int32, torch.int64),
             len(values),
         )
-        _require_patchable(name, values, DamageError)
+        require_patchable(name, values, DamageError)
 
         # flat indices are coordinates in one dimension: (1, entries)
         flat = to_flat_indices(name, indices[None], (base[name].numel(),))
@@ -285,7 +263,7 @@ def _read_patches(
 
 
 def _pack_coo(delta: Delta) -> tuple[str, dict[str, Tensor]]:
-    rows = {}
+    rows: dict[str, Tensor] = {}
     for name, index in delta.indices.items():
         rows[f"{name}.coords"] = _compute_coords(index, delta.shapes[name])
     for name, values in delta.values.items():
@@ -345,7 +323,7 @@ def _read_rows(
 
 def _parse_file_shape(
     name: str,
-    field: Any,
+    field: object,
     tensor: Tensor,
 ) -> Sequence[int]:
     """Return the shape that a file gives a tensor of the base, which may be transposed there."""
@@ -385,7 +363,7 @@ def _compute_coords(
 
 
 # name -> reader, packer, which returns the metadata field and the rows of a file
-FORMATS = {
+FORMATS: dict[str, tuple[Reader, Packer | None]] = {
     "vllm": (_read_patches, _pack_patches),
     "coo": (_read_coo, _pack_coo),
     "shira": (read_shira, None),

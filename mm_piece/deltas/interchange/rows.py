@@ -2,18 +2,27 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-import safetensors.torch
+import safetensors
 import torch
 from torch import Tensor
 
 from mm_piece.deltas.file import Entries
 from mm_piece.dtypes import dtype_name
 from mm_piece.errors import DamageError, FormatError, MismatchError
+from mm_piece.files.safetensors import open_tensors
 
 BaseTensors = Mapping[str, Tensor]  # published name -> tensor
 Rename = Callable[[str], str]  # a name in a file -> the published name
+
+
+class RowKind(TypedDict):
+    """A row's shape and dtype, as files and messages give them."""
+
+    shape: list[int]
+    dtype: str
+
 
 # What a broken file raises: a bad layout, a shape that overflows, a dtype torch does not have.
 FILE_ERRORS = (
@@ -29,9 +38,9 @@ def load_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
     Raises FormatError where it cannot be read, DamageError where it is not sound.
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     try:
-        with safetensors.safe_open(str(path), "pt") as file:
+        with open_tensors(path) as file:
             metadata = file.metadata() or {}
             for key in list(file.keys()):
                 tensors[key] = file.get_tensor(key)
@@ -50,7 +59,7 @@ def pair_rows(
     """Group the rows NAME.first and NAME.second by NAME; raise FormatError if there are others."""
     # names may hold points themselves; a dict keeps the file's order
     names = dict.fromkeys(key.rpartition(".")[0] for key in tensors)
-    expected = set()
+    expected: set[str] = set()
     for name in names:
         expected |= {f"{name}.{first}", f"{name}.{second}"}
 
@@ -60,7 +69,7 @@ def pair_rows(
         found = min(stray) if stray else f"no {min(missing)}"
         raise FormatError(f"expected rows NAME.{first} with NAME.{second}, found {found}")
 
-    pairs = {}
+    pairs: Entries = {}
     for name in names:
         pairs[name] = (
             tensors[f"{name}.{first}"],
@@ -90,7 +99,7 @@ def rename_rows(
 def kind_of(
     shape: Sequence[int],
     dtype: torch.dtype,
-) -> dict[str, Any]:
+) -> RowKind:
     """Return shape and dtype as files and messages give them: {"shape": …, "dtype": …}."""
     return {
         "shape": list(shape),

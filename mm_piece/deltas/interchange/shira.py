@@ -20,7 +20,7 @@ from mm_piece.deltas.interchange.rows import (
     to_flat_indices,
 )
 from mm_piece.errors import DamageError, FormatError, MismatchError
-from mm_piece.files.strict_json import parse_json
+from mm_piece.files.strict_json import JSON, parse_json
 
 MERGEABLE_DTYPES = (
     torch.float32,
@@ -49,7 +49,7 @@ def read_shira(
         return rename(f"{module}.weight")
 
     rows = rename_rows(rows, base, rename_module)
-    entries = {}
+    entries: Entries = {}
     for name, (positions, addends) in rows.items():
         entries[name] = _merge_adapter(
             name,
@@ -64,12 +64,12 @@ def read_shira(
 def _read_shira_rank(path: Path) -> int:
     """Return the rank in an adapter's configuration; raise FormatError for another kind."""
     try:
-        config = parse_json(path.read_bytes())
+        config: JSON = parse_json(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"expected a folder with {path.name}, found {error}") from error
 
-    kind = 0
-    rank = 0
+    kind: JSON = 0
+    rank: JSON = 0
     if type(config) is dict:
         kind = config.get("peft_type")
         rank = config.get("r")
