@@ -1,6 +1,6 @@
 """`Delta`: what one task changed in a base, as sorted indices and new values.
 
-    entries    set_entries, find_changed_indices     write and compare bit patterns, never numbers
+    entries    find_changed_indices     compare bit patterns, never numbers
     identity   compute_digest, compute_fingerprint   of a tensor, of a base
     Delta      from_change, apply                    sound once it exists; checked before any write
                save, load                            one checksummed file, see `deltas.file`
@@ -35,6 +35,7 @@ from mm_piece.distributed import (
     shape_of,
 )
 from mm_piece.dtypes import dtype_name, view_bits
+from mm_piece.entries import read_entries
 from mm_piece.errors import (
     BaseError,
     DamageError,
@@ -51,11 +52,6 @@ FINGERPRINT_SAMPLES = 64  # entries of each tensor; a small one gives up to twic
 
 NamedTensors = Mapping[str, Tensor]
 _Summary = tuple[Sequence[int], torch.dtype, Tensor | str]  # shape, dtype, content or its SHA-256
-
-
-def set_entries(tensor: Tensor, indices: Tensor, values: Tensor) -> None:
-    """Write `values` at flat `indices` in place, bit for bit."""
-    scatter_entries([(tensor, indices, values)])
 
 
 def find_changed_indices(before: Tensor, after: Tensor) -> Tensor:
@@ -372,7 +368,7 @@ def _filter_changed(
 
     rows = [row.detach().cpu().contiguous() for row in (indices, before, after)]
     changed = find_changed_indices(rows[1], rows[2])
-    return tuple(gather_entries(row, changed) for row in rows)
+    return tuple(read_entries(row, changed) for row in rows)
 
 
 def _require_sound(

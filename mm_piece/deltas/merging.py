@@ -21,11 +21,10 @@ from torch import Tensor
 from mm_piece.deltas.delta import (
     Delta,
     compute_digest,
-    gather_entries,
-    set_entries,
 )
 from mm_piece.deltas.file import Entries
 from mm_piece.dtypes import view_bits
+from mm_piece.entries import read_entries, write_entries
 from mm_piece.errors import (
     BaseError,
     ConflictError,
@@ -100,9 +99,9 @@ def replay_deltas(
     for delta in deltas:
         for name, touched in delta.indices.items():
             positions = torch.searchsorted(index[name], touched)
-            replaced = gather_entries(state[name], positions)
+            replaced = read_entries(state[name], positions)
             delta.require_before_digest(name, compute_digest(replaced))
-            set_entries(state[name], positions, delta.values[name])
+            write_entries([(state[name], positions, delta.values[name])])
     return state
 
 
@@ -125,7 +124,7 @@ def merge_deltas(
         changes: list[TensorChange] = []
         for delta in _find_touching(deltas, name):
             positions = torch.searchsorted(index[name], delta.indices[name])
-            replaced = gather_entries(values, positions)
+            replaced = read_entries(values, positions)
             # siblings all start from the base, so each is checked against the base's values
             delta.require_before_digest(name, compute_digest(replaced))
             changes.append((positions, delta.values[name]))
@@ -203,8 +202,8 @@ def find_shared_entries(
     right_positions = candidates[left_positions]
     return (
         left_indices[left_positions],
-        gather_entries(left.values[name], left_positions),
-        gather_entries(right.values[name], right_positions),
+        read_entries(left.values[name], left_positions),
+        read_entries(right.values[name], right_positions),
     )
 
 
@@ -262,7 +261,7 @@ def _merge_last(
 ) -> Tensor:
     merged = base.clone()
     for positions, values in changes:
-        set_entries(merged, positions, values)
+        write_entries([(merged, positions, values)])
     return merged
 
 
@@ -337,7 +336,7 @@ def _add_and_round(
         num_changes[positions] += 1
     for positions, values in changes:
         changed_once = num_changes[positions] == 1
-        set_entries(merged, positions[changed_once], values[changed_once])
+        write_entries([(merged, positions[changed_once], values[changed_once])])
     return merged
 
 

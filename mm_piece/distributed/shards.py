@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, distributed
 
 from mm_piece.dtypes import view_bits
-
-EntryWrite = tuple[Tensor, Tensor, Tensor]  # a tensor, flat indices, values
+from mm_piece.entries import EntryWrite, read_entries, write_entries
 
 
 def is_partitioned(weight: Tensor) -> bool:
@@ -67,10 +66,7 @@ def gather_entries(
 ) -> Tensor:
     """Return a copy of the entries at flat `indices`, in the weight's dtype, on its device."""
     if not is_partitioned(weight):
-        bits = view_bits(weight)
-        indices = indices.to(weight.device)
-        selected = bits.index_select(0, indices)
-        return selected.view(weight.dtype)
+        return read_entries(weight, indices)
 
     shard, is_local, positions = _locate_in_shard(weight, indices)
     num_indices = len(indices)
@@ -87,32 +83,9 @@ def gather_entries(
 
 
 def scatter_entries(writes: Iterable[EntryWrite]) -> None:
-    """Write weights' entries at flat indices in place, bit for bit: all of them or none.
-
-    Every step that may still fail, as an allocation on another device may, comes before the first
-    write.
-    """
-    staged: list[EntryWrite] = []
-    for weight, indices, values in writes:
-        patterns = view_bits(values)
-        local_writes = _iter_local_writes(weight, indices, patterns)
-        for target, positions, local_patterns in local_writes:
-            device = target.device
-            local_write = (
-                target,
-                positions.to(device),
-                local_patterns.to(device),
-            )
-            staged.append(local_write)
-
-    # `index_copy_` takes int64. On the CPU the indices of one weight at a time are widened, which
-    # keeps the extra memory small; elsewhere all of them are, before the first write.
-    device_types = {target.device.type for target, _, _ in staged}
-    if device_types - {"cpu"}:
-        staged = [_widen_positions(write) for write in staged]
-    for write in staged:
-        target, positions, patterns = _widen_positions(write)
-        target.index_copy_(0, positions, patterns)
+    """Write weights' entries at flat indices in place, bit for bit: all of them or none."""
+    local_writes = (part for write in writes for part in _iter_local_writes(*write))
+    write_entries(local_writes)
 
 
 def norm_of(weight: Tensor) -> float:
@@ -151,19 +124,19 @@ def _process_group_of(weight: Tensor) -> Any:
 def _iter_local_writes(
     weight: Tensor,
     indices: Tensor,
-    patterns: Tensor,
+    values: Tensor,
 ) -> Iterator[EntryWrite]:
-    """Yield the writes of bit patterns to flat memory of this process that make up one write."""
+    """Yield the writes to memory of this process that make up one write."""
     if not is_partitioned(weight):
-        yield view_bits(weight), indices, patterns
+        yield weight, indices, values
         return
 
     # DeepSpeed may have the weight gathered beside its shard: at the moment, or for good because
     # it is small. Both copies must change.
     if weight.numel():
-        yield view_bits(weight), indices, patterns
+        yield weight, indices, values
     shard, is_local, positions = _locate_in_shard(weight, indices)
-    patterns = patterns.to(shard.device)
+    patterns = view_bits(values).to(shard.device)
     yield shard, positions, patterns[is_local]
 
 
@@ -179,9 +152,3 @@ def _locate_in_shard(
     is_before_end = positions < len(shard)
     is_local = is_after_start & is_before_end
     return view_bits(shard), is_local, positions[is_local]
-
-
-def _widen_positions(write: EntryWrite) -> EntryWrite:
-    """Return a write with its flat indices as int64."""
-    target, positions, patterns = write
-    return target, positions.to(torch.int64), patterns

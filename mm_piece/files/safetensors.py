@@ -160,7 +160,7 @@ class TensorLocation:
     def sample_entries(self, step: int) -> Tensor:
         """Return the entries 0, `step`, 2·`step`, …, reading little but them."""
         if step * self.dtype.itemsize >= _PAGE_BYTES:
-            return self.gather_entries(range(0, self.size, step))
+            return self.read_entries(range(0, self.size, step))
 
         # several samples lie in each page, so all is read anyway
         samples: list[Tensor] = []
@@ -171,7 +171,7 @@ class TensorLocation:
             return torch.empty(0, dtype=self.dtype)
         return torch.cat(samples)
 
-    def gather_entries(self, positions: Sequence[int]) -> Tensor:
+    def read_entries(self, positions: Sequence[int]) -> Tensor:
         """Return the entries at flat positions, in that order, reading them one by one."""
         itemsize = self.dtype.itemsize
         found = torch.empty(len(positions), dtype=self.dtype)
@@ -187,7 +187,7 @@ class TensorLocation:
 class MappedTensor:
     """A tensor of a file in another format, mapped into memory, with a `TensorLocation`'s methods.
 
-    `iter_slices`, `sample_entries` and `gather_entries` return copies.
+    `iter_slices`, `sample_entries` and `read_entries` return copies.
     """
 
     file: Path
@@ -223,7 +223,7 @@ class MappedTensor:
         flat = self.tensor.reshape(-1)
         return flat[::step].clone()
 
-    def gather_entries(self, positions: Sequence[int]) -> Tensor:
+    def read_entries(self, positions: Sequence[int]) -> Tensor:
         """Return the entries at flat positions, in that order."""
         flat = self.tensor.reshape(-1)
         index = torch.tensor(positions, dtype=torch.int64)

@@ -10,11 +10,10 @@ from torch import Tensor
 from mm_piece.deltas.delta import (
     Delta,
     compute_stride,
-    gather_entries,
-    set_entries,
 )
 from mm_piece.deltas.file_layout import transpose_positions
 from mm_piece.dtypes import view_bits
+from mm_piece.entries import read_entries, write_entries
 from mm_piece.errors import MismatchError
 from mm_piece.files.safetensors import MappedTensor, TensorLocation
 
@@ -76,7 +75,7 @@ class CheckpointTensor:
         for first, piece in self.iter_pieces():
             count = len(piece)
             local_indices, _ = slice_indices(indices, first, count)
-            entries = gather_entries(piece, local_indices)
+            entries = read_entries(piece, local_indices)
             found.append(entries)
         return torch.cat(found)
 
@@ -89,7 +88,7 @@ class CheckpointTensor:
         else:
             positions = torch.arange(0, size, step)
             file_positions = transpose_positions(positions, self.shape)
-            sample = self.location.gather_entries(file_positions.tolist())
+            sample = self.location.read_entries(file_positions.tolist())
         return sample.to(self.dtype)
 
     def compute_digest(self) -> str:
@@ -147,9 +146,9 @@ class _DeltaPart:
         count = len(piece)
         local_indices, selected = slice_indices(indices, first, count)
 
-        replaced = gather_entries(piece, local_indices)
+        replaced = read_entries(piece, local_indices)
         self.before.update(_bytes_of(replaced))
-        set_entries(piece, local_indices, values[selected])
+        write_entries([(piece, local_indices, values[selected])])
 
     def require_before_digest(self) -> None:
         """Raise BaseError or OrderError if the delta was made for other values than it found."""

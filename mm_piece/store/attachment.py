@@ -13,9 +13,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from mm_piece.deltas.delta import Delta, compute_digest, compute_fingerprint, set_entries
+from mm_piece.deltas.delta import Delta, compute_digest, compute_fingerprint
 from mm_piece.deltas.merging import collect_indices, replay_deltas
 from mm_piece.distributed import gather_entries, scatter_entries, shape_of
+from mm_piece.entries import read_entries, write_entries
 from mm_piece.errors import BaseError, MismatchError, StoreError, as_path
 from mm_piece.families import inner_model, why_fixed
 from mm_piece.models.base import tensors
@@ -290,11 +291,11 @@ def _apply_to_values(
     for name, touched in delta.indices.items():
         # places of the delta's entries among all touched ones; both are sorted
         offsets = torch.searchsorted(index[name], touched)
-        values = gather_entries(state[name], offsets)
+        values = read_entries(state[name], offsets)
         delta.require_before_digest(name, compute_digest(values))
 
         replaced[name] = values
-        set_entries(state[name], offsets, delta.values[name])
+        write_entries([(state[name], offsets, delta.values[name])])
     return replaced
 
 

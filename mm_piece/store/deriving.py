@@ -17,7 +17,7 @@ from torch import Tensor
 from mm_piece.deltas import file as deltafile
 from mm_piece.deltas import merging
 from mm_piece.deltas.comparison import PositionComparison, compare_positions
-from mm_piece.deltas.delta import Delta, find_changed_indices, gather_entries
+from mm_piece.deltas.delta import Delta, find_changed_indices
 from mm_piece.deltas.file_layout import layout_of
 from mm_piece.deltas.header import (
     MAX_NAME_LENGTH,
@@ -26,6 +26,7 @@ from mm_piece.deltas.header import (
     make_tensor_record,
 )
 from mm_piece.dtypes import view_bits
+from mm_piece.entries import read_entries
 from mm_piece.errors import (
     BaseError,
     ConflictError,
@@ -345,13 +346,13 @@ def _find_changes(
     slices = zip(before.iter_pieces(), after.iter_pieces(), strict=True)
     for (first, old), (_, new) in slices:
         changed = find_changed_indices(old, new)
-        replaced = gather_entries(old, changed)  # (changed entries,)
+        replaced = read_entries(old, changed)  # (changed entries,)
         sha.update(view_bits(replaced).numpy().data)
 
         # a slice's indices may be narrower than the tensor's: widen, then add the offset
         positions = changed.to(torch.int64) + first
         indices.append(positions.to(stored_dtype))
-        values.append(gather_entries(new, changed))
+        values.append(read_entries(new, changed))
 
     return torch.cat(indices), torch.cat(values), sha.hexdigest()
 

@@ -16,12 +16,11 @@ from mm_piece.deltas.delta import (
     compute_fingerprint,
     compute_full_digest,
     find_changed_indices,
-    gather_entries,
-    set_entries,
 )
 from mm_piece.deltas.header import DELTA_DTYPES
 from mm_piece.deltas.merging import compose_deltas
 from mm_piece.dtypes import view_bits
+from mm_piece.entries import read_entries, write_entries
 from mm_piece.errors import MismatchError
 
 ODD_PATTERNS = {  # negative zero, a NaN with a payload, a signalling NaN, the smallest denormal
@@ -89,7 +88,7 @@ def test_odd_bit_patterns_survive(name, tmp_path):
     tensors = {"w": torch.zeros(3, 4, dtype=dtype)}
     where = {"w": torch.tensor([0, 5, 6, 11])}
     shapes = {"w": (3, 4)}
-    before = {"w": gather_entries(tensors["w"], where["w"])}
+    before = {"w": read_entries(tensors["w"], where["w"])}
     after = {"w": patterns.view(dtype)}
     delta = Delta.from_change(where, before, after, shapes, task="t", base=BASE, info={})
     delta.save(tmp_path / "d.safetensors")
@@ -187,7 +186,7 @@ def test_composing_equals_applying_one_after_the_other(situation, seeds, data):
     merged = clones(tensors)
     for name, (index, values) in compose_deltas(deltas).items():
         assert (index[1:] > index[:-1]).all()
-        set_entries(merged[name], index, values)
+        write_entries([(merged[name], index, values)])
     assert all(same(merged[name], live[name]) for name in tensors)
 
 

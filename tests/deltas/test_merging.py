@@ -8,7 +8,7 @@ from edits import EDITS, base_of, change
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mm_piece.deltas.delta import compute_fingerprint, gather_entries
+from mm_piece.deltas.delta import compute_fingerprint
 from mm_piece.deltas.merging import (
     MERGE_RULES,
     collect_indices,
@@ -20,6 +20,7 @@ from mm_piece.deltas.merging import (
     require_mergeable,
 )
 from mm_piece.dtypes import view_bits
+from mm_piece.entries import read_entries
 from mm_piece.errors import BaseError, ConflictError, MismatchError, OrderError, PieceError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -27,7 +28,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 def merged(base, deltas, rule):
     index = collect_indices(deltas)
-    values = {name: gather_entries(base[name], at) for name, at in index.items()}
+    values = {name: read_entries(base[name], at) for name, at in index.items()}
     after = {name: tensor.clone() for name, tensor in base.items()}
     for name, row in merge_deltas(deltas, index, values, rule).items():
         after[name].view(-1)[index[name].long()] = row
@@ -131,10 +132,10 @@ def test_replay_is_one_delta_after_the_other(edits, dtype):
     deltas = [change_base(delta, base) for delta in deltas]
     index = collect_indices(deltas)
     state = replay_deltas(
-        deltas, index, {name: gather_entries(base[name], at) for name, at in index.items()}
+        deltas, index, {name: read_entries(base[name], at) for name, at in index.items()}
     )
     for name, at in index.items():
-        assert torch.equal(view_bits(state[name]), view_bits(gather_entries(live[name], at)))
+        assert torch.equal(view_bits(state[name]), view_bits(read_entries(live[name], at)))
 
 
 def change_base(delta, base):
@@ -148,7 +149,7 @@ def test_replay_in_another_order_is_refused():
     first.apply(live)
     second = change_base(change(live, {"a": {1: 2.0}}, parent="e" * 64), base)
     index = collect_indices([first, second])
-    values = {name: gather_entries(base[name], at) for name, at in index.items()}
+    values = {name: read_entries(base[name], at) for name, at in index.items()}
     with pytest.raises(OrderError, match="eeeeeeeeeeee"):
         replay_deltas([second, first], index, values)
 

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mm_piece.deltas.delta import Delta, gather_entries
+from mm_piece.deltas.delta import Delta
+from mm_piece.entries import read_entries
 
 SEAL = slice(51, 115)
 BOMB_BYTES = 2**26
@@ -60,7 +61,7 @@ def sample(mix: dict[str, str], dtype: torch.dtype, codec: str) -> Sample:
     indices = {name: torch.tensor(WHERE[kind][1]) for name, kind in mix.items()}
     delta = Delta.from_change(
         indices,
-        {name: gather_entries(model[name], index) for name, index in indices.items()},
+        {name: read_entries(model[name], index) for name, index in indices.items()},
         {name: noise((len(index),), dtype, 99) for name, index in indices.items()},
         {name: tensor.shape for name, tensor in model.items()},
         task="digits",

@@ -18,7 +18,8 @@ import torch
 from fuzz_files import noise
 
 from mm_piece import PieceError
-from mm_piece.deltas.delta import Delta, gather_entries
+from mm_piece.deltas.delta import Delta
+from mm_piece.entries import read_entries
 from mm_piece.store.delta_store import DeltaStore
 
 MARGIN, CANARY = 64, 0xA5
@@ -121,7 +122,7 @@ def _apply_where_it_fits(delta: Delta) -> str:
     shapes = delta.shapes.items()
     guarded = Guarded({name: noise(shape, delta.values[name].dtype, 7) for name, shape in shapes})
     before = {
-        name: gather_entries(guarded.tensors[name], index) for name, index in delta.indices.items()
+        name: read_entries(guarded.tensors[name], index) for name, index in delta.indices.items()
     }
     digests = {name: hashlib.sha256(_patterns(row)).hexdigest() for name, row in before.items()}
     error = guarded.apply(dataclasses.replace(delta, before=digests))

@@ -15,8 +15,9 @@ from tiny_llava import make_llava
 from tiny_recipe import deltas_of, measured, recipe_for
 
 import mm_piece
-from mm_piece.deltas.delta import Delta, gather_entries
+from mm_piece.deltas.delta import Delta
 from mm_piece.deltas.merging import collect_indices, replay_deltas
+from mm_piece.entries import read_entries
 from mm_piece.errors import BaseError, MismatchError, OrderError, PositionError, StoreError
 from mm_piece.models.base import load_base, tensors
 from mm_piece.store.delta_store import DeltaStore
@@ -246,7 +247,7 @@ def test_other_values_than_a_delta_expects_are_refused(trained, base):
     deltas = store.deltas(2)
     model, _ = load_base(base, dtype=store.base["dtype"])
     index = collect_indices(deltas)
-    values = {name: gather_entries(tensors(model)[name], where) for name, where in index.items()}
+    values = {name: read_entries(tensors(model)[name], where) for name, where in index.items()}
     replay_deltas(deltas, index, values)
     with pytest.raises(OrderError, match="starts from delta"):
         replay_deltas(deltas[::-1], index, values)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "mm_piece"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # What everything may import; each of them only those before it.
-SHARED = ("plaintext", "errors", "sizes", "dtypes", "families", "modules")
+SHARED = ("plaintext", "errors", "sizes", "dtypes", "entries", "families", "modules")
 # What each wing may import besides: only wings above it, so that there are no circles of wings.
 ALLOWED = {
     "files": set(),

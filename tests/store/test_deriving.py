@@ -19,9 +19,9 @@ from mm_piece.deltas.delta import (
     compute_fingerprint,
     compute_full_digest,
     find_changed_indices,
-    gather_entries,
 )
 from mm_piece.dtypes import view_bits
+from mm_piece.entries import read_entries
 from mm_piece.errors import (
     BaseError,
     ConflictError,
@@ -80,8 +80,8 @@ def test_squash_drops_what_came_back(base, tmp_path):
     store, states = made_store(tmp_path / "s", base, count=1)
     live = {name: tensor.clone() for name, tensor in states[1].items()}
     index = {name: find_changed_indices(states[0][name], live[name]) for name in live}
-    before = {name: gather_entries(live[name], at) for name, at in index.items()}
-    after = {name: gather_entries(states[0][name], at) for name, at in index.items()}
+    before = {name: read_entries(live[name], at) for name, at in index.items()}
+    after = {name: read_entries(states[0][name], at) for name, at in index.items()}
     shapes = {name: live[name].shape for name in index}
     fields = {"task": "undo", "base": store.base["fingerprint"], "info": {}}
     parent = store.entries[-1].sha256

@@ -2,7 +2,8 @@
 
 import torch
 
-from mm_piece.deltas.delta import Delta, gather_entries
+from mm_piece.deltas.delta import Delta
+from mm_piece.entries import read_entries
 from mm_piece.models.base import load_base, tensors
 from mm_piece.store.base_record import describe_base
 from mm_piece.store.delta_store import DeltaStore
@@ -15,7 +16,7 @@ def step(live, base, share, seed, parent="", task="t"):
     torch.manual_seed(seed)
     masks = {name: torch.rand(t.numel()) < share for name, t in live.items()}
     index = {name: torch.nonzero(mask).view(-1) for name, mask in masks.items()}
-    before = {name: gather_entries(live[name], at) for name, at in index.items()}
+    before = {name: read_entries(live[name], at) for name, at in index.items()}
     after = {name: torch.randn(len(at)).to(live[name].dtype) for name, at in index.items()}
     shapes = {name: live[name].shape for name in index}
     delta = Delta.from_change(

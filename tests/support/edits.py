@@ -3,7 +3,8 @@
 import torch
 from hypothesis import strategies as st
 
-from mm_piece.deltas.delta import Delta, compute_fingerprint, find_changed_indices, gather_entries
+from mm_piece.deltas.delta import Delta, compute_fingerprint, find_changed_indices
+from mm_piece.entries import read_entries
 
 
 def base_of(dtype=torch.float32, seed=0, size=40):
@@ -18,8 +19,8 @@ def change(base, edits, task="t", parent=""):
         for index, value in places.items():
             after[name].view(-1)[index] = value
     index = {name: find_changed_indices(base[name], after[name]) for name in edits}
-    before = {name: gather_entries(base[name], at) for name, at in index.items()}
-    new = {name: gather_entries(after[name], at) for name, at in index.items()}
+    before = {name: read_entries(base[name], at) for name, at in index.items()}
+    new = {name: read_entries(after[name], at) for name, at in index.items()}
     shapes = {name: base[name].shape for name in index}
     return Delta.from_change(
         index,

@@ -4,8 +4,9 @@ import math
 
 import torch
 
-from mm_piece.deltas.delta import Delta, gather_entries, set_entries
+from mm_piece.deltas.delta import Delta
 from mm_piece.dtypes import INTEGER_DTYPES, view_bits
+from mm_piece.entries import read_entries, write_entries
 
 BASE = "0" * 64
 
@@ -30,13 +31,12 @@ def change(tensors, indices, seed, **fields) -> tuple[Delta, dict[str, torch.Ten
     """A delta that writes noise at `indices`, and the tensors after it."""
     after = clones(tensors)
     for number, (name, index) in enumerate(indices.items()):
-        set_entries(
-            after[name], index, noise((len(index),), after[name].dtype, 1000 * seed + number)
-        )
+        values = noise((len(index),), after[name].dtype, 1000 * seed + number)
+        write_entries([(after[name], index, values)])
     delta = Delta.from_change(
         indices,
-        {name: gather_entries(tensors[name], index) for name, index in indices.items()},
-        {name: gather_entries(after[name], index) for name, index in indices.items()},
+        {name: read_entries(tensors[name], index) for name, index in indices.items()},
+        {name: read_entries(after[name], index) for name, index in indices.items()},
         {name: tensor.shape for name, tensor in tensors.items()},
         **{"task": "ocr", "base": BASE, "info": {"density": 0.001}, **fields},
     )

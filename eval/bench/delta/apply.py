@@ -38,9 +38,10 @@ from eval.bench.delta.stores import (
 )
 from eval.bench.harness import shira
 from eval.bench.harness.timing import BenchContext, Candidate, make_goal, time_interleaved
-from mm_piece.deltas.delta import Delta, gather_entries, scatter_entries
+from mm_piece.deltas.delta import Delta
 from mm_piece.deltas.merging import collect_indices, compose_deltas
 from mm_piece.dtypes import view_bits
+from mm_piece.entries import read_entries, write_entries
 from mm_piece.models.base import tensors
 from mm_piece.store.attachment import attach_base
 from mm_piece.store.delta_store import DeltaStore
@@ -140,7 +141,7 @@ def _is_undo_exact(stage: ApplyFixture, delta: Delta) -> bool:
     before = _current_values(stage, delta)
     delta.apply(stage.live)
     changed = not stage.is_intact()
-    scatter_entries(_entries_to_write(stage, delta.indices, before))
+    write_entries(_entries_to_write(stage, delta.indices, before))
     return changed and stage.is_intact()
 
 
@@ -148,7 +149,7 @@ def _current_values(stage: ApplyFixture, delta: Delta) -> dict[str, Tensor]:
     """Return the model's values at a delta's indices."""
     found = {}
     for name, index in delta.indices.items():
-        found[name] = gather_entries(stage.live[name], index)
+        found[name] = read_entries(stage.live[name], index)
     return found
 
 
@@ -234,7 +235,7 @@ def _run_in_sequence(first: Callable[[], None], second: Callable[[], None]) -> C
 def _make_writer(
     stage: ApplyFixture, index: Mapping[str, Tensor], values: Mapping[str, Tensor]
 ) -> Callable[[], None]:
-    return lambda: scatter_entries(_entries_to_write(stage, index, values))
+    return lambda: write_entries(_entries_to_write(stage, index, values))
 
 
 def _entries_to_write(

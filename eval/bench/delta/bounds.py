@@ -10,8 +10,9 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from mm_piece.deltas.delta import Delta, gather_entries
+from mm_piece.deltas.delta import Delta
 from mm_piece.dtypes import view_bits
+from mm_piece.entries import read_entries
 
 
 def choose_bits(size: int, count: int) -> float:
@@ -68,7 +69,7 @@ def previous_values(deltas: list[Delta], base: Mapping[str, Tensor]) -> list[dic
     for delta in deltas:
         replaced = {}
         for name, index in delta.indices.items():
-            replaced[name] = gather_entries(base[name], index)
+            replaced[name] = read_entries(base[name], index)
         found.append(replaced)
         delta.apply(base)
     return found

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from eval.bench.delta.bounds import difference_bits, mask_bits, mask_bits_given, value_bits
-from mm_piece.deltas.delta import Delta, gather_entries
+from mm_piece.deltas.delta import Delta
+from mm_piece.entries import read_entries
 from mm_piece.models.base import tensors
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.store.loading import load
@@ -55,7 +56,7 @@ def _load_base_weights(store: DeltaStore) -> dict[str, Tensor]:
 def _replaced_values(delta: Delta, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name, index in delta.indices.items():
-        found[name] = gather_entries(weights[name], index)
+        found[name] = read_entries(weights[name], index)
     return found
 
 

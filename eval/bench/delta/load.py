@@ -35,7 +35,8 @@ from eval.bench.harness.isolation import (
     run_in_process,
 )
 from eval.bench.harness.timing import BenchContext, make_goal
-from mm_piece.deltas.delta import compute_fingerprint, scatter_entries
+from mm_piece.deltas.delta import compute_fingerprint
+from mm_piece.entries import write_entries
 from mm_piece.models.base import load_base, tensors
 from mm_piece.store.delta_store import DeltaStore
 
@@ -155,7 +156,7 @@ def _measure_phases(folder: Path) -> dict[str, float]:
         delta.require_applicable(live)
         meter.record_mark(f"check {number}")
         entries = ((live[name], row, delta.values[name]) for name, row in delta.indices.items())
-        scatter_entries(entries)
+        write_entries(entries)
         meter.record_mark(f"write {number}")
 
     _read_weights(model)

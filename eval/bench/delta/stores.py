@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from eval.bench.harness.models import LlamaSizes
-from mm_piece.deltas.delta import Delta, compute_fingerprint, gather_entries
+from mm_piece.deltas.delta import Delta, compute_fingerprint
+from mm_piece.entries import read_entries
 from mm_piece.models.base import tensors
 from mm_piece.store.base_record import locate_base
 from mm_piece.store.delta_store import DeltaStore
@@ -115,7 +116,7 @@ def make_random_delta(
     after = {}
     for name, index in indices.items():
         row = live[name]
-        before[name] = gather_entries(row, index)
+        before[name] = read_entries(row, index)
         after[name] = sample_values(len(index), row.dtype, random)
     return Delta.from_change(
         indices,

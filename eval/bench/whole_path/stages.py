@@ -18,7 +18,8 @@ from eval.bench.harness.accumulators import recorded_allocations
 from eval.bench.harness.isolation import ResourceMeter
 from eval.bench.whole_path.models import SHAPES, build_model, make_example
 from mm_piece import importance
-from mm_piece.deltas.delta import Delta, compute_fingerprint, gather_entries, scatter_entries
+from mm_piece.deltas.delta import Delta, compute_fingerprint
+from mm_piece.entries import read_entries, write_entries
 from mm_piece.families import weights
 from mm_piece.models.base import tensors
 from mm_piece.selection import Budgets, select_stream
@@ -144,12 +145,12 @@ def _train_mask(
 
 def _read_values(model: Any, mask: dict[str, Tensor]) -> dict[str, Tensor]:
     live = tensors(model)
-    return {name: gather_entries(live[name], index) for name, index in mask.items()}
+    return {name: read_entries(live[name], index) for name, index in mask.items()}
 
 
 def _write_values(model: Any, mask: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     live = tensors(model)
-    scatter_entries((live[name], index, values[name]) for name, index in mask.items())
+    write_entries((live[name], index, values[name]) for name, index in mask.items())
 
 
 def _has_values(model: Any, mask: dict[str, Tensor], values: dict[str, Tensor]) -> bool:

@@ -44,7 +44,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mm_piece.deltas.delta import Delta, compute_fingerprint, gather_entries
+from mm_piece.deltas.delta import Delta, compute_fingerprint
 from mm_piece.deltas.file import Entries
 from mm_piece.deltas.file_layout import (
     LAYOUT_KEY,
@@ -72,6 +72,7 @@ from mm_piece.deltas.interchange.rows import (
     to_flat_indices,
 )
 from mm_piece.deltas.interchange.shira import read_shira
+from mm_piece.entries import read_entries
 from mm_piece.errors import DamageError, DeltaError, FormatError, MismatchError
 from mm_piece.files import atomic
 from mm_piece.files.strict_json import parse_json
@@ -108,7 +109,7 @@ def read_foreign_delta(
 
         before: dict[str, Tensor] = {}
         for name, index in indices.items():
-            before[name] = gather_entries(base[name].contiguous(), index)
+            before[name] = read_entries(base[name].contiguous(), index)
         return Delta.from_change(
             indices,
             before,
@@ -229,7 +230,7 @@ def _sort_entries(
     repeated = indices[1:][is_repeated]
     if len(repeated):
         raise DamageError(f"{name}: expected unique indices, found {int(repeated[0])} twice")
-    return indices, gather_entries(values.contiguous(), order)
+    return indices, read_entries(values.contiguous(), order)
 
 
 def _pack_patches(delta: Delta) -> tuple[str, dict[str, Tensor]]:

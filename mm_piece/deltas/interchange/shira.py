@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mm_piece.deltas.delta import gather_entries
 from mm_piece.deltas.file import Entries
 from mm_piece.deltas.interchange.rows import (
     BaseTensors,
@@ -19,6 +18,7 @@ from mm_piece.deltas.interchange.rows import (
     require_row_kind,
     to_flat_indices,
 )
+from mm_piece.entries import read_entries
 from mm_piece.errors import DamageError, FormatError, MismatchError
 from mm_piece.files.strict_json import JSON, parse_json
 
@@ -101,7 +101,7 @@ def _merge_adapter(
         raise DamageError(f"{name}: shira_indices: expected whole numbers, found fractions")
 
     indices = to_flat_indices(name, positions, base_values.shape)
-    before = gather_entries(base_values.contiguous(), indices)
+    before = read_entries(base_values.contiguous(), indices)
     # PEFT keeps 16-bit adapters in float32, and torch adds them there and rounds once.
     wide = torch.promote_types(base_values.dtype, torch.float32)
     total = before.to("cpu", wide) + addends.to(wide)
