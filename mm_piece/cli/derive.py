@@ -151,28 +151,11 @@ def convert(
     base: str | None,
 ) -> None:
     """Write a delta in another program's format."""
-    from mm_piece.deltas import file as deltafile
-    from mm_piece.deltas import interchange
     from mm_piece.deltas.delta import Delta
-    from mm_piece.errors import FormatError
-    from mm_piece.models.checkpoint import Checkpoint, fetch_checkpoint
-
-    # some foreign formats can only be read
-    formats = interchange.FORMATS.items()
-    writable = [name for name, (_, pack) in formats if pack]
-    known = [*deltafile.CODECS, *writable]
-    if form not in known:
-        raise FormatError(f"unknown format {form!r}; known: {', '.join(known)}")
+    from mm_piece.store.conversion import convert_delta
 
     loaded = Delta.load(delta)
-    if form in deltafile.CODECS:
-        loaded.save(to, form)
-    else:
-        layout = None  # by default the delta's own
-        if base:
-            folder = fetch_checkpoint(base)
-            layout = Checkpoint(folder).layout
-        interchange.write_foreign_delta(loaded, to, form, layout)
+    convert_delta(loaded, to, form, base)
     echo(f"wrote {to}: {loaded.entries:,} entries, {to.stat().st_size:,} bytes")
 
 
@@ -200,25 +183,14 @@ def import_delta(
 
     SOURCE holds changes of BASE.
     """
-    from mm_piece.deltas import interchange
-    from mm_piece.families import make_translator
-    from mm_piece.models.base import load_base, tensors
-    from mm_piece.models.checkpoint import Checkpoint, fetch_checkpoint
+    from mm_piece.store import conversion
 
-    folder = fetch_checkpoint(base)
-    checkpoint = Checkpoint(folder, dtype)
-    model, _ = load_base(checkpoint.folder, dtype=checkpoint.dtype)
-    named = tensors(model)
-    # a model may compute with weights that its files do not hold: no delta can change those
-    checkpoint.require_same_weights(named)
-
-    delta = interchange.read_foreign_delta(
+    delta = conversion.import_delta(
         source,
+        base,
         form,
-        named,
         task=task or to.stem,
-        rename=make_translator(model),
-        layout=checkpoint.layout,
+        dtype=dtype,
     )
     _save_delta(delta, to)
 

@@ -7,6 +7,7 @@ attachment     live models: attach, checkout, position
 loading        a model at a position, from files
 exporting      a position as an ordinary checkpoint
 deriving       squash, merge, extract, remove a task, compare positions
+conversion     deltas to and from formats of other programs
 sharing        fork, copy, push, pull
 hub            the seam to the Hugging Face Hub
 model_card     the card of a store on the Hub
