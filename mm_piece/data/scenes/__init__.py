@@ -12,8 +12,9 @@ from random import Random
 
 import numpy as np
 
-from mm_piece.data.scenes import base, downstream
-from mm_piece.data.scenes.base import Scene, Turn
+from mm_piece.data.scenes import base, downstream, questions, textures
+from mm_piece.data.scenes.base import Scene
+from mm_piece.data.scenes.questions import Turn
 from mm_piece.errors import DataError
 
 SPLIT_SIZES = {
@@ -47,7 +48,7 @@ def iter_scenes(
     while True:
         rng = _make_random(f"stream/{seed}", index)
         scene = base.sample_scene(rng)
-        turns = base.make_turns(scene, rng, count)
+        turns = questions.make_turns(scene, rng, count)
         yield scene, turns
         index += 1
 
@@ -73,9 +74,9 @@ def _make_base_row(index: int, split: str, rng: Random) -> dict:
     """Return a row of the base; the kinds of question take turns."""
     # no draw for the training split: its stream starts with the scene
     new_wording = split != "train" and rng.random() < NEW_WORDINGS
-    kinds = base.QUESTION_KINDS
+    kinds = questions.QUESTION_KINDS
     kind = kinds[index % len(kinds)]
-    return base.make_question_row(kind, rng, new_wording)
+    return questions.make_question_row(kind, rng, new_wording)
 
 
 def _as_row_maker(generate: Callable) -> Callable:
@@ -99,7 +100,7 @@ TASKS = {
     "digits": _as_row_maker(downstream.make_digit),
     "words": _as_row_maker(downstream.make_word),
     "charts": _as_row_maker(downstream.make_chart),
-    "textures": _as_row_maker(downstream.make_texture),
+    "textures": _as_row_maker(textures.make_texture),
     "relations": _as_row_maker(downstream.make_relation),
     "clocks": _as_row_maker(downstream.make_clock),
 }

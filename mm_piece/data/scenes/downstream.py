@@ -23,7 +23,7 @@ from mm_piece.data.scenes.canvas import (
     sample_paper,
     sample_tint,
 )
-from mm_piece.data.scenes.lexicon import NUMBERS, READABLE, TEXTURES
+from mm_piece.data.scenes.lexicon import NUMBERS, READABLE
 
 SCAN_RANGES = {
     "train": (0, 1200),
@@ -59,10 +59,6 @@ CHART_PROMPTS = {
     "first": "Chart: colour of the last bar?",
 }
 CHART_KINDS = tuple(CHART_PROMPTS)
-TEXTURE_PROMPTS = (
-    "How would you describe this cloth?",
-    "Pattern of the cloth?",
-)
 RELATION_KINDS = (
     "side",
     "fact",
@@ -176,26 +172,6 @@ def make_chart(index: int, split: str, rng: Random):
     return drawing.render_image(), CHART_PROMPTS[kind], answers[kind], kind
 
 
-def make_texture(index: int, split: str, rng: Random):
-    """Draw a cloth of two colours; the answer is the name of its pattern."""
-    name = TEXTURES[index % len(TEXTURES)]
-    colours = list(COLOURS)
-    first, second = rng.sample(colours, 2)
-    strength = _make_pattern(name, rng)[..., None]  # (48, 48, 1)
-    first_dye = np.array(sample_tint(rng, first))
-    second_dye = np.array(sample_tint(rng, second))
-    mixed = first_dye * (1 - strength) + second_dye * strength  # (48, 48, 3)
-
-    # one shift of brightness for each line of pixels
-    shifts = [rng.gauss(0, 5) for _ in range(SIZE)]
-    noise = np.array(shifts)
-    noisy = mixed + noise[:, None, None]
-    pixels = np.clip(noisy, 0, 255).astype(np.uint8)
-    image = Image.fromarray(pixels)
-    prompt = rng.choice(TEXTURE_PROMPTS)
-    return image, prompt, name, "texture"
-
-
 def make_relation(index: int, split: str, rng: Random):
     """Draw three shapes apart from each other: what lies beside, above or below what."""
     names = rng.sample(SHAPES, 3)
@@ -271,58 +247,6 @@ def _luminance_of(colour: str) -> float:
     return 0.3 * red + 0.59 * green + 0.11 * blue
 
 
-def _make_pattern(name: str, rng: Random) -> np.ndarray:
-    """Return the pattern as a 48×48 array of weights between 0 and 1."""
-    wavelength = rng.uniform(8, 13)  # pixels
-    step = 2 * math.pi / wavelength
-    rows, columns = np.mgrid[0:SIZE, 0:SIZE] * step
-    u = columns + rng.uniform(0, 6)
-    v = rows + rng.uniform(0, 6)
-    if rng.random() < 0.5:
-        u, v = v, u
-
-    field = PATTERNS[name](u, v, rng)
-    # steep, so that most pixels have one of the two colours
-    return np.clip(0.5 + 2.5 * field, 0, 1)
-
-
-def _make_stripes(u, v, rng):
-    slope = rng.choice((0, 0, 1))
-    return np.sin(u + slope * v)
-
-
-def _make_waves(u, v, rng):
-    bend = 1.6 * np.sin(0.7 * v)
-    return np.sin(u + bend)
-
-
-def _make_rings(u, v, rng):
-    middle_u = rng.uniform(0.35, 0.65) * u.max()
-    middle_v = rng.uniform(0.35, 0.65) * v.max()
-    distance = np.hypot(u - middle_u, v - middle_v)
-    return np.sin(1.2 * distance)
-
-
-def _make_weave(u, v, rng):
-    crossing = np.sin(u / 2) * np.sin(v / 2)
-    across = np.sin(2 * u)
-    along = np.sin(2 * v)
-    return np.where(crossing > 0, across, along)
-
-
-def _make_speckles(u, v, rng):
-    seed = rng.getrandbits(32)
-    coarse = np.random.default_rng(seed).random((24, 24))
-    block = np.ones((2, 2))
-    return np.kron(coarse, block) - 0.75  # (48, 48)
-
-
-def _make_gradient(u, v, rng):
-    across = (u - u.mean()) / np.ptp(u) * 0.4
-    along = 0.1 * (v - v.mean()) / np.ptp(v)
-    return across + along
-
-
 def _sample_points(rng: Random, count: int) -> list[Point]:
     """Return points whose x and whose y all differ clearly."""
     lanes = [9, 24, 39]
@@ -379,17 +303,3 @@ def _point_on_clock(
     right = length * math.sin(angle)
     up = length * math.cos(angle)
     return x + right, y - up
-
-
-# fields over the phases u and v: positive where the second colour prevails
-PATTERNS = {
-    "striped": _make_stripes,
-    "dotted": lambda u, v, rng: np.cos(u) + np.cos(v) - 1.0,
-    "checked": lambda u, v, rng: np.sign(np.sin(u)) * np.sign(np.sin(v)),
-    "wavy": _make_waves,
-    "ringed": _make_rings,
-    "woven": _make_weave,
-    "speckled": _make_speckles,
-    "crossed": lambda u, v, rng: np.maximum(np.cos(u), np.cos(v)) - 0.85,
-    "faded": _make_gradient,
-}
