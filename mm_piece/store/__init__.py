@@ -1,7 +1,8 @@
 """Delta stores: a base's ordered deltas in a folder, and the model at each position.
 
 delta_store    `DeltaStore`: read, append, verify
-manifest       the fields of the store's JSON files, and their validation
+manifest       the store's JSON files: read, written, validated
+fields         what each of their fields may hold
 base_record    the store's record of its base
 attachment     live models: attach, checkout, position
 loading        a model at a position, from files

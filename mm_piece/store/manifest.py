@@ -1,4 +1,4 @@
-"""The JSON files of a store: their fields, validated on every read and write.
+"""The JSON files of a store, validated on every read and write.
 
 store.json      `read_manifest`, `serialize_manifest`: the base and the deltas
 results.json    `require_valid_results`: one row of scores per position
@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,19 @@ from mm_piece.errors import (
 )
 from mm_piece.files.atomic import reporting_os_errors
 from mm_piece.files.strict_json import parse_json
+from mm_piece.store.fields import (
+    ANSWER_FIELDS,
+    BASE_FIELDS,
+    ENTRY_FIELDS,
+    MANIFEST_FIELDS,
+    RESULTS_FIELDS,
+    FieldRule,
+    is_score,
+)
 
 FORMAT_VERSION = 1
 MANIFEST = "store.json"
 DELTA_FILE_PATTERN = re.compile(r"([0-9]{4,})-[a-z0-9-]+\.safetensors")
-SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
-_LINE_BREAKERS = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # breaks a line, a path or a print
-
-FieldRule = tuple[Callable[[Any], bool], str]  # a test of a value, and the allowed values in words
 
 
 @dataclass(frozen=True)
@@ -76,13 +81,13 @@ def read_manifest(store: Path) -> tuple[dict[str, Any], list[ManifestEntry]]:
         path,
         f"unknown format {format_value(version)}; known: {FORMAT_VERSION}",
     )
-    _require_fields(path, "", content, _MANIFEST_FIELDS)
+    _require_fields(path, "", content, MANIFEST_FIELDS)
     base = content["base"]
     records = content["deltas"]
     require_valid_base(path, base)
 
     for position, record in enumerate(records, 1):
-        _require_fields(path, f"position {position}: ", record, _ENTRY_FIELDS)
+        _require_fields(path, f"position {position}: ", record, ENTRY_FIELDS)
     entries = [ManifestEntry(**record) for record in records]
     require_valid_entries(path, entries)
     # a delta may be a link inside of the store, but not out of it
@@ -107,7 +112,7 @@ def require_valid_base(path: Path, base: dict[str, Any]) -> None:
     Only the fingerprint is required. Fields that this library does not know may be there.
     """
     _require_sound("fingerprint" in base, path, "base has no fingerprint")
-    _require_allowed(path, "base: ", base, _BASE_FIELDS)
+    _require_allowed(path, "base: ", base, BASE_FIELDS)
 
 
 def require_valid_entries(
@@ -164,7 +169,7 @@ def require_valid_results(
 
     for key in ("tasks", "matrix"):
         _require_sound(key in results, path, f"it has no {key}")
-    _require_allowed(path, "", results, _RESULTS_FIELDS)
+    _require_allowed(path, "", results, RESULTS_FIELDS)
 
     tasks = results["tasks"]
     matrix = results["matrix"]
@@ -197,13 +202,13 @@ def require_valid_answers(path: Path, answers: dict[str, Any]) -> None:
         )
         for number, row in enumerate(rows):
             context = f"task {format_value(task)}, answer {number}: "
-            missing = type(row) is not dict or _ANSWER_FIELDS.keys() - row.keys()
+            missing = type(row) is not dict or ANSWER_FIELDS.keys() - row.keys()
             _require_sound(
                 not missing,
                 path,
-                f"{context}expected the fields {', '.join(_ANSWER_FIELDS)}",
+                f"{context}expected the fields {', '.join(ANSWER_FIELDS)}",
             )
-            _require_allowed(path, context, row, _ANSWER_FIELDS)
+            _require_allowed(path, context, row, ANSWER_FIELDS)
 
 
 def serialize_json(content: Mapping[str, Any], label: str) -> str:
@@ -312,89 +317,9 @@ def _require_scores(
     count: int,
 ) -> None:
     """Raise StoreError unless a row is a list of `count` scores."""
-    is_sound = type(row) is list and len(row) == count and all(map(_is_score, row))
+    is_sound = type(row) is list and len(row) == count and all(map(is_score, row))
     _require_sound(
         is_sound,
         path,
         f"{context} is {format_value(row)}; allowed: {count} numbers from 0 to 1",
     )
-
-
-# The tests below compare types, as bool is an int and JSON has plain types only.
-
-
-def _is_text(value: Any) -> bool:
-    # here and below by type: a bool is an int to isinstance, and JSON has plain types only
-    return type(value) is str
-
-
-def _is_line(value: Any) -> bool:
-    return type(value) is str and not _LINE_BREAKERS.search(value)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63  # a 64-bit integer
-
-
-def _is_digest(value: Any) -> bool:
-    return type(value) is str and SHA256_PATTERN.fullmatch(value) is not None
-
-
-def _is_score(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 1
-
-
-def _is_name_list(value: Any) -> bool:
-    return type(value) is list and all(map(_is_text, value)) and len({*value}) == len(value)
-
-
-def _is_object_map(value: Any) -> bool:
-    return type(value) is dict and all(type(facts) is dict for facts in value.values())
-
-
-_TEXT: FieldRule = (_is_text, "text")
-_LINE: FieldRule = (_is_line, "one line of text")
-_COUNT: FieldRule = (_is_count, "a whole number from 0 on")
-_DIGEST: FieldRule = (_is_digest, "a SHA-256 in lower-case hex")
-_TEXTS: FieldRule = (_is_name_list, "a list of different names")
-_LIST: FieldRule = (lambda value: type(value) is list, "a list")
-_OBJECT: FieldRule = (lambda value: type(value) is dict, "an object")
-_OBJECTS: FieldRule = (_is_object_map, "an object of objects")
-
-_MANIFEST_FIELDS = {"format": _COUNT, "base": _OBJECT, "deltas": _LIST}
-_BASE_FIELDS = {
-    "fingerprint": _DIGEST,
-    "digest": _DIGEST,
-    "family": _LINE,
-    "dtype": _LINE,
-    "folder": _LINE,
-    "hub": _LINE,
-    "revision": (lambda value: value is None or _is_line(value), "one line of text, or null"),
-    "parameters": _COUNT,
-    "bytes": _COUNT,
-}
-_ENTRY_FIELDS = {
-    "position": _COUNT,
-    "task": _TEXT,
-    "file": _TEXT,
-    "sha256": _DIGEST,
-    "parent": (lambda value: value == "" or _is_digest(value), f"{_DIGEST[1]}, or ''"),
-    "entries": _COUNT,
-    "bytes": _COUNT,
-}
-_RESULTS_FIELDS = {
-    "tasks": _TEXTS,
-    "general": _TEXTS,
-    "matrix": _LIST,
-    "base_ability_name": _TEXT,
-    "base_kinds": _OBJECT,
-    "seconds": _OBJECTS,
-    "stability": _OBJECTS,
-}
-_ANSWER_FIELDS = {
-    "row": _COUNT,
-    "prompt": _TEXT,
-    "answer": _TEXT,
-    "prediction": _TEXT,
-    "score": (_is_score, "a number from 0 to 1"),
-}
