@@ -8,14 +8,27 @@ from pydantic import Field, field_validator, model_validator
 from mm_piece.metrics.answers import ANSWER_METRICS
 from mm_piece.recipe.base_options import require_options
 from mm_piece.recipe.parsing import YAML
-from mm_piece.recipe.select import Density, SelectionSettings, StrictModel, require_density
+from mm_piece.recipe.select import (
+    Density,
+    SelectionSettings,
+    StrictModel,
+    require_density,
+)
 from mm_piece.sizes import parse_bytes
 
 if TYPE_CHECKING:
     MetricName = str
 else:
     MetricName = Literal[tuple(ANSWER_METRICS)]
-ColumnName = Literal["prompt", "answer", "answers", "image", "images", "messages", "conversations"]
+ColumnName = Literal[
+    "prompt",
+    "answer",
+    "answers",
+    "image",
+    "images",
+    "messages",
+    "conversations",
+]
 
 
 class GeneralTask(StrictModel):
@@ -40,7 +53,9 @@ class Task(GeneralTask):
     @field_validator("density", mode="before")
     @classmethod
     def _density_in_range(cls, density: YAML) -> YAML:
-        return density if density is None else require_density(density)
+        if density is None:
+            return None
+        return require_density(density)
 
 
 class Recipe(StrictModel):
@@ -55,11 +70,23 @@ class Recipe(StrictModel):
     select: SelectionSettings = SelectionSettings()
     train: dict[str, Any] = {}
     # Self-generated examples that are trained beside a task, as a share of the task's own.
-    rehearsal: float = Field(default=0.0, ge=0, le=1)
+    rehearsal: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+    )
     # Strength of the quadratic penalty on moving important parameters.
-    penalty: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    penalty: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+    )
     cache: str | int = "20GiB"  # disk for the encoded examples of a task while it is learned
-    seed: int = Field(default=42, ge=0, lt=2**31)
+    seed: int = Field(
+        default=42,
+        ge=0,
+        lt=2**31,
+    )
 
     @field_validator("model")
     @classmethod
@@ -74,9 +101,11 @@ class Recipe(StrictModel):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Recipe":
-        names = [task.name for task in (*self.tasks, *self.general)]
-        if doubled := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"task name {sorted(doubled)[0]!r} is used twice")
+        tasks = (*self.tasks, *self.general)
+        names = [task.name for task in tasks]
+        for name in sorted(names):
+            if names.count(name) > 1:
+                raise ValueError(f"task name {name!r} is used twice")
         return self
 
     @model_validator(mode="after")
@@ -86,13 +115,19 @@ class Recipe(StrictModel):
         return self
 
     def select_of(self, task: Task) -> SelectionSettings:
-        """The selection of one task, with its own density where it has one."""
+        """Return the selection of one task, with its own density where it has one."""
         if task.density is None:
             return self.select
-        return SelectionSettings.model_validate(
-            {**self.select.model_dump(), "density": task.density}
-        )
+
+        settings = self.select.model_dump()
+        settings["density"] = task.density
+        return SelectionSettings.model_validate(settings)
 
     def to_yaml(self) -> str:
-        """The resolved recipe as YAML, every default spelled out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """Return the resolved recipe as YAML, every default spelled out."""
+        content = self.model_dump(mode="json")
+        return yaml.safe_dump(
+            content,
+            sort_keys=False,
+            allow_unicode=True,
+        )

@@ -3,7 +3,13 @@
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from mm_piece.families import GROUPS, Group
 from mm_piece.importance.rules import RULES
@@ -11,6 +17,8 @@ from mm_piece.recipe.parsing import YAML
 from mm_piece.sizes import parse_bytes
 
 Density = float | str | dict[str, float]
+
+_PATTERN_MARKS = "*?[."  # a key of `density` with any of these is a pattern of names
 
 
 class StrictModel(BaseModel):
@@ -29,14 +37,23 @@ class SelectionSettings(StrictModel):
     floor: dict[Group, float] = {}
     ceiling: float | dict[Group, float] = {}
     samples: int = Field(default=1000, ge=1)
-    batch_size: int = Field(default=8, ge=1, le=32)  # examples a pass looks at together
+    # How many examples a pass looks at together.
+    batch_size: int = Field(
+        default=8,
+        ge=1,
+        le=32,
+    )
     memory: str | int = "8GiB"
     accumulators: Literal["device", "host"] = "device"
     exclude: tuple[Group, ...] = (
         "embedding",
         "head",
     )
-    xi: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    xi: float = Field(
+        default=1e-3,
+        gt=0,
+        allow_inf_nan=False,
+    )
     prompts: tuple[str, ...] = ()  # asked of the model, for retention and rehearsal
     cache: str | None = None  # a folder that holds masks for other runs
 
@@ -45,8 +62,10 @@ class SelectionSettings(StrictModel):
     def _apply_method_defaults(cls, content: YAML) -> YAML:
         if not isinstance(content, dict):
             return content
-        rule = RULES.get(str(content.get("method")))
-        return {**(rule.defaults if rule else {}), **content}
+        method = str(content.get("method"))
+        if method not in RULES:
+            return dict(content)
+        return {**RULES[method].defaults, **content}
 
     @field_validator("method")
     @classmethod
@@ -65,7 +84,8 @@ class SelectionSettings(StrictModel):
     @field_validator("floor", "ceiling", mode="before")
     @classmethod
     def _bounds_in_range(cls, bound: YAML) -> YAML:
-        for share in bound.values() if isinstance(bound, dict) else [bound]:
+        shares = bound.values() if isinstance(bound, dict) else [bound]
+        for share in shares:
             _require_share(share, "share")
         return bound
 
@@ -77,38 +97,64 @@ class SelectionSettings(StrictModel):
 
     @model_validator(mode="after")
     def _require_consistent(self) -> "SelectionSettings":
+        is_auto = self.density == "auto"
         rule = RULES.get(self.method)
-        if self.density == "auto" and rule is not None and rule.is_data_free:
+        if is_auto and rule is not None and rule.is_data_free:
             raise ValueError(f"density: auto weighs scores of data, and {self.method} has none")
-        if isinstance(self.ceiling, float) and self.density != "auto":
+
+        ceiling_is_number = isinstance(self.ceiling, float)
+        if ceiling_is_number and not is_auto:
             raise ValueError("ceiling: a number bounds density: auto; else map groups to shares")
-        bound = bool(self.floor) or (isinstance(self.ceiling, dict) and bool(self.ceiling))
-        if bound and (self.scope == "tensor" or not isinstance(self.density, float)):
+
+        has_group_ceilings = bool(self.ceiling) and not ceiling_is_number
+        bounds_groups = bool(self.floor) or has_group_ceilings
+        has_one_density = isinstance(self.density, float)
+        if bounds_groups and (self.scope == "tensor" or not has_one_density):
             raise ValueError("floor and ceiling of groups go with one density, scope global")
         return self
 
 
 def require_density(density: YAML) -> YAML:
-    """The density as it stands; ValueError for what is no share, mapping of shares or auto."""
+    """Return the density as it is; ValueError for what is no share, mapping of shares or auto."""
     if density == {}:
         raise ValueError(f"no group has a density; groups: {', '.join(GROUPS)}")
+    if density == "auto":
+        return density
+    if isinstance(density, str):
+        raise ValueError(f"density {density!r} is no share in (0, 1], no mapping and not auto")
+
     if not isinstance(density, dict):
-        if isinstance(density, str) and density != "auto":
-            raise ValueError(f"density {density!r} is no share in (0, 1], no mapping and not auto")
-        if density != "auto":
-            _require_share(density, "density")
+        _require_share(density, "density")
         return density
     for key, share in density.items():
-        if key not in GROUPS and not set(str(key)) & set("*?[."):
-            close = get_close_matches(str(key), GROUPS, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"groups: {', '.join(GROUPS)}"
-            raise ValueError(f"density: unknown group {key!r}; {hint} (or a pattern of names)")
+        _require_group_or_pattern(key)
         _require_share(share, "density")
     return density
 
 
+def _require_group_or_pattern(key: Any) -> None:
+    """Raise ValueError, with the nearest group, for a key that is neither a group nor a pattern."""
+    text = str(key)
+    is_pattern = any(mark in text for mark in _PATTERN_MARKS)
+    if key in GROUPS or is_pattern:
+        return
+
+    hint = f"groups: {', '.join(GROUPS)}"
+    close = get_close_matches(
+        text,
+        GROUPS,
+        n=1,
+        cutoff=0.5,
+    )
+    if close:
+        hint = f"did you mean {close[0]!r}?"
+    raise ValueError(f"density: unknown group {key!r}; {hint} (or a pattern of names)")
+
+
 def _require_share(value: Any, what: str) -> None:
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    if not plain or not 0 < value <= 1:
-        shown = float(value) if plain else repr(value)
-        raise ValueError(f"{what} {shown} is out of (0, 1]")
+    """Raise ValueError, naming `what` it is, for what is no number in (0, 1]."""
+    is_boolean = isinstance(value, bool)  # an int in Python, and no share
+    if is_boolean or not isinstance(value, int | float):
+        raise ValueError(f"{what} {value!r} is out of (0, 1]")
+    if not 0 < value <= 1:
+        raise ValueError(f"{what} {float(value)} is out of (0, 1]")
