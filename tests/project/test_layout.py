@@ -1,9 +1,11 @@
 """What is promised about the code itself: wings, budgets, seams, the wheel's content."""
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterable
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -183,6 +185,53 @@ def test_an_attribute_that_is_born_late_is_seen():
     text = "class A:\n    def __enter__(self):\n        self.late, self.later = 1, 2\n"
     assert late_attributes(text) == {"late", "later"}
     assert not late_attributes("class A:\n    late: int\n    later = 1\n" + text[9:])
+
+
+LAYOUT_TOKENS = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
+
+
+def docstring_lines(text: str) -> set[int]:
+    """The lines of all docstrings."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, kinds) and ast.get_docstring(node):
+            docstring = node.body[0]
+            found |= {*range(docstring.lineno, (docstring.end_lineno or 0) + 1)}
+    return found
+
+
+def tokens_per_line(text: str) -> float:
+    """How many tokens a line of code has, without comments, docstrings and layout."""
+    left_out = docstring_lines(text)
+    num_tokens = 0
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        first, last = token.start[0], token.end[0]
+        if token.type not in LAYOUT_TOKENS and first not in left_out:
+            num_tokens += 1
+            lines |= {*range(first, last + 1)}
+    return num_tokens / max(len(lines), 1)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_no_file_is_packed(file):
+    """One step a line: a file that is short by dense lines is not simple."""
+    density = tokens_per_line(file.read_text(encoding="utf-8"))
+    assert density <= 7.5, f"{density:.2f} tokens a line of code"
+
+
+def test_a_packed_line_is_seen():
+    packed = "total, names = sum(sizes[n] for n in left), [n for n in left if n not in taken]\n"
+    assert tokens_per_line(packed) > 25
+    assert tokens_per_line('"""A docstring."""\n# and a comment\ntotal = 0\n') == 3
 
 
 def test_frameworks_stay_behind_their_seams():
