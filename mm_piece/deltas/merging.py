@@ -101,7 +101,8 @@ def replay_deltas(
             positions = torch.searchsorted(index[name], touched)
             replaced = read_entries(state[name], positions)
             delta.require_before_digest(name, compute_digest(replaced))
-            write_entries([(state[name], positions, delta.values[name])])
+            change = (state[name], positions, delta.values[name])
+            write_entries([change])
     return state
 
 

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_piece.data import IGNORE_INDEX, Example, collate, encode_truncated, iter_batches
+from mm_piece.data import (
+    IGNORE_INDEX,
+    Example,
+    collate,
+    encode_truncated,
+    iter_batches,
+)
 from mm_piece.data.processor import Processor, pad_token_of, tokenizer_of
 from mm_piece.distributed.progress import progress_bar
 from mm_piece.evaluation.answers import relabel_examples

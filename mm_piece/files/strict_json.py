@@ -48,7 +48,10 @@ def _require_shallow_nesting(content: JSON) -> None:
     # level by level, since recursion is what must not fail here
     level = [content]
     for _ in range(_MAX_DEPTH):
-        level = [child for item in level for child in _children_of(item)]
+        children: list[JSON] = []
+        for item in level:
+            children += _children_of(item)
+        level = children
         if not level:
             return
     raise ValueError(f"not plain JSON: nested deeper than {_MAX_DEPTH}")
@@ -58,7 +61,9 @@ def _children_of(item: JSON) -> Collection[JSON]:
     """Return the items of a list or the values of an object; nothing for anything else."""
     if isinstance(item, dict):
         return item.values()
-    return item if isinstance(item, list) else ()
+    if isinstance(item, list):
+        return item
+    return ()
 
 
 def _parse_finite(number: str) -> float:

@@ -23,4 +23,9 @@ from mm_piece.training.arguments import arguments
 from mm_piece.training.loop import train
 from mm_piece.training.trainer import SparseTrainer, fit
 
-__all__ = ["SparseTrainer", "arguments", "fit", "train"]
+__all__ = [
+    "SparseTrainer",
+    "arguments",
+    "fit",
+    "train",
+]

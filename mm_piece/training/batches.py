@@ -52,7 +52,8 @@ class DistributedBatchSampler:
     def __len__(self) -> int:
         """Return the number of batches of an epoch."""
         num_full = self.num_examples // self._global_batch_size
-        has_rest = self.num_examples % self._global_batch_size > 0
+        num_left = self.num_examples % self._global_batch_size
+        has_rest = num_left > 0
         if has_rest and not self.drop_last:
             return num_full + 1
         return num_full

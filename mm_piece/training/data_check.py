@@ -55,27 +55,41 @@ class TaskCheck:
     floor: float = 0.0  # what always giving it would score
     example: list[TokenText] = field(default_factory=list)
 
+    @property
+    def splits(self) -> list[SplitCheck]:
+        """Its sources; a general task is not trained."""
+        if self.train is None:
+            return [self.test]
+        return [self.train, self.test]
+
 
 def check_task(
-    task: GeneralTask, parts: BaseParts, rows: int, progress: ProgressWrapper
+    task: GeneralTask,
+    parts: BaseParts,
+    rows: int,
+    progress: ProgressWrapper,
 ) -> TaskCheck:
+    """Read a task's sources; decode and tokenize up to `rows` rows of each."""
     train: SplitCheck | None = None
     training_examples: ExampleDataset | None = None
     if isinstance(task, Task):
         train, training_examples = _check_split(task, task.train, parts, rows, progress)
     test, test_examples = _check_split(task, task.test, parts, rows, progress, asked=True)
-    if not (test.errors or (train and train.errors)):
-        test.errors += find_absent_columns(
-            task, [part for part in (training_examples, test_examples) if part]
-        )
-    known = {_question_digest(example) for example in training_examples or ()}
-    shared = sum(_question_digest(example) in known for example in test_examples or ())
-    found = TaskCheck(task.name, task.metric, task.max_length, train, test, shared)
+
+    # only of sound splits: a missing column would be named twice
+    is_sound = not test.errors and not (train and train.errors)
+    if is_sound:
+        sources = [source for source in (training_examples, test_examples) if source]
+        test.errors += find_absent_columns(task, sources)
+
+    found = TaskCheck(task.name, task.metric, task.max_length, train, test)
+    found.shared = _count_shared_questions(training_examples or (), test_examples or ())
     if test_examples:
         found.commonest, found.floor = _score_commonest_answer(task, test_examples)
         _check_answers(test, test_examples, task.metric)
+
     shown = training_examples or test_examples
-    if shown and not (test.errors or (train and train.errors)):
+    if shown and is_sound and not test.errors:
         found.example = _decode_tokens(shown[0], parts.processor, task)
     return found
 
@@ -84,107 +98,179 @@ def _check_split(
     task: GeneralTask,
     source: str,
     parts: BaseParts,
-    most: int,
+    max_rows: int,
     progress: ProgressWrapper,
     *,
     asked: bool = False,
 ) -> tuple[SplitCheck, ExampleDataset | None]:
+    """Read one source; return what it holds, and its examples if all rows are sound."""
     split = SplitCheck(source, asked)
-    split.errors = [
-        str(error) for error in iter_problems(source, task.images, task.columns, task.prompt)
-    ]
+    problems = iter_problems(source, task.images, task.columns, task.prompt)
+    split.errors = [str(problem) for problem in problems]
     if split.errors:
         return split, None
+
     examples = read_task_source(task, source)
+    digests = set()
+    for example in examples:
+        digests.add(example.compute_digest())
+        split.images += len(example.images)
+        if not example.images:
+            split.text_only += 1
     split.rows = len(examples)
-    split.images = sum(len(example.images) for example in examples)
-    split.text_only = sum(not example.images for example in examples)
+    split.repeated = split.rows - len(digests)
     split.unread = sorted(examples.find_unread_fields())
-    split.repeated = split.rows - len({example.compute_digest() for example in examples})
-    chosen = _spread_evenly(split.rows, most)
+
+    chosen = _spread_evenly(split.rows, max_rows)
     for position in progress(chosen, f"{task.name}: {source}"):
         _check_example(split, examples[position], parts, task)
     return split, examples
 
 
 def _check_example(
-    split: SplitCheck, example: Example, parts: BaseParts, task: GeneralTask
+    split: SplitCheck,
+    example: Example,
+    parts: BaseParts,
+    task: GeneralTask,
 ) -> None:
     """Decode and tokenize one row."""
     processor = parts.processor
     split.encoded += 1
-    split.special += bool(has_special_token(example, processor))
+    if has_special_token(example, processor):
+        split.special += 1
+
     try:
         inputs, _ = encode_truncated(example, processor, None, split.asked)
         parts.require_fit(example, inputs)
         for name in find_omitted_texts(example, processor):
             split.left_out[name] = split.left_out.get(name, 0) + 1
-        split.lengths.append(inputs["input_ids"].shape[1])
-        if split.lengths[-1] > (task.max_length or sys.maxsize):
-            split.truncated += encode_truncated(example, processor, task.max_length, split.asked)[1]
+
+        num_tokens = inputs["input_ids"].shape[1]
+        split.lengths.append(num_tokens)
+        if num_tokens > (task.max_length or sys.maxsize):
+            _, is_truncated = encode_truncated(example, processor, task.max_length, split.asked)
+            split.truncated += is_truncated
     except DataError as error:
         split.errors.append(str(error))
 
 
-def _check_answers(split: SplitCheck, examples: Sequence[Example], metric: str) -> None:
+def _check_answers(
+    split: SplitCheck,
+    examples: Sequence[Example],
+    metric: str,
+) -> None:
     """Count the rows whose `answers` most likely are not meant as all that count as right."""
-    rows = [(example.answer, example.accepted) for example in examples if example.accepted]
-    if not rows:
+    with_accepted = [example for example in examples if example.accepted]
+    if not with_accepted:
         return
-    scores = ANSWER_METRICS[metric]([own for own, _ in rows], [accepted for _, accepted in rows])
-    split.unrewarded = sum(score == 0 for score in scores)
+
+    # all rows at once: some metrics weigh words by how many rows hold them
+    score = ANSWER_METRICS[metric]
+    own = [example.answer for example in with_accepted]
+    accepted = [example.accepted for example in with_accepted]
+    own_scores = score(own, accepted)
+    split.unrewarded = sum(own_score == 0 for own_score in own_scores)
+
     if metric == "choice":
-        split.ambiguous = sum(
-            not all(ANSWER_METRICS[metric](accepted, [accepted[:1]] * len(accepted)))
-            for _, accepted in rows
-        )
+        # options are not answers that mean the same: one of them does not answer another
+        for options in accepted:
+            scores = score(options, [options[:1]] * len(options))
+            if not all(scores):
+                split.ambiguous += 1
 
 
-def iter_notes(split: SplitCheck, max_length: int | None, max_positions: int) -> Iterator[str]:
+def iter_notes(
+    split: SplitCheck,
+    max_length: int | None,
+    max_positions: int,
+) -> Iterator[str]:
+    """Yield what is no error of a split and most likely not meant, a line each."""
     if split.unread:
         yield f"nothing reads the fields {', '.join(split.unread)}"
+
     for name, rows in split.left_out.items():
         yield f"the base's chat template leaves out {name} in {rows} rows"
+
     if split.unrewarded:
         yield f"{split.unrewarded} rows hold an answer that scores 0 against their own `answers`"
+
     if split.ambiguous:
         yield (
             f"{split.ambiguous} rows count several options as right: all of their `answers`; if "
             "those are the options, let `columns: {answers: …}` name the field of the right one"
         )
+
     if split.special:
         yield f"{split.special} rows hold special tokens of the base, which are not read as text"
-    long = sum(length > max_positions for length in split.lengths) if max_length is None else 0
-    if long:
-        yield f"{long} rows are longer than the base's {max_positions} positions; set max_length"
+
+    # with a max_length they are cut to it
+    if max_length is None:
+        num_long = sum(length > max_positions for length in split.lengths)
+        if num_long:
+            yield (
+                f"{num_long} rows are longer than the base's {max_positions} positions; "
+                "set max_length"
+            )
 
 
 def _spread_evenly(count: int, most: int) -> Sequence[int]:
-    """At most `most` positions out of `count`, evenly spread."""
-    return range(count) if count <= most else [count * n // most for n in range(most)]
+    """Return at most `most` positions out of `count`, evenly spread."""
+    if count <= most:
+        return range(count)
+    return [count * number // most for number in range(most)]
+
+
+def _count_shared_questions(
+    training_examples: Sequence[Example],
+    test_examples: Sequence[Example],
+) -> int:
+    """Return how many test examples ask a question that is trained."""
+    trained_questions = {_question_digest(example) for example in training_examples}
+
+    num_shared = 0
+    for example in test_examples:
+        if _question_digest(example) in trained_questions:
+            num_shared += 1
+    return num_shared
 
 
 def _question_digest(example: Example) -> str:
-    """What identifies a question: its texts and images, without the answer."""
-    return replace(example, messages=example.messages[:-1], untrained_turns=()).compute_digest()
+    """Return what identifies a question: its texts and images, without the answer."""
+    question = replace(example, messages=example.messages[:-1], untrained_turns=())
+    return question.compute_digest()
 
 
-def _score_commonest_answer(task: GeneralTask, examples: Sequence[Example]) -> tuple[str, float]:
-    """The commonest answer, and what a model that always gives it would score."""
+def _score_commonest_answer(
+    task: GeneralTask,
+    examples: Sequence[Example],
+) -> tuple[str, float]:
+    """Return the commonest answer, and what a model that always gives it would score."""
     accepted = [example.accepted or [example.answer] for example in examples]
-    commonest = Counter(answers[0] for answers in accepted).most_common(1)[0][0]
-    scores = ANSWER_METRICS[task.metric]([commonest] * len(accepted), accepted)
+    counts = Counter(answers[0] for answers in accepted)
+    ((commonest, _),) = counts.most_common(1)
+
+    score = ANSWER_METRICS[task.metric]
+    scores = score([commonest] * len(accepted), accepted)
     return commonest, sum(scores) / len(scores)
 
 
-def _decode_tokens(example: Example, processor: Processor, task: GeneralTask) -> list[TokenText]:
-    """The tokens of an encoded example as text, neighbours of one kind joined."""
+def _decode_tokens(
+    example: Example,
+    processor: Processor,
+    task: GeneralTask,
+) -> list[TokenText]:
+    """Return the tokens of an encoded example as text, neighbours of one kind joined."""
     inputs, _ = encode_truncated(example, processor, task.max_length)
-    tokenizer = tokenizer_of(processor)
+    ids = inputs["input_ids"][0].tolist()
+    labels = inputs["labels"][0].tolist()
+
     runs: list[tuple[list[int], bool]] = []
-    for token, label in zip(inputs["input_ids"][0], inputs["labels"][0], strict=True):
-        supervised = int(label) != IGNORE_INDEX
-        if not runs or runs[-1][1] != supervised:
-            runs.append(([], supervised))
-        runs[-1][0].append(int(token))
-    return [(tokenizer.decode(ids), supervised) for ids, supervised in runs]
+    for token, label in zip(ids, labels, strict=True):
+        is_supervised = label != IGNORE_INDEX
+        if not runs or runs[-1][1] != is_supervised:
+            runs.append(([], is_supervised))
+        run_ids, _ = runs[-1]
+        run_ids.append(token)
+
+    decode = tokenizer_of(processor).decode
+    return [(decode(run_ids), is_supervised) for run_ids, is_supervised in runs]

@@ -4,7 +4,7 @@
 tells all that is wrong with the data; `train` finds the same while it opens its store.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def preflight(recipe: Recipe, *, launched: bool = True) -> Plan:
 
     # Trainer's arguments refuse what they do not know, and what does not fit together.
     settings = recipe.train if launched else without_deepspeed(recipe.train)
-    arguments(settings, Path(recipe.store) / "work", recipe.seed)
+    arguments(settings, Path(recipe.store), recipe.seed)
 
     importance.resolve_rule(recipe.select.method)
     for task in (*recipe.tasks, *recipe.general):
@@ -88,31 +88,41 @@ class RecipeCheck:
     @property
     def notes(self) -> list[str]:
         """What is no error and most likely not meant, a line each."""
-        return self.base_notes + [
-            f"{split.source}: {note}"
-            for task in self.tasks
-            for split in (task.train, task.test)
-            if split
-            for note in iter_notes(split, task.max_length, self.max_positions)
-        ]
+        notes = list(self.base_notes)
+        for task in self.tasks:
+            for split in task.splits:
+                split_notes = iter_notes(split, task.max_length, self.max_positions)
+                notes += [f"{split.source}: {note}" for note in split_notes]
+        return notes
 
     @property
     def errors(self) -> list[str]:
         """All errors, each one line that names source and row."""
-        splits = [s for task in self.tasks for s in (task.train, task.test) if s]
-        return list(dict.fromkeys(error for split in splits for error in split.errors))
+        errors = []
+        for task in self.tasks:
+            for split in task.splits:
+                errors += split.errors
+        # two tasks may share a source: each of its errors once
+        return list(dict.fromkeys(errors))
 
     def to_dict(self) -> dict[str, Any]:
         """The whole as plain values, for JSON."""
-        tasks = [asdict(task) for task in self.tasks]
-        return {"tasks": tasks, "notes": self.notes, "errors": self.errors}
+        return {
+            "tasks": [asdict(task) for task in self.tasks],
+            "notes": self.notes,
+            "errors": self.errors,
+        }
+
+
+def _show_no_progress(items: Iterable[Any], title: str) -> Iterable[Any]:
+    return items
 
 
 def check(
     recipe: str | Path | Recipe,
     *overrides: str,
     rows: int = 1000,
-    progress: ProgressWrapper = lambda items, title: items,
+    progress: ProgressWrapper = _show_no_progress,
 ) -> RecipeCheck:
     """Look at a recipe's settings, base and data as training would, and write nothing.
 
@@ -124,15 +134,18 @@ def check(
         recipe = load_recipe(recipe, overrides)
     plan = preflight(recipe, launched=False)
 
-    base, revision = recipe.base, recipe.revision
     files = pick_reading_options(recipe.model)
-    processor = load_processor(base, revision, **files)
-    require_options_fit(base, revision, recipe.model)
-    parts = BaseParts(base, revision, processor, **files)
+    processor = load_processor(recipe.base, recipe.revision, **files)
+    require_options_fit(recipe.base, recipe.revision, recipe.model)
+    parts = BaseParts(recipe.base, recipe.revision, processor, **files)
     base_notes = [*_iter_base_notes(plan, parts)]
 
-    tasks = [check_task(task, parts, rows, progress) for task in (*recipe.tasks, *recipe.general)]
-    max_positions = max_positions_of(base, revision, **files)
+    tasks = []
+    for task in (*recipe.tasks, *recipe.general):
+        checked = check_task(task, parts, rows, progress)
+        tasks.append(checked)
+
+    max_positions = max_positions_of(recipe.base, recipe.revision, **files)
     return RecipeCheck(tasks, max_positions, [*parts.notes, *base_notes])
 
 
@@ -143,7 +156,9 @@ def _iter_base_notes(plan: Plan, parts: BaseParts) -> Iterator[str]:
     weight that is not finite. A base on the Hub is not downloaded for that.
     """
     recipe = plan.recipe
-    shapes = {name: tuple(weight.shape) for name, weight in weights(parts.model).items()}
+    shapes = {}
+    for name, weight in weights(parts.model).items():
+        shapes[name] = tuple(weight.shape)
     require_selectable(recipe, shapes)
 
     if Path(recipe.base).is_dir():
