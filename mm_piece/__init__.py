@@ -1,7 +1,7 @@
 """Teach a vision-language model a sequence of tasks without forgetting: one delta per task."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mm_piece.deltas.delta import Delta
@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(import_module(f"mm_piece.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'mm_piece' has no attribute {name!r}")

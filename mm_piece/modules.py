@@ -7,7 +7,7 @@ subclass in which the weight is a property.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -83,7 +83,7 @@ def _drop_interception(state: dict[str, Any]) -> dict[str, Any]:
     state.pop(_RUNNING, None)
 
     # torch has a dict by id for the hooks of each kind, and further ones for their options.
-    dropped: dict[str, list[Any]] = {
+    dropped: dict[str, Collection[object]] = {
         "_parameters": interception.parameters,
     }
     for attribute in state:
@@ -110,7 +110,7 @@ def _make_subclass(
 
     It is the same for the same arguments, so that modules of one class still have one class.
     """
-    members: dict[str, Any] = {
+    members: dict[str, object] = {
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
     }
@@ -158,11 +158,11 @@ def is_running(module: nn.Module) -> bool:
     return vars(module).get(_RUNNING, False)
 
 
-def _mark_running(module: nn.Module, _: Any) -> None:
+def _mark_running(module: nn.Module, _: object) -> None:
     setattr(module, _RUNNING, True)
 
 
-def _mark_stopped(module: nn.Module, *_: Any) -> None:
+def _mark_stopped(module: nn.Module, *_: object) -> None:
     setattr(module, _RUNNING, False)
 
 

@@ -47,7 +47,7 @@ class _CommandGroup(click.Group):
             exit_process(finished.code)
             raise
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except (PieceError, OSError) as error:

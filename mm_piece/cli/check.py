@@ -199,7 +199,7 @@ def _show_example(name: str, tokens: Sequence[tuple[str, bool]]) -> None:
     echo_tokens(folded)
 
 
-def _fold_repeats(repeated: Any) -> str:
+def _fold_repeats(repeated: re.Match[str]) -> str:
     """Return `token×number` for a match of one token several times."""
     token = repeated[1]
     number = len(repeated[0]) // len(token)

@@ -1,7 +1,7 @@
 """Commands that make new files out of stores, deltas and checkpoints."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +15,9 @@ from mm_piece.cli.options import (
     TO,
     echo,
 )
+
+if TYPE_CHECKING:
+    from mm_piece.deltas.delta import Delta
 
 
 @click.command()
@@ -31,7 +34,10 @@ from mm_piece.cli.options import (
 def export(
     store: Path,
     to: Path,
-    **options: Any,
+    *,
+    at: int | None,
+    base: str | None,
+    shard_size: str,
 ) -> None:
     """Write an ordinary checkpoint folder TO.
 
@@ -39,7 +45,7 @@ def export(
     """
     from mm_piece.store.exporting import export as write
 
-    folder = write(store, to=to, **options)
+    folder = write(store, at, to, base, shard_size)
     echo(f"wrote {folder}")
 
 
@@ -52,12 +58,15 @@ def export(
 def squash(
     store: Path,
     to: Path,
-    **options: Any,
+    *,
+    at: int | None,
+    base: str | None,
+    task: str | None,
 ) -> None:
     """Write a position of STORE as one delta file TO."""
     from mm_piece.store.deriving import squash as make
 
-    squashed = make(store, **options)
+    squashed = make(store, at, task=task, base=base)
     _save_delta(squashed, to)
 
 
@@ -71,7 +80,9 @@ def extract(
     base: str,
     tuned: str,
     to: Path,
-    **options: Any,
+    *,
+    task: str | None,
+    dtype: str | None,
 ) -> None:
     """Write the delta TO between two checkpoints.
 
@@ -79,7 +90,7 @@ def extract(
     """
     from mm_piece.store.deriving import extract as make
 
-    found = make(base, tuned, to, **options)
+    found = make(base, tuned, to, task=task, dtype=dtype)
     entries = found["entries"]
     share = entries / max(found["of"], 1)  # `of`: all entries of the weights
     echo(f"wrote {to}: {entries:,} entries ({share:.3%}), {found['bytes']:,} bytes")
@@ -100,7 +111,9 @@ def merge(
     base: str,
     to: Path,
     deltas: tuple[Path, ...],
-    **options: Any,
+    *,
+    rule: str,
+    task: str | None,
 ) -> None:
     """Write one delta TO out of several.
 
@@ -111,7 +124,7 @@ def merge(
 
     # all are read before anything is computed
     loaded = [Delta.load(delta) for delta in deltas]
-    merged = make(loaded, base, **options)
+    merged = make(loaded, base, rule, task=task)
     _save_delta(merged, to)
 
 
@@ -195,7 +208,7 @@ def import_delta(
     _save_delta(delta, to)
 
 
-def _save_delta(delta: Any, to: Path) -> None:
+def _save_delta(delta: "Delta", to: Path) -> None:
     """Write a delta, and print its size."""
     delta.save(to)
     size = to.stat().st_size

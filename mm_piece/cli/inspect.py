@@ -1,6 +1,7 @@
 """Commands that look at stores: log, show, results, diff, verify, report."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from mm_piece.cli.options import (
 
 if TYPE_CHECKING:
     from mm_piece.deltas.comparison import Overlap
+    from mm_piece.store.delta_store import DeltaStore
 
 
 @click.command()
@@ -95,7 +97,7 @@ def _show_facts(content: dict[str, Any]) -> None:
         echo(f"{key:>{width}}  {shown}")
 
 
-def _show_changes(info: dict[str, Any]) -> None:
+def _show_changes(info: Mapping[str, object]) -> None:
     """Print a delta's change report: how much it changes in each group of weights."""
     from mm_piece.sparse.change_report import COLUMNS, find_change_rows
 
@@ -109,7 +111,7 @@ def _show_changes(info: dict[str, Any]) -> None:
 
 def _fill_columns(
     changes: dict[str, dict[str, float]],
-) -> list[tuple[str, list[tuple[str, Any]]]]:
+) -> list[tuple[str, list[tuple[str, float | None]]]]:
     """Return a change report with every column; older deltas lack some (None)."""
     from mm_piece.sparse.change_report import COLUMNS
 
@@ -120,7 +122,7 @@ def _fill_columns(
     return filled
 
 
-def _format_change(cell: tuple[str, Any]) -> str:
+def _format_change(cell: tuple[str, float | None]) -> str:
     """Return a column's value as text: a share in percent, a norm in six digits, a count."""
     column, value = cell
     if value is None:
@@ -234,7 +236,7 @@ def verify(
 
     opened = DeltaStore.open(store)
     opened.verify()
-    content: dict[str, Any] = {
+    content: dict[str, object] = {
         "deltas": len(opened),
         "ok": True,
     }
@@ -246,7 +248,7 @@ def verify(
     _echo_verified(content, as_json)
 
 
-def _echo_verified(content: dict[str, Any], as_json: bool) -> None:
+def _echo_verified(content: Mapping[str, object], as_json: bool) -> None:
     """Print what has been verified."""
     if as_json:
         echo_json(content)
@@ -272,7 +274,7 @@ def report(stores: tuple[Path, ...], to: Path | None) -> None:
     echo(f"wrote {page}")
 
 
-def print_results(store: Any) -> None:
+def print_results(store: "DeltaStore") -> None:
     """Print the accuracy matrix of an open store, and the metrics of continual learning on it."""
     from mm_piece.metrics.continual import CONVENTIONS, summarise_matrix
 

@@ -14,12 +14,16 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 import click
 
 from mm_piece.errors import PieceError
 from mm_piece.plaintext import make_printable
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 PATH = click.Path(path_type=Path)
 AT = click.option(
@@ -91,14 +95,14 @@ def echo_tokens(tokens: Iterable[tuple[str, bool]]) -> None:
     click.echo("")
 
 
-def echo_json(content: Any) -> None:
+def echo_json(content: object) -> None:
     """Print content as JSON; a number that is not finite, which JSON does not have, is null."""
     finite = _replace_non_finite(content)
     text = json.dumps(finite, indent=2, allow_nan=False)
     click.echo(text.replace("\x7f", "\\u007f"))  # the one control that json leaves as it is
 
 
-def _replace_non_finite(value: Any) -> Any:
+def _replace_non_finite(value: object) -> object:
     """Return a value in which None stands for every number that is not finite."""
     if isinstance(value, dict):
         return {key: _replace_non_finite(item) for key, item in value.items()}
@@ -110,7 +114,7 @@ def _replace_non_finite(value: Any) -> Any:
 
 
 def show_table(
-    content: Any,
+    content: object,
     header: Sequence[str],
     rows: Sequence[Sequence[object]],
     as_json: bool,
@@ -153,7 +157,7 @@ def show_rows(
     console.print(table)
 
 
-def _plain_text_cell(content: object) -> Any:
+def _plain_text_cell(content: object) -> "Text":
     """Build a cell of plain text, in which rich finds no markup, links or emoji codes."""
     from rich.text import Text
 
@@ -199,7 +203,11 @@ class _PrintableRecord(logging.LogRecord):
         return make_printable(super().getMessage(), lines=True)
 
 
-def _print_traceback(*error: Any) -> None:
-    lines = traceback.format_exception(*error)
+def _print_traceback(
+    kind: type[BaseException],
+    error: BaseException,
+    trace: TracebackType | None,
+) -> None:
+    lines = traceback.format_exception(kind, error, trace)
     text = make_printable("".join(lines), lines=True)
     sys.stderr.write(text)

@@ -1,7 +1,7 @@
 """Commands that run a model: train, eval, ask."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +16,9 @@ from mm_piece.cli.options import (
     echo_lines,
     show_table,
 )
+
+if TYPE_CHECKING:
+    from mm_piece.evaluation.suites.scores import Scores
 
 
 @click.command()
@@ -54,10 +57,14 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
 )
 @JSON
 def evaluate(
-    as_json: bool,
+    store: Path,
+    *,
+    at: int | None,
+    base: str | None,
+    names: tuple[str, ...],
     kl: bool,
     suite: str | None,
-    **options: Any,
+    as_json: bool,
 ) -> None:
     """Measure the model at a position of STORE.
 
@@ -67,17 +74,17 @@ def evaluate(
     from mm_piece.evaluation.matrix import measure_divergences_at, measure_scores_at
 
     if suite is not None:
-        if kl or options.pop("names"):
+        if kl or names:
             raise click.UsageError("--suite says what is measured: leave out --kl and --task")
-        _print_suite(suite, as_json, **options)
+        _print_suite(suite, store, at, base, as_json=as_json)
         return
 
     if kl:
-        scores = measure_divergences_at(**options)
+        scores = measure_divergences_at(store, at, base, names)
         title = "KL from the base"
         rows = [(name, f"{nats:.4f}") for name, nats in scores.items()]
     else:
-        scores = measure_scores_at(**options)
+        scores = measure_scores_at(store, at, base, names)
         title = "score"
         rows = [(name, f"{score:.1%}") for name, score in scores.items()]
 
@@ -87,8 +94,11 @@ def evaluate(
 
 def _print_suite(
     name: str,
+    store: Path,
+    at: int | None,
+    base: str | None,
+    *,
     as_json: bool,
-    **options: Any,
 ) -> None:
     """Run a suite and print its scores.
 
@@ -101,9 +111,9 @@ def _print_suite(
     for config in suite.harness_configs().values():
         named.update(config.tasks)
 
-    found = {}
+    found: dict[str, Scores] = {}
     try:
-        found.update(run_suite(suite=suite, **options))
+        found.update(run_suite(store, suite, at, base))
     finally:
         # a harness may take hours: what was found before another one failed is printed
         if found:
@@ -111,7 +121,10 @@ def _print_suite(
             show_table(found, header, _format_scores(found, named), as_json)
 
 
-def _format_scores(found: dict[str, Any], named: set[str]) -> list[tuple[str, ...]]:
+def _format_scores(
+    found: "dict[str, Scores]",
+    named: set[str],
+) -> list[tuple[str, ...]]:
     """Return the table rows of the named tasks; of all tasks for a harness without any of them."""
     rows = []
     for harness, scores in found.items():
@@ -159,17 +172,21 @@ def _format_stderr(error: float | None) -> str:
 def ask(
     image: Path,
     question: str,
-    **options: Any,
+    *,
+    store: Path | None,
+    delta: Path | None,
+    at: int | None,
+    base: str | None,
+    max_new_tokens: int,
 ) -> None:
     """Ask a QUESTION about an IMAGE."""
     from mm_piece.evaluation.answers import answer_question as answer
     from mm_piece.evaluation.answers import move_to_accelerator
     from mm_piece.store.loading import load
 
-    limit = options.pop("max_new_tokens")
-    model, processor = load(**options)
+    model, processor = load(base, store, at, delta)
     model = move_to_accelerator(model)
-    echo_lines(answer(model, processor, image, question, limit))
+    echo_lines(answer(model, processor, image, question, max_new_tokens))
 
 
 COMMANDS = (train, evaluate, ask)

@@ -1,10 +1,11 @@
 """Other processes, and the parameters on them: the only wing that uses DDP and DeepSpeed ZeRO.
 
-collectives        join the processes of a launcher, communicate, divide work
-shards             a weight that ZeRO-3 partitions over the processes: read, write, gather it
-deepspeed_config   what a DeepSpeed configuration may ask for
-deepspeed_engine   DeepSpeed around a model: partitioned loading, passes outside of training, state
-progress           one bar and one line for all processes
+collectives           join the processes of a launcher, communicate, divide work
+shards                a weight that ZeRO-3 partitions over the processes: read, write, gather it
+deepspeed_config      what a DeepSpeed configuration may ask for
+deepspeed_engine      DeepSpeed around a model: partitioned loading, passes beside training, state
+deepspeed_protocols   the parts of DeepSpeed's engine that are used
+progress              one bar and one line for all processes
 """
 
 from mm_piece.distributed.collectives import (

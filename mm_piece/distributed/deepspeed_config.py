@@ -34,7 +34,7 @@ _WEIGHT_CASTING_KEYS = (
 _TWO_OPTIMIZERS = "optim and the configuration's optimizer exclude each other; leave one out"
 
 
-def read_deepspeed_config(train: Mapping[str, Any]) -> dict[str, Any]:
+def read_deepspeed_config(train: Mapping[str, object]) -> dict[str, Any]:
     """Read the configuration that a recipe's `train: {deepspeed: …}` names or contains.
 
     Raises RecipeError for one that cannot be read, or that asks for what cannot be done.
@@ -125,7 +125,7 @@ def _require_zero(section: Mapping[str, Any]) -> None:
     _require_setting(is_unsplit, "zero_hpz_partition_size must be 1")
 
 
-def _require_precision(train: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def _require_precision(train: Mapping[str, object], config: Mapping[str, Any]) -> None:
     """Raise RecipeError for mixed precision, in the recipe or in the configuration."""
     for half in _HALF_PRECISIONS:
         section = config.get(half, {})
@@ -136,7 +136,7 @@ def _require_precision(train: Mapping[str, Any], config: Mapping[str, Any]) -> N
             )
 
 
-def _require_optimizer(train: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def _require_optimizer(train: Mapping[str, object], config: Mapping[str, Any]) -> None:
     """Raise RecipeError for an optimizer or schedule that DeepSpeed does not have."""
     from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
     from deepspeed.runtime.lr_schedules import VALID_LR_SCHEDULES

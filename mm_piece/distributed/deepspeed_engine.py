@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mm_piece.distributed.deepspeed_config import read_deepspeed_config
+from mm_piece.distributed.deepspeed_protocols import Engine
 from mm_piece.distributed.shards import is_partitioned, slice_to_shard
 from mm_piece.errors import RecipeError
 
@@ -43,7 +44,7 @@ class ZeroConfig:
     """How DeepSpeed partitions a model, by a recipe's configuration; `stage` 0: no DeepSpeed."""
 
     stage: int = 0
-    section: Mapping[str, Any] = field(default_factory=dict)  # `zero_optimization`
+    section: Mapping[str, object] = field(default_factory=dict)  # `zero_optimization`
     dtype: str = "float32"
 
     def require_launcher(self) -> None:
@@ -54,7 +55,7 @@ class ZeroConfig:
                 "--nproc-per-node N -m mm_piece train … (accelerate launch: with --multi_gpu)"
             )
 
-    def loading_context(self) -> AbstractContextManager[Any]:
+    def loading_context(self) -> AbstractContextManager[object]:
         """Keep loaded weights partitioned, at stage 3, from the first one on.
 
         From here on DeepSpeed itself is patched, at every stage: a plan alone changes nothing.
@@ -92,12 +93,12 @@ class ZeroConfig:
             del _engines[model]
             destroy_engine(engine)
 
-    def _make_inference_config(self) -> dict[str, Any]:
+    def _make_inference_config(self) -> dict[str, object]:
         """Return a configuration without an optimizer.
 
         DeepSpeed's defaults take the place of "auto", which only Trainer could fill in.
         """
-        section: dict[str, Any] = {}
+        section: dict[str, object] = {}
         for key, value in self.section.items():
             if value != "auto":
                 section[key] = value
@@ -109,7 +110,7 @@ class ZeroConfig:
         }
 
 
-def zero_config(train: Mapping[str, Any], dtype: str) -> ZeroConfig:
+def zero_config(train: Mapping[str, object], dtype: str) -> ZeroConfig:
     """Return the partitioning that a recipe's `train:` asks for, for weights of a dtype.
 
     Raises RecipeError if DeepSpeed is not installed, and for a configuration that cannot be read or
@@ -134,7 +135,7 @@ def has_engine(accelerator: Any) -> bool:
 
 
 def divide_decay(
-    optimizer: Any,
+    optimizer: object,
     named: Mapping[str, nn.Parameter],
     decaying: Set[str],
 ) -> None:
@@ -157,7 +158,7 @@ def divide_decay(
     optimizer.params = [group for group in groups if group["params"]]
 
 
-def without_deepspeed(train: Mapping[str, Any]) -> dict[str, Any]:
+def without_deepspeed(train: Mapping[str, object]) -> dict[str, object]:
     """Return a recipe's `train:` for one process without a launcher."""
     return {key: value for key, value in train.items() if key != "deepspeed"}
 
@@ -260,7 +261,7 @@ def load_state(
 
 
 def _gather_optimizer_state(
-    engine: Any,
+    engine: Engine,
     named: Mapping[str, nn.Parameter],
 ) -> dict[str, Tensor]:
     """Return the gathered optimizer state of each trained parameter: `name/key`, on the CPU.
@@ -290,7 +291,7 @@ def _gather_optimizer_state(
 
 
 def _load_optimizer(
-    engine: Any,
+    engine: Engine,
     named: Mapping[str, nn.Parameter],
     saved: Mapping[str, Tensor],
 ) -> None:
@@ -341,7 +342,7 @@ def to_optimizer_layout(
     return found
 
 
-def _relink_states(engine: Any) -> None:
+def _relink_states(engine: Engine) -> None:
     """Make an engine read the keys that its optimizer's state has now."""
     if engine.zero_optimization_stage() == 3:
         return
@@ -352,7 +353,7 @@ def _relink_states(engine: Any) -> None:
 
 
 def _write_state(
-    engine: Any,
+    engine: Engine,
     parameter: nn.Parameter,
     key: str,
     value: Tensor,
@@ -370,13 +371,13 @@ def _write_state(
     safe_set_local_optimizer_state(parameter, shard, key)
 
 
-def _flat_partitions_of(engine: Any) -> Sequence[Tensor]:
+def _flat_partitions_of(engine: Engine) -> Sequence[Tensor]:
     """Return this process's partitions of the trained parameters, as its optimizer steps them."""
     if engine.zero_optimization_stage() == 3:
         return engine.optimizer.fp32_partitioned_groups_flat
     return engine.optimizer.single_partition_of_fp32_groups
 
 
-def _is_per_entry(value: Any, flat: Tensor) -> bool:
+def _is_per_entry(value: object, flat: Tensor) -> bool:
     """Return whether a value has one number for each entry of a flat partition."""
     return isinstance(value, Tensor) and value.shape == flat.shape

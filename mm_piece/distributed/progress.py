@@ -1,20 +1,22 @@
 """Progress for people: one bar and one line at a time, from the main process alone."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TypeVar
 
 from tqdm.auto import tqdm
 
 from mm_piece import distributed
 from mm_piece.plaintext import make_printable
 
+Item = TypeVar("Item")
+
 
 def progress_bar(
-    items: Iterable[Any],
+    items: Iterable[Item],
     title: str,
     unit: str,
     total: int | None = None,
-) -> Any:
+) -> Iterable[Item]:
     """Return the items, with a bar on a terminal."""
     # None leaves it to tqdm, which shows a bar on a terminal only.
     silent = None if distributed.is_main() else True

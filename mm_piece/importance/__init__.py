@@ -15,7 +15,7 @@ factored, rows     importance as rows and columns; entries of one output
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mm_piece.importance.backward import find_patchable_names
@@ -66,7 +66,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(import_module(f"mm_piece.importance.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'mm_piece.importance' has no attribute {name!r}")

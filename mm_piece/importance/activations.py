@@ -6,7 +6,6 @@ task.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from mm_piece.importance.backward import (
 )
 from mm_piece.modules import owners_of
 
+Step = Callable[[], object]  # told of each batch that is done
 _PIECE = 2**20  # entries that leave in one go
 
 
@@ -42,7 +42,7 @@ def iter_mean_outputs(
     batches: Sequence[Batch],
     shares: Mapping[str, EntryRange],
     memory: int,
-    step: Callable[[], Any],
+    step: Step,
 ) -> Iterator[tuple[str, Iterator[tuple[int, Tensor]]]]:
     """Iterate over weights in order, each with pieces: their first entry, each entry's mean output.
 
@@ -105,7 +105,7 @@ def _sum_outputs(
     model: nn.Module,
     batches: Sequence[Batch],
     block: Block,
-    step: Callable[[], Any],
+    step: Step,
 ) -> dict[str, Tensor]:
     """Return the mean over examples of the summed outputs of a block's rows."""
     named = weights(model)
@@ -143,7 +143,7 @@ def _summing_outputs(
         low: int,
         high: int,
     ) -> Callable[..., None]:
-        def add_output(_: nn.Module, __: Any, output: Tensor) -> None:
+        def add_output(_: nn.Module, __: object, output: Tensor) -> None:
             # All rows, then some: the order of a sum must not depend on the budget.
             by_token = output.reshape(-1, output.shape[-1])  # (tokens, out)
             magnitudes = by_token.float().abs()
@@ -173,7 +173,7 @@ def _strip_padding(example: Batch) -> Batch:
         return example
 
     attended = mask[0].bool()
-    stripped: dict[str, Any] = {}
+    stripped: dict[str, object] = {}
     for key, value in example.items():
         # One number for each token; images and the like stay as they are.
         if isinstance(value, Tensor) and value.shape == mask.shape:

@@ -93,7 +93,7 @@ def frozen_model(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def collecting_gradients(
     named: Mapping[str, nn.Parameter],
-    on_gradient: Callable[[str, Tensor], Any],
+    on_gradient: Callable[[str, Tensor], object],
 ) -> Iterator[None]:
     """Keep these weights differentiable, and their gradients short-lived, while the block runs.
 

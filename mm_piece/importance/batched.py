@@ -8,7 +8,6 @@ nothing needs to be known about their code.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -201,9 +200,9 @@ def _record_calls(
 
     def record_call(
         module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        out: Any,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        out: object,
     ) -> None:
         inputs = [*args, *kwargs.values()]
         has_nested = any(isinstance(value, tuple | list) for value in inputs)

@@ -8,7 +8,7 @@ weights. The weights themselves stay frozen, so autograd makes no gradient of th
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -210,19 +210,19 @@ class ModuleCall:
     """The arguments of a module's call, its tensors apart from all else."""
 
     tensors: tuple[Tensor, ...]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
 
     @classmethod
     def from_arguments(
         cls,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
     ) -> "ModuleCall":
         """Build a call from its arguments, with a `_Placeholder` in place of every tensor."""
         tensors: list[Tensor] = []
 
-        def replace_tensor(value: Any) -> Any:
+        def replace_tensor(value: object) -> object:
             if not isinstance(value, Tensor):
                 return value
             tensors.append(value)
@@ -235,7 +235,7 @@ class ModuleCall:
     def rerun_module(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
         """Return the module's output for other tensors in the place of this call's."""
 
-        def fill_placeholder(value: Any) -> Any:
+        def fill_placeholder(value: object) -> object:
             if isinstance(value, _Placeholder):
                 return tensors[value.number]
             return value
@@ -253,6 +253,22 @@ class _Placeholder:
     number: int
 
 
+class _ObserverContext(Protocol):
+    """What autograd keeps from a forward pass for its backward pass."""
+
+    observer: ModuleObserver
+    call: ModuleCall
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that were saved."""
+        ...
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        """Save tensors."""
+        ...
+
+
 class _ObservedOutput(torch.autograd.Function):
     """An output, unchanged; on the way back an observer gets its gradient and the module's call.
 
@@ -261,7 +277,7 @@ class _ObservedOutput(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any,
+        ctx: _ObserverContext,
         output: Tensor,
         anchor: Tensor,
         observer: ModuleObserver,
@@ -276,7 +292,7 @@ class _ObservedOutput(torch.autograd.Function):
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: _ObserverContext, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         # Once only: torch.utils.checkpoint refuses a second read of what it has recomputed.
         tensors = ctx.saved_tensors
         call = replace(ctx.call, tensors=tensors)
@@ -349,8 +365,8 @@ def _make_forward_hook(
 
     def observe_output(
         _: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
         output: Tensor,
     ) -> Tensor:
         if not observation.is_active:

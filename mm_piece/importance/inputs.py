@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sized
 from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +54,7 @@ def require_weights(model: nn.Module) -> None:
         raise ModelError("the model is being tuned; leave sparse_tuning before estimating")
 
 
-def require_batches(batches: Any) -> None:
+def require_batches(batches: object) -> None:
     """Raise SelectionError unless `batches` can be iterated repeatedly, and all have answers."""
     if not isinstance(batches, Sized) or isinstance(batches, Mapping | str | Tensor):
         raise SelectionError(
@@ -74,7 +73,7 @@ def require_batches(batches: Any) -> None:
             raise SelectionError(f"batch {number}: a row has no answer: none of its labels counts")
 
 
-def parse_memory(memory: Any) -> int:
+def parse_memory(memory: object) -> int:
     """Return a number of bytes, given as such or as in recipes (`8GiB`).
 
     Raises SelectionError for anything else.

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from mm_piece.errors import RecipeError
 
-YAML: TypeAlias = "dict[str, YAML] | list[YAML] | str | int | float | bool | None"
+YAML: TypeAlias = dict[str, "YAML"] | list["YAML"] | str | int | float | bool | None
 Sections = Mapping[str, type[BaseModel]]  # key of the root -> what stands under it
 
 _UNION_BRANCH = re.compile(r"float$|dict\[|\[key\]|literal\[")  # pydantic's own steps into a union

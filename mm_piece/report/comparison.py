@@ -1,6 +1,6 @@
 """The content of a page about several stores, as plain data: runs side by side, and their means."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -12,6 +12,7 @@ from mm_piece.report.summary import Curve
 from mm_piece.sparse.change_report import find_change_rows
 from mm_piece.store.delta_store import DeltaStore
 
+Settings = Mapping[str, object]  # dotted recipe key -> value
 # A task's cost is the time of both: one of them alone would make it look cheap.
 _TIMED_STAGES = {"select", "train"}
 
@@ -23,7 +24,7 @@ class RunSummary:
     name: str
     seed: int
     tasks: tuple[str, ...]
-    settings: dict[str, Any]  # dotted recipe key -> value, less `seed` and `store`
+    settings: Settings  # less `seed` and `store`
     values: dict[str, float | None]  # scores, and the cost of a task: entries, bytes, seconds
     seen: Curve  # mean score of the tasks seen so far, from position 1 on
     ability: Curve | None
@@ -197,9 +198,9 @@ def _count_by_group(store: DeltaStore) -> dict[str, int]:
 
 
 def _flatten_settings(
-    content: Any,
+    content: object,
     path: str = "",
-) -> Iterable[tuple[str, Any]]:
+) -> Iterable[tuple[str, object]]:
     """Yield every value of nested mappings with its dotted key."""
     if not isinstance(content, dict):
         yield path, content
@@ -211,8 +212,8 @@ def _flatten_settings(
 
 
 def _find_differing_keys(
-    own: dict[str, Any],
-    settings: Sequence[dict[str, Any]],
+    own: Settings,
+    settings: Sequence[Settings],
 ) -> list[str]:
     """Return the keys in which configurations of one method differ, in the recipe's order."""
     # other methods have other keys: the method itself is what sets them apart

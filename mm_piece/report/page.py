@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
-from typing import Any
 
 from jinja2 import (
     Environment,
@@ -75,7 +74,7 @@ def _make_frame(curves: Iterable[Curve | None]) -> "CurveFrame":
     return CurveFrame(max([1, *lengths]), present)
 
 
-def _render_template(template: str, **content: Any) -> str:
+def _render_template(template: str, **content: object) -> str:
     """Fill a template of this package; an unknown name in it is an error, not a blank."""
     page = Environment(
         loader=FunctionLoader(_read_resource),
@@ -92,7 +91,7 @@ def _render_template(template: str, **content: Any) -> str:
     return text.lstrip()  # macros before the page leave blank lines
 
 
-def _finalize_value(value: Any) -> Any:
+def _finalize_value(value: object) -> object:
     """Return a value as a template prints it: text without controls, marks of direction etc."""
     # Markup is escaped already, and is a str as well
     if isinstance(value, Markup) or not isinstance(value, str):
@@ -238,7 +237,7 @@ def format_count(number: int) -> str:
     return f"{number:,}"
 
 
-def format_fact(value: Any) -> str:
+def format_fact(value: object) -> str:
     """Format any value of a delta's `info` for one cell."""
     if isinstance(value, dict):
         return ", ".join(_format_item(key, item) for key, item in value.items())
@@ -249,7 +248,7 @@ def format_fact(value: Any) -> str:
     return str(value)
 
 
-def _format_item(key: Any, item: Any) -> str:
+def _format_item(key: object, item: object) -> str:
     """Format one item of a mapping; a nested mapping is set in parentheses."""
     text = format_fact(item)
     if isinstance(item, dict):

@@ -63,7 +63,7 @@ class DeltaSummary:
     sha256: str
     entries: int
     bytes: int
-    info: dict[str, Any]
+    info: dict[str, object]
     patchable: int  # entries that the task could change: its `info`'s claim, if possible
 
 
@@ -100,7 +100,7 @@ class ReportExample:
 class Report:
     """The content of one page."""
 
-    base: dict[str, Any]
+    base: dict[str, object]
     tasks: list[str]
     matrix: list[list[float]]
     num_examples: dict[str, int]
@@ -248,7 +248,7 @@ def _read_deltas(store: "DeltaStore") -> tuple[list[Indices], Shapes, list[Delta
 
 
 def _count_patchable(
-    info: Mapping[str, Any],
+    info: Mapping[str, object],
     entries: int,
     parameters: int,
 ) -> int:

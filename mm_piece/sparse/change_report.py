@@ -6,7 +6,6 @@ even one whose weights could not be selected.
 
 from collections.abc import Mapping
 from math import hypot
-from typing import Any
 
 from torch import Tensor
 
@@ -69,7 +68,7 @@ def format_rounding_warning(groups: Mapping[str, Mapping[str, float]]) -> str:
     )
 
 
-def find_change_rows(info: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def find_change_rows(info: Mapping[str, object]) -> dict[str, dict[str, float]]:
     """Return the change report in a delta's info; empty if there is none, or something else.
 
     A delta may come from anywhere: unknown groups and columns, and values that are no numbers, are
@@ -91,11 +90,12 @@ def find_change_rows(info: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     """Return whether a value is a number that can be shown; JSON's may have any size."""
-    if type(value) not in (int, float):
-        return False
-    return abs(value) < 2**63
+    # `type`, not isinstance: True is no number
+    if type(value) is int or type(value) is float:
+        return abs(value) < 2**63
+    return False
 
 
 def _measure_group(

@@ -9,7 +9,7 @@ gradient of the size of the weight is made.
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -209,8 +209,8 @@ def _hooked_linear(
     @torch.compiler.disable  # a compiled model breaks its graph here
     def attach_gradient(
         linear: nn.Module,
-        args: Any,
-        kwargs: Any,
+        args: tuple[Tensor, ...],
+        kwargs: Mapping[str, Tensor],
         output: Tensor,
     ) -> Tensor:
         x = args[0] if args else kwargs["input"]
@@ -235,12 +235,28 @@ def _values_name(attribute: str) -> str:
     return f"{attribute}_values"
 
 
+class _PatchContext(Protocol):
+    """What autograd keeps from a forward pass for its backward pass."""
+
+    patch: Patch
+    needs_input_grad: tuple[bool, ...]
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that were saved."""
+        ...
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        """Save tensors."""
+        ...
+
+
 class _LinearOutput(torch.autograd.Function):
     """An output, unchanged; from its gradient comes that of the selected entries."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any,
+        ctx: _PatchContext,
         output: Tensor,
         values: Tensor,
         x: Tensor,
@@ -255,10 +271,11 @@ class _LinearOutput(torch.autograd.Function):
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: _PatchContext, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (saved,) = ctx.saved_tensors
         ctx.patch.received_gradient = True
-        values_gradient = ctx.patch.product.compute_gradient(saved, gradient)
+        product = cast(GradientProduct, ctx.patch.product)
+        values_gradient = product.compute_gradient(saved, gradient)
         return gradient, values_gradient, None, None
 
 
@@ -267,7 +284,7 @@ class _DenseWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any,
+        ctx: _PatchContext,
         weight: Tensor,
         values: Tensor,
         patch: Patch,
@@ -276,7 +293,7 @@ class _DenseWeight(torch.autograd.Function):
         return weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: _PatchContext, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         ctx.patch.received_gradient = True
         flat = gradient.reshape(-1)
         entries = flat.index_select(0, ctx.patch.index)

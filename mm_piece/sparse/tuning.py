@@ -7,7 +7,6 @@ other weight is frozen: it gets no gradient, so no optimizer, weight decay or sh
 
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +125,7 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
         self._is_open = True
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._exit_stack:
             try:
                 self.write_back()
@@ -194,7 +193,7 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
         task: str,
         base: str | None = None,
         parent: str = "",
-        **info: Any,
+        **info: object,
     ) -> Delta:
         """Return what was learned, as a delta against the model as it stood on entering.
 
@@ -250,7 +249,7 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
         return found
 
     @torch.no_grad()
-    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+    def _before_step(self, optimizer: Optimizer, *_: object) -> None:
         """Set the gradient of values that received none to zero, if others received one.
 
         Without it an optimizer skips them, their state and decay included. DDP and ZeRO cannot do
@@ -265,7 +264,7 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
                 values.grad = torch.zeros_like(values)
 
     @torch.no_grad()
-    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+    def _after_step(self, optimizer: Optimizer, *_: object) -> None:
         """Write the values that an optimizer has stepped into their weights.
 
         An engine that steps shards of its own does not get here: `_catch_up` writes for it.
@@ -301,13 +300,13 @@ def _register_forward_hooks(tuning: sparse_tuning) -> tuple[RemovableHandle, Rem
     """
 
     @torch.compiler.disable
-    def begin_forward(model: nn.Module, *_: Any) -> None:
+    def begin_forward(model: nn.Module, *_: object) -> None:
         if model is tuning.model and tuning._is_open:
             tuning._catch_up()
             tuning._forward_state.is_active = True
 
     @torch.compiler.disable
-    def end_forward(model: nn.Module, *_: Any) -> None:
+    def end_forward(model: nn.Module, *_: object) -> None:
         if model is tuning.model:
             tuning._forward_state.is_active = False
 
