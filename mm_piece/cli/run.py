@@ -184,7 +184,7 @@ def ask(
     from mm_piece.evaluation.answers import move_to_accelerator
     from mm_piece.store.loading import load
 
-    model, processor = load(base, store, at, delta)
+    model, processor = load(base=base, store=store, at=at, delta=delta)
     model = move_to_accelerator(model)
     echo_lines(answer(model, processor, image, question, max_new_tokens))
 

@@ -7,7 +7,8 @@ from typing import Any, TypeAlias, TypeGuard
 
 from mm_piece.errors import format_value
 
-JSON: TypeAlias = dict[str, "JSON"] | list["JSON"] | str | int | float | bool | None
+_Scalar = str | int | float | bool | None
+JSON: TypeAlias = dict[str, "JSON"] | list["JSON"] | _Scalar
 
 _MAX_DEPTH = 64  # objects and lists in one another
 

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from mm_piece.errors import RecipeError
 
-YAML: TypeAlias = dict[str, "YAML"] | list["YAML"] | str | int | float | bool | None
+_Scalar = str | int | float | bool | None
+YAML: TypeAlias = dict[str, "YAML"] | list["YAML"] | _Scalar
 Sections = Mapping[str, type[BaseModel]]  # key of the root -> what stands under it
 
 _UNION_BRANCH = re.compile(r"float$|dict\[|\[key\]|literal\[")  # pydantic's own steps into a union
@@ -33,8 +34,9 @@ class RecipeLoader(yaml.SafeLoader):
         # `<<` merges another mapping, and may stand several times
         doubled = [key for key in keys if keys.count(key) > 1 and key != "<<"]
         if doubled:
+            first = doubled[0]
             line = node.start_mark.line + 1
-            raise yaml.YAMLError(f"key {doubled[0]!r} stands twice in what begins at line {line}")
+            raise yaml.YAMLError(f"key {first!r} stands twice in what begins at line {line}")
 
         return super().construct_mapping(node, deep)
 
@@ -72,7 +74,8 @@ def read_text(path: str | Path, description: str) -> str:
     Raises RecipeError with the reason if that fails; `description` says what the file is.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        file = Path(path)
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = _format_reason(error)
         raise RecipeError(f"cannot read {description} {path}: {reason}") from error
