@@ -231,8 +231,8 @@ def _train_sparse(recipe: Any, method: Method, folder: Path) -> dict[str, Any]:
         masks.append({name: index.numpy() for name, index in delta.indices.items()})
         shapes.update(delta.shapes)
     return {
-        "matrix": results["matrix"],
-        "base_ability": results["base_ability"],
+        "matrix": results.get("matrix"),
+        "base_ability": results.get("base_ability"),
         "trainable": deltas[0].info["k"],
         "bytes": [entry.bytes for entry in store.entries],
         "groups": [delta.info["groups"] for delta in deltas],

@@ -283,8 +283,8 @@ def print_results(store: "DeltaStore") -> None:
         echo("no results yet")
         return
 
-    matrix = content["matrix"]
-    columns = [*content["tasks"]]
+    matrix = content.get("matrix", [])
+    columns = content.get("tasks", []).copy()
     ability = content.get("base_ability")
     if ability:
         columns.append("base ability")

@@ -6,6 +6,9 @@ Both are transformers' objects. A language model's processor is its tokenizer it
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+ChatTemplate = str | Mapping[str, str] | None  # one, or several by name
+Turn = Mapping[str, object]  # of a conversation
+
 
 class AddedToken(Protocol):
     """A token beside the vocabulary that was learned from text."""
@@ -23,14 +26,18 @@ class Tokenizer(Protocol):
     eos_token_id: int | None
     pad_token: str | None
     pad_token_id: int | None
-    chat_template: str | Mapping[str, str] | None
+    chat_template: ChatTemplate
 
     @property
     def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
         """The added tokens, by id."""
         ...
 
-    def __call__(self, text: str, **options: object) -> Mapping[str, Any]:
+    def __call__(
+        self,
+        text: str,
+        **options: object,
+    ) -> Mapping[str, Any]:
         """Return the ids of a text's tokens, and what `options` ask for beside them."""
         ...
 
@@ -38,7 +45,11 @@ class Tokenizer(Protocol):
         """Return the text of some tokens."""
         ...
 
-    def apply_chat_template(self, turns: Sequence[Mapping[str, object]], **options: object) -> str:
+    def apply_chat_template(
+        self,
+        turns: Sequence[Turn],
+        **options: object,
+    ) -> str:
         """Return a conversation as the template writes it."""
         ...
 
@@ -65,12 +76,17 @@ class Processor(Protocol):
     The attributes about images are missing where it is a language model's tokenizer.
     """
 
-    chat_template: str | Mapping[str, str] | None
+    chat_template: ChatTemplate
     image_token: str
     image_token_id: int
     image_processor: object
 
-    def __call__(self, *, text: str | Sequence[str], **options: object) -> Mapping[str, Any]:
+    def __call__(
+        self,
+        *,
+        text: str | Sequence[str],
+        **options: object,
+    ) -> Mapping[str, Any]:
         """Return the inputs of texts, and of the images among `options`."""
         ...
 

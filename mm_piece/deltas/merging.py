@@ -262,7 +262,8 @@ def _merge_last(
 ) -> Tensor:
     merged = base.clone()
     for positions, values in changes:
-        write_entries([(merged, positions, values)])
+        write = (merged, positions, values)
+        write_entries([write])
     return merged
 
 
@@ -270,7 +271,8 @@ def _merge_first(
     base: Tensor,
     changes: Sequence[TensorChange],
 ) -> Tensor:
-    return _merge_last(base, changes[::-1])
+    reverse = changes[::-1]
+    return _merge_last(base, reverse)
 
 
 def _merge_sum(

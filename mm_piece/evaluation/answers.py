@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,13 @@ from mm_piece.distributed.progress import progress_bar
 from mm_piece.errors import DataError, ModelError, PieceError, format_error, format_value
 from mm_piece.metrics.answers import ANSWER_METRICS
 from mm_piece.models.generation import greedy_decoding
+from mm_piece.store.results import AnswerRecord
 
 
-class ScoredAnswer(TypedDict):
+class ScoredAnswer(AnswerRecord):
     """The model's prediction for one example, and its score from 0 to 1."""
 
-    row: int
-    kind: str
-    prompt: str
-    answer: str
-    prediction: str
-    score: float
+    kind: str  # of question
 
 
 def answer_question(

@@ -5,7 +5,6 @@ A row holds the mean scores of the model at that position on every task of the r
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -23,9 +22,10 @@ from mm_piece.evaluation.answers import (
     scores_by_kind,
 )
 from mm_piece.evaluation.divergence import measure_divergence
-from mm_piece.recipe import GeneralTask, Recipe, parse_recipe
+from mm_piece.recipe import GeneralTask, Recipe
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.store.loading import as_store, load
+from mm_piece.store.results import MeasuredRow, add_row
 
 AnswersByTask = dict[str, list[ScoredAnswer]]
 
@@ -95,11 +95,10 @@ def measure_position(
         row[name] = mean_score(scored)
     store.write_answers(position, answers)
     # after the answers: a row that is there has its answers, wherever a run was stopped
-    results = _update_results(store, recipe, position, row, answers)
-    store.write_results(results)
+    measured = _make_row(recipe, row, answers)
+    store.update_results(lambda results: add_row(results, position, measured))
 
-    log_folder = store.path / "logs"
-    with SummaryWriter(str(log_folder)) as board:
+    with SummaryWriter(str(store.logs)) as board:
         for name, score in row.items():
             board.add_scalar(f"score/{name}", score, position)
 
@@ -180,7 +179,7 @@ def choose_tasks(
     """
     # a store brings its own recipe: no file of the user is read
     opened = as_store(store)
-    recipe = parse_recipe(opened.recipe, f"{store}/recipe.yaml")
+    recipe = opened.load_recipe()
     all_tasks = (*recipe.tasks, *recipe.general)
     tasks = {task.name: task for task in all_tasks}
     unknown = set(names) - set(tasks)
@@ -202,40 +201,19 @@ def count_measured_rows(store: DeltaStore, recipe: Recipe) -> int:
     return len(results.get("matrix", []))
 
 
-def _update_results(
-    store: DeltaStore,
+def _make_row(
     recipe: Recipe,
-    position: int,
-    row: dict[str, float],
+    scores: Mapping[str, float],
     answers: AnswersByTask,
-) -> dict[str, Any]:
-    """Return a store's results with the row of a position, and without any later row."""
-    tasks = [task.name for task in recipe.tasks]
-    general = [task.name for task in recipe.general]
-    before = store.results()
-    results: dict[str, Any] = {**before, "tasks": tasks, "general": general}
-
-    earlier_rows = before.get("matrix", [])
-    new_row = [row[name] for name in tasks]
-    results["matrix"] = [*earlier_rows[:position], new_row]
-    if not general:
-        return results
-
-    earlier_abilities = before.get("base_ability", [])
-    general_scores = [row[name] for name in general]
-    ability = sum(general_scores) / len(general)
-    results["base_ability"] = [*earlier_abilities[:position], ability]
-    results["base_ability_name"] = ", ".join(general)
-
+) -> MeasuredRow:
+    """Return the scores of a position as the results have them."""
     # over all rows of the general tasks together: a kind may occur in several of them
     general_answers: list[ScoredAnswer] = []
-    for name in general:
-        general_answers += answers[name]
+    for task in recipe.general:
+        general_answers += answers[task.name]
 
-    earlier_kinds = before.get("base_kinds", {})
-    kinds = {}
-    for kind, score in scores_by_kind(general_answers).items():
-        earlier_scores = earlier_kinds.get(kind, [])
-        kinds[kind] = [*earlier_scores[:position], score]
-    results["base_kinds"] = kinds
-    return results
+    return MeasuredRow(
+        tasks={task.name: scores[task.name] for task in recipe.tasks},
+        general={task.name: scores[task.name] for task in recipe.general},
+        kinds=scores_by_kind(general_answers),
+    )

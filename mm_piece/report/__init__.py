@@ -12,7 +12,6 @@ from pathlib import Path
 from mm_piece.data import read
 from mm_piece.errors import DataError, StoreError
 from mm_piece.files.atomic import write_atomically
-from mm_piece.recipe import parse_recipe
 from mm_piece.report.comparison import Comparison, compare_stores
 from mm_piece.report.page import render_comparison, render_report
 from mm_piece.report.summary import (
@@ -93,7 +92,7 @@ def _write_page(to: Path, page: str) -> Path:
 
 def _load_images(store: DeltaStore) -> ExampleImages:
     """Load the first image of the first test examples of each task whose data is there."""
-    recipe = parse_recipe(store.recipe, f"{store.path}/recipe.yaml")
+    recipe = store.load_recipe()
     shown: ExampleImages = {}
     for task in (*recipe.tasks, *recipe.general):
         try:

@@ -4,13 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from mm_piece.metrics import continual
-from mm_piece.recipe import parse_recipe
 from mm_piece.report.summary import Curve
 from mm_piece.sparse.change_report import find_change_rows
 from mm_piece.store.delta_store import DeltaStore
+from mm_piece.store.results import Results
 
 Settings = Mapping[str, object]  # dotted recipe key -> value
 # A task's cost is the time of both: one of them alone would make it look cheap.
@@ -82,7 +81,7 @@ def compare_stores(stores: Sequence[DeltaStore]) -> Comparison:
     configurations = _group_runs(runs)
     # the best first; equal ones stay in the order of the stores, also in reverse
     configurations.sort(key=_score_configuration, reverse=True)
-    bases = {store.base["fingerprint"] for store in stores}
+    bases = {store.base.fingerprint for store in stores}
     orders = {run.tasks for run in runs}
     return Comparison(
         configurations=configurations,
@@ -121,8 +120,7 @@ def _score_configuration(configuration: Configuration) -> float:
 
 def _summarise_run(store: DeltaStore, title: str) -> RunSummary:
     """Read one store: settings from its recipe, scores from its results, costs from both."""
-    origin = f"{store.path}/recipe.yaml"
-    recipe = parse_recipe(store.recipe, origin)
+    recipe = store.load_recipe()
     tasks = tuple(task.name for task in recipe.tasks)
     # two runs of one configuration differ in these two keys
     content = recipe.model_dump(
@@ -154,7 +152,7 @@ def _summarise_run(store: DeltaStore, title: str) -> RunSummary:
 
 def _summarise_values(
     store: DeltaStore,
-    results: dict[str, Any],
+    results: Results,
 ) -> dict[str, float | None]:
     """Return a store's scores and the mean cost of a task; None where nothing was measured."""
     matrix = results.get("matrix", [])

@@ -21,12 +21,15 @@ from mm_piece.report.weight_maps import (
 )
 from mm_piece.selection.stability import parse_overlaps
 from mm_piece.sparse.change_report import find_change_rows
+from mm_piece.store.records import BaseRecord
+from mm_piece.store.results import AnswerRecord, Answers
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mm_piece.store.delta_store import DeltaStore
 
+AnswersByRow = dict[str, dict[int, dict[int, AnswerRecord]]]  # task → row → position
 ExampleImages = Mapping[str, Iterable[tuple[int, "Image"]]]  # task → (row of its test set, image)
 
 # A store whose deltas were never measured still has sizes and maps to show.
@@ -100,7 +103,7 @@ class ReportExample:
 class Report:
     """The content of one page."""
 
-    base: dict[str, object]
+    base: BaseRecord
     tasks: list[str]
     matrix: list[list[float]]
     num_examples: dict[str, int]
@@ -185,7 +188,7 @@ def summarise_store(
 def _require_base_facts(store: "DeltaStore") -> None:
     """Raise StoreError unless the base has the facts that the page compares deltas with."""
     for key in ("family", "dtype", "parameters", "bytes"):
-        if not store.base.get(key):
+        if not store.base.facts.get(key):
             raise StoreError(f"{store.path}: its base has no {key}, which a report shows")
 
 
@@ -226,7 +229,7 @@ def _read_deltas(store: "DeltaStore") -> tuple[list[Indices], Shapes, list[Delta
     masks = []
     shapes = {}
     summaries = []
-    num_parameters = store.base["parameters"]
+    num_parameters = store.base.facts["parameters"]
     for entry in store.entries:
         delta = store.delta(entry.position)
         # a page needs the places only, so that the values can go
@@ -292,7 +295,7 @@ def _build_overlaps(
 
 
 def _build_examples(
-    answers: list[dict[str, list[dict]]],
+    answers: list[Answers],
     tasks: list[str],
     images: ExampleImages | None,
 ) -> dict[str, list[ReportExample]]:
@@ -312,9 +315,7 @@ def _build_examples(
     return examples
 
 
-def _choose_rows(
-    given: dict[str, dict[int, dict[int, dict]]], tasks: list[str]
-) -> dict[str, list[tuple[int, None]]]:
+def _choose_rows(given: AnswersByRow, tasks: list[str]) -> dict[str, list[tuple[int, None]]]:
     """Choose the first answered rows of each task, without images."""
     chosen = {}
     for task in tasks:
@@ -323,10 +324,10 @@ def _choose_rows(
     return chosen
 
 
-def _group_by_row(answers: list[dict[str, list[dict]]]) -> dict[str, dict[int, dict[int, dict]]]:
+def _group_by_row(answers: list[Answers]) -> AnswersByRow:
     """Regroup the answers by task, then row, then position."""
     # the order of insertion is the order on the page: tasks, then rows, then positions
-    given: dict[str, dict[int, dict[int, dict]]] = {}
+    given: AnswersByRow = {}
     for position, at_position in enumerate(answers):
         for task, rows in at_position.items():
             for answer in rows:
@@ -337,7 +338,7 @@ def _group_by_row(answers: list[dict[str, list[dict]]]) -> dict[str, dict[int, d
 
 
 def _build_example(
-    answers: dict[int, dict],
+    answers: dict[int, AnswerRecord],
     image: "Image | None",
 ) -> ReportExample:
     """Build one example from its answers by position."""

@@ -24,6 +24,7 @@ from mm_piece.distributed import (
     scatter_entries,
     shape_of,
 )
+from mm_piece.dtypes import TRAINABLE_DTYPES
 from mm_piece.errors import SelectionError, format_value
 from mm_piece.families import weights, why_fixed
 from mm_piece.modules import is_intercepted, owners_of
@@ -34,12 +35,8 @@ from mm_piece.sparse.patches import (
     patched_module,
 )
 
-# Dtypes whose numbers fp32 values hold exactly.
-PATCHABLE_DTYPES = (
-    torch.float32,
-    torch.bfloat16,
-    torch.float16,
-)
+# fp32 values hold the numbers of all of these exactly.
+PATCHABLE_DTYPES = tuple(TRAINABLE_DTYPES.values())
 
 
 class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
@@ -87,8 +84,10 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
         _require_untuned(self.model)
         self.weights = weights(self.model)  # while the values are not among them
         self._base_fingerprint = compute_fingerprint(self.weights)
-        parameters = self.model.parameters()
-        flags = [(parameter, parameter.requires_grad) for parameter in parameters]
+        flags = []
+        for parameter in self.model.parameters():
+            flag = (parameter, parameter.requires_grad)
+            flags.append(flag)
 
         owners = owners_of(self.model)
         patches: dict[str, Patch] = {}
@@ -135,7 +134,8 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
     def parameters(self) -> list[nn.Parameter]:
         """Return the compact fp32 values, one vector per patched weight, in the model's order."""
         named = self.named_values()
-        return list(named.values())
+        values = named.values()
+        return list(values)
 
     def named_values(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters under published names."""
@@ -199,6 +199,8 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
 
         `base` is the fingerprint of position 0; without it, of the model as it stood on entering.
         """
+        if base is None:
+            base = self._base_fingerprint
         self.write_back()
         learned = self.detach_values()
 
@@ -217,7 +219,7 @@ class sparse_tuning:  # noqa: N801 - used as a function, in a `with` statement
             after,
             shapes,
             task=task,
-            base=self._base_fingerprint if base is None else base,
+            base=base,
             parent=parent,
             info=info,
         )

@@ -309,7 +309,7 @@ def _require_same_base(
     `instead` are indices and values that `compute_fingerprint` takes in place of the model's own.
     """
     found = compute_fingerprint(live, *instead)
-    expected = store.base["fingerprint"]
+    expected = store.base.fingerprint
     if found != expected:
         raise BaseError(
             f"store {store.path} was made on another base: "

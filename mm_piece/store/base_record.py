@@ -1,7 +1,6 @@
 """The store's record of its base: where it lies, what it is, which of its files are read."""
 
 import os.path
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from mm_piece.errors import (
     format_value,
 )
 from mm_piece.models.base import READING_OPTIONS, tensors
+from mm_piece.store.records import BaseRecord
 
 
 def describe_base(
@@ -23,7 +23,7 @@ def describe_base(
     base: str | Path,
     revision: str | None,
     store: Path,
-) -> dict[str, Any]:
+) -> BaseRecord:
     """Return the record of a base: its location, family, dtype, size and fingerprint.
 
     A folder is recorded relative to the store, so that both can move together; a hub id with its
@@ -40,22 +40,24 @@ def describe_base(
         num_parameters += size
         num_bytes += size * tensor.element_size()
 
-    return {
-        **locate_base(base, revision, store),
-        "family": model.config.model_type,
-        "dtype": dtype_name(first.dtype),
-        "parameters": num_parameters,
-        "bytes": num_bytes,
-        "fingerprint": compute_fingerprint(named),  # of a sample: checked at every load
-        "digest": compute_full_digest(named),  # of all bits: checked on request
-    }
+    return BaseRecord(
+        {
+            **locate_base(base, revision, store),
+            "family": model.config.model_type,
+            "dtype": dtype_name(first.dtype),
+            "parameters": num_parameters,
+            "bytes": num_bytes,
+            "fingerprint": compute_fingerprint(named),  # of a sample: checked at every load
+            "digest": compute_full_digest(named),  # of all bits: checked on request
+        }
+    )
 
 
 def locate_base(
     base: str | Path,
     revision: str | None,
     store: Path,
-) -> dict[str, Any]:
+) -> dict[str, str | None]:
     """Return `{"folder": relative to the store}` or `{"hub": id, "revision": …}`."""
     if Path(base).is_dir():
         folder = Path(base).resolve()
@@ -66,52 +68,51 @@ def locate_base(
 
 
 def relocate_base(
-    base: dict[str, Any],
+    base: BaseRecord,
     store: Path,
     to: Path,
-) -> dict[str, Any]:
+) -> BaseRecord:
     """Return the record of `store`'s base for a store at `to`; the base's folder stays in place."""
     # a hub id means the same from everywhere
-    if "folder" not in base:
+    if base.folder is None:
         return base
 
     # the record of `store` is relative to `store`
-    folder = (store / base["folder"]).resolve()
-    relative = _relative_path(folder, to.resolve())
-    return {**base, "folder": relative}
+    folder = (store / base.folder).resolve()
+    return base.with_facts({"folder": _relative_path(folder, to.resolve())})
 
 
-def trained_dtype(base: dict[str, Any], store: Path) -> torch.dtype:
+def trained_dtype(base: BaseRecord, store: Path) -> torch.dtype:
     """Return the dtype that a store's deltas were trained in; StoreError if none is recorded."""
-    if "dtype" not in base:
+    if base.dtype is None:
         raise StoreError(f"store {store} does not say which dtype it was trained in")
 
-    return as_dtype(base["dtype"])
+    return as_dtype(base.dtype)
 
 
-def base_source(base: dict[str, Any], store: Path) -> tuple[str, str | None]:
+def base_source(base: BaseRecord, store: Path) -> tuple[str, str | None]:
     """Return source and revision of a recorded base, as `load_base` takes them.
 
     Raises ModelError if the record has no location or its folder is not there.
     """
-    if "folder" in base:
-        folder = (store / base["folder"]).resolve()
+    if base.folder is not None:
+        folder = (store / base.folder).resolve()
         if not folder.is_dir():
             raise ModelError(f"the base of store {store} is not at {folder}; name it with --base")
         return str(folder), None
 
-    if "hub" not in base:
+    if base.hub is None:
         raise ModelError(f"store {store} does not say where its base is; name it with --base")
 
-    return base["hub"], base.get("revision")
+    return base.hub, base.revision
 
 
-def reading_of(base: Mapping[str, Any], store: Path) -> dict[str, Any]:
+def reading_of(base: BaseRecord, store: Path) -> dict[str, Any]:
     """Return the recorded options of `load_base` that choose among a base's files.
 
     Raises StoreError for any other option, and for a path out of the base's folder.
     """
-    recorded = base.get("reading", {})  # there only if the base was loaded with some
+    recorded = base.facts.get("reading", {})  # there only if the base was loaded with some
     is_mapping = isinstance(recorded, dict)
     if not is_mapping or not all(map(_is_reading_option, recorded.items())):
         raise StoreError(

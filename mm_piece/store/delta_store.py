@@ -1,29 +1,25 @@
 """`DeltaStore`: a directory with one base's deltas in order. It never touches a model.
 
-    store.json              the manifest: base, and each delta's file, SHA-256 and parent
-    recipe.yaml             the run that made it
-    0001-name.safetensors   one delta per position, only ever added
-    results.json            the accuracy matrix
-    answers/0001.json       answers given at that position
-    kept/0001.safetensors   the retention importance of a learned task, for methods that need it
-    work/0002/              scratch of a training in progress
-
 Every file is written whole under a temporary name and renamed; the manifest comes last. After a
-crash a file may lie there that the manifest does not list, but never the other way round.
+crash a file may lie there that the manifest does not list, but never the other way round. What lies
+where: `store.folder`.
 """
 
 import hashlib
 import json
 import os.path
 from collections.abc import (
+    Callable,
     Iterable,
     Iterator,
+    Mapping,
     Sequence,
 )
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock, Timeout
 
@@ -38,12 +34,12 @@ from mm_piece.errors import (
 )
 from mm_piece.files import atomic
 from mm_piece.files.atomic import reporting_os_errors
-from mm_piece.store import manifest
+from mm_piece.recipe import Recipe, parse_recipe
+from mm_piece.store import folder, manifest
+from mm_piece.store.folder import MANIFEST, RECIPE, RESULTS
 from mm_piece.store.garbage import iter_half_written, iter_unlisted
-from mm_piece.store.manifest import (
-    MANIFEST,
-    ManifestEntry,
-)
+from mm_piece.store.records import BaseRecord, ManifestEntry
+from mm_piece.store.results import Answers, Results
 
 
 class DeltaStore:
@@ -52,44 +48,43 @@ class DeltaStore:
     def __init__(
         self,
         path: Path,
-        base: dict[str, Any],
+        base: BaseRecord,
         entries: list[ManifestEntry],
     ) -> None:
         self.path = path
         self.base = base
         self._entries = entries
         # no waiting: a second writer gets LockedError at once
-        lock_file = path / ".lock"
-        self._lock = FileLock(lock_file, timeout=0)
+        self._lock = FileLock(path / folder.LOCK, timeout=0)
 
     @classmethod
     def create(
         cls,
         path: str | Path,
-        base: dict[str, Any],
+        base: Mapping[str, object],
         recipe: str,
         over_empty: bool = False,
     ) -> "DeltaStore":
         """Make a store without deltas; the directory may exist, but not be a store.
 
         With `over_empty` it may be one without deltas, whose results and scratch are then removed.
-        Of `base` only the fingerprint is required. Raises StoreError.
+        `base` are the facts of a BaseRecord; only the fingerprint is required. Raises StoreError.
         """
         path = as_path(path, "store")
         # a round trip through JSON: the new store has the same base as one that is opened
         text = manifest.serialize_json(base, "base")
-        base = json.loads(text)
-        manifest.require_valid_base(path, base)
-        store = cls(path, base, [])
+        record = BaseRecord(json.loads(text))
+        manifest.require_valid_base(path, record)
+        store = cls(path, record, [])
         with reporting_os_errors(path):
             path.mkdir(parents=True, exist_ok=True)
 
         with store._acquiring_lock():
             if (path / MANIFEST).exists():
                 _require_replaceable(path, over_empty)
-                _remove_empty_store(path)
+                folder.remove_empty_store(path)
 
-            store._write_file("recipe.yaml", recipe.encode())
+            store._write_file(RECIPE, recipe.encode())
             store._write_manifest([])
         return store
 
@@ -118,25 +113,36 @@ class DeltaStore:
     @property
     def recipe(self) -> str:
         """The text of the recipe that made the store."""
-        return self._read_file("recipe.yaml").decode(errors="replace")
+        return self._read_file(RECIPE).decode(errors="replace")
+
+    def load_recipe(self) -> Recipe:
+        """Parse that recipe; no file of the user is read. Raises RecipeError."""
+        return parse_recipe(self.recipe, str(self.path / RECIPE))
 
     def write_recipe(self, recipe: str) -> None:
         """Replace the recipe, which may have come to name further tasks."""
         with self.writing():
-            self._write_file("recipe.yaml", recipe.encode())
+            self._write_file(RECIPE, recipe.encode())
 
     @property
-    def work(self) -> Path:
-        """The folder for scratch of a training in progress."""
-        return self.path / "work"
+    def logs(self) -> Path:
+        """The folder for TensorBoard's files."""
+        return self.path / folder.LOGS
+
+    def work_folder(self, position: int) -> Path:
+        """Return the folder for scratch of the training of a task."""
+        return self.path / folder.WORK / f"{position:04d}"
+
+    def retention_file(self, position: int) -> Path:
+        """Return the path of a learned task's retention importance; it may not be there."""
+        return self.path / folder.retention_file(position)
 
     def data(self, position: int) -> bytes:
         """Read the file of the delta that leads to `position`; verify its size and SHA-256."""
         number = self._require_position(position, first=1)
         entry = self._entries[number - 1]
         data = self._read_file(entry.file)
-        path = self.path / entry.file
-        manifest.require_listed_content(path, entry, data)
+        manifest.require_listed_content(self.path / entry.file, entry, data)
         return data
 
     def delta(self, position: int) -> Delta:
@@ -147,7 +153,7 @@ class DeltaStore:
         delta = Delta.from_bytes(data, origin=str(path))
 
         # the manifest must agree with the delta's own header
-        expected_base = self.base["fingerprint"]
+        expected_base = self.base.fingerprint
         manifest.require_same(path, "base", expected_base, delta.base)
         for field in ("task", "parent", "entries"):
             listed = getattr(entry, field)
@@ -165,8 +171,10 @@ class DeltaStore:
         """Add the next delta; once this returns it is there for good."""
         with self.writing():
             position = len(self) + 1
-            parent = self._entries[-1].sha256 if self._entries else ""  # "" is the base
-            expected_base = self.base["fingerprint"]
+            parent = ""  # the base
+            if self._entries:
+                parent = self._entries[-1].sha256
+            expected_base = self.base.fingerprint
             manifest.require_same(self.path, "base", expected_base, delta.base)
             label = f"parent of position {position}"
             manifest.require_same(self.path, label, parent, delta.parent)
@@ -260,61 +268,60 @@ class DeltaStore:
         """Return the base and the deltas as plain JSON."""
         deltas = []
         for entry in self._entries:
-            facts = {
-                "position": entry.position,
-                "task": entry.task,
-                "file": entry.file,
-                "sha256": entry.sha256,
-                "entries": entry.entries,
-                "bytes": entry.bytes,
-            }
+            facts = asdict(entry)
+            del facts["parent"]
             deltas.append(facts)
-        return {"base": self.base, "deltas": deltas}
+        return {
+            "base": dict(self.base.facts),
+            "deltas": deltas,
+        }
 
-    def results(self) -> dict[str, Any]:
+    def results(self) -> Results:
         """Return the results written so far, {} before the first."""
-        name = "results.json"
-        results = self._read_json(name)
+        results = self._read_json(RESULTS)
 
         # The manifest is read after them: another writer may have added a position, then a row.
         _, entries = manifest.read_manifest(self.path)
-        path = self.path / name
+        path = self.path / RESULTS
         manifest.require_valid_results(path, results, len(entries))
-        return results
+        return cast(Results, results)
 
-    def write_results(self, results: dict[str, Any]) -> None:
+    def write_results(self, results: Results) -> None:
         """Replace the results."""
-        name = "results.json"
         with self.writing():
-            text = manifest.serialize_json(results, name)
-            path = self.path / name
+            path = self.path / RESULTS
+            text = manifest.serialize_json(results, RESULTS)
             manifest.require_valid_results(path, results, len(self))
-            self._write_file(name, text.encode())
+            self._write_file(RESULTS, text.encode())
 
-    def answers(self, position: int) -> dict[str, Any]:
+    def update_results(self, change: Callable[[Results], Results]) -> None:
+        """Replace the results by what `change` makes of them, as one step."""
+        with self.writing():
+            results = self.results()
+            self.write_results(change(results))
+
+    def answers(self, position: int) -> Answers:
         """Return the answers given at a position, {} if there are none."""
         file = self._answers_file(position)
         answers = self._read_json(file)
-        path = self.path / file
-        manifest.require_valid_answers(path, answers)
-        return answers
+        manifest.require_valid_answers(self.path / file, answers)
+        return cast(Answers, answers)
 
     def write_answers(
         self,
         position: int,
-        answers: dict[str, Any],
+        answers: Answers,
     ) -> None:
         """Replace the answers given at a position."""
         with self.writing():
             file = self._answers_file(position)
             text = manifest.serialize_json(answers, file)
-            path = self.path / file
-            manifest.require_valid_answers(path, answers)
+            manifest.require_valid_answers(self.path / file, answers)
             self._write_file(file, text.encode())
 
     def _answers_file(self, position: int) -> str:
         number = self._require_position(position, first=0)
-        return f"answers/{number:04d}.json"
+        return folder.answers_file(number)
 
     def position(self, at: int | None) -> int:
         """Return `at`, or the last position for None; PositionError outside 0…T."""
@@ -329,7 +336,9 @@ class DeltaStore:
         allowed_range = range(first, last + 1)
         is_number = not isinstance(position, bool | float)
         if not is_number or position not in allowed_range:
-            allowed = f"{first}…{last}" if first <= last else "none, the store is empty"
+            allowed = f"{first}…{last}"
+            if first > last:
+                allowed = "none, the store is empty"
             raise PositionError(
                 f"{self.path}: position {format_value(position)}; allowed: {allowed}"
             )
@@ -341,7 +350,7 @@ class DeltaStore:
         """Keep the store's lock while the block runs; LockedError if another process has it."""
         with reporting_os_errors(self.path):
             # a link would let a store lock a file elsewhere
-            manifest.require_inside(self.path, self.path / ".lock")
+            manifest.require_inside(self.path, self.path / folder.LOCK)
             try:
                 self._lock.acquire()
             except Timeout as error:
@@ -385,12 +394,3 @@ def _require_replaceable(path: Path, over_empty: bool) -> None:
         if not entries:
             return
     raise StoreError(f"{path}: is a store already")
-
-
-def _remove_empty_store(path: Path) -> None:
-    """Remove the manifest, results and scratch of a store without deltas."""
-    # a crash after the manifest is gone leaves no store at all
-    for name in ("results.json", MANIFEST):
-        (path / name).unlink(missing_ok=True)
-    for name in ("answers", "logs", "work"):
-        rmtree(path / name, ignore_errors=True)

@@ -38,7 +38,6 @@ from mm_piece.errors import (
 from mm_piece.files import atomic
 from mm_piece.models.checkpoint import Checkpoint, fetch_checkpoint
 from mm_piece.models.checkpoint_tensor import CheckpointTensor
-from mm_piece.recipe import parse_recipe
 from mm_piece.store.base_record import relocate_base
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.store.exporting import open_base_checkpoint
@@ -191,7 +190,7 @@ def remove_task(
     for other in deltas:
         _require_disjoint(removed, other)
 
-    recipe = parse_recipe(opened.recipe, f"{opened.path}/recipe.yaml")
+    recipe = opened.load_recipe()
     remaining = tuple(item for item in recipe.tasks if item.name != task)
     changes = {
         "tasks": remaining,
@@ -199,7 +198,7 @@ def remove_task(
     }
     new_recipe = recipe.model_copy(update=changes)
     base = relocate_base(opened.base, opened.path, Path(to))
-    new = DeltaStore.create(to, base, new_recipe.to_yaml())
+    new = DeltaStore.create(to, base.facts, new_recipe.to_yaml())
 
     # a delta's file names its parent, so each one is written anew on top of the last
     for delta in deltas:

@@ -98,7 +98,7 @@ def open_base_checkpoint(
     checkpoint = Checkpoint(folder, dtype, **options)
 
     found = checkpoint.compute_fingerprint()
-    expected = store.base["fingerprint"]
+    expected = store.base.fingerprint
     if found != expected:
         raise BaseError(
             f"store {store.path} was made on another base than {checkpoint.folder}: "
@@ -118,11 +118,11 @@ def verify_base(
     """
     opened = as_store(store)
     checkpoint = open_base_checkpoint(opened, base)
-    if "digest" not in opened.base:
+    expected = opened.base.digest
+    if expected is None:
         raise StoreError(f"{opened.path} has recorded no full digest of its base")
 
     found = checkpoint.compute_full_digest()
-    expected = opened.base["digest"]
     if found != expected:
         raise BaseError(
             f"{checkpoint.folder} differs from the base of store {opened.path}: "

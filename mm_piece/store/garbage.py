@@ -4,12 +4,14 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mm_piece.store.manifest import DELTA_FILE_PATTERN, ManifestEntry
+from mm_piece.store.folder import ANSWERS, RETENTION, WORK
+from mm_piece.store.manifest import DELTA_FILE_PATTERN
+from mm_piece.store.records import ManifestEntry
 
 _TEMPORARY_NAME = re.compile(r"\..+\.[0-9]+\.tmp")  # of `atomic.writing_atomically`
 _NUMBERED_SUFFIXES = {
-    "answers": ".json",
-    "kept": ".safetensors",
+    ANSWERS: ".json",
+    RETENTION: ".safetensors",
 }
 _NUMBER_PATTERN = re.compile(r"[0-9]{4,}")
 
@@ -65,7 +67,7 @@ def _iter_past_end(
 
 def _iter_finished_work(store: Path, last: int) -> Iterator[Path]:
     """Yield the scratch folders of tasks that were learned."""
-    for path in _list_own_paths(store, "work"):
+    for path in _list_own_paths(store, WORK):
         position = _parse_number(path.name)
         # `work/0000` is not ours: position 0 is never trained
         if not position or position > last:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +37,11 @@ from mm_piece.store.fields import (
     FieldRule,
     is_score,
 )
+from mm_piece.store.folder import LOGS, MANIFEST, RETENTION, WORK
+from mm_piece.store.records import BaseRecord, ManifestEntry
 
 FORMAT_VERSION = 1
-MANIFEST = "store.json"
 DELTA_FILE_PATTERN = re.compile(r"([0-9]{4,})-[a-z0-9-]+\.safetensors")
-
-
-@dataclass(frozen=True)
-class ManifestEntry:
-    """One delta in the manifest."""
-
-    position: int
-    task: str
-    file: str
-    sha256: str
-    parent: str
-    entries: int
-    bytes: int
 
 
 def delta_file_name(position: int, task: str) -> str:
@@ -64,7 +52,7 @@ def delta_file_name(position: int, task: str) -> str:
     return f"{position:04d}-{slug}.safetensors"
 
 
-def read_manifest(store: Path) -> tuple[dict[str, Any], list[ManifestEntry]]:
+def read_manifest(store: Path) -> tuple[BaseRecord, list[ManifestEntry]]:
     """Read the base and the entries of a store's manifest.
 
     Raises StoreError unless every field is as this library writes it.
@@ -82,7 +70,7 @@ def read_manifest(store: Path) -> tuple[dict[str, Any], list[ManifestEntry]]:
         f"unknown format {format_value(version)}; known: {FORMAT_VERSION}",
     )
     _require_fields(path, "", content, MANIFEST_FIELDS)
-    base = content["base"]
+    base = BaseRecord(content["base"])
     records = content["deltas"]
     require_valid_base(path, base)
 
@@ -96,23 +84,23 @@ def read_manifest(store: Path) -> tuple[dict[str, Any], list[ManifestEntry]]:
     return base, entries
 
 
-def serialize_manifest(base: Mapping[str, Any], entries: Iterable[ManifestEntry]) -> str:
+def serialize_manifest(base: BaseRecord, entries: Iterable[ManifestEntry]) -> str:
     """Return the manifest of a base and its deltas."""
     content = {
         "format": FORMAT_VERSION,
-        "base": dict(base),
+        "base": dict(base.facts),
         "deltas": [asdict(entry) for entry in entries],
     }
     return serialize_json(content, MANIFEST)
 
 
-def require_valid_base(path: Path, base: dict[str, Any]) -> None:
+def require_valid_base(path: Path, base: BaseRecord) -> None:
     """Raise StoreError unless the record of a base can be used.
 
     Only the fingerprint is required. Fields that this library does not know may be there.
     """
-    _require_sound("fingerprint" in base, path, "base has no fingerprint")
-    _require_allowed(path, "base: ", base, BASE_FIELDS)
+    _require_sound("fingerprint" in base.facts, path, "base has no fingerprint")
+    _require_allowed(path, "base: ", base.facts, BASE_FIELDS)
 
 
 def require_valid_entries(
@@ -160,7 +148,7 @@ def require_listed_content(
 
 def require_valid_results(
     path: Path,
-    results: dict[str, Any],
+    results: Mapping[str, Any],
     positions: int,
 ) -> None:
     """Raise StoreError unless results are {}, or tasks and the rows of positions 0…`positions`."""
@@ -192,7 +180,7 @@ def require_valid_results(
         _require_scores(path, name, values, len(matrix))
 
 
-def require_valid_answers(path: Path, answers: dict[str, Any]) -> None:
+def require_valid_answers(path: Path, answers: Mapping[str, Any]) -> None:
     """Raise StoreError unless answers are, by task, lists of records with all fields."""
     for task, rows in answers.items():
         _require_sound(
@@ -247,7 +235,7 @@ def require_inside(store: Path, path: Path) -> None:
 
 def require_folders_inside(store: Path) -> None:
     """Raise StoreError for a link out of the store in the folders that a training writes into."""
-    for name in ("work", "logs", "kept"):
+    for name in (WORK, LOGS, RETENTION):
         require_inside(store, store / name)
         for folder, folders, files in os.walk(store / name):
             for child in (*folders, *files):
@@ -296,7 +284,7 @@ def _require_fields(
 def _require_allowed(
     path: Path,
     context: str,
-    record: dict[str, Any],
+    record: Mapping[str, Any],
     rules: Mapping[str, FieldRule],
 ) -> None:
     """Raise StoreError unless each field with a rule has an allowed value; it may be absent."""

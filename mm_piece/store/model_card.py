@@ -8,7 +8,8 @@ import yaml
 
 from mm_piece.metrics import continual
 from mm_piece.plaintext import make_printable
-from mm_piece.store.manifest import ManifestEntry
+from mm_piece.store.records import BaseRecord, ManifestEntry
+from mm_piece.store.results import Results
 
 GENERATED_MARK = (
     "<!-- Written by mm-piece at every push; without this line the file is left as it is. -->"
@@ -18,9 +19,9 @@ _MARKDOWN_SPECIAL = re.compile(r"[\\`*_\[\]<>#!|~&:@$]|(?<=www)\.", re.IGNORECAS
 
 
 def format_model_card(
-    base: dict[str, Any],
+    base: BaseRecord,
     entries: Sequence[ManifestEntry],
-    results: dict[str, Any],
+    results: Results,
     repository: str,
 ) -> str:
     """Return README.md of a repository: metadata, base, positions, scores, how to load it."""
@@ -41,37 +42,38 @@ def format_model_card(
     return "\n\n".join(sections) + "\n"
 
 
-def _build_metadata(base: dict[str, Any]) -> dict[str, Any]:
+def _build_metadata(base: BaseRecord) -> dict[str, Any]:
     """Return the card's metadata; the Hub links the base if it is a repository."""
     metadata: dict[str, Any] = {}
-    if "hub" in base:
-        metadata["base_model"] = base["hub"]
+    if base.hub:
+        metadata["base_model"] = base.hub
     metadata["library_name"] = "mm-piece"
     metadata["tags"] = ["mm-piece", "continual-learning", "sparse-delta"]
     return metadata
 
 
-def _format_base(base: dict[str, Any]) -> str:
+def _format_base(base: BaseRecord) -> str:
     """Return the facts of the base, one a line; a store may lack all but the fingerprint."""
-    source = base.get("hub", "a local folder; name yours when loading")
-    revision = f" at revision {base['revision']}" if base.get("revision") else ""
+    source = base.hub or "a local folder; name yours when loading"
+    revision = f" at revision {base.revision}" if base.revision else ""
     lines = [f"Base: {_escape_markdown(source + revision)}"]
 
-    for key in ("family", "dtype"):
-        if key in base:
-            lines.append(f"{key}: {_escape_markdown(base[key])}")
-    if "parameters" in base:
-        lines.append(f"{base['parameters']:,} parameters")
-    lines.append(f"fingerprint {base['fingerprint'][:12]}")
+    if base.family is not None:
+        lines.append(f"family: {_escape_markdown(base.family)}")
+    if base.dtype is not None:
+        lines.append(f"dtype: {_escape_markdown(base.dtype)}")
+    if base.parameters is not None:
+        lines.append(f"{base.parameters:,} parameters")
+    lines.append(f"fingerprint {base.fingerprint[:12]}")
     return "  \n".join(lines)  # two blanks break a line in Markdown
 
 
 def _format_positions(
-    base: dict[str, Any],
+    base: BaseRecord,
     entries: Sequence[ManifestEntry],
 ) -> str:
     """Return a table of the deltas, and their total size."""
-    parameters = base.get("parameters")  # a base record may lack it
+    parameters = base.parameters  # a base record may lack it
     rows = [
         (
             entry.position,
@@ -91,13 +93,13 @@ def _format_positions(
 
 def _format_scores(
     entries: Sequence[ManifestEntry],
-    results: dict[str, Any],
+    results: Results,
 ) -> list[str]:
     """Return sections with the accuracy matrix and its metrics; none before the first row."""
-    if not results.get("matrix"):
+    matrix = results.get("matrix", [])
+    if not matrix:
         return []
 
-    matrix = results["matrix"]
     ability = results.get("base_ability")
     names = ["base", *(_escape_markdown(entry.task) for entry in entries)]
     rows = [
@@ -108,7 +110,7 @@ def _format_scores(
     if ability:
         rows = [(*row, f"{100 * score:.1f}") for row, score in zip(rows, ability, strict=True)]
 
-    tasks = [_escape_markdown(task) for task in results["tasks"]]
+    tasks = [_escape_markdown(task) for task in results.get("tasks", [])]
     header = ["after", *tasks]
     if ability:
         header.append("base ability")
@@ -128,13 +130,13 @@ def _format_scores(
 
 
 def _format_usage(
-    base: dict[str, Any],
+    base: BaseRecord,
     last: int,
     repository: str,
 ) -> str:
     """Return the commands that load the store; a base on the Hub need not be named."""
-    base_argument = "" if "hub" in base else '"path/to/base", '
-    base_option = "" if "hub" in base else " --base path/to/base"
+    base_argument = "" if base.hub else '"path/to/base", '
+    base_option = "" if base.hub else " --base path/to/base"
     return f"""```python
 import mm_piece
 

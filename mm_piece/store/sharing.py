@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mm_piece.errors import (
     PieceError,
@@ -25,9 +24,10 @@ from mm_piece.files.atomic import creating_folder, reporting_os_errors
 from mm_piece.store import hub, manifest
 from mm_piece.store.base_record import relocate_base
 from mm_piece.store.delta_store import DeltaStore
+from mm_piece.store.folder import MANIFEST, RECIPE, RESULTS, answers_file, is_store
 from mm_piece.store.loading import as_store
-from mm_piece.store.manifest import MANIFEST, ManifestEntry
 from mm_piece.store.model_card import GENERATED_MARK, format_model_card
+from mm_piece.store.records import BaseRecord, ManifestEntry
 from mm_piece.store.snapshot import StoreSnapshot, drop_unlearned_tasks, read_snapshot
 
 _CARD_NAME = "README.md"
@@ -60,7 +60,7 @@ def fork(
     """
     opened = as_store(store)
     to = as_path(to, "the new store")
-    if (to / MANIFEST).exists():
+    if is_store(to):
         target = DeltaStore.open(to)
         if _is_complete_fork(target, opened, at):
             raise StoreError(f"{to}: is a store already; a fork makes a new one")
@@ -136,16 +136,16 @@ def _copy_snapshot(snapshot: StoreSnapshot, to: Path) -> DeltaStore:
 
     base = relocate_base(snapshot.base, snapshot.store.path, to)
     with _making_folder(to) as folder:
-        target = DeltaStore.create(folder, base, snapshot.recipe)
+        target = DeltaStore.create(folder, base.facts, snapshot.recipe)
         _append_missing(target, snapshot)
     return DeltaStore.open(to)
 
 
 def _open_target(snapshot: StoreSnapshot, to: Path) -> DeltaStore:
     """Open and verify the store in a folder; create one where the folder has none."""
-    if not (to / MANIFEST).exists():
+    if not is_store(to):
         base = relocate_base(snapshot.base, snapshot.store.path, to)
-        return DeltaStore.create(to, base, snapshot.recipe)
+        return DeltaStore.create(to, base.facts, snapshot.recipe)
 
     target = DeltaStore.open(to)
     target.verify()
@@ -192,15 +192,15 @@ def _append_missing(target: DeltaStore, snapshot: StoreSnapshot) -> None:
 
 def _require_same_history(
     target_name: str,
-    base: dict[str, Any],
+    base: BaseRecord,
     entries: Sequence[ManifestEntry],
     snapshot: StoreSnapshot,
 ) -> None:
     """Raise StoreError unless one of two histories continues the other."""
     # only the fingerprint is required, but two recorded digests must agree as well
     for key in ("fingerprint", "digest"):
-        there = base.get(key)
-        here = snapshot.base.get(key)
+        there = base.facts.get(key)
+        here = snapshot.base.facts.get(key)
         if there and here and there != here:
             detail = f"{key} {there[:12]}… there, {here[:12]}… in {snapshot.name}"
             raise StoreError(f"{target_name}: is a store of another base: {detail}")
@@ -219,7 +219,7 @@ def _push_to_hub(
     revision: str | None,
 ) -> str:
     """Push a snapshot to a repository of the Hub in one commit; return a report line."""
-    snapshot = replace(snapshot, base=_drop_folder(snapshot.base))
+    snapshot = replace(snapshot, base=snapshot.base.without_folder())
     hub.create_repository(repository, private, revision)
     commit, remote_names = hub.inspect_revision(repository, revision)
 
@@ -297,13 +297,13 @@ def _collect_files(
     results = snapshot.results
     texts = {
         MANIFEST: manifest.serialize_manifest(base, entries),
-        "recipe.yaml": snapshot.recipe,
+        RECIPE: snapshot.recipe,
         _CARD_NAME: format_model_card(base, entries, results, repository),
     }
     if results:
-        texts["results.json"] = manifest.serialize_json(results, "results.json")
+        texts[RESULTS] = manifest.serialize_json(results, RESULTS)
     for position, rows in snapshot.answers.items():
-        name = _answers_file(position)
+        name = answers_file(position)
         texts[name] = manifest.serialize_json(rows, "answers")
 
     # text becomes bytes, as the Hub's library takes a str for a path
@@ -347,27 +347,18 @@ def _pull_from_hub(
 
         with _naming_repository(repository, scratch):
             snapshot = read_snapshot(DeltaStore.open(scratch), None)
-        base = _drop_folder(snapshot.base)
+        base = snapshot.base.without_folder()
         snapshot = replace(snapshot, name=repository, base=base)
         return _copy_snapshot(snapshot, to)
 
 
 def _list_file_names(entries: Sequence[ManifestEntry]) -> set[str]:
     """Return the names of a store's files beside its manifest, also of those it may lack."""
-    names = {"recipe.yaml", "results.json"}
+    names = {RECIPE, RESULTS}
     names.update(entry.file for entry in entries)
     positions = range(len(entries) + 1)  # answers begin at the base
-    names.update(_answers_file(position) for position in positions)
+    names.update(answers_file(position) for position in positions)
     return names
-
-
-def _answers_file(position: int) -> str:
-    return f"answers/{position:04d}.json"
-
-
-def _drop_folder(base: dict[str, Any]) -> dict[str, Any]:
-    """Return a base record for the Hub: no folder of one computer means anything on another."""
-    return {key: value for key, value in base.items() if key != "folder"}
 
 
 @contextmanager

@@ -1,14 +1,13 @@
 """A part of a store, verified, as it is copied elsewhere: positions 0 to some position."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from mm_piece.errors import RecipeError
 from mm_piece.recipe import parse_recipe
 from mm_piece.store.delta_store import DeltaStore
-from mm_piece.store.manifest import ManifestEntry
+from mm_piece.store.records import BaseRecord, ManifestEntry
+from mm_piece.store.results import Answers, Results, drop_columns, truncate_results
 
 
 @dataclass(frozen=True)
@@ -17,17 +16,18 @@ class StoreSnapshot:
 
     store: DeltaStore
     name: str
-    base: dict[str, Any]
+    base: BaseRecord
     entries: list[ManifestEntry]
     recipe: str
-    results: dict[str, Any]
-    answers: dict[int, dict[str, Any]]
+    results: Results
+    answers: dict[int, Answers]
 
 
 def read_snapshot(store: DeltaStore, at: int | None) -> StoreSnapshot:
     """Read and verify positions 0…`at` of a store."""
     # verified before anything is copied
     entries = store.verify(at)
+    tasks = [entry.task for entry in entries]
     answers = {}
     for position in range(len(entries) + 1):
         rows = store.answers(position)
@@ -39,41 +39,10 @@ def read_snapshot(store: DeltaStore, at: int | None) -> StoreSnapshot:
         name=str(store.path),
         base=store.base,
         entries=entries,
-        results=_truncate_results(store.results(), entries),
+        results=truncate_results(store.results(), tasks),
         recipe=store.recipe,
         answers=answers,
     )
-
-
-def _truncate_results(
-    results: dict[str, Any],
-    entries: Sequence[ManifestEntry],
-) -> dict[str, Any]:
-    """Return the results measured at the base and at these positions."""
-    num_rows = len(entries) + 1  # one for the base
-    truncated = dict(results)
-    for key in ("matrix", "base_ability"):
-        if key in results:
-            truncated[key] = results[key][:num_rows]
-
-    kinds = results.get("base_kinds")
-    if kinds:
-        truncated["base_kinds"] = {kind: values[:num_rows] for kind, values in kinds.items()}
-
-    tasks = {entry.task for entry in entries}
-    for key in ("seconds", "stability"):
-        by_task = results.get(key)
-        if by_task:
-            truncated[key] = _select_keys(by_task, tasks)
-    return truncated
-
-
-def _select_keys(
-    content: dict[str, Any],
-    keys: set[str],
-) -> dict[str, Any]:
-    """Return the items with some keys, in their order."""
-    return {key: value for key, value in content.items() if key in keys}
 
 
 def drop_unlearned_tasks(
@@ -86,15 +55,9 @@ def drop_unlearned_tasks(
     stays as it is.
     """
     learned = [entry.task for entry in snapshot.entries]
-    num_learned = len(learned)
-    results = snapshot.results
-    tasks_of_results = results.get("tasks", [])
     # a matrix has one column for each task of the recipe, learned or not
-    if tasks_of_results[:num_learned] == learned:
-        results = dict(results)
-        results["tasks"] = learned
-        results["matrix"] = [row[:num_learned] for row in results["matrix"]]
-        snapshot = replace(snapshot, results=results)
+    results = drop_columns(snapshot.results, learned)
+    snapshot = replace(snapshot, results=results)
 
     try:
         recipe = parse_recipe(snapshot.recipe)

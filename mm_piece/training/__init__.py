@@ -1,7 +1,8 @@
 """Training: a recipe's tasks in turn, each through transformers' Trainer over a mask's entries.
 
 loop                the tasks of a recipe, resumable at any instant
-store_setup         a recipe's store: a new one, or the one that a run goes on with
+run_setup           a recipe's run: its data, its store, its model
+store_setup         the store that a run goes on with
 preflight           settings that fit each other; `check`: also base and data
 data_check          what a task's rows look like to a base
 base_parts          whether the parts of a base fit each other

@@ -34,6 +34,7 @@ from mm_piece.sparse.change_report import format_rounding_warning, measure_chang
 from mm_piece.sparse.tuning import sparse_tuning
 from mm_piece.store.attachment import checkout
 from mm_piece.store.delta_store import DeltaStore
+from mm_piece.store.results import Results, add_task_facts
 from mm_piece.training import retention
 from mm_piece.training.arguments import arguments
 from mm_piece.training.preflight import preflight
@@ -43,15 +44,9 @@ from mm_piece.training.retention_run import (
     needs_retention,
     save_retention,
 )
+from mm_piece.training.run_setup import Run, open_run, read_splits
 from mm_piece.training.stopping import GracefulStop
-from mm_piece.training.store_setup import (
-    Run,
-    batch_size_of,
-    find_store,
-    is_finished,
-    open_run,
-    read_splits,
-)
+from mm_piece.training.store_setup import batch_size_of, find_store, is_finished
 from mm_piece.training.trainer import fit
 from mm_piece.training.values import require_values
 from mm_piece.training.write_errors import translate_write_errors
@@ -146,7 +141,7 @@ def learn_task(run: Run, task: Task) -> Delta:
         facts=_digest_examples(encoded, task),
         parent=_parent_digest(run.store),
         seed=run.recipe.seed + len(run.store),
-        work=_work_folder(run, position),
+        work=run.store.work_folder(position),
     )
 
     with run.zero.engine_context(run.model):
@@ -180,7 +175,7 @@ def _select_entries(run: Run, inputs: _TaskInputs) -> tuple[TaskSelection, Mask 
         inputs.work,
         seeds=(run.recipe.seed, inputs.seed),
         cache_key={
-            "base": run.store.base["digest"],
+            "base": run.store.base.digest or run.store.base.fingerprint,
             "parent": inputs.parent,
             "data": inputs.facts["data"],
         },
@@ -206,13 +201,13 @@ def _train_entries(
     started = time.monotonic()
     task = inputs.task
     args = arguments(run.recipe.train, inputs.work, inputs.seed)
-    logs = run.store.path / "logs" / inputs.work.name
+    logs = run.store.logs / inputs.work.name
 
     with run.stop.deferring_stop(), sparse_tuning(run.model, selection.mask) as tuning:
         metrics = fit(tuning, examples, args, logs, penalty_strengths, run.stop)
         delta = tuning.delta(
             task.name,
-            base=run.store.base["fingerprint"],
+            base=run.store.base.fingerprint,
             parent=inputs.parent,
             **_describe_training(run, inputs.select, selection),
             **inputs.facts,
@@ -259,7 +254,7 @@ def fill_missing_retention(run: Run) -> None:
         encoded = make_encoded_dataset(run, task, position)
         save_retention(run, encoded, task, position)
         if distributed.is_main():
-            rmtree(_work_folder(run, position), ignore_errors=True)
+            rmtree(run.store.work_folder(position), ignore_errors=True)
 
 
 def make_encoded_dataset(run: Run, task: Task, position: int) -> EncodedDataset:
@@ -267,14 +262,10 @@ def make_encoded_dataset(run: Run, task: Task, position: int) -> EncodedDataset:
     return EncodedDataset(
         run.data.train[task.name],
         run.processor,
-        _work_folder(run, position) / "encoded",
+        run.store.work_folder(position) / "encoded",
         task.max_length,
         parse_bytes(run.recipe.cache),
     )
-
-
-def _work_folder(run: Run, position: int) -> Path:
-    return run.store.work / f"{position:04d}"
 
 
 def _append_delta(store: DeltaStore, delta: Delta) -> None:
@@ -345,7 +336,7 @@ def _describe_training(
         "samples": selection.samples,
         "penalty": run.recipe.penalty,
         "seed": run.recipe.seed,
-        **layout_of(selection.mask, run.store.base.get(LAYOUT_KEY, {})),
+        **layout_of(selection.mask, run.store.base.facts.get(LAYOUT_KEY, {})),
     }
 
 
@@ -359,7 +350,8 @@ def _record_task(
     if not distributed.is_main():
         return
 
-    results = run.store.results()
-    for section, facts in (("seconds", seconds), ("stability", stability)):
-        results[section] = {**results.get(section, {}), task.name: facts}
-    run.store.write_results(results)
+    def add_facts(results: Results) -> Results:
+        results = add_task_facts(results, "seconds", task.name, seconds)
+        return add_task_facts(results, "stability", task.name, stability)
+
+    run.store.update_results(add_facts)

@@ -12,7 +12,11 @@ from typing import Any
 import torch
 
 from mm_piece import importance
-from mm_piece.distributed import ZeroConfig, without_deepspeed, zero_config
+from mm_piece.distributed import (
+    ZeroConfig,
+    without_deepspeed,
+    zero_config,
+)
 from mm_piece.dtypes import as_dtype, dtype_name
 from mm_piece.families import weights
 from mm_piece.metrics.answers import ANSWER_METRICS
@@ -49,12 +53,15 @@ def preflight(recipe: Recipe, *, launched: bool = True) -> Plan:
     No base is loaded and no row is read. `launched` is false where nobody started the processes
     that a DeepSpeed configuration needs. Raises RecipeError, ModelError and SelectionError.
     """
-    zero = zero_config(recipe.train, dtype_name(dtype_of(recipe)))
+    dtype = dtype_of(recipe)
+    zero = zero_config(recipe.train, dtype_name(dtype))
     if launched:
         zero.require_launcher()
 
     # Trainer's arguments refuse what they do not know, and what does not fit together.
-    settings = recipe.train if launched else without_deepspeed(recipe.train)
+    settings = recipe.train
+    if not launched:
+        settings = without_deepspeed(settings)
     arguments(settings, Path(recipe.store), recipe.seed)
 
     importance.resolve_rule(recipe.select.method)
@@ -67,7 +74,8 @@ def preflight(recipe: Recipe, *, launched: bool = True) -> Plan:
 
 def dtype_of(recipe: Recipe) -> torch.dtype:
     """Return the dtype of a recipe's base; ModelError for what is no dtype to train in."""
-    return as_dtype(recipe.model.get("dtype", "float32"))
+    name = recipe.model.get("dtype", "float32")
+    return as_dtype(name)
 
 
 def base_checkpoint_of(recipe: Recipe, dtype: torch.dtype) -> Checkpoint:
@@ -164,14 +172,16 @@ def _iter_base_notes(plan: Plan, parts: BaseParts) -> Iterator[str]:
     if Path(recipe.base).is_dir():
         checkpoint = base_checkpoint_of(recipe, plan.dtype)
         checkpoint.require_finite()
-        if unread := checkpoint.skeleton.unread:
+        unread = checkpoint.skeleton.unread
+        if unread:
             yield (
                 f"{recipe.base}: nothing reads {len(unread)} tensors of its files, "
                 f"{unread[0]} first"
             )
 
     files = pick_reading_options(recipe.model)
-    if ignored := find_ignored_settings(recipe.base, recipe.revision, **files):
+    ignored = find_ignored_settings(recipe.base, recipe.revision, **files)
+    if ignored:
         yield (
             "base: answers are greedy, of its generation settings nothing reads "
             f"{', '.join(ignored)}"

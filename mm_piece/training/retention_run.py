@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 from mm_piece import distributed
 from mm_piece.data import EncodedDataset
@@ -18,7 +17,7 @@ from mm_piece.training.retention import (
     read_sensitivity,
     write_sensitivity,
 )
-from mm_piece.training.store_setup import Run
+from mm_piece.training.run_setup import Run
 
 
 def needs_retention(recipe: Recipe, task: Task) -> bool:
@@ -36,7 +35,7 @@ def estimate_retention(
     """Return the importance K for what the model should retain while it learns its next task."""
     positions = range(1, len(run.store) + 1)
     earlier = [
-        read_sensitivity(_retention_file(run, position), entry.sha256)
+        read_sensitivity(run.store.retention_file(position), entry.sha256)
         for position, entry in zip(positions, run.store.entries, strict=True)
     ]
     return make_retention_importance(
@@ -55,7 +54,7 @@ def save_retention(
     position: int,
 ) -> None:
     """Estimate the importance of a learned task's examples, once; the model stands behind it."""
-    file = _retention_file(run, position)
+    file = run.store.retention_file(position)
     delta = run.store.entries[position - 1].sha256
     if distributed.broadcast(read_sensitivity(file, delta) is not None):
         return
@@ -82,7 +81,3 @@ def make_penalty_strengths(
     return {
         name: recipe.penalty * importances.scores_at(name, index) for name, index in mask.items()
     }
-
-
-def _retention_file(run: Run, position: int) -> Path:
-    return run.store.path / "kept" / f"{position:04d}.safetensors"

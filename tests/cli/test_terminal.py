@@ -293,11 +293,13 @@ def test_the_report_and_the_card_hold_no_controls(store):
     assert not [char for char in page if not char.isprintable() and char not in "\n\t\xa0\u3000"]
     assert tag not in page and "&lt;script&gt;" in page
     run("report", store.path)
-    card = format_model_card({**store.base, "family": HOSTILE}, store.entries, results, "me/mine")
+    hostile = store.base.with_facts({"family": HOSTILE})
+    card = format_model_card(hostile, store.entries, results, "me/mine")
     require_clean(card)
     assert tag not in card
     for text, escaped in (("www.x.y", r"www\.x.y"), ("http://x", r"http\://x"), ("a@b", r"a\@b")):
-        assert escaped in format_model_card({**store.base, "family": text}, [], {}, "me/mine")
+        named = store.base.with_facts({"family": text})
+        assert escaped in format_model_card(named, [], {}, "me/mine")
 
 
 # --- data -----------------------------------------------------------------------------------------

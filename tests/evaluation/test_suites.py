@@ -308,7 +308,7 @@ def test_what_was_found_is_shown_when_a_harness_fails(folder, tmp_path):
 def test_a_base_without_eyes_is_shown_no_images(tmp_path, monkeypatch, capsys):
     base = make("qwen2", tmp_path / "base")
     described = describe_base(load_base(base)[0], str(base), None, tmp_path / "store")
-    store = DeltaStore.create(tmp_path / "store", described, _recipe(tmp_path))
+    store = DeltaStore.create(tmp_path / "store", described.facts, _recipe(tmp_path))
     monkeypatch.setattr("mm_piece.evaluation.suites._load_harness", lambda name, part: None)
     suite = write(tmp_path / "suite.yaml", "kl: false\nlmms-eval: {tasks: [pope]}\n")
     assert list(run_suite(store.path, load_suite(suite))) == []

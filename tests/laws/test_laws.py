@@ -60,7 +60,7 @@ def test_a_run_loads_its_base_once(base, tmp_path, monkeypatch):
         calls.append(args)
         return real(*args, **options)
 
-    for module in ("training.store_setup", "store.loading"):
+    for module in ("training.run_setup", "store.loading"):
         monkeypatch.setattr(f"mm_piece.{module}.load_base", count)
     recipe = recipe_for(base, tmp_path / "store")
     mm_piece.train(recipe)
@@ -101,7 +101,7 @@ def test_export_holds_the_same_bits(trained, base, tmp_path):
     store, seen = trained
     for position in (0, 2):
         folder = mm_piece.export(store, at=position, to=tmp_path / str(position))
-        model, _ = load_base(folder, dtype=store.base["dtype"])
+        model, _ = load_base(folder, dtype=store.base.dtype)
         assert same_bits(tensors(model), seen[position])
 
 
@@ -125,13 +125,13 @@ def test_results_are_complete(trained):
 def test_training_again_changes_nothing(trained, base):
     store, _ = trained
     before = {file: file.read_bytes() for file in store.path.glob("*.*") if file.is_file()}
-    mm_piece.train(recipe_for(base, store.path, dtype=store.base["dtype"]))
+    mm_piece.train(recipe_for(base, store.path, dtype=store.base.dtype))
     assert all(file.read_bytes() == content for file, content in before.items())
 
 
 def test_a_task_can_be_added_later(trained, base, tmp_path):
     store, _ = trained
-    recipe = recipe_for(base, tmp_path / "grown", dtype=store.base["dtype"])
+    recipe = recipe_for(base, tmp_path / "grown", dtype=store.base.dtype)
     mm_piece.train(recipe.model_copy(update={"tasks": recipe.tasks[:2]}))
     grown = mm_piece.train(recipe)
     assert deltas_of(grown) == deltas_of(store)
@@ -155,19 +155,19 @@ def test_another_base_is_refused(trained, tmp_path):
     with pytest.raises(MismatchError, match="another base"):
         mm_piece.load(other, store=store.path, at=1)
     with pytest.raises(BaseError, match="another base"):
-        mm_piece.train(recipe_for(other, store.path, dtype=store.base["dtype"]))
+        mm_piece.train(recipe_for(other, store.path, dtype=store.base.dtype))
 
 
 def test_another_recipe_is_refused(trained, base):
     store, _ = trained
     with pytest.raises(StoreError, match="another 'select'"):
-        mm_piece.train(recipe_for(base, store.path, "piece-s", store.base["dtype"]))
+        mm_piece.train(recipe_for(base, store.path, "piece-s", store.base.dtype))
 
 
 def test_another_number_of_examples_a_step_is_refused(trained, base):
     """How a step is divided may change, what it learns may not."""
     store, _ = trained
-    recipe = recipe_for(base, store.path, dtype=store.base["dtype"])
+    recipe = recipe_for(base, store.path, dtype=store.base.dtype)
     step = recipe.train.get("per_device_train_batch_size", 8)
     halves = {"per_device_train_batch_size": step // 2, "gradient_accumulation_steps": 2}
     mm_piece.train(recipe.model_copy(update={"train": {**recipe.train, **halves}}))
@@ -183,7 +183,7 @@ def test_a_run_goes_on_after_base_and_store_have_moved(trained, base, tmp_path):
     store, _ = trained
     shutil.copytree(store.path, tmp_path / "store")
     shutil.copytree(base, tmp_path / "base")
-    dtype = store.base["dtype"]
+    dtype = store.base.dtype
     moved = mm_piece.train(recipe_for(tmp_path / "base", tmp_path / "store", dtype=dtype))
     assert deltas_of(moved) == deltas_of(store)
     other = make_llava(tmp_path / "other", seed=4)
@@ -245,7 +245,7 @@ def test_other_values_than_a_delta_expects_are_refused(trained, base):
     """The fingerprint is a sample; the digests of the touched values are what proves the base."""
     store, _ = trained
     deltas = store.deltas(2)
-    model, _ = load_base(base, dtype=store.base["dtype"])
+    model, _ = load_base(base, dtype=store.base.dtype)
     index = collect_indices(deltas)
     values = {name: read_entries(tensors(model)[name], where) for name, where in index.items()}
     replay_deltas(deltas, index, values)

@@ -19,6 +19,7 @@ from mm_piece.models.checkpoint import Checkpoint
 from mm_piece.recipe import parse_recipe
 from mm_piece.store import deriving, exporting
 from mm_piece.store.base_record import reading_of
+from mm_piece.store.records import BaseRecord
 from mm_piece.training.preflight import check
 
 SAFE, BIN = "model.safetensors", "pytorch_model.bin"
@@ -391,7 +392,7 @@ def test_a_store_knows_which_files_its_base_is_read_from(lay_out, tied, tmp_path
     recipe = parse_recipe(json.dumps(content))
     assert not check(recipe).errors
     store = mm_piece.train(recipe)
-    assert exporting.verify_base(store) == store.base["digest"]
+    assert exporting.verify_base(store) == store.base.digest
     at_0 = mm_piece.load(store=store, at=0)[0]
     assert torch.equal(at_0(IDS).logits, load_base(base)[0](IDS).logits)
     want = mm_piece.load(store=store)[0](IDS).logits
@@ -415,4 +416,4 @@ def test_a_store_knows_which_files_its_base_is_read_from(lay_out, tied, tmp_path
 )
 def test_a_store_names_no_files_outside_of_its_base(recorded, tmp_path):
     with pytest.raises(StoreError, match="reading is .*; allowed: subfolder, variant"):
-        reading_of({"reading": recorded}, tmp_path)
+        reading_of(BaseRecord({"reading": recorded}), tmp_path)

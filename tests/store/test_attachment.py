@@ -46,7 +46,7 @@ def same(model, weights):
 def test_an_export_loaded_by_transformers_is_attached_and_moves(store, tmp_path):
     """Everywhere and back, in the dtype of the store."""
     folder = mm_piece.export(store, at=2, to=tmp_path / "merged")
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=store.base["dtype"])
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=store.base.dtype)
     with pytest.raises(StoreError, match="belongs to no store"):
         mm_piece.position(model)
     mm_piece.attach(model, store, at=2)

@@ -31,7 +31,7 @@ def store(tmp_path):
 
 def test_what_is_appended_is_there_after_opening(store):
     opened = DeltaStore.open(str(store.path))
-    assert (opened.base, opened.recipe, len(opened)) == (BASE, RECIPE, 3)
+    assert (opened.base.facts, opened.recipe, len(opened)) == (BASE, RECIPE, 3)
     assert opened.entries == store.entries == opened.verify()
     assert [delta.task for delta in opened.deltas()] == ["Task 1!", "Task 2!", "Task 3!"]
     assert [entry.file for entry in opened.entries] == [
@@ -112,8 +112,8 @@ def test_results_and_answers_come_back(store):
 
 
 def test_work_is_only_a_place(store):
-    assert store.work == store.path / "work"
-    assert not store.work.exists()
+    assert store.work_folder(2) == store.path / "work" / "0002"
+    assert not store.work_folder(2).exists()
 
 
 # --- what does not belong is refused ------------------------------------------------------------

@@ -83,7 +83,7 @@ def test_squash_drops_what_came_back(base, tmp_path):
     before = {name: read_entries(live[name], at) for name, at in index.items()}
     after = {name: read_entries(states[0][name], at) for name, at in index.items()}
     shapes = {name: live[name].shape for name in index}
-    fields = {"task": "undo", "base": store.base["fingerprint"], "info": {}}
+    fields = {"task": "undo", "base": store.base.fingerprint, "info": {}}
     parent = store.entries[-1].sha256
     store.append(Delta.from_change(index, before, after, shapes, parent=parent, **fields))
     assert deriving.squash(store).entries == 0
@@ -188,11 +188,11 @@ def test_without_a_task_whose_mask_is_its_own(base, tmp_path):
     start = {name: tensor.clone() for name, tensor in live.items()}
     names = sorted(live)
     recipe = RECIPE.format(tasks=", ".join(f"{{name: t{i}, train: x, test: x}}" for i in range(3)))
-    store = DeltaStore.create(path, describe_base(model, base, None, path), recipe)
+    store = DeltaStore.create(path, describe_base(model, base, None, path).facts, recipe)
     for number in range(3):  # t0 has its own tensors, t1 and t2 share some
         part = {name: live[name] for name in (names[8:], names[:4], names[2:6])[number]}
         parent = store.entries[-1].sha256 if len(store) else ""
-        store.append(step(part, store.base["fingerprint"], 0.5, number, parent, f"t{number}"))
+        store.append(step(part, store.base.fingerprint, 0.5, number, parent, f"t{number}"))
     new = deriving.remove_task(store, "t0", tmp_path / "less")
     assert [entry.task for entry in new.entries] == ["t1", "t2"]
     assert [entry.parent for entry in new.entries] == ["", new.entries[0].sha256]
@@ -236,7 +236,7 @@ def test_a_checkpoint_has_the_identity_of_its_model(base, dtype):
 
 def test_the_base_is_verified_to_the_last_bit(stored, base, tmp_path):
     store, states, _ = stored
-    assert verify_base(store) == store.base["digest"] == compute_full_digest(states[0])
+    assert verify_base(store) == store.base.digest == compute_full_digest(states[0])
     changed = make_llava(tmp_path / "base")
     content = safetensors.torch.load_file(changed / "model.safetensors")
     name = max(content, key=lambda key: content[key].numel())

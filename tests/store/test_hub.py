@@ -10,6 +10,7 @@ from made_store import BASE, delta_for, make
 
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.store.model_card import GENERATED_MARK, format_model_card
+from mm_piece.store.records import BaseRecord
 from mm_piece.store.sharing import fork
 
 
@@ -51,7 +52,7 @@ def test_a_store_goes_there_and_comes_back(hub, visit, store, tmp_path):
     assert set(hub.names("me/mine")) == sent | {".gitattributes", "README.md"}
     assert visit("pull", "me/mine", tmp_path / "got" / "it") == "3"
     got = DeltaStore.open(tmp_path / "got" / "it")
-    assert (got.verify(), got.base, got.results()) == (store.entries, BASE, RESULTS)
+    assert (got.verify(), got.base.facts, got.results()) == (store.entries, BASE, RESULTS)
     assert got.answers(3) == store.answers(3)
     assert set(content(got.path)) == sent
     assert [path.name for path in (tmp_path / "got").iterdir()] == ["it"]
@@ -207,7 +208,7 @@ def test_only_what_the_manifest_lists_is_downloaded(hub, visit, store, tmp_path)
 
 def test_a_card_says_what_there_is(store):
     base = {**BASE, "hub": "llava/base", "revision": "v1", "family": "llava"}
-    card = format_model_card(base, store.entries, RESULTS, "me/mine")
+    card = format_model_card(BaseRecord(base), store.entries, RESULTS, "me/mine")
     assert card.startswith(
         "---\nbase_model: llava/base\nlibrary_name: mm-piece\ntags:\n- mm-piece\n"
     )
@@ -228,12 +229,12 @@ def test_a_card_says_what_there_is(store):
 
 def test_a_card_of_little(tmp_path):
     store = make(tmp_path / "bare")
-    card = format_model_card({"fingerprint": "ab" * 32}, [], store.results(), "me/mine")
+    card = format_model_card(BaseRecord({"fingerprint": "ab" * 32}), [], store.results(), "me/mine")
     assert card.startswith("---\nlibrary_name: mm-piece\n")
     assert "Accuracy" not in card
     assert 'load("path/to/base", store="my-store", at=0)' in card
     store.append(delta_for(store, "a|b `c` <b> [x](y) # z"))
     results = {"tasks": ["a|b"], "matrix": [[0.5]]}
-    card = format_model_card(BASE, store.entries, results, "me/mine")
+    card = format_model_card(BaseRecord(BASE), store.entries, results, "me/mine")
     assert r"| 1 | a\|b \`c\` \<b\> \[x\](y) \# z |" in card
     assert "OP" not in card  # nothing was measured after a task

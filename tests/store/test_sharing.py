@@ -35,7 +35,7 @@ def test_a_copy_is_the_same_whatever_the_steps(store, tmp_path, steps):
         transfer_positions(store, tmp_path / "copy", at)
     copy = DeltaStore.open(tmp_path / "copy")
     assert copy.verify() == store.entries
-    assert (copy.results(), copy.answers(2), copy.base) == (RESULTS, answers(2), BASE)
+    assert (copy.results(), copy.answers(2), copy.base.facts) == (RESULTS, answers(2), BASE)
     kept = {n: data for n, data in content(store.path).items() if n[:4] not in ("logs", "work")}
     del kept["base/model.safetensors"]
     assert content(copy.path) == kept
@@ -105,9 +105,9 @@ def test_nothing_is_written_unless_all_is_sound(store, tmp_path, name):
 
 def test_the_base_is_named_from_the_new_place(store, tmp_path):
     inside = DeltaStore.create(tmp_path / "in", BASE | {"folder": "../store/base"}, "")
-    assert transfer_positions(inside, tmp_path / "a" / "b").base["folder"] == "../../store/base"
+    assert transfer_positions(inside, tmp_path / "a" / "b").base.folder == "../../store/base"
     (tmp_path / "link").symlink_to(tmp_path / "a")
-    assert transfer_positions(inside, tmp_path / "link" / "c").base["folder"] == "../../store/base"
+    assert transfer_positions(inside, tmp_path / "link" / "c").base.folder == "../../store/base"
     hub = DeltaStore.create(tmp_path / "hub", BASE | {"hub": "a/b", "revision": "1"}, "")
     assert transfer_positions(hub, tmp_path / "d").base == hub.base
 

@@ -31,10 +31,10 @@ def made_store(path, base, dtype="float32", share=0.05, count=3):
     live, described = tensors(model), describe_base(model, base, None, path)
     names = [f"task{number}" for number in range(1, count + 1)]
     rows = ", ".join(f"{{name: {name}, train: x, test: x}}" for name in names)
-    store = DeltaStore.create(path, described, RECIPE.format(tasks=rows))
+    store = DeltaStore.create(path, described.facts, RECIPE.format(tasks=rows))
     states = [{name: tensor.clone() for name, tensor in live.items()}]
     for number, name in enumerate(names):
         parent = store.entries[-1].sha256 if len(store) else ""
-        store.append(step(live, described["fingerprint"], share, number, parent, name))
+        store.append(step(live, described.fingerprint, share, number, parent, name))
         states.append({key: tensor.clone() for key, tensor in live.items()})
     return store, states

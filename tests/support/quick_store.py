@@ -14,7 +14,7 @@ from mm_piece.store.delta_store import DeltaStore
 def make_store(base: Path, path: Path, positions: int = 3, dtype: str = "float32") -> DeltaStore:
     """Write a store whose deltas overlap, in tower, projector and language model."""
     model, _ = load_base(base, dtype=dtype)
-    store = DeltaStore.create(path, describe_base(model, base, None, path), f"base: {base}\n")
+    store = DeltaStore.create(path, describe_base(model, base, None, path).facts, f"base: {base}\n")
     chance = torch.Generator().manual_seed(7)
     for position in range(1, positions + 1):
         names = [n for n in weights(model) if "layers" in n or "projector" in n]
@@ -28,6 +28,6 @@ def make_store(base: Path, path: Path, positions: int = 3, dtype: str = "float32
                     values.add_(torch.randn(values.shape, generator=chance))
             tuning.write_back()
             parent = store.entries[-1].sha256 if len(store) else ""
-            facts = {"base": store.base["fingerprint"], "parent": parent}
+            facts = {"base": store.base.fingerprint, "parent": parent}
             store.append(tuning.delta(f"task {position}", **facts))
     return store

@@ -191,12 +191,12 @@ def make_store(folder: Path, model: Any, base: Path, positions: int) -> DeltaSto
     """Write a store of deltas on that base; the model ends at its last position."""
     live = tensors(model)
     identity = compute_fingerprint(live)
-    record = {
+    facts = {
         **locate_base(base, None, folder),
         "dtype": "bfloat16",
         "fingerprint": identity,
     }
-    store = DeltaStore.create(folder, record, recipe="")
+    store = DeltaStore.create(folder, facts, recipe="")
 
     parent = ""
     matrices = layer_matrices(live)

@@ -18,14 +18,13 @@ from mm_piece.deltas.interchange.rows import (
     require_row_kind,
     to_flat_indices,
 )
+from mm_piece.dtypes import TRAINABLE_DTYPES
 from mm_piece.entries import read_entries
 from mm_piece.errors import DamageError, FormatError, MismatchError
 from mm_piece.files.strict_json import JSON, parse_json
 
 MERGEABLE_DTYPES = (
-    torch.float32,
-    torch.bfloat16,
-    torch.float16,
+    *TRAINABLE_DTYPES.values(),
     torch.float64,
 )
 
