@@ -1,8 +1,11 @@
 PYTHON ?= python
 
-.PHONY: check format lint types test
+.PHONY: check fast format lint types test
 
 check: format lint types test
+
+fast:
+	$(PYTHON) -m pytest -n auto --dist worksteal -m "not slow"
 
 format:
 	$(PYTHON) -m ruff format --check .

@@ -2,10 +2,16 @@
 
 import gc
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 from tiny_llava import make_llava  # first: it sets what libraries read when they are imported
+
+# Many tests start processes: each would compile torch and transformers anew, for most of its time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="module")

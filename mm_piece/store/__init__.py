@@ -4,7 +4,6 @@ delta_store    `DeltaStore`: read, append, verify
 folder         names of what lies in a store's folder
 records        the base and the deltas, as the manifest records them
 results        the accuracy matrix and what goes with it
-fields         what each field of the JSON files may hold
 manifest       the store's JSON files: read, written, validated
 fields         what each of their fields may hold
 base_record    the store's record of its base

@@ -183,6 +183,7 @@ for source in ("hf:someone/something/train", "hf:someone/something/train[:5]"):
 """
 
 
+@pytest.mark.slow
 def test_local_tables_leave_no_copy_and_an_absent_hub_is_one_line(tmp_path):
     sources = [str(SAVED[kind](tmp_path / kind)) for kind in ("parquet", "saved", "csv", "jsonl")]
     home = tmp_path / "home"

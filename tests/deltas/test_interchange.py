@@ -241,6 +241,7 @@ def adapt(model, folder, targets=("0", "1")):
     return before, weights_of(merged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", MERGEABLE_DTYPES, ids=str)
 def test_shira_is_what_peft_merges(dtype, tmp_path):
     base, merged = adapt(small_model(dtype), tmp_path / "x")
@@ -252,6 +253,7 @@ def test_shira_is_what_peft_merges(dtype, tmp_path):
     assert leads_to(read_foreign_delta(tmp_path / "x", "shira", base, task="t"), base, merged)
 
 
+@pytest.mark.slow
 def test_shira_of_a_transformers_model(base, tmp_path):
     from transformers import LlavaForConditionalGeneration
 
@@ -298,6 +300,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", REFUSALS)
 def test_refusals(problem, tmp_path):
     form, edit, error, match = REFUSALS[problem]
@@ -308,6 +311,7 @@ def test_refusals(problem, tmp_path):
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_shira_needs_floating_matrices_and_its_settings(tmp_path):
     path, (_, base) = tmp_path / "x", lay_out("shira", tmp_path / "x")
     for weight in (torch.ones(12), torch.ones(12, 20).to(torch.float8_e5m2)):

@@ -10,7 +10,7 @@ from launching import LIMIT, SUPPORT, done, launch, started
 import mm_piece
 from mm_piece.store.delta_store import DeltaStore
 
-pytestmark = pytest.mark.timeout(3 * LIMIT)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * LIMIT)]
 
 
 def test_three_processes_choose_what_one_does():

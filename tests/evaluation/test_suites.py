@@ -144,6 +144,7 @@ def said(model, processor, question, most):
     return tokenizer.decode(new).strip()
 
 
+@pytest.mark.slow
 def test_both_harnesses_and_the_divergence_see_the_model_at_its_position(folder, tmp_path):
     suite = write(
         tmp_path / "suite.yaml",
@@ -167,6 +168,7 @@ def test_both_harnesses_and_the_divergence_see_the_model_at_its_position(folder,
     assert nats == pytest.approx(apart, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_texts_are_greedy_and_as_long_as_the_task_says(folder):
     from lm_eval.models.huggingface import HFLM
@@ -217,6 +219,7 @@ def asked_of(harness_tasks, model, processor, folder, **options):
     return asked
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("typed", [True, False])
 def test_a_chat_asks_what_the_base_was_trained_on(folder, typed):
@@ -241,6 +244,7 @@ def _question(text):
     return Example(0, [make_message(role, said) for role, said in turns], [], "lm-eval")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_chat_with_examples_and_a_begun_answer():
     from mm_piece.evaluation.suites.lm_eval import _format_question
@@ -266,6 +270,7 @@ def test_a_chat_with_examples_and_a_begun_answer():
         _format_question(processor, turns[1:])
 
 
+@pytest.mark.slow
 def test_a_text_that_is_continued_has_no_end():
     from mm_piece.evaluation.suites.lm_eval import _strip_end_token
 
@@ -278,6 +283,7 @@ def test_a_text_that_is_continued_has_no_end():
     assert _strip_end_token(begins_alone) is begins_alone
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_code_that_a_model_writes_is_not_run_unasked(folder, monkeypatch, capsys):
     from mm_piece.evaluation.suites import lm_eval
@@ -292,6 +298,7 @@ def test_code_that_a_model_writes_is_not_run_unasked(folder, monkeypatch, capsys
     assert "exact_match" in lm_eval.Harness(part).measure_scores(model, processor)["toy_code"]
 
 
+@pytest.mark.slow
 def test_what_was_found_is_shown_when_a_harness_fails(folder, tmp_path):
     for name, told in (("toy_film", "only images"), ("toy_rounds", "asks in rounds")):
         suite = write(
@@ -353,11 +360,13 @@ def test_a_harness_that_is_not_installed_is_named_with_what_brings_it(monkeypatc
         list(run_suite(TINY, SUITES["general"]))
 
 
+@pytest.mark.slow
 def test_suite_takes_the_place_of_other_choices():
     ran = command("eval", TINY, "--suite", "general", "--kl")
     assert ran.returncode == 2 and "leave out --kl and --task" in ran.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_general_suite_names_tasks_that_the_harnesses_have():
     from lm_eval.tasks import TaskManager

@@ -171,6 +171,7 @@ COMMANDS = (
 )
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_by_the_name_of_the_file(base, tmp_path):
     other = tmp_path / "other"
     from tiny_llava import make_llava

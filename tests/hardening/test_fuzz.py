@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 OTHER_SEED, START = 1, 10_000
 
 
+@pytest.mark.slow
 def test_a_slice_has_no_findings(tmp_path):
     """It goes on where the state says, in the way that the whole run does."""
     path, files = tmp_path / "state.json", START + 8 * len(KINDS)
@@ -140,6 +141,7 @@ for what, found in state["findings"].items():
 """
 
 
+@pytest.mark.slow
 def test_cases_that_end_their_worker_are_found_and_passed():
     process = subprocess.run(
         [sys.executable, "-c", BAD_CASES], cwd=HERE, capture_output=True, text=True

@@ -16,6 +16,7 @@ KILL = Path(__file__).parent / "kill.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(KILL.parents[1] / "support")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "kills"), [("store", 15), ("train", 3), ("train-random", 3)])
 def test_killed_writers_leave_whole_stores_and_come_to_the_same_end(tmp_path, what, kills):
     out = tmp_path / "out.json"

@@ -10,14 +10,14 @@ from shutil import copytree
 import pytest
 import torch
 from engines import ENGINES
+from extras import needs
 from launching import LIMIT, SUPPORT, done, launch
 from safetensors.torch import load_file, save_file
 
 import mm_piece
 from mm_piece.store.delta_store import DeltaStore
 
-pytest.importorskip("deepspeed")
-pytestmark = pytest.mark.timeout(3 * LIMIT)
+pytestmark = [pytest.mark.slow, needs("deepspeed"), pytest.mark.timeout(3 * LIMIT)]
 
 
 def masks_of(folder):

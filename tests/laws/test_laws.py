@@ -301,6 +301,7 @@ def test_stop_at_any_step_and_resume_is_uninterrupted(
     assert measured(store) == uninterrupted[1]
 
 
+@pytest.mark.slow
 def test_killed_runs_resume(uninterrupted, base, tmp_path):
     """kill -9 at a few instants of the whole run, then the same command again."""
     recipe = recipe_for(base, tmp_path / "store", "piece-s")

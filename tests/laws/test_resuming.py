@@ -10,12 +10,12 @@ import time
 import pytest
 import torch
 from engines import ENGINES
+from extras import needs
 from launching import LIMIT, done, kill, launch, started
 
 from mm_piece.store.delta_store import DeltaStore
 
-pytest.importorskip("deepspeed")
-pytestmark = pytest.mark.timeout(4 * LIMIT)
+pytestmark = [pytest.mark.slow, needs("deepspeed"), pytest.mark.timeout(4 * LIMIT)]
 
 STEPS = {"save_steps": 5, "num_train_epochs": 20}  # 40 steps of the first task, 60 of the second
 

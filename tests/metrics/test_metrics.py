@@ -6,9 +6,8 @@ from collections import Counter
 from statistics import fmean
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_bleu
 
 from mm_piece.metrics.answers import (
@@ -110,6 +109,7 @@ def published():
     return EvalAIAnswerProcessor()
 
 
+@pytest.mark.slow
 def test_vqa_knows_every_published_contraction():
     table = published().CONTRACTIONS
     assert len(table) == 120
@@ -142,6 +142,7 @@ VQA_TEXT = st.lists(
 ).map("".join)
 
 
+@pytest.mark.slow
 @given(text=VQA_TEXT | LATIN)
 def test_vqa_processing_is_the_published_one(text):
     processor = published()
@@ -199,8 +200,11 @@ def test_choice_is_quick_on_runs_of_marks():
     assert one("choice", "option " + " " * 200_000 + "x y", "B") == 0
 
 
+@settings(deadline=None)
 @given(said=LATIN, answer=LATIN)
 def test_rouge_is_that_of_rouge_score(said, answer):
+    from rouge_score.rouge_scorer import RougeScorer
+
     if not (re.search(r"\w", said) and re.search(r"\w", answer)):
         return  # rouge-score knows no text without words
     reference = RougeScorer(["rougeL"]).score(answer, said)["rougeL"].fmeasure

@@ -90,6 +90,7 @@ def test_cider_says_what_to_install(monkeypatch):
         ANSWER_METRICS["cider"]([], [])
 
 
+@pytest.mark.slow
 def test_the_libraries_wait_until_a_rule_runs():
     names = ["torch", "sacrebleu", "rapidfuzz", "pycocoevalcap", "nltk"]
     code = "import json, sys, mm_piece.metrics.answers; print(json.dumps(list(sys.modules)))"

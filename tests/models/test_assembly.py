@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
+from extras import needs
 from safetensors.torch import load_file, save_file
 from sized_pictures import SIZES, picture
 from tiny_llava import make_tokenizer
@@ -15,7 +16,6 @@ from tiny_towers import (
     TEXT,
     blind_tokenizer,
     make_language,
-    open_clip,
     refused,
     register,
     stirred,
@@ -34,6 +34,8 @@ from mm_piece.models.assembly.towers import convert_encoder
 from mm_piece.models.base import load_base, tensors
 from mm_piece.models.checkpoint import Checkpoint
 from mm_piece.recipe import parse_recipe
+
+pytestmark = [pytest.mark.slow, needs("open_clip")]
 
 ASKED = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it?"}]}
 TURNS = [ASKED, {"role": "assistant", "content": [{"type": "text", "text": "noise"}]}]
@@ -59,6 +61,8 @@ def assembled(request, language, tmp_path_factory):
 
 @torch.inference_mode()
 def test_the_projector_reads_the_layer_of_the_tower(assembled, request):
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
     name = request.node.callspec.params["assembled"]
     model, processor = load_base(assembled)
     torch.default_generator.manual_seed(3)
@@ -68,9 +72,7 @@ def test_the_projector_reads_the_layer_of_the_tower(assembled, request):
     layer = visual.trunk.blocks[2] if siglip else visual.transformer.resblocks[1]
     layer.register_forward_hook(lambda _, __, output: seen.append(output))
     model.model.multi_modal_projector.register_forward_pre_hook(lambda _, args: seen.append(*args))
-    transform = open_clip.transform.image_transform_v2(
-        open_clip.transform.PreprocessCfg(**visual.preprocess_cfg), is_train=False
-    )
+    transform = image_transform_v2(PreprocessCfg(**visual.preprocess_cfg), is_train=False)
     for size in SIZES:
         inputs = processor(images=picture(*size), text="<image>", return_tensors="pt")
         assert torch.equal(inputs["pixel_values"][0], transform(picture(*size)))
@@ -130,6 +132,8 @@ def test_the_language_model_says_what_it_said(tmp_path, family, dtype):
 @pytest.fixture(scope="module")
 def tower_file(tmp_path_factory):
     """Weights of an open_clip model as a checkpoint file."""
+    import open_clip
+
     file = tmp_path_factory.mktemp("tower") / "weights.safetensors"
     save_file(open_clip.create_model("tiny-ViT").state_dict(), file)
     return file
@@ -154,6 +158,8 @@ def test_equal_seeds_write_equal_files(language, tower_file, tmp_path):
 
 
 def test_a_folder_of_open_clip_brings_weights_and_transform(language, tmp_path):
+    import open_clip
+
     source = tmp_path / "open_clip"
     source.mkdir()
     visual = stirred("tiny-SigLIP")

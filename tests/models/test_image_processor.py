@@ -7,6 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from extras import needs
 from PIL import Image
 from sized_pictures import SIZES, picture
 from tiny_llava import CHAT_TEMPLATE, make_tokenizer
@@ -15,7 +16,7 @@ from transformers import AutoProcessor, LlavaProcessor
 from mm_piece.errors import ModelError
 from mm_piece.models.image_processor import make_image_processor
 
-transform = pytest.importorskip("open_clip.transform")
+pytestmark = [pytest.mark.slow, needs("open_clip")]
 
 SETTINGS = [
     {"size": 32},
@@ -26,7 +27,9 @@ SETTINGS = [
 
 
 def settings_of(changes):
-    return asdict(transform.PreprocessCfg(**changes))
+    from open_clip.transform import PreprocessCfg
+
+    return asdict(PreprocessCfg(**changes))
 
 
 def saved(folder, settings):
@@ -42,8 +45,10 @@ def saved(folder, settings):
 
 @pytest.mark.parametrize("changes", SETTINGS, ids=str)
 def test_pixels_equal_those_of_open_clip(tmp_path, changes):
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
     settings = settings_of(changes)
-    expected = transform.image_transform_v2(transform.PreprocessCfg(**settings), is_train=False)
+    expected = image_transform_v2(PreprocessCfg(**settings), is_train=False)
     first = AutoProcessor.from_pretrained(saved(tmp_path / "first", settings))
     first.save_pretrained(tmp_path / "second")
     second = AutoProcessor.from_pretrained(tmp_path / "second")

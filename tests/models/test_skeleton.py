@@ -297,6 +297,7 @@ def test_a_model_that_is_not_what_its_files_hold_is_refused(tied):
         checkpoint.require_same_weights({**live, UP: live[UP].bfloat16()})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 def test_merged_by_peft_is_an_ordinary_base(tied, tmp_path):
     from peft import LoraConfig, get_peft_model

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from extras import needs
 from tiny_towers import refused, register, shallow, stirred
 from transformers import CLIPVisionModel, SiglipVisionModel
 
 from mm_piece.errors import ModelError
 from mm_piece.models.assembly.towers import convert_encoder
+
+pytestmark = [pytest.mark.slow, needs("open_clip")]
 
 
 @pytest.fixture(scope="module", autouse=True)

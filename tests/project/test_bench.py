@@ -37,6 +37,7 @@ def result(tmp_path_factory):
     return run("delta", folder, "--only", "size", "--only", "apply")
 
 
+@pytest.mark.slow
 def test_a_result_says_where_it_comes_from(result):
     assert result.keys() == {*FIELDS, "goals", "sections"}
     assert {"python", "torch", "numpy", "transformers", "mm-piece"} <= result["versions"].keys()
@@ -44,6 +45,7 @@ def test_a_result_says_where_it_comes_from(result):
     assert str(ROOT) not in json.dumps(result)
 
 
+@pytest.mark.slow
 def test_every_goal_is_judged(result):
     assert {goal["section"] for goal in result["goals"]} == {"size", "apply"}
     for goal in result["goals"]:
@@ -52,6 +54,7 @@ def test_every_goal_is_judged(result):
         assert goal["met"] is not (over if goal["sense"] == "at most" else under)
 
 
+@pytest.mark.slow
 def test_sizes_stand_beside_bounds_and_rivals(result):
     for case in result["sections"]["size"]["cases"]:
         sizes = case["per_entry"]
@@ -61,6 +64,7 @@ def test_sizes_stand_beside_bounds_and_rivals(result):
         assert case["kind"] != "uniform" or case["index_to_bound"] >= 1
 
 
+@pytest.mark.slow
 def test_applying_stands_beside_a_copy_and_is_undone(result):
     found = result["sections"]["apply"]
     assert found["undo_exact"] is True
@@ -68,6 +72,7 @@ def test_applying_stands_beside_a_copy_and_is_undone(result):
     assert all(row["wall_s"] > 0 and row["rounds"] >= 2 for row in found["times"].values())
 
 
+@pytest.mark.slow
 def test_training_stands_beside_its_rivals(tmp_path):
     found = run("train", tmp_path)["sections"]
     for dtype in ("fp32", "bf16"):
@@ -81,6 +86,7 @@ def test_training_stands_beside_its_rivals(tmp_path):
     assert all(row["held_B"] > 20 * row["entries"] for row in found["entries"]["rows"])
 
 
+@pytest.mark.slow
 def test_importance_stands_beside_the_loop_and_keeps_budgets(tmp_path):
     found = run("importance", tmp_path)
     differs = found["sections"]["time"]["differs"]
@@ -92,11 +98,13 @@ def test_importance_stands_beside_the_loop_and_keeps_budgets(tmp_path):
     assert [row["passes"] for row in rows] == sorted({row["passes"] for row in rows})
 
 
+@pytest.mark.slow
 def test_top_k_finds_what_torch_finds(tmp_path):
     rows = run("topk", tmp_path)["sections"]["topk"]["rows"]
     assert all(row["same_scores"] for row in rows)
 
 
+@pytest.mark.slow
 def test_stability_stands_beside_fresh_examples(tmp_path):
     rows = run("stability", tmp_path)["sections"]["overlap"]["rows"]
     assert {row["method"] for row in rows} == {"piece-f", "piece-s"}
@@ -104,6 +112,7 @@ def test_stability_stands_beside_fresh_examples(tmp_path):
     assert all(0 < row["told"] <= 1 and 0 < row["found"] <= 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_models_of_published_shapes_go_the_whole_way(tmp_path):
     for row in run("gpu", tmp_path, module="eval.bench.whole_path gpu")["sections"]["path"]["rows"]:
         assert row["exact"] is True
@@ -135,6 +144,7 @@ with (
 """
 
 
+@pytest.mark.slow
 def test_bytes_sent_are_this_process_s_own():
     before, told = read_sent_bytes(), {"sent": read_sent_bytes}
     other = "sent = lambda: None" + TALK
@@ -143,6 +153,7 @@ def test_bytes_sent_are_this_process_s_own():
     assert told["told"] - before == 5_300
 
 
+@pytest.mark.slow
 def test_engines_stand_beside_each_other(tmp_path):
     found = run("distributed", tmp_path, "--only", "steps", "--only", "plan")["sections"]
     rows = found["steps"]["rows"]

@@ -275,6 +275,7 @@ def test_the_test_split_is_used_at_the_chosen_rate_and_at_named_ones(tmp_path, m
     assert final == [(*one, seed, "test") for seed, each in seeds.items() for one in each]
 
 
+@pytest.mark.slow
 def test_runs_end_with_the_command(tmp_path):
     plan = {
         "recipe": "pipelines/tiny.yaml",

@@ -265,6 +265,7 @@ def test_nothing_is_pickled(file):
         assert not re.search(rf"(?<![\w.]){re.escape(word)}", text), word
 
 
+@pytest.mark.slow
 def test_names_are_exported_lazily():
     code = "import mm_piece, sys; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -152,6 +152,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_the_triton_kernel_is_autograds_gradient():
     """In Triton's interpreter, which must be chosen before the kernel is defined."""
     pytest.importorskip("triton")

@@ -218,6 +218,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the libraries that change a model
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_model_is_refused_in_one_line(change, plain):

@@ -286,6 +286,7 @@ def test_export_in_shards_is_what_a_full_save_holds(stored, base, tmp_path):
         mm_piece.export(store, at=3, to=tmp_path / "out2", shard_size="5 apples")
 
 
+@pytest.mark.slow
 def test_extract_stays_small(tmp_path):
     """Two checkpoints of 96 MB each pass through a few pieces of memory."""
     code = """

@@ -43,6 +43,7 @@ def store(tmp_path):
 # --- pushing and pulling ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_store_goes_there_and_comes_back(hub, visit, store, tmp_path):
     said = visit("push", store.path, "me/mine", private=True)
     assert said.startswith("me/mine on the Hub: a store with positions 0…3, commit ")
@@ -58,6 +59,7 @@ def test_a_store_goes_there_and_comes_back(hub, visit, store, tmp_path):
     assert [path.name for path in (tmp_path / "got").iterdir()] == ["it"]
 
 
+@pytest.mark.slow
 def test_what_is_there_is_continued(hub, visit, store, tmp_path):
     visit("push", store.path, "me/mine")
     visit("pull", "me/mine", tmp_path / "got")
@@ -74,6 +76,7 @@ def test_what_is_there_is_continued(hub, visit, store, tmp_path):
         assert DeltaStore.open(tmp_path / "got").verify() == store.entries
 
 
+@pytest.mark.slow
 def test_another_history_is_refused(hub, visit, store, tmp_path):
     visit("push", store.path, "me/mine")
     branch = fork(store, 2, tmp_path / "branch")
@@ -91,6 +94,7 @@ def test_another_history_is_refused(hub, visit, store, tmp_path):
     assert (len(hub.commits), content(branch.path)) == (2, before)
 
 
+@pytest.mark.slow
 def test_no_folder_of_this_computer_is_named(hub, visit, tmp_path):
     folder = make(tmp_path / "folder", deltas=1)
     base = {**BASE, "folder": "../secret/place", "hub": "some/base", "revision": "v1"}
@@ -107,6 +111,7 @@ def test_no_folder_of_this_computer_is_named(hub, visit, tmp_path):
     assert "folder" not in DeltaStore.open(tmp_path / "got").base
 
 
+@pytest.mark.slow
 def test_a_card_that_a_person_wrote_stays(hub, visit, store):
     hub.create("me/mine")
     hub.commit("me/mine", "main", "by hand", {"README.md": b"# Mine", "notes.txt": b"x"})
@@ -117,6 +122,7 @@ def test_a_card_that_a_person_wrote_stays(hub, visit, store):
     assert "## Positions" in (hub.folder("me/mine") / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_repository_of_something_else_is_left_alone(hub, visit, store, tmp_path):
     hub.create("me/mine")
     hub.commit("me/mine", "main", "a model", {"results.json": b"{}"})
@@ -125,6 +131,7 @@ def test_a_repository_of_something_else_is_left_alone(hub, visit, store, tmp_pat
     assert len(hub.commits) == 2 and not (tmp_path / "got").exists()
 
 
+@pytest.mark.slow
 def test_revisions(hub, visit, store, tmp_path):
     visit("push", store.path, "me/mine")
     first = hub.resolve("me/mine", "main")
@@ -136,6 +143,7 @@ def test_revisions(hub, visit, store, tmp_path):
     assert "no such revision" in visit("pull", "me/mine", tmp_path / "got", revision="never")
 
 
+@pytest.mark.slow
 def test_somebody_else_was_faster(hub, visit, store):
     hub.create("me/mine")
     hub.interlude = lambda: hub.commit("me/mine", "main", "quick", {"x": b""})
@@ -146,6 +154,7 @@ def test_somebody_else_was_faster(hub, visit, store):
 # --- what goes wrong ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_who_is_not_let_in(visit, store, tmp_path):
     for act in (("push", store.path, "me/mine"), ("pull", "me/nothing", tmp_path / "got")):
         said = visit(*act, token=None)
@@ -156,6 +165,7 @@ def test_who_is_not_let_in(visit, store, tmp_path):
     assert not (tmp_path / "got").exists()
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_not_there(store, tmp_path):
     visitor = Visitor("http://127.0.0.1:9", tmp_path / "home")
     for act in (("push", store.path, "me/mine"), ("pull", "me/mine", tmp_path / "got")):
@@ -165,6 +175,7 @@ def test_a_hub_that_is_not_there(store, tmp_path):
     visitor.leave()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["0002-task-2.safetensors", "results.json", "answers/0003.json"])
 @pytest.mark.parametrize("how", ["altered", "cut", "missing"])
 def test_a_damaged_store_is_not_pulled(hub, visit, store, tmp_path, name, how):
@@ -188,6 +199,7 @@ def test_a_damaged_store_is_not_pulled(hub, visit, store, tmp_path, name, how):
 HOSTILE = ["../evil", "0009-x/../../evil.safetensors", "/evil", "0009-unlisted.safetensors", "x.py"]
 
 
+@pytest.mark.slow
 def test_only_what_the_manifest_lists_is_downloaded(hub, visit, store, tmp_path):
     visit("push", store.path, "me/mine")
     hub.commit("me/mine", "main", "more", {name: b"x" for name in HOSTILE[3:]})

@@ -116,6 +116,7 @@ def test_leftovers_of_a_crash_are_swept_by_the_next_writer(store):
     assert len(DeltaStore.open(store.path).verify()) == 4
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_a_sound_store(tmp_path):
     """Ten times: kill -9 at a random instant, then open, verify, go on."""
     path = make(tmp_path / "store").path
@@ -208,6 +209,7 @@ def run_in(folder: Path, code: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_store_without_rights_can_be_read_and_says_so_in_one_line(store):
     for folder in (store.path, store.path.parent):
         folder.chmod(0o555)
@@ -218,6 +220,7 @@ def test_a_store_without_rights_can_be_read_and_says_so_in_one_line(store):
             folder.chmod(0o755)
 
 
+@pytest.mark.slow
 def test_a_full_disk_changes_nothing(store, tmp_path):
     large = make(tmp_path / "large")
     for entry in store.entries:

@@ -10,8 +10,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mm_piece.errors import ModelError
 from mm_piece.models.assembly import assemble
 
-open_clip = pytest.importorskip("open_clip")
-
 TEXT = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
 VIT = {"image_size": 32, "patch_size": 8, "layers": 3, "width": 32, "head_width": 16}
 SIGLIP = {
@@ -56,6 +54,7 @@ def timm_tower(act_layer):
 
 def register(folder):
     """Tell open_clip the tiny architectures, and timm the towers of those like SigLIP."""
+    import open_clip
     from timm.models import is_model, register_model
 
     for name, act_layer in (("vit_tiny_siglip", "gelu"), ("vit_tiny_siglip_tanh", "gelu_tanh")):
@@ -100,6 +99,8 @@ def blind_tokenizer():
 
 def stirred(name, **changes):
     """An open_clip tower in which no norm is the identity and no bias is zero."""
+    import open_clip
+
     torch.manual_seed(0)
     visual = open_clip.create_model(name, text_cfg=dict(TEXT), **changes).visual.eval()
     for parameter in visual.parameters():
@@ -109,6 +110,8 @@ def stirred(name, **changes):
 
 def shallow(name, layers):
     """The settings of a real architecture with fewer layers."""
+    import open_clip
+
     config = open_clip.get_model_config(name)["vision_cfg"]
     return {"vision_cfg": {**config, "layers": layers}}
 

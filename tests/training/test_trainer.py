@@ -95,6 +95,7 @@ def with_section(**sections):
     return {"deepspeed": {**of_stage(2)["deepspeed"], **sections}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("train", "message"),
     [
@@ -153,6 +154,7 @@ def test_divisions_that_cannot_be(train, message):
         zero_config(train, "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="about machines without one")
 def test_no_optimizer_is_compiled_on_a_cpu():
     pytest.importorskip("deepspeed")
@@ -160,6 +162,7 @@ def test_no_optimizer_is_compiled_on_a_cpu():
         zero_config(with_section(optimizer={"type": "AdamW"}), "float32")
 
 
+@pytest.mark.slow
 def test_a_plan_alone_patches_nothing(monkeypatch):
     linear = pytest.importorskip("deepspeed.runtime.zero.linear")
     own = staticmethod(lambda *_: None)
@@ -172,6 +175,7 @@ def test_a_plan_alone_patches_nothing(monkeypatch):
     assert linear.LinearFunctionForZeroStage3.forward is not own.__func__
 
 
+@pytest.mark.slow
 def test_deepspeed_comes_with_a_launcher(monkeypatch):
     pytest.importorskip("deepspeed")
     monkeypatch.delenv("RANK", raising=False)
@@ -226,6 +230,7 @@ print(mm_piece.position(mm_piece.load(store=store, at=1)[0]))
 """
 
 
+@pytest.mark.slow
 def test_a_run_needs_no_extra(base, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     rows = "train: 'scenes:digits/train[:4]', test: 'scenes:digits/test[:1]'"
