@@ -30,8 +30,6 @@ def imports_out_of_garbage_collections():
     """Spare what is alive now from the full collections that a Trainer asks for when it begins."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

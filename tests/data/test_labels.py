@@ -73,6 +73,7 @@ def test_every_family_has_an_end(family, processor):
     assert turn_end_token_of(processor) == ENDS[family]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer", ["a red box", "5", "Yes.", "红色", "two\nlines", '{"a": [1, 2]}']
 )
@@ -122,6 +123,7 @@ def test_image_tokens_are_never_supervised(family, processor):
     assert (encoded["labels"][image] == IGNORE_INDEX).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 1, 7, 20])
 def test_long_questions_lose_their_middle(family, processor, room):
     short = conversation(family, ("Say. End?", "yes"), pictures=[picture()])
@@ -229,6 +231,7 @@ def mixed(family):
     ]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_batch_is_its_examples(family, family_base, processor):
     """Padding, tiles and images of other rows change no example's loss."""

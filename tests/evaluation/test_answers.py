@@ -69,6 +69,7 @@ ANSWERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", BUILDERS)
 def test_what_was_trained_scores_one_special_tokens_included(family, family_base):
     model, processor = load_base(family_base(family))

@@ -40,6 +40,7 @@ def loop(examples, at):
     return total / tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 3])
 def test_equals_the_loop(examples, at):
     model, processor = mm_piece.load(TINY / "base", store=TINY, at=2)
@@ -55,6 +56,7 @@ def test_the_base_is_where_it_is(examples):
     assert measure_divergence(model, processor, examples, 0, max_new_tokens=24) == 0
 
 
+@pytest.mark.slow
 def test_does_not_depend_on_the_parts(examples, monkeypatch):
     model, processor = mm_piece.load(TINY / "base", store=TINY, at=1)
     whole = measure_divergence(model, processor, examples, 2, max_new_tokens=24)
@@ -64,6 +66,7 @@ def test_does_not_depend_on_the_parts(examples, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_the_shipped_store_goes_further_from_its_base():
     assert len(DeltaStore.open(TINY)) == 5
     model, processor = mm_piece.load(TINY / "base", store=TINY, at=0)

@@ -72,6 +72,7 @@ def test_is_not_the_square_of_the_batch_gradient(model_and_examples):
     model.zero_grad()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["piece-f", "piece-s", "snip", "random", "magnitude"])
 @pytest.mark.parametrize("entries", [997, 5000, 10**9])
 def test_budget_changes_nothing(model_and_examples, method, entries):
@@ -89,6 +90,7 @@ def test_a_text_among_pictures_has_no_part_in_the_tower(model_and_examples):
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["piece-f", "piece-s"])
 def test_accumulators_stay_inside_the_budget(model_and_examples, monkeypatch, method):
     model, examples = model_and_examples

@@ -68,6 +68,7 @@ def in_parts(model, batches, names, processes, **options):
     return {name: torch.cat(flats).view_as(named[name]) for name, flats in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", EXPERTS)
 def test_experts_in_batches_equal_the_loop(world, implementation):
     model, examples = world("qwen3_vl_moe")
@@ -93,6 +94,7 @@ def test_experts_whose_activations_are_recomputed(world):
     assert all(torch.equal(plain[name], again[name]) for name in plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_neither_budget_nor_company_nor_processes_show_in_a_bit(world, family):
     model, examples = world(family)

@@ -350,6 +350,7 @@ def test_modules_that_run_twice_in_a_later_batch_only():
         assert torch.equal(alone[name], fisher[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("together", [False, True], ids=["single", "batch"])
 def test_what_else_is_looked_at_changes_no_bit(kind, together):
@@ -387,6 +388,7 @@ def test_tapped_layers_never_have_a_gradient_of_their_size(monkeypatch):
     assert largest["layers.0.weight"] == 256 * 6 < 300 * 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 4])
 def test_families_in_batches_equal_single_examples(request, family_base, passes, batch):
     for family in ("llava", "llava_next", "qwen3_vl", "qwen3_vl_moe", "gemma2", "qwen3"):

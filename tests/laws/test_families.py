@@ -15,12 +15,14 @@ def world(request, tmp_path_factory):
     return World(request.param, tmp_path_factory.mktemp(request.param))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("world", BUILDERS, indirect=True)
 def test_family(world, step):
     STEPS[step](world)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "qwen3_vl_moe", "gemma2"])
 def test_family_in_bfloat16(family, tmp_path):
     world = World(family, tmp_path, "bfloat16")
@@ -34,6 +36,7 @@ def test_readme_shows_what_is_tested_here():
     assert f"<!-- families -->\n{everything}\n<!-- end -->" in readme
 
 
+@pytest.mark.slow
 def test_a_second_copy_of_a_tied_head_does_not_stay_behind(tmp_path):
     """transformers would load it beside an embedding that a delta has changed."""
     world = World("qwen2", tmp_path)

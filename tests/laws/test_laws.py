@@ -23,6 +23,8 @@ from mm_piece.models.base import load_base, tensors
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.training import loop as training
 
+pytestmark = pytest.mark.slow
+
 
 def snapshot(model):
     return {name: tensor.clone() for name, tensor in tensors(model).items()}
@@ -301,7 +303,6 @@ def test_stop_at_any_step_and_resume_is_uninterrupted(
     assert measured(store) == uninterrupted[1]
 
 
-@pytest.mark.slow
 def test_killed_runs_resume(uninterrupted, base, tmp_path):
     """kill -9 at a few instants of the whole run, then the same command again."""
     recipe = recipe_for(base, tmp_path / "store", "piece-s")

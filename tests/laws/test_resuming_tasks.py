@@ -73,6 +73,7 @@ def stop_in_task(monkeypatch, position, step):
     monkeypatch.setattr(SparseTrainer, "training_step", crash)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_stopped_in_every_task(case, family_base, base, tmp_path, monkeypatch):
     folder = base if case[0] == "llava" else family_base(case[0])

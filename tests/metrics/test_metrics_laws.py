@@ -36,6 +36,7 @@ def test_metrics_are_those_of_the_recipe():
     assert set(ANSWER_METRICS) == set(get_args(recipe.MetricName))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ANSWER_METRICS)
 @given(task=TASK)
 def test_scores_are_fractions_one_per_example(metric, task):
@@ -44,6 +45,7 @@ def test_scores_are_fractions_one_per_example(metric, task):
     assert all(type(score) is float and 0 <= score <= 1 for score in scores)  # no NaN either
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ANSWER_METRICS)
 @given(task=TASK, seed=st.integers(0, 9))
 def test_permuted_examples_have_permuted_scores(metric, task, seed):

@@ -69,6 +69,7 @@ def test_every_setting_has_a_value_that_leads_astray():
     assert not known - ASTRAY.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [[key] for key in ASTRAY] + [[*ASTRAY]], ids=lambda k: k[0][:99])
 def test_answers_are_greedy(keys, model_and_processor, expected):
     model, processor = model_and_processor

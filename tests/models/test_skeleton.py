@@ -144,6 +144,7 @@ def tied(family_base) -> tuple[Path, Weights]:
     return base, load_file(base / SAFE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("situation", SOUND)
 def test_a_folder_is_what_from_pretrained_sees(situation, dtype, tied, tmp_path):
@@ -158,6 +159,7 @@ def test_a_folder_is_what_from_pretrained_sees(situation, dtype, tied, tmp_path)
     checkpoint.require_same_weights(live)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("situation", SOUND)
 def test_what_was_extracted_and_exported_is_the_tuned_model(situation, tied, tmp_path):
     base, weights = tied
@@ -263,6 +265,7 @@ def test_a_delta_unties_nothing_and_follows_what_was_tied(tied, tmp_path):
     assert torch.equal(found, load_base(base)[0](IDS).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen2_vl", "qwen3_vl"])
 @pytest.mark.parametrize("inner", [None, False])
 def test_a_vision_language_model_ties_as_its_outer_configuration_says(
@@ -376,6 +379,7 @@ def test_options_say_which_files_are_read(lay_out, tied, tmp_path):
     assert other("Is it 1?").input_ids == processor("Is it 1?").input_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lay_out", [in_variant, in_subfolder])
 def test_a_store_knows_which_files_its_base_is_read_from(lay_out, tied, tmp_path):
     base, weights = tied

@@ -102,6 +102,7 @@ def copies(model):
     return {name: tensor.detach().clone() for name, tensor in tensors(model).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # PEFT asks transformers for it
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # PEFT's SHiRA
 @pytest.mark.parametrize("baseline", BASELINES)
@@ -156,6 +157,7 @@ def along(found, examples):
     return sum(float((now[name] * there[name]).sum()) for name in now), now
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [1, -1])
 def test_agem_takes_out_what_raises_the_loss_on_memory(learner, monkeypatch, sign):
     found, learn = learner("agem", share=1.0)
@@ -178,6 +180,7 @@ def test_agem_takes_out_what_raises_the_loss_on_memory(learner, monkeypatch, sig
         assert not torch.equal(after["lm_head.weight"], before["lm_head.weight"])
 
 
+@pytest.mark.slow
 def test_ewc_holds_what_the_fisher_holds_dear(learner):
     moved = {}
     for strength in (0.0, 1e8):
@@ -210,6 +213,7 @@ def test_lwf_keeps_what_the_model_said(learner):
     assert 0 < moved[100.0] < 0.8 * moved[0.0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 def test_olora_turns_away_from_earlier_adapters(learner):
     overlaps = {}
@@ -301,6 +305,7 @@ def test_runs_end_with_the_command(tmp_path):
 EXPERIMENTS = sorted((EVAL / "experiments").glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
 def test_each_experiment_can_be_run(file, tmp_path, monkeypatch):
     """Its methods exist, and recipes take what they are given."""
@@ -515,6 +520,7 @@ def test_overlaps_stand_beside_what_was_lost(tmp_path, monkeypatch):
     assert tables.build_table("x costs").splitlines()[-1] == "| ours | 4.0 | 2,000 | 150 |"
 
 
+@pytest.mark.slow
 def test_every_plot_is_drawn_from_what_runs_have(tmp_path):
     from eval.figures import draw_figures
 

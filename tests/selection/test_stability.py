@@ -79,6 +79,7 @@ def fresh(model, count, density, noise, pairs=24):
     return sum(shares) / pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.5, 3.0])
 def test_it_is_what_fresh_examples_share(model, selected, noise):
     told = [selected(512, noise, seed, density=0.1).stability for seed in range(4)]

@@ -16,6 +16,8 @@ from mm_piece.recipe import SelectionSettings
 from mm_piece.selection import select
 from mm_piece.selection import task as selection
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def recipe(base, tmp_path):

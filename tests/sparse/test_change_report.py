@@ -1,5 +1,6 @@
 """The change report: what a task moved in each group, and what it left alone."""
 
+import pytest
 import torch
 
 import mm_piece
@@ -82,6 +83,7 @@ def test_most_of_a_task_is_rounded_away(base):
             assert "model: {dtype: float32}" in said and "learning_rate" in said
 
 
+@pytest.mark.slow
 def test_train_says_what_the_dtype_takes(base, tmp_path, capsys):
     task = "{name: t, train: 'scenes:digits/train[:4]', test: 'scenes:digits/test[:1]'}"
     for dtype, rate in (("bfloat16", "1e-6"), ("float32", "1e-6")):

@@ -106,6 +106,7 @@ def test_sparse_training_follows_masked_dense_training(base, batch):
         torch.testing.assert_close(parameter, weights(dense)[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.003, 0.05, 0.5])
 @pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "qwen3_vl_moe", "gemma2"])
 def test_every_family_has_the_dense_gradients(family, family_base, density, folder):
@@ -168,6 +169,7 @@ def test_autocast_gives_the_gradients_of_its_dtype(base, batch):
     same_as_dense(model, every_kind_of_mask(model, density=0.01), backward, 2e-2, 2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_model_trains_the_same(base, batch):
     eager, compiled, before = (load_base(base)[0] for _ in range(3))

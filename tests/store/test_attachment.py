@@ -43,6 +43,7 @@ def same(model, weights):
     return all(torch.equal(view_bits(live[name]), view_bits(row)) for name, row in weights.items())
 
 
+@pytest.mark.slow
 def test_an_export_loaded_by_transformers_is_attached_and_moves(store, tmp_path):
     """Everywhere and back, in the dtype of the store."""
     folder = mm_piece.export(store, at=2, to=tmp_path / "merged")

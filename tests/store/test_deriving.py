@@ -63,6 +63,7 @@ def stored(request, base, tmp_path_factory):
     return (*made_store(path, base, request.param), request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0, 1, 3])
 def test_a_squashed_delta_is_the_position(stored, base, tmp_path, at):
     store, states, _ = stored
@@ -98,6 +99,7 @@ def test_squash_of_another_base_or_position_is_refused(stored, tmp_path):
         deriving.squash(store, base=other)
 
 
+@pytest.mark.slow
 def test_extract_is_the_inverse_of_export(stored, base, tmp_path):
     store, states, dtype = stored
     mm_piece.export(store, at=2, to=tmp_path / "tuned", shard_size="20KiB")
@@ -269,6 +271,7 @@ def test_a_delta_of_weights_that_are_not_there_makes_no_checkpoint(stored, base,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_export_in_shards_is_what_a_full_save_holds(stored, base, tmp_path):
     store, states, dtype = stored
     (tmp_path / "out").mkdir()  # an empty folder may be there

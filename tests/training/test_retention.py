@@ -21,6 +21,8 @@ from mm_piece.training import retention
 from mm_piece.training.penalty import register_penalty
 from mm_piece.training.retention import PROMPTS, generate_rehearsal, make_retention_importance
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(base, tmp_path_factory):

@@ -27,6 +27,8 @@ from mm_piece.training import loop as training
 from mm_piece.training.stopping import GracefulStop
 from mm_piece.training.trainer import SparseTrainer
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 200  # seconds, a hundredth of it where nothing else runs
 GO_ON = "the same command goes on from there"
 
@@ -167,7 +169,6 @@ def wait_for(file, process):
         time.sleep(0.01)
 
 
-@pytest.mark.slow
 def test_ctrl_c_again_ends_at_once(written, tmp_path, monkeypatch):
     """Also in the middle of a step that never ends."""
 
@@ -207,7 +208,6 @@ def test_what_a_shell_has_ignored_stays_ignored(base, whole, tmp_path, monkeypat
     assert (deltas_of(store), measured(store)) == whole
 
 
-@pytest.mark.slow
 def test_ctrl_c_and_a_terminal_that_is_gone(written, whole, tmp_path, monkeypatch):
     """The command: a hang-up in task 1 (its terminal refuses all words), Ctrl-C in task 2."""
     real = GracefulStop.on_step_end
@@ -242,7 +242,6 @@ def test_ctrl_c_and_a_terminal_that_is_gone(written, whole, tmp_path, monkeypatc
     assert (deltas_of(store), measured(store)) == whole
 
 
-@pytest.mark.slow
 def test_one_of_two_processes_is_told(base, tmp_path):
     """All of them stop at the same step, with its status."""
     recipe = recipe_of(base, tmp_path / "store", per_device_train_batch_size=1)
@@ -269,7 +268,6 @@ def test_one_of_two_processes_is_told(base, tmp_path):
     assert (tmp_path / "store" / "work/0001/checkpoint-3/trainer_state.json").exists()
 
 
-@pytest.mark.slow
 def test_loaders_leave_ctrl_c_to_the_main_process(base, whole, tmp_path):
     """A terminal sends it to all processes; those that load data would end, and the step fail."""
     recipe = recipe_of(base, tmp_path / "store", dataloader_num_workers=1)
@@ -348,7 +346,6 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(base, whole, tmp_path, monk
     assert (deltas_of(store), measured(store)) == whole
 
 
-@pytest.mark.slow
 def test_the_command_says_it_in_one_line(written, tmp_path):
     process = fork(limited(command(written), 2000), tmp_path / "log")
     process.join(LIMIT)

@@ -182,11 +182,13 @@ def test_what_is_so_anyway_may_be_written(tmp_path):
         arguments({"seed": 42}, tmp_path, seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ACT)
 def test_settings_act(key, learn, plain, tmp_path):
     assert not torch.equal(learn(tmp_path, **{key: ACT[key]}), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*os.fork:DeprecationWarning")
 def test_settings_that_change_nothing(learn, plain, tmp_path):
     """Everything at once that is about speed, memory, files and reports."""
@@ -224,6 +226,7 @@ def stops():
     yield pytest.param({"bf16": True, "label_smoothing_factor": 0.1}, id="halves")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*os.fork:DeprecationWarning")
 @pytest.mark.parametrize("settings", [*stops()])
 def test_a_stopped_training_goes_on_bit_for_bit(settings, learn, plain, tmp_path):
@@ -439,6 +442,7 @@ def test_parts_of_settings_that_would_be_ignored(tmp_path, settings, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_options_of_an_optimizer_as_a_mapping(learn, plain, tmp_path):
     text, mapping = "momentum=0.9,nesterov=true", {"momentum": 0.9, "nesterov": True}
     first = learn(tmp_path / "a", optim="sgd", optim_args=text)
@@ -594,6 +598,7 @@ def towers_and_layers(model):
     return tower and named[tower], named[layer]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(families.BUILDERS))
 def test_a_rehearsal_goes_back_through_all_layers(family, family_base):
     """Down to the first weight that is trained and reached, and leaves no trace."""
@@ -622,6 +627,7 @@ def test_a_rehearsal_goes_back_through_all_layers(family, family_base):
     assert all(torch.equal(weight, before[name]) for name, weight in weights(model).items())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler that it calls
 def test_attention_without_a_backward_pass_is_found_before_there_is_a_store(family_base, tmp_path):
     """As flex_attention's on a CPU, which `check` cannot see: it runs no model."""
@@ -649,6 +655,7 @@ def closing(handle):
     handle.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "llava", "qwen2_vl"])
 def test_label_smoothing(family, family_base, tmp_path):
     """Over the tokens of a whole step, on the labels of the next tokens, for every family."""
