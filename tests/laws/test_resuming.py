@@ -11,13 +11,14 @@ import pytest
 import torch
 from engines import ENGINES
 from extras import needs
+from filelock import FileLock
 from launching import LIMIT, done, kill, launch, started
 
 from mm_piece.store.delta_store import DeltaStore
 
 pytestmark = [pytest.mark.slow, needs("deepspeed"), pytest.mark.timeout(4 * LIMIT)]
 
-STEPS = {"save_steps": 5, "num_train_epochs": 20}  # 40 steps of the first task, 60 of the second
+STEPS = {"save_steps": 5, "num_train_epochs": 12}  # 24 steps of the first task, 36 of the second
 
 
 def train(recipe):
@@ -39,29 +40,28 @@ def found_in(store):
     return [entry.sha256 for entry in store.entries], store.results()["matrix"]
 
 
-@pytest.fixture(scope="module")
-def whole():
-    """Stores of runs that nothing stopped, by engine."""
-    return {}
-
-
 @pytest.fixture
-def unstopped(whole, base, write, tmp_path_factory):  # noqa: F811
-    """A function that runs an engine's recipe to its end, once, and returns the store."""
+def unstopped(base, write, tmp_path_factory):
+    """A function that runs an engine to its end, once for all workers, and returns the store."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
 
     def _unstopped(engine):
-        if engine not in whole:
-            store = tmp_path_factory.mktemp("whole") / engine
-            recipe = write(base, f"{engine}-whole", 2, ENGINES[engine], **STEPS)
-            done(launch(2, *train(recipe), "--set", f"store={store}"))
-            whole[engine] = store
-        return whole[engine]
+        store = shared / f"unstopped-{engine}"
+        finished = shared / f"unstopped-{engine}.finished"
+        with FileLock(shared / f"unstopped-{engine}.lock"):
+            if not finished.exists():
+                recipe = write(base, f"{engine}-whole", 2, ENGINES[engine], **STEPS)
+                done(launch(2, *train(recipe), "--set", f"store={store}"))
+                finished.touch()
+        return store
 
     return _unstopped
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])
-def test_killed_and_started_again(engine, base, write, unstopped, tmp_path):  # noqa: F811
+def test_killed_and_started_again(engine, base, write, unstopped, tmp_path):
     """Laws 5 and 8: the same files in the end, byte for byte, in a later epoch too."""
     recipe = write(base, engine, 2, ENGINES[engine], **STEPS)
     for task in ("0001", "0002"):
@@ -72,7 +72,7 @@ def test_killed_and_started_again(engine, base, write, unstopped, tmp_path):  # 
     assert found_in(tmp_path / engine) == found_in(unstopped(engine))
 
 
-def test_on_another_number_of_processes(base, write, unstopped, tmp_path):  # noqa: F811
+def test_on_another_number_of_processes(base, write, unstopped, tmp_path):
     """From ZeRO-3 on two processes to four of them, and on to ZeRO-1 on one."""
     process = launch(2, *train(write(base, "moved", 2, ENGINES["zero3"], **STEPS)))
     wait_for(process, tmp_path / "moved", "work/0001/checkpoint-[123]?/trainer_state.json")
@@ -90,7 +90,7 @@ def test_on_another_number_of_processes(base, write, unstopped, tmp_path):  # no
 
 
 @pytest.mark.parametrize(("engine", "how"), [("ddp", signal.SIGINT), ("zero3", signal.SIGTERM)])
-def test_told_to_stop(engine, how, base, write, unstopped, tmp_path):  # noqa: F811
+def test_told_to_stop(engine, how, base, write, unstopped, tmp_path):
     """A checkpoint, a line; the same command goes on to the same files."""
     recipe = write(base, engine, 2, ENGINES[engine], **STEPS)
     process = launch(2, *train(recipe))
@@ -105,7 +105,7 @@ def test_told_to_stop(engine, how, base, write, unstopped, tmp_path):  # noqa: F
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_one_process_is_lost(how, base, write, tmp_path):  # noqa: F811
+def test_one_process_is_lost(how, base, write, tmp_path):
     """The others say so, in one line and within the time limit, whoever started them."""
     recipe = write(base, "lost", 2, None, num_train_epochs=2000, save_strategy="no", ddp_timeout=20)
     with socket.socket() as probe:
