@@ -36,6 +36,7 @@ def same(first: list[dict], second: list[dict]) -> bool:
     return texts[0] == texts[1] and prints(first) == prints(second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_do_not_depend_on_the_order_of_calls(data, name):
     assert same(data[name, "test"], scenes.make_rows(name, "test"))

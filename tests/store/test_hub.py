@@ -239,6 +239,7 @@ def test_a_card_says_what_there_is(store):
         assert part in card, part
 
 
+@pytest.mark.slow
 def test_a_card_of_little(tmp_path):
     store = make(tmp_path / "bare")
     card = format_model_card(BaseRecord({"fingerprint": "ab" * 32}), [], store.results(), "me/mine")

@@ -212,6 +212,7 @@ def test_what_cannot_be_forked(store, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_fork_is_trained_differently(base, tmp_path):
     from tiny_recipe import recipe_for
 

@@ -186,6 +186,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__.lstrip("_"))
 def test_mistakes_in_rows_are_one_line_each(world, mistake):
     with open("train.json", encoding="utf-8") as file:  # noqa: PTH123
