@@ -17,6 +17,8 @@ from mm_piece.dtypes import view_bits
 from mm_piece.models.base import load_base, tensors
 from mm_piece.store.delta_store import DeltaStore
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def recipe_file(base, tmp_path_factory):
@@ -48,7 +50,6 @@ def mistake(*args):
     return result.stderr
 
 
-@pytest.mark.slow
 def test_train_prints_the_matrix(store, recipe_file):
     shown = run("train", str(recipe_file))
     assert "base ability" in shown
@@ -85,7 +86,6 @@ def test_eval_repeats_the_matrix(store):
     assert list(json.loads(run("eval", str(store), "--task", "words", "--json"))) == ["words"]
 
 
-@pytest.mark.slow
 def test_eval_tells_how_far_the_base_is(store):
     there = json.loads(run("eval", str(store), "--at", "0", "--kl", "--json"))
     gone = json.loads(run("eval", str(store), "--at", "3", "--kl", "--json"))
@@ -176,7 +176,6 @@ def test_a_folder_with_something_else_becomes_no_store(recipe_file, tmp_path):
     assert "file is a file" in mistake("train", recipe, "--set", f"store={tmp_path / 'file'}")
 
 
-@pytest.mark.slow
 def test_a_run_that_diverges_or_does_not_move_stores_nothing(recipe_file, tmp_path):
     """And the store it began, which holds no delta, takes the mended recipe."""
     diverges = edited(recipe_file, tmp_path, ("learning_rate: 1e-2", "learning_rate: 1e39"))

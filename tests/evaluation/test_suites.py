@@ -333,7 +333,11 @@ def _recipe(folder):
 @pytest.mark.parametrize(
     "content, told",
     [
-        ("lm-eval: {tasks: [no_such_task]}", "lm-eval has no task 'no_such_task'"),
+        pytest.param(
+            "lm-eval: {tasks: [no_such_task]}",
+            "lm-eval has no task 'no_such_task'",
+            marks=pytest.mark.slow,
+        ),
         ("lm-eval: {tasks: [mmlu], include: nowhere}", "include nowhere: there is no such folder"),
         ("lm-eval: {task: [mmlu]}", "unknown key 'lm-eval.task'; did you mean 'tasks'?"),
         ("lm_eval: {tasks: [mmlu]}", "unknown key 'lm_eval'; did you mean 'lm-eval'?"),

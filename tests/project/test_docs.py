@@ -21,6 +21,7 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
 
+@pytest.mark.slow
 def test_python_blocks_run(tmp_path, monkeypatch):
     for part in ("base", "store.json", "recipe.yaml"):
         assert (ROOT / "checkpoints" / "tiny" / part).exists()
@@ -65,6 +66,7 @@ def test_console_commands_exist():
             assert used in commands
 
 
+@pytest.mark.slow
 def test_commands_about_deltas_run(tmp_path, monkeypatch):
     (block,) = [block for block in blocks("console") if "mm-piece squash" in block]
     shutil.copytree(ROOT / "checkpoints" / "tiny", tmp_path / "checkpoints" / "tiny")

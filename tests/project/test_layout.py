@@ -33,7 +33,7 @@ ALLOWED = {
     "selection": {"data", "distributed", "files", "importance", "recipe"},
     "store": {"deltas", "distributed", "files", "metrics", "models", "recipe"},
     "evaluation": {"data", "distributed", "metrics", "models", "recipe", "store"},
-    "report": {"data", "files", "metrics", "recipe", "selection", "sparse", "store"},
+    "report": {"data", "files", "metrics", "selection", "sparse", "store"},
 }
 ALLOWED["training"] = set(ALLOWED) - {"report"}
 ALLOWED["cli"] = set(ALLOWED)

@@ -89,7 +89,12 @@ def nested(model):
     return Wrapper(Wrapper(model))
 
 
-WRAPPERS = [Wrapper, nested, torch.compile, DistributedDataParallel]
+WRAPPERS = [
+    Wrapper,
+    nested,
+    pytest.param(torch.compile, marks=pytest.mark.slow),
+    DistributedDataParallel,
+]
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS, ids=lambda wrap: wrap.__name__)

@@ -176,10 +176,10 @@ HOSTILE_BASE = {
 
 def test_a_base_may_say_all_that_is_known_and_more(tmp_path):
     DeltaStore.create(tmp_path / "a", SOUND_BASE, "")
-    assert DeltaStore.open(tmp_path / "a").base == SOUND_BASE
+    assert DeltaStore.open(tmp_path / "a").base.facts == SOUND_BASE
     for key in SOUND_BASE.keys() - {"fingerprint"}:
         base = {other: value for other, value in SOUND_BASE.items() if other != key}
-        assert DeltaStore.create(tmp_path / key, base, "").base == base
+        assert DeltaStore.create(tmp_path / key, base, "").base.facts == base
 
 
 @pytest.mark.parametrize("field", HOSTILE_BASE)

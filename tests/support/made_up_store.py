@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
+from mm_piece.store.records import BaseRecord
+
 TASKS = ("action", "commonsense", "count")
 MATRIX = [
     [0.205, 0.31, 0.12],
@@ -43,7 +45,7 @@ class FakeStore:
     recipe: str = "base: tiny/base\nselect: {method: piece-s, density: 0.01}\n"
 
     def __post_init__(self):
-        self.base = {
+        facts = {
             "folder": "../tiny/base",
             "dtype": "float32",
             "family": "llava",
@@ -51,6 +53,7 @@ class FakeStore:
             "parameters": 2_104_512,
             "bytes": 8_418_048,
         }
+        self.base = BaseRecord(facts)
         self.deltas = [fake_delta(at) for at in range(1, len(self.tasks) + 1)]
         self.entries = [self._entry(at) for at in range(1, len(self.tasks) + 1)]
 
