@@ -30,11 +30,19 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def frozen_modules():
+    """How many modules were imported when what is alive was last frozen."""
+    return [0]
+
+
 @pytest.fixture(scope="module", autouse=True)
-def imports_out_of_garbage_collections():
-    """Spare what is alive now from the full collections that a Trainer asks for when it begins."""
-    gc.collect()
-    gc.freeze()
+def imports_out_of_garbage_collections(frozen_modules):
+    """Spare what imports left from the full collections that a Trainer asks for when it begins."""
+    if len(sys.modules) > frozen_modules[0] + 100:
+        gc.collect()
+        gc.freeze()
+        frozen_modules[0] = len(sys.modules)
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 
 from mm_piece.data import IGNORE_INDEX, collate, encode, encode_prompt, read, tokenizer_of
-from mm_piece.models.base import load_base
+from mm_piece.models.base import load_processor
 
 
 @pytest.fixture(scope="module")
 def processor(base):
-    return load_base(base)[1]
+    return load_processor(base)
 
 
 @pytest.fixture

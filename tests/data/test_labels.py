@@ -19,7 +19,7 @@ from mm_piece.data import (
 )
 from mm_piece.data.prompts import turn_end_token_of
 from mm_piece.errors import DataError, ModelError
-from mm_piece.models.base import load_base
+from mm_piece.models.base import load_base, load_processor
 
 # What ends an answer in each family's published template; LLaVA's ends none and gets its own.
 ENDS = {
@@ -38,7 +38,7 @@ def family(request):
 
 @pytest.fixture
 def processor(family, family_base):
-    return load_base(family_base(family))[1]
+    return load_processor(family_base(family))
 
 
 def message(role, *parts):

@@ -10,7 +10,7 @@ from torch import nn
 from mm_piece.data import EncodedList, LengthGroupedBatches, encode, read
 from mm_piece.families import weights
 from mm_piece.importance import estimate, find_patchable_names, hooks, per_example
-from mm_piece.models.base import load_base
+from mm_piece.models.base import load_base, load_processor
 
 
 class Model(nn.Module):
@@ -453,7 +453,7 @@ def test_recomputed_activations_give_the_same_scores(base):
 
 
 def test_alike_groups_what_can_stand_together(base):
-    _, processor = load_base(base)
+    processor = load_processor(base)
     examples = [encode(e, processor) for e in read("scenes:digits/train[:5]")]
     text = {key: value for key, value in examples[0].items() if key != "pixel_values"}
     found = list(LengthGroupedBatches(EncodedList([*examples, text], 0), 2))

@@ -13,7 +13,7 @@ import mm_piece
 from mm_piece.data import collate, encode, read
 from mm_piece.errors import SelectionError
 from mm_piece.families import weights
-from mm_piece.models.base import load_base
+from mm_piece.models.base import load_base, load_processor
 from mm_piece.sparse.tuning import sparse_tuning
 
 INDEX = {"first.weight": [0, 7, 30], "first.bias": [1], "norm.weight": [2], "last.weight": [3, 9]}
@@ -405,7 +405,7 @@ def test_nothing_listens_to_optimizers_afterwards():
 
 @pytest.fixture(scope="module")
 def examples(base):
-    _, processor = load_base(base)
+    processor = load_processor(base)
     return [encode(example, processor) for example in read("scenes:digits/train[:16]")]
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from mm_piece.data import collate, encode, read
 from mm_piece.errors import SelectionError
 from mm_piece.families import weights
-from mm_piece.models.base import load_base
+from mm_piece.models.base import load_base, load_processor
 from mm_piece.sparse.tuning import sparse_tuning
 
 OPTIMIZERS = {
@@ -21,7 +21,7 @@ OPTIMIZERS = {
 
 @pytest.fixture
 def batch(base):
-    _, processor = load_base(base)
+    processor = load_processor(base)
     return collate([encode(e, processor) for e in read("scenes:digits/train[:4]")], 0)
 
 
