@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from mm_piece.store.records import BaseRecord
+from mm_piece.store.records import BaseRecord, ManifestEntry
 
 TASKS = ("action", "commonsense", "count")
 MATRIX = [
@@ -16,17 +16,6 @@ MATRIX = [
     [0.885, 0.76, 0.11],
     [0.87, 0.755, 0.68],
 ]
-
-
-@dataclass
-class FakeEntry:
-    position: int
-    task: str
-    file: str
-    sha256: str
-    parent: str
-    entries: int
-    bytes: int
 
 
 @dataclass
@@ -57,11 +46,11 @@ class FakeStore:
         self.deltas = [fake_delta(at) for at in range(1, len(self.tasks) + 1)]
         self.entries = [self._entry(at) for at in range(1, len(self.tasks) + 1)]
 
-    def _entry(self, at: int) -> FakeEntry:
+    def _entry(self, at: int) -> ManifestEntry:
         entries = sum(map(len, self.deltas[at - 1].indices.values()))
         file = f"{at:04}-{self.tasks[at - 1]}.safetensors"
         digest = f"{at}{'c0ffee' * 11}"[:64]
-        return FakeEntry(at, self.tasks[at - 1], file, digest, "", entries, 4000 + 5 * entries)
+        return ManifestEntry(at, self.tasks[at - 1], file, digest, "", entries, 4000 + 5 * entries)
 
     def delta(self, position: int) -> FakeDelta:
         return self.deltas[position - 1]

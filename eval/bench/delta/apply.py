@@ -27,7 +27,6 @@ from torch import Tensor
 import mm_piece
 from eval.bench.delta.stores import (
     LARGE,
-    LINEARS,
     SMALL,
     bytes_in_memory,
     empty_model,
@@ -37,6 +36,7 @@ from eval.bench.delta.stores import (
     make_store,
 )
 from eval.bench.harness import shira
+from eval.bench.harness.models import LINEARS
 from eval.bench.harness.timing import BenchContext, Candidate, make_goal, time_interleaved
 from mm_piece.deltas.delta import Delta
 from mm_piece.deltas.merging import collect_indices, compose_deltas

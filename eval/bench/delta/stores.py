@@ -38,15 +38,6 @@ TINY: LlamaSizes = {
 }
 DENSITY = 0.001
 SCALE = 0.02  # standard deviation of a trained layer's weights
-LINEARS = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-)
 
 
 def layer_shapes(sizes: LlamaSizes, number: int = 0) -> dict[str, tuple[int, ...]]:

@@ -155,28 +155,17 @@ def _ask_caption(scene, rng):
     return "list", {}, ", ".join(names)
 
 
-def _ask_colour(scene, rng):
-    found = _choose_referent(scene, rng, 1, 3)
-    if not found:
-        return None
-    thing, phrase = found
-    return "colour", {"what": phrase}, thing.colour
+def _ask_attribute(name, *forms):
+    """Return the question for an attribute of a thing that one of some forms of its name tells."""
 
+    def ask(scene, rng):
+        found = _choose_referent(scene, rng, *forms)
+        if not found:
+            return None
+        thing, phrase = found
+        return name, {"what": phrase}, getattr(thing, name)
 
-def _ask_shape(scene, rng):
-    found = _choose_referent(scene, rng, 2, 3)
-    if not found:
-        return None
-    thing, phrase = found
-    return "shape", {"what": phrase}, thing.shape
-
-
-def _ask_size(scene, rng):
-    found = _choose_referent(scene, rng, 0, 1, 2, 3)
-    if not found:
-        return None
-    thing, phrase = found
-    return "size", {"what": phrase}, thing.size
+    return ask
 
 
 def _ask_place(scene, rng):
@@ -292,12 +281,12 @@ PRETRAIN_WEIGHTS = {
 # each returns a key of WORDINGS, what fills its blanks, and the answer; or None
 QUESTION_MAKERS = {
     "caption": _ask_caption,
-    "colour": _ask_colour,
-    "shape": _ask_shape,
+    "colour": _ask_attribute("colour", 1, 3),
+    "shape": _ask_attribute("shape", 2, 3),
     "count": _ask_count,
     "where": _ask_place,
     "exists": _ask_existence,
-    "size": _ask_size,
+    "size": _ask_attribute("size", 0, 1, 2, 3),
     "glyph": _ask_glyph,
     "compare": _ask_comparison,
     "echo": _ask_echo,
