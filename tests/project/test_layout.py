@@ -234,6 +234,20 @@ def test_a_packed_line_is_seen():
     assert tokens_per_line('"""A docstring."""\n# and a comment\ntotal = 0\n') == 3
 
 
+def test_what_lies_in_a_store_is_known_to_its_wing_alone():
+    names = {"store.json", "recipe.yaml", "results.json", ".lock", "kept", "work", "logs"}
+    strays = {}
+    for file in FILES:
+        if wing_of(file) == "store":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                parts = {*node.value.split("/")}
+                if parts & names:
+                    strays[file] = node.value
+    assert not strays
+
+
 def test_frameworks_stay_behind_their_seams():
     allowed = {
         "transformers": {"distributed", "evaluation", "models", "training"},
