@@ -33,7 +33,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def frozen_modules():
     """How many modules were imported when what is alive was last frozen."""
-    return [0]
+    yield [0]
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -156,7 +156,8 @@ def to_model_device(batch: Batch, model: nn.Module) -> dict[str, Any]:
 def iter_examples(batch: Batch) -> Iterator[Batch]:
     """Iterate over the examples of a batch, each of them a batch of one.
 
-    Raises SelectionError unless all tensors of the batch agree on their first dimension.
+    What is no tensor goes to each of them. Raises SelectionError unless all tensors of the batch
+    agree on their first dimension.
     """
     labels = batch.get("labels")
     size = len(labels) if isinstance(labels, Tensor) else 1
@@ -164,16 +165,15 @@ def iter_examples(batch: Batch) -> Iterator[Batch]:
         yield batch  # as it is: image patches may be packed along the first dimension
         return
 
-    tensors = {}
     for key, value in batch.items():
-        if isinstance(value, Tensor):
-            tensors[key] = value
-
-    for key, value in tensors.items():
-        if len(value) != size:
+        if isinstance(value, Tensor) and len(value) != size:
             raise SelectionError(
                 f"a batch of {size} examples holds {len(value)} {key}; give batches of one example"
             )
 
     for row in range(size):
-        yield {key: value[row : row + 1] for key, value in tensors.items()}
+        example = dict(batch)
+        for key, value in batch.items():
+            if isinstance(value, Tensor):
+                example[key] = value[row : row + 1]
+        yield example

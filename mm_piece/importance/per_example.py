@@ -1,5 +1,9 @@
 """Each example's gradient of the weights of one block, added to running sums.
 
+A block is entries of some weights whose sums fit the memory budget (`accumulators`); the data are
+passed once for each block. What is summed are gradients and their squares: `rules` turns the sums
+into scores.
+
 A batch goes through the model in one pass where its examples can be told apart inside of it. For
 the weights where they cannot, the examples of the batch follow one by one.
 """
@@ -34,10 +38,10 @@ from mm_piece.importance.hooks import (
 from mm_piece.modules import WeightOwner, owners_of
 
 # The aim. Scores need sum_n g_n and sum_n g_n ** 2 over examples n, entry by entry, where
-# g_n = dL_n/dw and L_n is the mean loss over the answer tokens of example n. Autograd alone gives
-# one sum over the whole batch, whose square is not the sum of the squares. So every g_n is needed
-# by itself. One backward pass for each example always gives it, but is slow; the following ways
-# find all g_n of a batch in a single backward pass.
+# g_n = dL_n/dw and L_n is the objective of example n, by default its loss: a mean over its answer
+# tokens. Autograd alone gives one sum over the whole batch, whose square is not the sum of the
+# squares. So every g_n is needed by itself. One backward pass for each example always gives it, but
+# is slow. Ways 1 and 2 find all g_n of a batch in a single backward pass; way 3 does not.
 #
 # 1. A linear layer, y_t = W x_t + b for every token t. By the chain rule
 #        dL_n/dW = sum over the tokens t of example n of (dL_n/dy_t) x_t^T = G_n^T X_n
@@ -49,10 +53,12 @@ from mm_piece.modules import WeightOwner, owners_of
 # 2. Any other module with weights (a norm, a convolution, stacked experts, a bare parameter). No
 #    formula is known here, so the module is recomputed: it runs again on the inputs of one example,
 #    and autograd takes that example's rows of the output gradient back to the weights (Recompute).
-#    If the module itself does not keep the examples apart, a module around it may.
+#    Both ways ask that the module keeps the examples apart (it is *separable*). If it does not, a
+#    module around it may.
 #
-# 3. Whatever is left: a backward pass for each example, in which linear weights still take way 1
-#    (no gradient of the weight's size is ever made) and all others get autograd's own gradient.
+# 3. Whatever is left: a backward pass for each example. Linear weights still take way 1 there (no
+#    gradient of the weight's size is ever made), unless they are tied or reused; all others, biases
+#    too, get autograd's own gradient.
 #
 # Scales. A batch's loss is the mean over all of its answer tokens, L = sum_n (T_n / T) L_n with T_n
 # answer tokens in example n and T in all. The rows of the output gradient that belong to example n
@@ -60,13 +66,20 @@ from mm_piece.modules import WeightOwner, owners_of
 # before squaring, so that an example counts the same in whatever batch it stands.
 #
 # Reuse. A module that runs twice for one example gives g_n = a + b, one term for each call. Neither
-# call shows the sum, and a ** 2 + b ** 2 is not (a + b) ** 2. The same holds for a weight that is
-# read while its module does not run (a functional layer does so). That module is therefore excluded
-# for the weight. A module around it, which runs once and contains all uses, may be recomputed; else
-# way 3 is left, where autograd adds the terms before anything is squared. So it is, always, for a
-# tied weight, which lies in several modules.
+# call shows the sum, and a ** 2 + b ** 2 is not (a + b) ** 2. Three kinds of weights are used more
+# than once:
+#   a weight whose module runs twice;
+#   a weight that is read while its module does not run, as by a functional layer;
+#   a tied weight, which lies in several modules.
+# For the first two, the module is excluded as a place to look at: a module around it, which runs
+# once and contains all uses, may be recomputed. Otherwise, and always for a tied weight, way 3 is
+# left. Autograd adds the terms there before anything is squared.
 
-ReusedModules = Collection[tuple[str, nn.Module]]  # weights, each with a module that runs twice
+# Weights that are used more than once, each with the module that does not show it.
+ReusedWeights = Collection[tuple[str, nn.Module]]
+
+
+_SCALE_OF_ONE = (1.0,)  # one example: its loss is the whole loss
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,7 @@ class _GradientPass:
     """How one backward pass finds the gradients of some weights; false if there are none."""
 
     observers: Sequence[ModuleObserver]
-    collected: Mapping[str, nn.Parameter]  # dense gradients, from autograd
+    collected: Mapping[str, nn.Parameter]  # of which autograd gives the whole gradient
 
     def __bool__(self) -> bool:
         return bool(self.observers or self.collected)
@@ -91,7 +104,7 @@ class PerExampleGradients:
         self,
         model: nn.Module,
         sums: GradientSums,
-        reused: ReusedModules,
+        reused: ReusedWeights,
         objective: Objective = loss_of,
     ) -> None:
         """`reused`: known from an earlier attempt, which ended with ModuleReused."""
@@ -101,61 +114,60 @@ class PerExampleGradients:
         self.objective = objective
 
         model_weights = weights(model)
-        self.named = {name: model_weights[name] for name in sums.ranges}
+        self.block_weights = {name: model_weights[name] for name in sums.ranges}
 
         # Only weights that lie in one module: of a tied weight, each module shows a part.
         all_owners = owners_of(model)
         self.owners: dict[str, WeightOwner] = {}
-        for name, weight in self.named.items():
+        for name, weight in self.block_weights.items():
             weight_owners = all_owners[id(weight)]
             if len(weight_owners) == 1:
                 self.owners[name] = weight_owners[0]
 
         self.observation = Observation()
-        self.per_example_pass = self._plan_example_pass(self.named)
+        self.whole_block_pass = self._plan_example_pass(self.block_weights)
         self.passes_by_kind: dict[tuple[object, ...], tuple[_GradientPass, _GradientPass]] = {}
 
     def add_batch(self, batch: Batch) -> None:
-        """Add the gradient of every example of a batch.
+        """Add the gradient of every example of a batch; call it inside of `frozen_model`.
 
         Raises ModuleReused if a weight turns out to be used twice: the sums are incomplete then,
         and the caller begins anew with these weights among `reused`.
         """
-        batched, per_example = self._plan_passes(batch)
+        batched_pass, remaining_pass = self._plan_passes(batch)
 
-        if batched:
+        if batched_pass:
             scales = scales_of(batch)
-            self._run_backward(batch, batched.observers, {}, scales)
+            self._run_backward(batch, batched_pass, scales)
 
+        # divided in any case, to count the examples
         for example in iter_examples(batch):
-            if per_example:
-                self._run_backward(example, per_example.observers, per_example.collected, [1.0])
+            if remaining_pass:
+                self._run_backward(example, remaining_pass, _SCALE_OF_ONE)
             self.sums.examples += 1
 
     def add_batch_as_one(self, batch: Batch) -> None:
         """Add the gradient of a batch's objective, as if the batch were one example."""
-        single = self.per_example_pass
-        self._run_backward(batch, single.observers, single.collected, [1.0])
+        self._run_backward(batch, self.whole_block_pass, _SCALE_OF_ONE)
         self.sums.examples += 1
 
     def _run_backward(
         self,
         batch: Batch,
-        observers: Sequence[ModuleObserver],
-        collected: Mapping[str, nn.Parameter],
-        scales: list[float],
+        gradient_pass: _GradientPass,
+        scales: Sequence[float],
     ) -> None:
         """Run one forward and one backward pass, during which all gradients are added.
 
         `scales`: one for each example of the batch.
         """
-        for observer in observers:
+        for observer in gradient_pass.observers:
             observer.begin_batch(scales)
         self.observation.outside_reads.clear()
 
         with (
-            observing_modules(observers, self.observation, self.owners),
-            collecting_gradients(collected, self._add_dense_gradient),
+            observing_modules(gradient_pass.observers, self.observation, self.owners),
+            collecting_gradients(gradient_pass.collected, self._add_whole_gradient),
         ):
             loss = self.objective(self.model, batch)
             self.observation.require_no_outside_reads()
@@ -165,12 +177,13 @@ class PerExampleGradients:
             if loss.requires_grad:
                 loss.backward()
 
-    def _add_dense_gradient(
+    def _add_whole_gradient(
         self,
         name: str,
         gradient: Tensor,
     ) -> None:
-        self.sums.add_gradient(name, 0, gradient)
+        first_entry = 0  # of the weight, in flat order
+        self.sums.add_gradient(name, first_entry, gradient)
 
     def _plan_passes(self, batch: Batch) -> tuple[_GradientPass, _GradientPass]:
         """Return how to pass a batch as a whole, then each of its examples.
@@ -180,17 +193,18 @@ class PerExampleGradients:
         """
         kind = _batch_kind_of(batch)
         if kind is None:
-            return _GradientPass([], {}), self.per_example_pass
+            return _GradientPass([], {}), self.whole_block_pass
 
         if kind not in self.passes_by_kind:
+            # a trial of one pass over the batch and one over each example, for each kind
             separable = find_separable_modules(self.model, batch)
             observers = self._make_batch_observers(separable)
             observed = {name for observer in observers for name in observer.names}
-            others = [name for name in self.named if name not in observed]
+            others = [name for name in self.block_weights if name not in observed]
 
-            batched = _GradientPass(observers, {})
-            per_example = self._plan_example_pass(others)
-            self.passes_by_kind[kind] = batched, per_example
+            batched_pass = _GradientPass(observers, {})
+            remaining_pass = self._plan_example_pass(others)
+            self.passes_by_kind[kind] = batched_pass, remaining_pass
 
         return self.passes_by_kind[kind]
 
@@ -200,9 +214,9 @@ class PerExampleGradients:
         collected: dict[str, nn.Parameter] = {}
 
         for name in names:
-            owner = self._find_hooked_owner(name)
+            owner = self._find_linear_owner(name)
             if owner is None:
-                collected[name] = self.named[name]
+                collected[name] = self.block_weights[name]
             else:
                 linear = owner.module
                 gradient_hooks.append(GradientHook(name, linear, self.sums))  # type: ignore[arg-type] - is_linear says so
@@ -218,12 +232,12 @@ class PerExampleGradients:
             module = self._find_separable_module(name, owner, separable)
             if module is None:
                 continue
-            if self._find_hooked_owner(name):
+            if self._find_linear_owner(name):
                 observers.append(GradientHook(name, module, self.sums))  # type: ignore[arg-type] - as above
             elif module is owner.module and owner.is_linear("bias"):
                 observers.append(BiasGradientHook(name, module, self.sums))
             else:
-                recomputed.setdefault(module, {})[name] = self.named[name]
+                recomputed.setdefault(module, {})[name] = self.block_weights[name]
 
         # One run of a module serves all of its weights.
         for module, named in recomputed.items():
@@ -249,10 +263,11 @@ class PerExampleGradients:
 
         The innermost is the cheapest to recompute.
         """
-        module_chain = owner.module_chain
-        if self._find_hooked_owner(name):
+        module_chain = owner.module_chain  # from the innermost outwards
+        if self._find_linear_owner(name):
             # A linear layer alone: recomputing a module around it would make a gradient of the
             # weight's size for each example.
+            # A bias is small: its whole gradient costs nothing.
             module_chain = module_chain[:1]
 
         for module in module_chain:
@@ -260,8 +275,8 @@ class PerExampleGradients:
                 return module
         return None
 
-    def _find_hooked_owner(self, name: str) -> WeightOwner | None:
-        """Return the owner of a linear layer's weight, None for any other, tied or reused."""
+    def _find_linear_owner(self, name: str) -> WeightOwner | None:
+        """Return the owner of a linear layer's weight; None for another, a tied or a reused one."""
         owner = self.owners.get(name)
         if owner is None or not owner.is_linear("weight"):
             return None
@@ -273,10 +288,10 @@ class PerExampleGradients:
 def _batch_kind_of(batch: Batch) -> tuple[object, ...] | None:
     """Return what a batch has in common with others that the same plan fits.
 
-    None for one whose examples are passed one by one: a single example, or a batch with a tensor
-    that cannot be divided by examples. Every tensor needs a row for each example. Integers that are
-    not one for each token describe the others (sizes of images) and must be the same for all
-    examples, or the rows of the other tensors mean different things.
+    None where no single pass serves: for one example, and for a batch with a tensor that has no row
+    for each example: `iter_examples` then divides it, or refuses it. Integers that are not one for
+    each token describe the other tensors (sizes of images). They must be the same for all examples,
+    or the rows of the other tensors mean different things.
     """
     labels = batch.get("labels")
     if not isinstance(labels, Tensor) or len(labels) == 1:

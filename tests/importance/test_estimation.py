@@ -1,9 +1,11 @@
 """Law 4: scores equal a loop of single-example backward passes, whatever batch or budget."""
 
+from types import SimpleNamespace
 from weakref import ref
 
 import pytest
 import torch
+from torch import nn
 
 from mm_piece.data import collate, encode, read
 from mm_piece.errors import SelectionError
@@ -122,6 +124,28 @@ def test_batches_are_taken_apart(model_and_examples):
     whole = estimate(model, examples)
     for name in whole:
         torch.testing.assert_close(padded[name], whole[name], rtol=1e-3, atol=1e-9)
+
+
+class Scaled(nn.Module):
+    """A layer whose loss an option of its forward scales."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x, labels, scale=1.0):
+        return SimpleNamespace(loss=scale * self.layer(x)[..., 0].square().mean())
+
+
+def test_an_option_of_the_model_goes_to_each_example():
+    torch.manual_seed(0)
+    model, labels = Scaled(), torch.ones(2, 4, dtype=torch.long)
+    batch = {"x": torch.randn(2, 4, 3), "labels": labels, "scale": 3.0}
+    one_by_one = [{**batch, "x": batch["x"][row : row + 1], "labels": labels[:1]} for row in (0, 1)]
+    together, alone = estimate(model, [batch]), estimate(model, one_by_one)
+    assert all(torch.allclose(together[name], scores) for name, scores in alone.items())
+    plain = estimate(model, [{key: value for key, value in batch.items() if key != "scale"}])
+    assert all(torch.allclose(9 * plain[name], scores) for name, scores in together.items())
 
 
 def test_batches_that_cannot_be_taken_apart_are_refused(model_and_examples):
