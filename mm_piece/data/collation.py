@@ -1,7 +1,7 @@
 """From encoded examples to batches: rows of tokens padded, images side by side."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
@@ -101,14 +101,22 @@ def has_image(example: dict[str, Tensor]) -> bool:
     return any(key not in _TOKEN_INPUT_FILLS for key in example)
 
 
-def digest_of(encoded: Iterable[dict[str, Tensor]]) -> str:
-    """Return the SHA-256 of everything that the task's training examples feed to the model."""
-    sha = hashlib.sha256()
-    for example in encoded:
+class ExamplesDigest:
+    """The SHA-256 of everything that a task's training examples feed to the model."""
+
+    def __init__(self) -> None:
+        """Begin without examples."""
+        self._sha = hashlib.sha256()
+
+    def add_example(self, example: dict[str, Tensor]) -> None:
+        """Add the next encoded example."""
         for key in sorted(example):
             values = example[key].numpy()
-            sha.update(values.tobytes())
-    return sha.hexdigest()
+            self._sha.update(values.tobytes())
+
+    def hexdigest(self) -> str:
+        """Return the digest of the examples so far, in hex."""
+        return self._sha.hexdigest()
 
 
 def iter_batches(

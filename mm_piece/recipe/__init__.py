@@ -1,7 +1,7 @@
 """What one YAML recipe may say, and how it is read."""
 
 from mm_piece.recipe.base_options import require_options
-from mm_piece.recipe.reading import load_recipe, parse_recipe
+from mm_piece.recipe.reading import as_recipe, load_recipe, parse_recipe
 from mm_piece.recipe.schema import GeneralTask, MetricName, Recipe, Task
 from mm_piece.recipe.select import SelectionSettings
 from mm_piece.sizes import parse_bytes
@@ -12,6 +12,7 @@ __all__ = [
     "Recipe",
     "SelectionSettings",
     "Task",
+    "as_recipe",
     "load_recipe",
     "parse_bytes",
     "parse_recipe",

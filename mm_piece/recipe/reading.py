@@ -39,6 +39,22 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     return parse_recipe(text, str(path), overrides)
 
 
+def as_recipe(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> Recipe:
+    """Return a recipe as it is, or read its file with overrides.
+
+    Raises RecipeError as `load_recipe` does, and for overrides of a recipe that was read already.
+    """
+    if not isinstance(recipe, Recipe):
+        return load_recipe(recipe, overrides)
+
+    for override in overrides:
+        raise RecipeError(
+            f"{override!r} overrides a recipe's file, and this recipe was read already: "
+            "name its file, or change it by `model_copy`"
+        )
+    return recipe
+
+
 def parse_recipe(
     text: str,
     source: str = "recipe",

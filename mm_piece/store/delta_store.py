@@ -81,7 +81,7 @@ class DeltaStore:
 
         with store._acquiring_lock():
             if (path / MANIFEST).exists():
-                _require_replaceable(path, over_empty)
+                manifest.require_replaceable(path, over_empty)
                 folder.remove_empty_store(path)
 
             store._write_file(RECIPE, recipe.encode())
@@ -129,6 +129,10 @@ class DeltaStore:
         """The folder for TensorBoard's files."""
         return self.path / folder.LOGS
 
+    def log_folder(self, position: int) -> Path:
+        """Return the folder for those of the training of a task."""
+        return self.logs / f"{position:04d}"
+
     def work_folder(self, position: int) -> Path:
         """Return the folder for scratch of the training of a task."""
         return self.path / folder.WORK / f"{position:04d}"
@@ -164,8 +168,11 @@ class DeltaStore:
     def deltas(self, at: int | None = None) -> list[Delta]:
         """Read and verify the deltas 1…`at`, by default all of them."""
         last = self.position(at)
-        positions = range(1, last + 1)
-        return [self.delta(position) for position in positions]
+        deltas = []
+        for position in range(1, last + 1):
+            delta = self.delta(position)
+            deltas.append(delta)
+        return deltas
 
     def append(self, delta: Delta) -> ManifestEntry:
         """Add the next delta; once this returns it is there for good."""
@@ -385,12 +392,3 @@ class DeltaStore:
         if not os.path.lexists(path):
             return {}
         return manifest.read_json_object(path)
-
-
-def _require_replaceable(path: Path, over_empty: bool) -> None:
-    """Raise StoreError unless a store has no deltas and may be replaced."""
-    if over_empty:
-        _, entries = manifest.read_manifest(path)
-        if not entries:
-            return
-    raise StoreError(f"{path}: is a store already")

@@ -84,6 +84,15 @@ def read_manifest(store: Path) -> tuple[BaseRecord, list[ManifestEntry]]:
     return base, entries
 
 
+def require_replaceable(path: Path, over_empty: bool) -> None:
+    """Raise StoreError unless a store has no deltas and may be replaced."""
+    if over_empty:
+        _, entries = read_manifest(path)
+        if not entries:
+            return
+    raise StoreError(f"{path}: is a store already")
+
+
 def serialize_manifest(base: BaseRecord, entries: Iterable[ManifestEntry]) -> str:
     """Return the manifest of a base and its deltas."""
     content = {

@@ -1,21 +1,20 @@
 """`train`: the loop over a recipe's tasks, resumable at any instant.
 
-Each task goes through the same steps: estimate and select, train, record, measure. What a step
-leaves on disk is whole or not there, so a run that was stopped goes on with the step it was in.
+Each task goes through the same steps: estimate and select, train and store, estimate what its
+examples need (for methods and penalties that ask for it), measure. What a step leaves on disk is
+whole or not there, so a run that was stopped goes on with the step it was in. All processes
+compute; the main one alone writes to the store.
 """
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from torch import Tensor
-
 from mm_piece import distributed
-from mm_piece.data import EncodedDataset, digest_of
+from mm_piece.data import EncodedDataset, ExamplesDigest
 from mm_piece.deltas.delta import Delta
 from mm_piece.deltas.file_layout import LAYOUT_KEY, layout_of
 from mm_piece.distributed.progress import print_line, progress_bar
@@ -25,10 +24,9 @@ from mm_piece.recipe import (
     Recipe,
     SelectionSettings,
     Task,
-    load_recipe,
+    as_recipe,
     parse_bytes,
 )
-from mm_piece.selection import Mask
 from mm_piece.selection.task import TaskSelection, select_for_task
 from mm_piece.sparse.change_report import format_rounding_warning, measure_changes
 from mm_piece.sparse.tuning import sparse_tuning
@@ -39,7 +37,9 @@ from mm_piece.training import retention
 from mm_piece.training.arguments import arguments
 from mm_piece.training.preflight import preflight
 from mm_piece.training.retention_run import (
+    PenaltyStrengths,
     estimate_retention,
+    has_retention,
     make_penalty_strengths,
     needs_retention,
     save_retention,
@@ -55,13 +55,14 @@ from mm_piece.training.write_errors import translate_write_errors
 def train(recipe: str | Path | Recipe, *overrides: str) -> DeltaStore:
     """Train a recipe's tasks in order and return the store.
 
-    A second run of the same recipe goes on where the first one stopped. Everything that can be
-    wrong with the recipe, its data or its base is found before anything is written. Raises
-    RecipeError, DataError, ModelError, SelectionError and StoreError.
+    `overrides` (KEY=VALUE) change a recipe's file. A second run of the same recipe goes on where
+    the first one stopped. Everything that can be wrong with the recipe, its data or its base is
+    found before anything is written. Raises RecipeError, DataError, ModelError, SelectionError and
+    StoreError.
     """
-    if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe, overrides)
+    recipe = as_recipe(recipe, overrides)
 
+    # first: with a wrong timeout the other processes would wait for this one
     require_values(recipe.train)
     timeout = recipe.train.get("ddp_timeout", distributed.DEFAULT_TIMEOUT)
     distributed.join_process_group(float(timeout))
@@ -82,29 +83,32 @@ def _train_recipe(recipe: Recipe, stop: GracefulStop) -> DeltaStore:
         return store
 
     with open_run(plan, data, store, stop) as run:
-        _measure_missing(run)
-        for task in recipe.tasks[len(run.store) :]:
-            learn_task(run, task)
-            _measure(run, len(run.store))
+        _catch_up(run)
+        num_learned = len(run.store)
+        for position, task in enumerate(recipe.tasks[num_learned:], start=num_learned + 1):
+            _learn_task(run, task, position)
+            _measure(run, position)
         return run.store
 
 
-def _measure_missing(run: Run) -> None:
+def _catch_up(run: Run) -> None:
     """Measure every learned position that has no row yet, and estimate missing importance.
 
-    A run may have been stopped after it stored a task and before it measured it.
+    A run may have been stopped after it stored a task and before it measured it. The model stands
+    at the last position afterwards.
     """
     for position in range(count_measured_rows(run.store, run.recipe), len(run.store) + 1):
         checkout(run.model, position)
         _measure(run, position)
 
     if len(run.store) < len(run.recipe.tasks):
-        fill_missing_retention(run)
+        _fill_missing_retention(run)
     checkout(run.model, len(run.store))
 
 
 def _measure(run: Run, position: int) -> None:
     """Write a row of the accuracy matrix; the model stands at `position`."""
+    # under ZeRO-3 a model can be called in an engine alone; training brings its own
     with run.zero.engine_context(run.model):
         measure_position(
             run.store,
@@ -123,48 +127,55 @@ class _TaskInputs:
     task: Task
     select: SelectionSettings
     encoded: EncodedDataset
-    facts: dict[str, Any]  # of the encoded examples, for the delta: their digest, and cuts
+    facts: dict[str, Any]  # for the delta: the examples' digest, and how many lost text
     parent: str  # SHA-256 of the delta before; empty at the base
-    seed: int
+    seed: int  # of all draws but the sample of examples, which the run's seed draws
     work: Path  # a folder for this task, removed at its end
 
 
-def learn_task(run: Run, task: Task) -> Delta:
-    """Learn one task and store its delta; the model stands behind it afterwards."""
+def _learn_task(run: Run, task: Task, position: int) -> None:
+    """Learn the task that leads to a position, and store its delta.
+
+    The model's weights are then those of the position. Its attachment to the store is not moved
+    along, so that it cannot be checked out to another position in this run.
+    """
     started = time.monotonic()
-    position = len(run.store) + 1
-    encoded = make_encoded_dataset(run, task, position)
+    encoded = _make_encoded_dataset(run, task, position)
     inputs = _TaskInputs(
         task,
         run.recipe.select_of(task),
         encoded,
         facts=_digest_examples(encoded, task),
         parent=_parent_digest(run.store),
-        seed=run.recipe.seed + len(run.store),
+        seed=run.recipe.seed + position - 1,
         work=run.store.work_folder(position),
     )
 
     with run.zero.engine_context(run.model):
         selection, penalty_strengths = _select_entries(run, inputs)
-        examples = build_training_examples(run, inputs)
+        examples = _build_training_examples(run, inputs)
     print_line(f"{task.name}: {selection}")
 
     select_seconds = time.monotonic() - started
     delta = _train_entries(run, inputs, selection, examples, penalty_strengths, select_seconds)
-    if needs_retention(run.recipe, task):
+    if needs_retention(run.recipe):
+        # after the last task too: another one may be added later
         save_retention(run, encoded, task, position)
 
     if distributed.is_main():
+        # a run that is killed before this leaves the folder to `gc`
         rmtree(inputs.work, ignore_errors=True)
     for line in _format_changes(delta):
         print_line(f"{task.name}: {line}")
-    return delta
 
 
-def _select_entries(run: Run, inputs: _TaskInputs) -> tuple[TaskSelection, Mask | None]:
+def _select_entries(
+    run: Run,
+    inputs: _TaskInputs,
+) -> tuple[TaskSelection, PenaltyStrengths | None]:
     """Select the entries that a task may change, and how strongly each is penalised."""
 
-    @cache  # two more estimates: made once, and only if the method or the penalty asks
+    @cache  # generated answers and an estimate over them: once, and only if something asks
     def make_retention() -> RetentionImportance:
         return estimate_retention(run, inputs.encoded, inputs.select, inputs.seed)
 
@@ -190,18 +201,19 @@ def _train_entries(
     inputs: _TaskInputs,
     selection: TaskSelection,
     examples: EncodedDataset,
-    penalty_strengths: Mask | None,
+    penalty_strengths: PenaltyStrengths | None,
     select_seconds: float,
 ) -> Delta:
     """Train the selected entries and store what they became.
 
     Between the last step and the stored delta nothing is on disk that a stop could go on with, so
-    a stop waits until the delta is there.
+    a stop waits until the delta is there and its seconds are recorded. A kill between the two
+    loses the seconds alone.
     """
     started = time.monotonic()
     task = inputs.task
     args = arguments(run.recipe.train, inputs.work, inputs.seed)
-    logs = run.store.logs / inputs.work.name
+    logs = run.store.log_folder(len(run.store) + 1)
 
     with run.stop.deferring_stop(), sparse_tuning(run.model, selection.mask) as tuning:
         metrics = fit(tuning, examples, args, logs, penalty_strengths, run.stop)
@@ -217,22 +229,23 @@ def _train_entries(
         )
         _append_delta(run.store, delta)
 
-        seconds = {
-            "select": select_seconds,
+        cost = {
+            "select": select_seconds,  # encoding and rehearsal included; of the last run alone
             "train": time.monotonic() - started,
             "loss": metrics["train_loss"],
         }
-        _record_task(run, task, seconds, selection.stability)
+        _record_task(run, task, cost, selection.stability)
     return delta
 
 
-def build_training_examples(run: Run, inputs: _TaskInputs) -> EncodedDataset:
+def _build_training_examples(run: Run, inputs: _TaskInputs) -> EncodedDataset:
     """Return a task's examples and, as the recipe asks, self-generated rehearsal beside them."""
     encoded = inputs.encoded
     num_answers = round(run.recipe.rehearsal * len(encoded))
     if num_answers == 0:
         return encoded
 
+    # drawn anew: retention importance has another number of answers of its own
     rehearsal = retention.generate_rehearsal(
         run.model,
         encoded,
@@ -244,20 +257,23 @@ def build_training_examples(run: Run, inputs: _TaskInputs) -> EncodedDataset:
     return encoded.with_examples([*encoded.examples, *rehearsal.examples])
 
 
-def fill_missing_retention(run: Run) -> None:
+def _fill_missing_retention(run: Run) -> None:
     """Estimate learned tasks' importance where it is missing: a run may have ended before it."""
+    if not needs_retention(run.recipe):
+        return
+
     for position, task in enumerate(run.recipe.tasks[: len(run.store)], start=1):
-        if not needs_retention(run.recipe, task):
+        if has_retention(run, position):
             continue
 
         checkout(run.model, position)
-        encoded = make_encoded_dataset(run, task, position)
+        encoded = _make_encoded_dataset(run, task, position)
         save_retention(run, encoded, task, position)
         if distributed.is_main():
             rmtree(run.store.work_folder(position), ignore_errors=True)
 
 
-def make_encoded_dataset(run: Run, task: Task, position: int) -> EncodedDataset:
+def _make_encoded_dataset(run: Run, task: Task, position: int) -> EncodedDataset:
     """Return a task's training examples as model inputs, cached on disk while it is learned."""
     return EncodedDataset(
         run.data.train[task.name],
@@ -278,30 +294,25 @@ def _append_delta(store: DeltaStore, delta: Delta) -> None:
 
 
 def _digest_examples(encoded: EncodedDataset, task: Task) -> dict[str, Any]:
-    """Encode every example once; return their digest, and how many lost text to `max_length`."""
-    truncations: list[bool] = []
-    digest = digest_of(_iter_encoded(encoded, truncations, f"{task.name}: encode"))
-    if task.max_length is None:
-        return {"data": digest}
+    """Encode every example once; return their digest, and how many lost text to `max_length`.
 
-    num_truncated = sum(truncations)
-    print_line(
-        f"{task.name}: {num_truncated} of {len(encoded)} examples lost text to "
-        f"max_length {task.max_length}"
-    )
-    return {"data": digest, "truncated": num_truncated}
+    Every process encodes all: each trains on some of them and must know the digest.
+    """
+    digest = ExamplesDigest()
+    num_truncated = 0
+    for number in progress_bar(range(len(encoded)), f"{task.name}: encode", "example"):
+        example, is_truncated = encoded.encode_truncated(number)
+        digest.add_example(example)
+        num_truncated += is_truncated
 
-
-def _iter_encoded(
-    encoded: EncodedDataset,
-    truncations: list[bool],
-    title: str,
-) -> Iterator[dict[str, Tensor]]:
-    """Yield all examples, and append to `truncations` whether each lost text."""
-    for position in progress_bar(range(len(encoded)), title, "example"):
-        inputs, is_truncated = encoded.encode_truncated(position)
-        truncations.append(is_truncated)
-        yield inputs
+    facts: dict[str, Any] = {"data": digest.hexdigest()}
+    if task.max_length is not None:
+        print_line(
+            f"{task.name}: {num_truncated} of {len(encoded)} examples lost text to "
+            f"max_length {task.max_length}"
+        )
+        facts["truncated"] = num_truncated
+    return facts
 
 
 def _format_changes(delta: Delta) -> list[str]:
@@ -343,15 +354,18 @@ def _describe_training(
 def _record_task(
     run: Run,
     task: Task,
-    seconds: dict[str, float],
+    cost: dict[str, float],
     stability: dict[str, float],
 ) -> None:
-    """Write what a delta must not hold: equal runs differ in it, and still make equal files."""
+    """Write what a task took, and how stable its mask is, to the results.
+
+    Equal runs differ in seconds: in the delta, they would make unequal files.
+    """
     if not distributed.is_main():
         return
 
     def add_facts(results: Results) -> Results:
-        results = add_task_facts(results, "seconds", task.name, seconds)
+        results = add_task_facts(results, "seconds", task.name, cost)
         return add_task_facts(results, "stability", task.name, stability)
 
     run.store.update_results(add_facts)

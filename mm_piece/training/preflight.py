@@ -27,7 +27,7 @@ from mm_piece.models.base import (
 )
 from mm_piece.models.checkpoint import Checkpoint, fetch_checkpoint
 from mm_piece.models.generation import find_ignored_settings
-from mm_piece.recipe import Recipe, load_recipe
+from mm_piece.recipe import Recipe, as_recipe
 from mm_piece.selection.task import require_selectable
 from mm_piece.training.arguments import arguments
 from mm_piece.training.base_parts import BaseParts, require_options_fit
@@ -138,8 +138,7 @@ def check(
     are decoded and tokenized. Raises RecipeError, ModelError and SelectionError for what is wrong
     with the recipe itself. What is wrong with the data stands in the result, all of it.
     """
-    if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe, overrides)
+    recipe = as_recipe(recipe, overrides)
     plan = preflight(recipe, launched=False)
 
     files = pick_reading_options(recipe.model)

@@ -5,6 +5,8 @@
 
 from collections.abc import Callable
 
+from torch import Tensor
+
 from mm_piece import distributed
 from mm_piece.data import EncodedDataset
 from mm_piece.importance.factored import RetentionImportance
@@ -19,11 +21,19 @@ from mm_piece.training.retention import (
 )
 from mm_piece.training.run_setup import Run
 
+PenaltyStrengths = dict[str, Tensor]  # λ K of each entry of a mask, by the weight's name
 
-def needs_retention(recipe: Recipe, task: Task) -> bool:
-    """Whether later tasks need the importance of this one's examples."""
-    method = recipe.select_of(task).method
-    return recipe.penalty > 0 or rule_of(method).uses_retention
+
+def needs_retention(recipe: Recipe) -> bool:
+    """Return whether later tasks need the importance of the earlier ones' examples."""
+    return recipe.penalty > 0 or rule_of(recipe.select.method).uses_retention
+
+
+def has_retention(run: Run, position: int) -> bool:
+    """Return whether the importance of a learned task is there; all processes agree on it."""
+    file = run.store.retention_file(position)
+    delta = run.store.entries[position - 1].sha256
+    return distributed.broadcast(read_sensitivity(file, delta) is not None)
 
 
 def estimate_retention(
@@ -54,9 +64,7 @@ def save_retention(
     position: int,
 ) -> None:
     """Estimate the importance of a learned task's examples, once; the model stands behind it."""
-    file = run.store.retention_file(position)
-    delta = run.store.entries[position - 1].sha256
-    if distributed.broadcast(read_sensitivity(file, delta) is not None):
+    if has_retention(run, position):
         return
 
     select = run.recipe.select_of(task)
@@ -64,6 +72,8 @@ def save_retention(
         sample = encoded.sample(select.samples, run.recipe.seed)
         sensitivity = estimate_sensitivity(run.model, sample, select)
     if distributed.is_main():
+        file = run.store.retention_file(position)
+        delta = run.store.entries[position - 1].sha256
         write_sensitivity(file, sensitivity, delta)
     distributed.barrier()
 
@@ -72,7 +82,7 @@ def make_penalty_strengths(
     recipe: Recipe,
     mask: Mask,
     make_retention: Callable[[], RetentionImportance],
-) -> Mask | None:
+) -> PenaltyStrengths | None:
     """Return λ K of each selected entry, how strongly it is penalised; None without a penalty."""
     if recipe.penalty == 0:
         return None

@@ -4,10 +4,12 @@ from typing import get_args
 
 import pytest
 
+import mm_piece
 from mm_piece import recipe
 from mm_piece.errors import RecipeError
 from mm_piece.metrics.answers import ANSWER_METRICS as SCORING
-from mm_piece.recipe import load_recipe, parse_bytes, parse_recipe
+from mm_piece.recipe import as_recipe, load_recipe, parse_bytes, parse_recipe
+from mm_piece.training.preflight import check
 
 GOOD = """
 base: some/base
@@ -16,6 +18,19 @@ tasks:
   - {name: a, train: a.json, test: b.json}
 train: {learning_rate: 1e-5}
 """
+
+
+def test_overrides_change_a_file_alone(tmp_path):
+    """Of a recipe that was read already they would be lost, in silence."""
+    parsed = parse_recipe(GOOD)
+    assert as_recipe(parsed) is parsed
+    with pytest.raises(RecipeError, match="'seed=7' overrides a recipe's file, and this recipe"):
+        as_recipe(parsed, ["seed=7"])
+    for run in (mm_piece.train, check):
+        with pytest.raises(RecipeError, match="'seed=7' overrides"):
+            run(parsed, "seed=7")
+    (tmp_path / "a.yaml").write_text(GOOD)
+    assert as_recipe(tmp_path / "a.yaml", ["seed=7"]).seed == 7
 
 
 def test_defaults_and_numbers():
