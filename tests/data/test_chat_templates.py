@@ -248,6 +248,7 @@ def families_of(name):
 @pytest.mark.parametrize(
     "name, family", [(name, family) for name in PUBLISHED for family in families_of(name)]
 )
+@pytest.mark.slow
 def test_published_templates(name, family):
     require_all(name, family)
 

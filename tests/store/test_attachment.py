@@ -16,6 +16,8 @@ from mm_piece.dtypes import view_bits
 from mm_piece.errors import BaseError, MismatchError, PieceError, PositionError, StoreError
 from mm_piece.models.base import load_base, tensors
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
 def store(request, base, tmp_path_factory):
@@ -43,7 +45,6 @@ def same(model, weights):
     return all(torch.equal(view_bits(live[name]), view_bits(row)) for name, row in weights.items())
 
 
-@pytest.mark.slow
 def test_an_export_loaded_by_transformers_is_attached_and_moves(store, tmp_path):
     """Everywhere and back, in the dtype of the store."""
     folder = mm_piece.export(store, at=2, to=tmp_path / "merged")
@@ -224,7 +225,6 @@ CHANGES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the libraries that change a model
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_model_is_refused_in_one_line(change, plain):

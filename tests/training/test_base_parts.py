@@ -30,6 +30,8 @@ from mm_piece.recipe import Recipe, parse_recipe
 from mm_piece.training.base_parts import BaseParts
 from mm_piece.training.preflight import check
 
+pytestmark = pytest.mark.slow
+
 
 def recipe_on(base: Path, folder: Path, image: bool = True, **rows: list[dict]) -> Recipe:
     Image.linear_gradient("L").resize((40, 24)).convert("RGB").save(folder / "a.png")
@@ -111,7 +113,6 @@ MISFITS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("misfit", MISFITS)
 def test_check_names_a_misfit(misfit, family_base, tmp_path):
     family, file, change, said = MISFITS[misfit]
@@ -314,7 +315,6 @@ def test_a_loss_that_is_no_number_is_named(family_base, tmp_path, method):
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("setting", [{"image_std": [0, 0, 0]}, {"image_mean": [float("nan")] * 3}])
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
 def test_a_processor_that_makes_no_numbers_is_named(family_base, tmp_path, family, setting):

@@ -17,6 +17,8 @@ from mm_piece.recipe import load_recipe
 from mm_piece.training.loop import train
 from mm_piece.training.preflight import check
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def world(base, tmp_path, monkeypatch):
@@ -186,7 +188,6 @@ MISTAKES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__.lstrip("_"))
 def test_mistakes_in_rows_are_one_line_each(world, mistake):
     with open("train.json", encoding="utf-8") as file:  # noqa: PTH123
