@@ -108,7 +108,7 @@ def test_no_folder_of_this_computer_is_named(hub, visit, tmp_path):
     manifest["base"]["folder"] = "../../etc"
     (hub.folder("me/mine") / "store.json").write_text(json.dumps(manifest))
     visit("pull", "me/mine", tmp_path / "got")
-    assert "folder" not in DeltaStore.open(tmp_path / "got").base
+    assert "folder" not in DeltaStore.open(tmp_path / "got").base.facts
 
 
 @pytest.mark.slow
