@@ -263,9 +263,9 @@ def passes(monkeypatch):
     seen = []
     run = per_example.PerExampleGradients._run_backward
 
-    def counted(self, batch, watchers, rest, scales):
+    def counted(self, batch, gradient_pass, scales):
         seen.append(len(scales))
-        run(self, batch, watchers, rest, scales)
+        run(self, batch, gradient_pass, scales)
 
     monkeypatch.setattr(per_example.PerExampleGradients, "_run_backward", counted)
     return seen
