@@ -164,12 +164,10 @@ def convert(
     base: str | None,
 ) -> None:
     """Write a delta in another program's format."""
-    from mm_piece.deltas.delta import Delta
     from mm_piece.store.conversion import convert_delta
 
-    loaded = Delta.load(delta)
-    convert_delta(loaded, to, form, base)
-    echo(f"wrote {to}: {loaded.entries:,} entries, {to.stat().st_size:,} bytes")
+    converted = convert_delta(delta, to, form, base)
+    echo(f"wrote {to}: {converted.entries:,} entries, {to.stat().st_size:,} bytes")
 
 
 @click.command(name="import")

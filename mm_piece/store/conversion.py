@@ -15,31 +15,34 @@ from mm_piece.models.checkpoint import Checkpoint, fetch_checkpoint
 
 
 def convert_delta(
-    delta: Delta,
+    source: Path,
     to: Path,
     format_name: str,
     base: str | None = None,
-) -> None:
-    """Write a delta to a file of another format, or of one of our own codecs.
+) -> Delta:
+    """Write a delta file in another format, or in one of our own codecs; return the delta.
 
     `base` is the one whose files are meant; by default the delta's own. Raises FormatError for an
     unknown format, or one that can only be read.
     """
-    if format_name in deltafile.CODECS:
-        delta.save(to, format_name)
-        return
-
+    # some foreign formats can only be read
     formats = interchange.FORMATS.items()
     writable = [name for name, (_, write) in formats if write]
-    if format_name not in writable:
-        known = [*deltafile.CODECS, *writable]
+    known = [*deltafile.CODECS, *writable]
+    if format_name not in known:
         raise FormatError(f"unknown format {format_name!r}; known: {', '.join(known)}")
+
+    delta = Delta.load(source)
+    if format_name in deltafile.CODECS:
+        delta.save(to, format_name)
+        return delta
 
     layout = None  # the delta's own
     if base:
         folder = fetch_checkpoint(base)
         layout = Checkpoint(folder).layout
     interchange.write_foreign_delta(delta, to, format_name, layout)
+    return delta
 
 
 def import_delta(

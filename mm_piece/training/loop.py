@@ -108,7 +108,7 @@ def _catch_up(run: Run) -> None:
 
 def _measure(run: Run, position: int) -> None:
     """Write a row of the accuracy matrix; the model stands at `position`."""
-    # under ZeRO-3 a model can be called in an engine alone; training brings its own
+    # a partitioned model can be called in an engine alone; training brings its own
     with run.zero.engine_context(run.model):
         measure_position(
             run.store,
