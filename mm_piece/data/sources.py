@@ -7,7 +7,7 @@
     hf:OWNER/NAME[:CONFIG][@REVISION]/SPLIT            a data set of the Hub
     scenes:NAME/SPLIT                                  the embedded data
 
-JSON and CSV lie in memory as a whole; the other sources read a row when it is needed.
+JSON and CSV lie in memory as a whole; the other sources read or draw a row when it is needed.
 """
 
 import re
@@ -114,7 +114,7 @@ def _open_scenes(source: str) -> SourceRows:
     name, separator, split = path.partition("/")
     if not separator:
         raise DataError(f"{source!r} is not of the form scenes:NAME/SPLIT")
-    return scenes.make_rows(name, split)
+    return scenes.SceneRows(name, split)
 
 
 def _open_file(path: Path) -> SourceRows:

@@ -1,13 +1,13 @@
 """Suites: what the harnesses find of a model in memory is what a loop over its logits finds."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forking import start_fork
 from tiny_families import make, tokenizer_for
 
 import mm_piece
@@ -107,15 +107,14 @@ def write(file, content):
     return str(file)
 
 
-def command(*words, **environment):
-    """The command line in a process of its own: harnesses patch what they import."""
-    return subprocess.run(
-        [sys.executable, "-m", "mm_piece", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env={**os.environ, **environment},
-    )
+def command(*words):
+    """The command line in a process of its own, its status, stdout and stderr.
+
+    Harnesses patch what they import.
+    """
+    process = start_fork("-m", "mm_piece", *map(str, words))
+    stdout, stderr = process.communicate(timeout=280)
+    return process.returncode, stdout, stderr
 
 
 @torch.no_grad()
@@ -151,9 +150,9 @@ def test_both_harnesses_and_the_divergence_see_the_model_at_its_position(folder,
         f"lm-eval: {{tasks: [toy_choice, toy_say], include: {folder}/lm, batch_size: 2}}\n"
         f"lmms-eval: {{tasks: [toy_look], include: {folder}/lmms, batch_size: 5}}\n",
     )
-    ran = command("eval", TINY, "--at", 1, "--suite", suite, "--json")
-    assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout)
+    status, stdout, stderr = command("eval", TINY, "--at", 1, "--suite", suite, "--json")
+    assert status == 0, stderr
+    found = json.loads(stdout)
     model, processor = mm_piece.load(TINY / "base", store=TINY, at=1)
     rows = read("scenes:base/test[:12]")
     right = sum(a["score"] for a in evaluate(model, processor, rows, max_new_tokens=24)) / 12
@@ -305,11 +304,11 @@ def test_what_was_found_is_shown_when_a_harness_fails(folder, tmp_path):
             tmp_path / "suite.yaml",
             f"lmms-eval: {{tasks: [{name}], include: {folder}/lmms, limit: 2}}\n",
         )
-        ran = command("eval", TINY, "--at", 1, "--suite", suite)
-        assert ran.returncode == 2
-        (line,) = [line for line in ran.stderr.splitlines() if line.startswith("Error: ")]
+        status, stdout, stderr = command("eval", TINY, "--at", 1, "--suite", suite)
+        assert status == 2
+        (line,) = [line for line in stderr.splitlines() if line.startswith("Error: ")]
         assert name in line and told in line
-        assert "nats a token" in ran.stdout
+        assert "nats a token" in stdout
 
 
 def test_a_base_without_eyes_is_shown_no_images(tmp_path, monkeypatch, capsys):
@@ -366,8 +365,8 @@ def test_a_harness_that_is_not_installed_is_named_with_what_brings_it(monkeypatc
 
 @pytest.mark.slow
 def test_suite_takes_the_place_of_other_choices():
-    ran = command("eval", TINY, "--suite", "general", "--kl")
-    assert ran.returncode == 2 and "leave out --kl and --task" in ran.stderr
+    status, _, stderr = command("eval", TINY, "--suite", "general", "--kl")
+    assert status == 2 and "leave out --kl and --task" in stderr
 
 
 @pytest.mark.slow

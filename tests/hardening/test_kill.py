@@ -1,28 +1,24 @@
 """A slice of the killing, and proof that its inspection sees what it is there for."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import kill_victims
 import pytest
+from forking import start_fork
 from kill_victims import Finding, end_of, inspect, write_store
+from launching import done
 
 from mm_piece.errors import PieceError
 
 KILL = Path(__file__).parent / "kill.py"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(KILL.parents[1] / "support")}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "kills"), [("store", 15), ("train", 3), ("train-random", 3)])
 def test_killed_writers_leave_whole_stores_and_come_to_the_same_end(tmp_path, what, kills):
     out = tmp_path / "out.json"
-    command = [sys.executable, str(KILL), "--kills", str(kills), "--what", what, "--out", str(out)]
-    process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    assert process.returncode == 0, process.stdout + process.stderr
+    done(start_fork(str(KILL), "--kills", str(kills), "--what", what, "--out", str(out)))
     result = json.loads(out.read_text())[what]
     assert result["findings"] == []
     assert result["kills"] == sum(result["died"].values()) == kills

@@ -11,7 +11,8 @@ import pytest
 import torch
 from engines import ENGINES
 from extras import needs
-from launching import LIMIT, SUPPORT, done, launch
+from forking import launch_forks
+from launching import LIMIT, SUPPORT, done
 from safetensors.torch import load_file, save_file
 
 import mm_piece
@@ -117,7 +118,7 @@ def test_bf16_weights_keep_their_dtype_and_their_masks(biased, write, tmp_path):
 
 def train_all(recipes):
     """Train all recipes in the same two processes."""
-    done(launch(2, str(SUPPORT / "train_all.py"), *map(str, recipes.values())))
+    done(launch_forks(2, str(SUPPORT / "train_all.py"), *map(str, recipes.values())))
 
 
 def values_apart(one, other):

@@ -1,16 +1,13 @@
 """Laws 2, 5 and 8 on the whole path: train, stop, resume, load at any position, move, export."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
 import pytest
 import torch
+from forking import start_fork
 from tiny_llava import make_llava
 from tiny_recipe import deltas_of, measured, recipe_for
 
@@ -309,22 +306,13 @@ def test_killed_runs_resume(uninterrupted, base, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe.to_yaml())
     for seconds in (0.3, 1.2, 2.0):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mm_piece", "train", str(file)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            text=True,
-        )
+        process = start_fork("-m", "mm_piece", "train", str(file))
         deadline = time.monotonic() + 120
-        assert process.stdout is not None
-        for line in process.stdout:  # the clock starts when the work does
-            if "position" in line or time.monotonic() > deadline:
-                break
+        # the clock starts when the work does
+        while "position" not in process.stdout() and time.monotonic() < deadline:
+            time.sleep(0.02)
         time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        process.kill()
         if (tmp_path / "store" / "store.json").exists():
             DeltaStore.open(tmp_path / "store").verify()
     store = mm_piece.train(recipe)

@@ -12,13 +12,14 @@ import torch
 from engines import ENGINES
 from extras import needs
 from filelock import FileLock
+from forking import launch_forks
 from launching import LIMIT, done, kill, launch, started
 
 from mm_piece.store.delta_store import DeltaStore
 
 pytestmark = [pytest.mark.slow, needs("deepspeed"), pytest.mark.timeout(4 * LIMIT)]
 
-STEPS = {"save_steps": 5, "num_train_epochs": 12}  # 24 steps of the first task, 36 of the second
+STEPS = {"save_steps": 5, "num_train_epochs": 6}  # 12 steps of the first task, 18 of the second
 
 
 def train(recipe):
@@ -53,7 +54,7 @@ def unstopped(base, write, tmp_path_factory):
         with FileLock(shared / f"unstopped-{engine}.lock"):
             if not finished.exists():
                 recipe = write(base, f"{engine}-whole", 2, ENGINES[engine], **STEPS)
-                done(launch(2, *train(recipe), "--set", f"store={store}"))
+                done(launch_forks(2, *train(recipe), "--set", f"store={store}"))
                 finished.touch()
         return store
 
@@ -65,22 +66,22 @@ def test_killed_and_started_again(engine, base, write, unstopped, tmp_path):
     """Laws 5 and 8: the same files in the end, byte for byte, in a later epoch too."""
     recipe = write(base, engine, 2, ENGINES[engine], **STEPS)
     for task in ("0001", "0002"):
-        process = launch(2, *train(recipe))
-        wait_for(process, tmp_path / engine, f"work/{task}/checkpoint-[123]?/trainer_state.json")
-        kill(process)
-    done(launch(2, *train(recipe)))
+        process = launch_forks(2, *train(recipe))
+        wait_for(process, tmp_path / engine, f"work/{task}/checkpoint-5/trainer_state.json")
+        process.kill()
+    done(launch_forks(2, *train(recipe)))
     assert found_in(tmp_path / engine) == found_in(unstopped(engine))
 
 
 def test_on_another_number_of_processes(base, write, unstopped, tmp_path):
     """From ZeRO-3 on two processes to four of them, and on to ZeRO-1 on one."""
-    process = launch(2, *train(write(base, "moved", 2, ENGINES["zero3"], **STEPS)))
-    wait_for(process, tmp_path / "moved", "work/0001/checkpoint-[123]?/trainer_state.json")
-    kill(process)
-    process = launch(4, *train(write(base, "moved", 4, ENGINES["zero3"], **STEPS)))
-    wait_for(process, tmp_path / "moved", "work/0002/checkpoint-[123]?/trainer_state.json")
-    kill(process)
-    done(launch(1, *train(write(base, "moved", 1, ENGINES["zero1"], **STEPS))))
+    process = launch_forks(2, *train(write(base, "moved", 2, ENGINES["zero3"], **STEPS)))
+    wait_for(process, tmp_path / "moved", "work/0001/checkpoint-5/trainer_state.json")
+    process.kill()
+    process = launch_forks(4, *train(write(base, "moved", 4, ENGINES["zero3"], **STEPS)))
+    wait_for(process, tmp_path / "moved", "work/0002/checkpoint-5/trainer_state.json")
+    process.kill()
+    done(launch_forks(1, *train(write(base, "moved", 1, ENGINES["zero1"], **STEPS))))
     one, other = DeltaStore.open(unstopped("zero3")), DeltaStore.open(tmp_path / "moved")
     for position in (1, 2):
         first, second = one.delta(position), other.delta(position)
@@ -100,7 +101,7 @@ def test_told_to_stop(engine, how, base, write, unstopped, tmp_path):
     assert process.returncode != 0
     (step,) = re.findall(r"stopped at step (\d+)", said)
     assert (tmp_path / engine / f"work/0002/checkpoint-{step}/trainer_state.json").exists()
-    done(launch(2, *train(recipe)))
+    done(launch_forks(2, *train(recipe)))
     assert found_in(tmp_path / engine) == found_in(unstopped(engine))
 
 

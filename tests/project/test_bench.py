@@ -1,12 +1,13 @@
 """The benches run, and their results hold what makes them comparable."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forking import start_fork
+from launching import done
 
 from eval.bench.distributed.setup import read_sent_bytes
 
@@ -19,11 +20,8 @@ def run(name, folder, *options, module=None):
     """The numbers of a quick run."""
     module = module or f"eval.bench.{name}"
     file = folder / f"{name}.json"
-    command = [sys.executable, "-m", *module.split(), "--quick", "--out", str(file), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Goals" in done.stdout
+    process = start_fork("-m", *module.split(), "--quick", "--out", str(file), *options)
+    assert "Goals" in done(process)
     found = json.loads(file.read_text(encoding="utf-8"))
     assert found.keys() == {*FIELDS, "goals", "sections"}
     assert found["bench"] == name

@@ -35,10 +35,11 @@ def started(command, **environment):
 def done(process, status=0):
     """What a started command printed."""
     try:
-        said, _ = process.communicate(timeout=LIMIT)
+        said, errors = process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
         kill(process)
         raise
+    said += errors or ""  # None where both went one way
     assert (process.returncode == 0) == (status == 0), said
     return said
 

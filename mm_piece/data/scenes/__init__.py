@@ -25,18 +25,38 @@ SPLIT_SIZES = {
 NEW_WORDINGS = 0.25  # share of held-out prompts in wordings that training never uses
 
 
-def make_rows(name: str, split: str) -> list[dict]:
-    """Return a split of a task as `{"image", "prompt", "answer", "kind"}` rows."""
-    _require_known("task", name, TASKS)
-    _require_known("split", split, SPLIT_SIZES)
+class SceneRows:
+    """A split of a task as `{"image", "prompt", "answer", "kind"}` rows.
 
-    make_row = TASKS[name]
-    rows = []
-    for index in range(SPLIT_SIZES[split]):
-        rng = _make_random(f"{name}/{split}", index)
-        row = make_row(index, split, rng)
-        rows.append(row)
-    return rows
+    A row is drawn when it is first asked for, and kept: a slice of a split costs its own rows.
+    """
+
+    def __init__(self, name: str, split: str) -> None:
+        """Raise DataError for a task or a split that does not exist."""
+        _require_known("task", name, TASKS)
+        _require_known("split", split, SPLIT_SIZES)
+        self.name = name
+        self.split = split
+        self._drawn: dict[int, dict] = {}
+
+    def __len__(self) -> int:
+        """Return the number of rows of the split."""
+        return SPLIT_SIZES[self.split]
+
+    def __getitem__(self, index: int) -> dict:
+        """Return a row; IndexError past the last one."""
+        if index not in range(len(self)):
+            raise IndexError(index)
+
+        if index not in self._drawn:
+            rng = _make_random(f"{self.name}/{self.split}", index)
+            self._drawn[index] = TASKS[self.name](index, self.split, rng)
+        return self._drawn[index]
+
+
+def make_rows(name: str, split: str) -> list[dict]:
+    """Return all rows of a split of a task; see SceneRows."""
+    return list(SceneRows(name, split))
 
 
 def iter_scenes(
