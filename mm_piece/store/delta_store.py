@@ -18,14 +18,9 @@ from collections.abc import (
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from shutil import rmtree
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from filelock import FileLock, Timeout
-
-from mm_piece.deltas.delta import Delta
 from mm_piece.errors import (
-    LockedError,
     PieceError,
     PositionError,
     StoreError,
@@ -34,12 +29,17 @@ from mm_piece.errors import (
 )
 from mm_piece.files import atomic
 from mm_piece.files.atomic import reporting_os_errors
-from mm_piece.recipe import Recipe, parse_recipe
 from mm_piece.store import folder, manifest
 from mm_piece.store.folder import MANIFEST, RECIPE, RESULTS
-from mm_piece.store.garbage import iter_half_written, iter_unlisted
+from mm_piece.store.garbage import iter_half_written, list_garbage, remove_garbage
+from mm_piece.store.lock import StoreLock
 from mm_piece.store.records import BaseRecord, ManifestEntry
 from mm_piece.store.results import Answers, Results
+
+if TYPE_CHECKING:  # each takes longer to import than a command that needs none of them
+    from mm_piece.deltas.arrays import DeltaArrays
+    from mm_piece.deltas.delta import Delta
+    from mm_piece.recipe import Recipe
 
 
 class DeltaStore:
@@ -54,8 +54,7 @@ class DeltaStore:
         self.path = path
         self.base = base
         self._entries = entries
-        # no waiting: a second writer gets LockedError at once
-        self._lock = FileLock(path / folder.LOCK, timeout=0)
+        self._lock = StoreLock(path)
 
     @classmethod
     def create(
@@ -79,7 +78,7 @@ class DeltaStore:
         with reporting_os_errors(path):
             path.mkdir(parents=True, exist_ok=True)
 
-        with store._acquiring_lock():
+        with store._lock.acquiring():
             if (path / MANIFEST).exists():
                 manifest.require_replaceable(path, over_empty)
                 folder.remove_empty_store(path)
@@ -115,8 +114,10 @@ class DeltaStore:
         """The text of the recipe that made the store."""
         return self._read_file(RECIPE).decode(errors="replace")
 
-    def load_recipe(self) -> Recipe:
+    def load_recipe(self) -> "Recipe":
         """Parse that recipe; no file of the user is read. Raises RecipeError."""
+        from mm_piece.recipe import parse_recipe
+
         return parse_recipe(self.recipe, str(self.path / RECIPE))
 
     def write_recipe(self, recipe: str) -> None:
@@ -149,40 +150,42 @@ class DeltaStore:
         manifest.require_listed_content(self.path / entry.file, entry, data)
         return data
 
-    def delta(self, position: int) -> Delta:
+    def delta(self, position: int) -> "Delta":
         """Read and verify the delta that leads to `position`."""
+        from mm_piece.deltas.delta import Delta
+
+        return Delta.from_arrays(self.delta_arrays(position))
+
+    def delta_arrays(self, position: int) -> "DeltaArrays":
+        """Read and verify the delta that leads to `position`, without torch."""
+        from mm_piece.deltas.arrays import DeltaArrays
+
         data = self.data(position)
         entry = self._entries[position - 1]
         path = self.path / entry.file
-        delta = Delta.from_bytes(data, origin=str(path))
+        delta = DeltaArrays.from_bytes(data, origin=str(path))
 
         # the manifest must agree with the delta's own header
-        expected_base = self.base.fingerprint
-        manifest.require_same(path, "base", expected_base, delta.base)
+        manifest.require_same(path, "base", self.base.fingerprint, delta.base)
         for field in ("task", "parent", "entries"):
             listed = getattr(entry, field)
             found = getattr(delta, field)
             manifest.require_same(path, field, listed, found)
         return delta
 
-    def deltas(self, at: int | None = None) -> list[Delta]:
+    def deltas(self, at: int | None = None) -> "list[Delta]":
         """Read and verify the deltas 1…`at`, by default all of them."""
         last = self.position(at)
-        deltas = []
-        for position in range(1, last + 1):
-            delta = self.delta(position)
-            deltas.append(delta)
-        return deltas
+        return [self.delta(position) for position in range(1, last + 1)]
 
-    def append(self, delta: Delta) -> ManifestEntry:
+    def append(self, delta: "Delta") -> ManifestEntry:
         """Add the next delta; once this returns it is there for good."""
         with self.writing():
             position = len(self) + 1
             parent = ""  # the base
             if self._entries:
                 parent = self._entries[-1].sha256
-            expected_base = self.base.fingerprint
-            manifest.require_same(self.path, "base", expected_base, delta.base)
+            manifest.require_same(self.path, "base", self.base.fingerprint, delta.base)
             label = f"parent of position {position}"
             manifest.require_same(self.path, label, parent, delta.parent)
 
@@ -224,7 +227,7 @@ class DeltaStore:
         The manifest is read again first, so earlier writers' deltas are there. Nests. Raises
         LockedError while another process writes.
         """
-        with self._acquiring_lock():
+        with self._lock.acquiring():
             self.reload()
             # nobody else writes now: temporary files are those of a crashed writer
             with reporting_os_errors(self.path):
@@ -242,7 +245,7 @@ class DeltaStore:
             try:
                 self.answers(position)
                 if position:
-                    self.delta(position)
+                    self.delta_arrays(position)
             except PieceError as error:
                 raise type(error)(f"position {position}: {error}") from error
         self.results()
@@ -256,19 +259,11 @@ class DeltaStore:
         it. With `dry_run` nothing is removed. Raises LockedError while another writer is at work.
         """
         # not `writing`, which would remove half-written files even in a dry run
-        with self._acquiring_lock(), reporting_os_errors(self.path):
+        with self._lock.acquiring(), reporting_os_errors(self.path):
             self.reload()
-            garbage = list(iter_half_written(self.path))
-            garbage += iter_unlisted(self.path, self._entries)
-            garbage.sort()
-            if dry_run:
-                return garbage
-
-            for path in garbage:
-                if path.is_dir():
-                    rmtree(path)
-                else:
-                    path.unlink()
+            garbage = list_garbage(self.path, self._entries)
+            if not dry_run:
+                remove_garbage(garbage)
         return garbage
 
     def log(self) -> dict[str, Any]:
@@ -351,22 +346,6 @@ class DeltaStore:
             )
 
         return int(position)
-
-    @contextmanager
-    def _acquiring_lock(self) -> Iterator[None]:
-        """Keep the store's lock while the block runs; LockedError if another process has it."""
-        with reporting_os_errors(self.path):
-            # a link would let a store lock a file elsewhere
-            manifest.require_inside(self.path, self.path / folder.LOCK)
-            try:
-                self._lock.acquire()
-            except Timeout as error:
-                raise LockedError(f"{self.path}: another writer holds this store") from error
-
-        try:
-            yield
-        finally:
-            self._lock.release()  # counted: only the outermost block gives it back
 
     def _write_manifest(self, entries: list[ManifestEntry]) -> None:
         text = manifest.serialize_manifest(self.base, entries)

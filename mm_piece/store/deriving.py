@@ -1,11 +1,10 @@
-"""New deltas out of old ones and out of checkpoints: squash, merge, extract, remove, compare.
+"""New deltas out of old ones and out of checkpoints: squash, merge, extract, remove.
 
 Every result is derived from stored data: the deltas' new values, and the base's files, which are
 read slice by slice. No function needs a model in memory.
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +15,17 @@ from torch import Tensor
 
 from mm_piece.deltas import file as deltafile
 from mm_piece.deltas import merging
-from mm_piece.deltas.comparison import PositionComparison, compare_positions
-from mm_piece.deltas.delta import Delta, find_changed_indices
+from mm_piece.deltas.delta import (
+    Delta,
+    find_changed_indices,
+    index_dtype,
+    to_value_row,
+)
+from mm_piece.deltas.entry_sets import find_shared_entries, list_shared_names
 from mm_piece.deltas.file_layout import layout_of
 from mm_piece.deltas.header import (
     MAX_NAME_LENGTH,
     TensorRecord,
-    index_dtype,
     make_tensor_record,
 )
 from mm_piece.dtypes import view_bits
@@ -38,10 +41,10 @@ from mm_piece.errors import (
 from mm_piece.files import atomic
 from mm_piece.models.checkpoint import Checkpoint, fetch_checkpoint
 from mm_piece.models.checkpoint_tensor import CheckpointTensor
-from mm_piece.store.base_record import relocate_base
+from mm_piece.store.base_location import relocate_base
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.store.exporting import open_base_checkpoint
-from mm_piece.store.loading import as_store
+from mm_piece.store.inspection import as_store
 
 TensorMap = dict[str, Tensor]  # by weight name: flat indices or values of its entries
 
@@ -207,25 +210,6 @@ def remove_task(
     return new
 
 
-def diff_positions(left: str | Path, right: str | Path) -> PositionComparison:
-    """Compare two positions: each a store, `STORE@T` or a delta file; see `compare_positions`."""
-    return compare_positions(read_deltas_at(left), read_deltas_at(right))
-
-
-def read_deltas_at(source: str | Path) -> list[Delta]:
-    """Read the deltas of a source: a store (its last position), `STORE@T`, or a delta file."""
-    if Path(source).is_file():
-        return [Delta.load(source)]
-
-    match = re.fullmatch(r"(.+)@(\d+)", str(source))
-    # a folder whose own name ends in @T is a store, not a position
-    if match and not Path(source).exists():
-        store = DeltaStore.open(match[1])
-        return store.deltas(int(match[2]))
-
-    return DeltaStore.open(source).deltas()
-
-
 def _read_values(
     checkpoint: Checkpoint,
     index: TensorMap,
@@ -325,8 +309,14 @@ def _pack_changes(
     for before, after in pairs:
         index, values, digest = _find_changes(before, after)
         if len(index):
-            packer.add_tensor(before.name, index, values)
-            record = make_tensor_record(before.shape, values, digest)
+            row = to_value_row(values)
+            packer.add_tensor(before.name, index.numpy(), row)
+            record = make_tensor_record(
+                before.shape,
+                row.dtype,
+                len(index),
+                digest,
+            )
             yield before.name, record
 
 
@@ -358,9 +348,11 @@ def _find_changes(
 
 def _require_disjoint(removed: Delta, other: Delta) -> None:
     """Raise ConflictError if another delta changes an entry of the removed one."""
+    left = removed.arrays
+    right = other.arrays
     counts = {}
-    for name in removed.indices:
-        shared, _, _ = merging.find_shared_entries(removed, other, name)
+    for name in list_shared_names(left, right):
+        shared, _, _ = find_shared_entries(left, right, name)
         counts[name] = len(shared)
 
     count = sum(counts.values())

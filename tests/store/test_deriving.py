@@ -40,6 +40,7 @@ from mm_piece.store import deriving
 from mm_piece.store.base_record import describe_base
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.store.exporting import verify_base
+from mm_piece.store.inspection import diff_positions
 
 
 def live_of(base, dtype):
@@ -212,14 +213,14 @@ def test_without_a_task_whose_mask_is_its_own(base, tmp_path):
 
 def test_places_of_a_diff(stored, tmp_path):
     store, _, _ = stored
-    found = deriving.diff_positions(f"{store.path}@1", store.path)
+    found = diff_positions(f"{store.path}@1", store.path)
     assert found["overlap"]["tasks"] == ["task1", "task2", "task3"]
     one = store.path / store.entries[0].file
-    assert deriving.diff_positions(one, f"{store.path}@1")["groups"]["vision"]["different"] == 0
+    assert diff_positions(one, f"{store.path}@1")["groups"]["vision"]["different"] == 0
     with pytest.raises(PositionError):
-        deriving.diff_positions(f"{store.path}@7", store.path)
+        diff_positions(f"{store.path}@7", store.path)
     with pytest.raises(StoreError, match="not a delta store"):
-        deriving.diff_positions(tmp_path, store.path)
+        diff_positions(tmp_path, store.path)
 
 
 def test_a_single_delta_out_of_order_says_where_it_starts(stored, base):

@@ -159,7 +159,7 @@ sys.path.insert(0, {str(Path(__file__).parents[1] / "support")!r})
 from pathlib import Path
 from made_store import delta_for
 from mm_piece.errors import StoreError
-from mm_piece.store.sharing import transfer_positions
+from mm_piece.store.copying import transfer_positions
 from mm_piece.store.delta_store import DeltaStore
 
 def refused(act, reason):
