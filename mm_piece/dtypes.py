@@ -31,8 +31,9 @@ INTEGER_DTYPES = {
 
 def view_bits(tensor: Tensor) -> Tensor:
     """View a contiguous tensor as a flat row of same-size integers, sharing its memory."""
+    integer = INTEGER_DTYPES[tensor.itemsize]
     flat = tensor.detach().view(-1)
-    return flat.view(INTEGER_DTYPES[tensor.itemsize])
+    return flat.view(integer)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

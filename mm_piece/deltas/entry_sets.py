@@ -48,10 +48,10 @@ def _compose_tensor(
         index_rows.append(delta.indices[name])
         bit_rows.append(delta.values[name].bits)
 
-    joined = np.concatenate(index_rows)
+    touched = np.concatenate(index_rows)
     # stable: entries with one index stay in the order of the deltas
-    order = np.argsort(joined, kind="stable")
-    indices = joined[order]
+    order = np.argsort(touched, kind="stable")
+    indices = touched[order]
     is_last = np.ones(len(indices), dtype=bool)
     is_last[:-1] = indices[1:] != indices[:-1]
 

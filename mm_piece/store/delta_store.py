@@ -118,12 +118,14 @@ class DeltaStore:
         """Parse that recipe; no file of the user is read. Raises RecipeError."""
         from mm_piece.recipe import parse_recipe
 
-        return parse_recipe(self.recipe, str(self.path / RECIPE))
+        source = str(self.path / RECIPE)
+        return parse_recipe(self.recipe, source)
 
     def write_recipe(self, recipe: str) -> None:
         """Replace the recipe, which may have come to name further tasks."""
+        data = recipe.encode()
         with self.writing():
-            self._write_file(RECIPE, recipe.encode())
+            self._write_file(RECIPE, data)
 
     @property
     def logs(self) -> Path:
@@ -136,7 +138,8 @@ class DeltaStore:
 
     def work_folder(self, position: int) -> Path:
         """Return the folder for scratch of the training of a task."""
-        return self.path / folder.WORK / f"{position:04d}"
+        work = self.path / folder.WORK
+        return work / f"{position:04d}"
 
     def retention_file(self, position: int) -> Path:
         """Return the path of a learned task's retention importance; it may not be there."""
@@ -147,14 +150,16 @@ class DeltaStore:
         number = self._require_position(position, first=1)
         entry = self._entries[number - 1]
         data = self._read_file(entry.file)
-        manifest.require_listed_content(self.path / entry.file, entry, data)
+        path = self.path / entry.file
+        manifest.require_listed_content(path, entry, data)
         return data
 
     def delta(self, position: int) -> "Delta":
         """Read and verify the delta that leads to `position`."""
         from mm_piece.deltas.delta import Delta
 
-        return Delta.from_arrays(self.delta_arrays(position))
+        arrays = self.delta_arrays(position)
+        return Delta.from_arrays(arrays)
 
     def delta_arrays(self, position: int) -> "DeltaArrays":
         """Read and verify the delta that leads to `position`, without torch."""
@@ -166,7 +171,8 @@ class DeltaStore:
         delta = DeltaArrays.from_bytes(data, origin=str(path))
 
         # the manifest must agree with the delta's own header
-        manifest.require_same(path, "base", self.base.fingerprint, delta.base)
+        expected_base = self.base.fingerprint
+        manifest.require_same(path, "base", expected_base, delta.base)
         for field in ("task", "parent", "entries"):
             listed = getattr(entry, field)
             found = getattr(delta, field)
@@ -176,7 +182,11 @@ class DeltaStore:
     def deltas(self, at: int | None = None) -> "list[Delta]":
         """Read and verify the deltas 1…`at`, by default all of them."""
         last = self.position(at)
-        return [self.delta(position) for position in range(1, last + 1)]
+        deltas = []
+        for position in range(1, last + 1):
+            delta = self.delta(position)
+            deltas.append(delta)
+        return deltas
 
     def append(self, delta: "Delta") -> ManifestEntry:
         """Add the next delta; once this returns it is there for good."""
@@ -185,7 +195,8 @@ class DeltaStore:
             parent = ""  # the base
             if self._entries:
                 parent = self._entries[-1].sha256
-            manifest.require_same(self.path, "base", self.base.fingerprint, delta.base)
+            expected_base = self.base.fingerprint
+            manifest.require_same(self.path, "base", expected_base, delta.base)
             label = f"parent of position {position}"
             manifest.require_same(self.path, label, parent, delta.parent)
 
@@ -231,8 +242,8 @@ class DeltaStore:
             self.reload()
             # nobody else writes now: temporary files are those of a crashed writer
             with reporting_os_errors(self.path):
-                for stale in iter_half_written(self.path):
-                    stale.unlink()
+                half_written = iter_half_written(self.path)
+                remove_garbage(half_written)
             yield
 
     def verify(self, at: int | None = None) -> list[ManifestEntry]:
@@ -331,7 +342,11 @@ class DeltaStore:
             return len(self)
         return self._require_position(at, first=0)
 
-    def _require_position(self, position: int, first: int) -> int:
+    def _require_position(
+        self,
+        position: int,
+        first: int,
+    ) -> int:
         """Return a position as an int; PositionError outside `first`…T."""
         last = len(self)
         # `in range` would take True for 1, and 1.0 too

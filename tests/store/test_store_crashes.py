@@ -155,6 +155,7 @@ def last_of(receiver) -> int:
 
 PREAMBLE = f"""
 import os, resource, signal, sys
+import filelock  # a store imports it late, and the user without rights cannot read it
 sys.path.insert(0, {str(Path(__file__).parents[1] / "support")!r})
 from pathlib import Path
 from made_store import delta_for
