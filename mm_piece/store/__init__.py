@@ -11,11 +11,13 @@ inspection     stores and delta files: describe, compare
 copying        fork and copy, from folder to folder (snapshot)
 garbage        what may go from a store's folder
 base_location  where the base lies
+base_reading   its dtype, and which of its files are read
 base_record    the store's record of its base
 attachment     live models: attach, checkout, position
 loading        a model at a position, from files
 exporting      a position as an ordinary checkpoint
-deriving       squash, merge, extract, remove a task
+squashing      a position as one delta
+deriving       merge, extract, remove a task
 conversion     deltas to and from formats of other programs
 sharing        push, pull
 hub            the seam to the Hugging Face Hub

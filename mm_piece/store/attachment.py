@@ -23,7 +23,7 @@ from mm_piece.models.base import tensors
 from mm_piece.models.checkpoint import Checkpoint, fetch_checkpoint
 from mm_piece.modules import is_intercepted
 from mm_piece.store.base_location import base_source
-from mm_piece.store.base_record import reading_of, trained_dtype
+from mm_piece.store.base_reading import reading_of, trained_dtype
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.store.inspection import as_store
 
