@@ -7,6 +7,7 @@ file           a header and entries to bytes and back
 arrays         `DeltaArrays`: a delta without torch
 entry_sets     composed, shared and conflicting entries
 comparison     what sets of changes have in common
+tensor_rows    rows as torch tensors
 delta          `Delta`: save, load, apply, undo
 merging        several deltas as one
 file_layout    weights that checkpoint files hold transposed

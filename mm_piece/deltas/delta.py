@@ -22,15 +22,17 @@ from torch import Tensor
 
 from mm_piece.deltas.arrays import DeltaArrays
 from mm_piece.deltas.rows import (
-    Indices,
-    RowType,
-    ValueRow,
-    index_dtype_name,
     naming_tensor,
     require_ascending,
     require_index_type,
     require_same_names,
     require_value_type,
+)
+from mm_piece.deltas.tensor_rows import (
+    index_dtype,
+    tensors_of,
+    to_value_row,
+    type_of,
 )
 from mm_piece.distributed import (
     gather_entries,
@@ -39,13 +41,7 @@ from mm_piece.distributed import (
     scatter_entries,
     shape_of,
 )
-from mm_piece.dtypes import (
-    INTEGER_DTYPES,
-    SAFETENSORS_DTYPES,
-    SAFETENSORS_NAMES,
-    dtype_name,
-    view_bits,
-)
+from mm_piece.dtypes import dtype_name, view_bits
 from mm_piece.entries import read_entries
 from mm_piece.errors import (
     BaseError,
@@ -60,19 +56,13 @@ FINGERPRINT_SAMPLES = 64  # entries of each tensor; a small one gives up to twic
 
 NamedTensors = Mapping[str, Tensor]
 Entries = dict[str, tuple[Tensor, Tensor]]  # by tensor's name: indices, values
-_INDEX_DTYPES = {"int32": torch.int32, "int64": torch.int64}
 _Summary = tuple[Sequence[int], torch.dtype, Tensor | str]  # shape, dtype, content or its SHA-256
-
-
-def index_dtype(size: int) -> torch.dtype:
-    """Return the dtype of flat indices into a tensor of `size` entries."""
-    return _INDEX_DTYPES[index_dtype_name(size)]
 
 
 def find_changed_indices(before: Tensor, after: Tensor) -> Tensor:
     """Return the sorted flat indices of the entries whose bits differ."""
-    if _type_of(before) != _type_of(after):
-        raise MismatchError(f"{_type_of(before)} cannot be compared with {_type_of(after)}")
+    if type_of(before) != type_of(after):
+        raise MismatchError(f"{type_of(before)} cannot be compared with {type_of(after)}")
 
     old_bits = view_bits(before.contiguous())
     new_bits = view_bits(after.contiguous())
@@ -168,10 +158,10 @@ class Delta:
         for name, shape in self.shapes.items():
             size = math.prod(shape)
             indices = self.indices[name]
-            index_type = _type_of(indices)
+            index_type = type_of(indices)
             with naming_tensor(name):
                 require_index_type(index_type, size)
-                require_value_type(_type_of(self.values[name]), index_type)
+                require_value_type(type_of(self.values[name]), index_type)
                 require_ascending(indices.numpy(), size)
 
     @classmethod
@@ -361,30 +351,6 @@ class Delta:
         return cls.from_arrays(DeltaArrays.load(path))
 
 
-def to_value_row(values: Tensor) -> ValueRow:
-    """Return values of a sound delta as bit patterns, in the same memory."""
-    signed = values.detach().view(INTEGER_DTYPES[values.itemsize]).numpy()
-    return ValueRow(
-        dtype=SAFETENSORS_NAMES[values.dtype],
-        bits=signed.view(f"u{values.itemsize}"),
-    )
-
-
-def tensors_of(
-    indices: Indices,
-    values: ValueRow,
-) -> tuple[Tensor, Tensor]:
-    """Return rows as tensors, in the same memory."""
-    # as signed integers: torch supports unsigned ones of two bytes and more only in part
-    signed = values.bits.view(f"i{values.bits.itemsize}")
-    bits = torch.as_tensor(signed)
-    return torch.as_tensor(indices), bits.view(SAFETENSORS_DTYPES[values.dtype])
-
-
-def _type_of(tensor: Tensor) -> RowType:
-    return RowType(dtype_name(tensor.dtype), tuple(tensor.shape))
-
-
 def _filter_changed(
     name: str,
     indices: Tensor,
@@ -393,7 +359,7 @@ def _filter_changed(
 ) -> tuple[Tensor, ...]:
     """Return indices, values before and values after of the entries that changed, on the CPU."""
     if indices.shape != before.shape:
-        raise MismatchError(f"{name}: {_type_of(indices)} indices for {_type_of(before)} values")
+        raise MismatchError(f"{name}: {type_of(indices)} indices for {type_of(before)} values")
 
     rows = [row.detach().cpu().contiguous() for row in (indices, before, after)]
     changed = find_changed_indices(rows[1], rows[2])

@@ -23,10 +23,10 @@ from mm_piece.deltas.delta import (
     Delta,
     Entries,
     compute_digest,
-    tensors_of,
 )
 from mm_piece.deltas.entry_sets import compose_entries, find_conflicts, list_shared_names
 from mm_piece.deltas.rows import Indices
+from mm_piece.deltas.tensor_rows import tensors_of
 from mm_piece.entries import read_entries, write_entries
 from mm_piece.errors import (
     BaseError,
@@ -127,7 +127,10 @@ def require_agreement(deltas: Sequence[Delta]) -> None:
             _require_pair_agreement(left, right)
 
 
-def _require_pair_agreement(left: DeltaArrays, right: DeltaArrays) -> None:
+def _require_pair_agreement(
+    left: DeltaArrays,
+    right: DeltaArrays,
+) -> None:
     conflicts: dict[str, Indices] = {}
     for name in list_shared_names(left, right):
         found = find_conflicts(left, right, name)

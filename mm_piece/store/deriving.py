@@ -15,15 +15,11 @@ from torch import Tensor
 
 from mm_piece.deltas import file as deltafile
 from mm_piece.deltas import merging
-from mm_piece.deltas.delta import (
-    Delta,
-    find_changed_indices,
-    index_dtype,
-    to_value_row,
-)
+from mm_piece.deltas.delta import Delta, find_changed_indices
 from mm_piece.deltas.entry_sets import find_shared_entries, list_shared_names
 from mm_piece.deltas.file_layout import layout_of
 from mm_piece.deltas.header import TensorRecord, make_tensor_record
+from mm_piece.deltas.tensor_rows import index_dtype, to_value_row
 from mm_piece.dtypes import view_bits
 from mm_piece.entries import read_entries
 from mm_piece.errors import (

@@ -13,6 +13,7 @@ from made_deltas import BASE, change, clones, noise, same, small
 
 from mm_piece.deltas.delta import (
     Delta,
+    compute_digest,
     compute_fingerprint,
     compute_full_digest,
     find_changed_indices,
@@ -135,6 +136,19 @@ def test_indices_widen_where_they_must(kind, size, dtype):
     read = Delta.from_bytes(delta.to_bytes(kind))
     assert read.indices["w"].dtype == dtype
     assert read.indices["w"].tolist() == [0, 5, size - 1]
+
+
+@pytest.mark.parametrize("kind", ["gap", "raw"])
+@pytest.mark.parametrize("size", [9, 2**31])
+def test_rows_without_entries_are_ordinary_tensors(kind, size):
+    dtype = torch.int32 if size < 2**31 else torch.int64
+    rows = {"w": torch.empty(0, dtype=dtype)}, {"w": torch.empty(0, dtype=torch.float16)}
+    digest = {"w": compute_digest(rows[1]["w"])}
+    delta = Delta(*rows, {"w": (size,)}, digest, "t", BASE, "", {})
+    read = Delta.from_bytes(delta.to_bytes(kind))
+    for row in (read.indices["w"], read.values["w"]):
+        assert row.stride() == (1,)
+        assert row.view(torch.uint8).shape == (0,)
 
 
 def test_the_same_delta_gives_the_same_file():

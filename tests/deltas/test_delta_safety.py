@@ -11,7 +11,8 @@ import torch
 from made_deltas import BASE, change, clones, same, small
 
 from mm_piece.deltas import file as deltafile
-from mm_piece.deltas.delta import Delta, compute_digest, to_value_row
+from mm_piece.deltas.delta import Delta, compute_digest
+from mm_piece.deltas.tensor_rows import to_value_row
 from mm_piece.dtypes import view_bits
 from mm_piece.errors import DamageError, DeltaError, FormatError, MismatchError
 
