@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from mm_piece.sparse.tuning import sparse_tuning
     from mm_piece.store.attachment import attach, checkout, position
     from mm_piece.store.delta_store import DeltaStore
-    from mm_piece.store.deriving import extract, squash
+    from mm_piece.store.deriving import extract
     from mm_piece.store.exporting import export
     from mm_piece.store.loading import load
     from mm_piece.store.sharing import pull, push
+    from mm_piece.store.squashing import squash
     from mm_piece.training.loop import train
 
 # Imported on first use, so that `import mm_piece` and `mm-piece --help` do not wait for torch.
@@ -35,7 +36,7 @@ _HOMES = {
     "push": "store.sharing",
     "select": "selection",
     "sparse_tuning": "sparse.tuning",
-    "squash": "store.deriving",
+    "squash": "store.squashing",
     "train": "training.loop",
 }
 

@@ -4,23 +4,15 @@ import torch
 from torch import Tensor
 
 from mm_piece.errors import ModelError
+from mm_piece.stored_dtypes import STORED_DTYPES
 
-# In the order of safetensors' own writer: it lays wider numbers first, so that all are aligned.
-SAFETENSORS_DTYPES = {
-    "I64": torch.int64,
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "I32": torch.int32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "I16": torch.int16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+# In the order of safetensors' own writer.
+SAFETENSORS_DTYPES: dict[str, torch.dtype] = {}
+SAFETENSORS_NAMES: dict[torch.dtype, str] = {}
+for _key, _stored in STORED_DTYPES.items():
+    _dtype: torch.dtype = getattr(torch, _stored.name)
+    SAFETENSORS_DTYPES[_key] = _dtype
+    SAFETENSORS_NAMES[_dtype] = _key
 
 TRAINABLE_DTYPES = {
     "float32": torch.float32,
@@ -39,8 +31,9 @@ INTEGER_DTYPES = {
 
 def view_bits(tensor: Tensor) -> Tensor:
     """View a contiguous tensor as a flat row of same-size integers, sharing its memory."""
+    integer = INTEGER_DTYPES[tensor.itemsize]
     flat = tensor.detach().view(-1)
-    return flat.view(INTEGER_DTYPES[tensor.itemsize])
+    return flat.view(integer)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -57,5 +50,6 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
         return dtype
 
     if not isinstance(dtype, str) or dtype not in TRAINABLE_DTYPES:
-        raise ModelError(f"unknown dtype {dtype!r}; allowed: {', '.join(TRAINABLE_DTYPES)}")
+        allowed = ", ".join(TRAINABLE_DTYPES)
+        raise ModelError(f"unknown dtype {dtype!r}; allowed: {allowed}")
     return TRAINABLE_DTYPES[dtype]

@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from mm_piece.cli import assemble, check, derive, inspect, run, share
-from mm_piece.cli.options import echo, format_error, printable_messages
+from mm_piece.cli.options import echo, format_error, is_output_closed, printable_messages
 from mm_piece.errors import PieceError
 from mm_piece.plaintext import make_printable
 
@@ -51,6 +51,9 @@ class _CommandGroup(click.Group):
         try:
             return super().invoke(ctx)
         except (PieceError, OSError) as error:
+            # click ends the process without a word where nobody reads its output any more
+            if isinstance(error, BrokenPipeError) and is_output_closed():
+                raise
             if ctx.params["debug"]:
                 raise
 

@@ -64,7 +64,7 @@ def squash(
     task: str | None,
 ) -> None:
     """Write a position of STORE as one delta file TO."""
-    from mm_piece.store.deriving import squash as make
+    from mm_piece.store.squashing import squash as make
 
     squashed = make(store, at, task=task, base=base)
     _save_delta(squashed, to)

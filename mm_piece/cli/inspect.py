@@ -57,7 +57,7 @@ def show(
     as_json: bool,
 ) -> None:
     """Show what one delta holds: one of STORE, or a delta file."""
-    from mm_piece.store.loading import describe_delta
+    from mm_piece.store.inspection import describe_delta
 
     content = describe_delta(store, at)
     if as_json:
@@ -163,7 +163,7 @@ def diff(
     only one side changes, and those that both change, to equal or to different values; then what
     each two deltas share.
     """
-    from mm_piece.store.deriving import diff_positions
+    from mm_piece.store.inspection import diff_positions
 
     content = diff_positions(left, right)
     if as_json:
@@ -226,11 +226,11 @@ def verify(
 
     Their hashes, the chain from delta to delta, and that each one decodes.
     """
-    from mm_piece.deltas.delta import Delta
+    from mm_piece.deltas.arrays import DeltaArrays
     from mm_piece.store.delta_store import DeltaStore
 
     if store.is_file() and base is None:
-        Delta.load(store)
+        DeltaArrays.load(store)
         _echo_verified({"deltas": 1, "ok": True}, as_json)
         return
 

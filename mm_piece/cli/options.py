@@ -8,6 +8,7 @@ that none of them controls the terminal.
 import json
 import logging
 import math
+import select
 import sys
 import traceback
 import warnings
@@ -24,6 +25,8 @@ from mm_piece.plaintext import make_printable
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+_UNLIMITED_WIDTH = 10**6  # columns; a table takes no more than it needs
 
 PATH = click.Path(path_type=Path)
 AT = click.option(
@@ -151,8 +154,8 @@ def show_rows(
         cells = map(_plain_text_cell, row)
         table.add_row(*cells)
 
-    # in a file, rich would shorten names to 80 columns
-    width = None if sys.stdout.isatty() else 160
+    # in a file or a pipe, rich would cut names at 80 columns
+    width = None if sys.stdout.isatty() else _UNLIMITED_WIDTH
     console = Console(width=width)
     console.print(table)
 
@@ -164,6 +167,14 @@ def _plain_text_cell(content: object) -> "Text":
     if isinstance(content, int):
         return Text(f"{content:,}")
     return Text(make_printable(str(content)))
+
+
+def is_output_closed() -> bool:
+    """Return whether nobody reads any more what is printed, as after `| head -1`."""
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), select.POLLOUT)
+    closed = select.POLLERR | select.POLLHUP
+    return any(event & closed for _, event in pipe.poll(0))
 
 
 def format_error(error: PieceError | OSError) -> str:

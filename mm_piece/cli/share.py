@@ -32,7 +32,7 @@ def fork(
 
     It shares positions 1 to --at and goes its own way from there.
     """
-    from mm_piece.store.sharing import fork as make
+    from mm_piece.store.copying import fork as make
 
     make(store, at, to)
     echo(f"made {to} with positions 0…{at} (mm-piece train RECIPE, with `store: {to}`)")

@@ -13,22 +13,51 @@ encoded_dataset    encoded examples on disk
 collation          batches
 """
 
-from mm_piece.data.collation import (
-    MAX_WINDOW_SIZE,
-    EncodedExamples,
-    EncodedList,
-    ExamplesDigest,
-    LengthGroupedBatches,
-    collate,
-    has_image,
-    iter_batches,
-)
-from mm_piece.data.dataset import ExampleDataset, iter_problems, read
-from mm_piece.data.encoded_dataset import EncodedDataset
-from mm_piece.data.encoding import IGNORE_INDEX, encode, encode_prompt, token_ids_of
-from mm_piece.data.example import Example
-from mm_piece.data.processor import Processor, pad_token_of, tokenizer_of
-from mm_piece.data.truncation import encode_truncated
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mm_piece.data.collation import (
+        MAX_WINDOW_SIZE,
+        EncodedExamples,
+        EncodedList,
+        ExamplesDigest,
+        LengthGroupedBatches,
+        collate,
+        has_image,
+        iter_batches,
+    )
+    from mm_piece.data.dataset import ExampleDataset, iter_problems, read
+    from mm_piece.data.encoded_dataset import EncodedDataset
+    from mm_piece.data.encoding import IGNORE_INDEX, encode, encode_prompt, token_ids_of
+    from mm_piece.data.example import Example
+    from mm_piece.data.processor import Processor, pad_token_of, tokenizer_of
+    from mm_piece.data.truncation import encode_truncated
+
+# Imported on first use, so that rows are read without torch.
+_HOMES = {
+    "EncodedDataset": "encoded_dataset",
+    "EncodedExamples": "collation",
+    "EncodedList": "collation",
+    "Example": "example",
+    "ExampleDataset": "dataset",
+    "ExamplesDigest": "collation",
+    "IGNORE_INDEX": "encoding",
+    "LengthGroupedBatches": "collation",
+    "MAX_WINDOW_SIZE": "collation",
+    "Processor": "processor",
+    "collate": "collation",
+    "encode": "encoding",
+    "encode_prompt": "encoding",
+    "encode_truncated": "truncation",
+    "has_image": "collation",
+    "iter_batches": "collation",
+    "iter_problems": "dataset",
+    "pad_token_of": "processor",
+    "read": "dataset",
+    "token_ids_of": "encoding",
+    "tokenizer_of": "processor",
+}
 
 __all__ = [
     "IGNORE_INDEX",
@@ -53,3 +82,9 @@ __all__ = [
     "token_ids_of",
     "tokenizer_of",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(import_module(f"mm_piece.data.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'mm_piece.data' has no attribute {name!r}")

@@ -1,18 +1,23 @@
-"""What two sets of changes have in common: counts per tensor and group, overlaps, conflicts."""
+"""What two sets of changes have in common: counts per tensor and group, overlaps, conflicts.
+
+Without torch: `mm-piece diff` counts entries and compares bit patterns, which numpy does as well.
+"""
 
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from mm_piece.deltas.delta import Delta
-from mm_piece.deltas.merging import (
-    compose_deltas,
-    find_conflicts,
+from mm_piece.deltas.arrays import DeltaArrays
+from mm_piece.deltas.entry_sets import (
+    compose_entries,
     find_shared_entries,
+    find_shared_positions,
+    is_different,
+    kind_of,
+    list_shared_names,
 )
-from mm_piece.dtypes import view_bits
+from mm_piece.deltas.rows import Indices, RowType, ValueRow
 from mm_piece.errors import MismatchError
 from mm_piece.families import GROUPS, group_of
 
@@ -60,8 +65,8 @@ class PositionComparison(TypedDict):
 
 
 def compare_positions(
-    left: Sequence[Delta],
-    right: Sequence[Delta],
+    left: Sequence[DeltaArrays],
+    right: Sequence[DeltaArrays],
 ) -> PositionComparison:
     """Compare two positions, each given by the deltas that lead to it from the base.
 
@@ -72,8 +77,8 @@ def compare_positions(
     shape or dtype.
     """
     deltas = [*left, *right]
-    left_entries = compose_deltas(left)
-    right_entries = compose_deltas(right)
+    left_entries = compose_entries(left)
+    right_entries = compose_entries(right)
     _require_same_kind(deltas)
 
     shapes: dict[str, tuple[int, ...]] = {}
@@ -105,13 +110,13 @@ def compare_positions(
     }
 
 
-def count_overlap(deltas: Sequence[Delta]) -> Overlap:
+def count_overlap(deltas: Sequence[DeltaArrays]) -> Overlap:
     """Return how many entries each two deltas share, and how many of them they set differently.
 
     `entries` and `conflicts` are square matrices, one row and one column for each of `tasks`.
     """
     # two positions of one store share their first deltas
-    distinct: list[Delta] = []
+    distinct: list[DeltaArrays] = []
     for delta in deltas:
         if not any(_is_same_delta(delta, earlier) for earlier in distinct):
             distinct.append(delta)
@@ -131,20 +136,21 @@ def count_overlap(deltas: Sequence[Delta]) -> Overlap:
 
 
 def _count_pair(
-    left: Delta,
-    right: Delta,
+    left: DeltaArrays,
+    right: DeltaArrays,
 ) -> tuple[int, int]:
     """Return how many entries two deltas share, and how many of them conflict."""
     num_shared = 0
     num_conflicts = 0
-    for name in left.indices:
-        shared, _, _ = find_shared_entries(left, right, name)
+    for name in list_shared_names(left, right):
+        shared, left_values, right_values = find_shared_entries(left, right, name)
+        conflicts = is_different(left_values, right_values)
         num_shared += len(shared)
-        num_conflicts += len(find_conflicts(left, right, name))
+        num_conflicts += int(conflicts.sum())
     return num_shared, num_conflicts
 
 
-def _is_same_delta(left: Delta, right: Delta) -> bool:
+def _is_same_delta(left: DeltaArrays, right: DeltaArrays) -> bool:
     """Return whether two deltas are one: their files would be equal."""
     for field in ("task", "base", "parent"):
         if getattr(left, field) != getattr(right, field):
@@ -154,29 +160,27 @@ def _is_same_delta(left: Delta, right: Delta) -> bool:
         return False
 
     for name, left_indices in left.indices.items():
-        if not torch.equal(left_indices, right.indices[name]):
+        if not np.array_equal(left_indices, right.indices[name]):
             return False
-        left_bits = view_bits(left.values[name])
-        right_bits = view_bits(right.values[name])
-        if not torch.equal(left_bits, right_bits):
+        if is_different(left.values[name], right.values[name]).any():
             return False
     return True
 
 
-def _require_same_kind(deltas: Sequence[Delta]) -> None:
+def _require_same_kind(deltas: Sequence[DeltaArrays]) -> None:
     """Raise MismatchError unless each tensor has one shape and dtype in all deltas."""
-    kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    kinds: dict[str, RowType] = {}
     for delta in deltas:
-        for name, shape in delta.shapes.items():
-            kind = (shape, delta.values[name].dtype)
+        for name in delta.shapes:
+            kind = kind_of(delta, name)
             expected = kinds.setdefault(name, kind)
             if expected != kind:
                 raise MismatchError(f"{name} is {expected} on one side, {kind} on the other")
 
 
 def _count_changes(
-    left: tuple[Tensor, Tensor] | None,
-    right: tuple[Tensor, Tensor] | None,
+    left: tuple[Indices, ValueRow] | None,
+    right: tuple[Indices, ValueRow] | None,
 ) -> Counts:
     """Return the counts of one tensor."""
     if left is None or right is None:
@@ -189,17 +193,15 @@ def _count_changes(
 
     left_indices, left_values = left
     right_indices, right_values = right
-    in_right = torch.isin(left_indices, right_indices, assume_unique=True)
-    in_left = torch.isin(right_indices, left_indices, assume_unique=True)
+    left_positions, right_positions = find_shared_positions(left_indices, right_indices)
+    left_bits = left_values.bits[left_positions]
+    right_bits = right_values.bits[right_positions]
 
-    # both index rows are sorted, so the shared entries lie in the same order on both sides
-    left_bits = view_bits(left_values)[in_right]
-    right_bits = view_bits(right_values)[in_left]
+    num_shared = len(left_positions)
     num_equal = int((left_bits == right_bits).sum())
-    num_shared = int(in_right.sum())
     return {
-        "left": len(in_right) - num_shared,
-        "right": len(in_left) - num_shared,
+        "left": len(left_indices) - num_shared,
+        "right": len(right_indices) - num_shared,
         "equal": num_equal,
         "different": num_shared - num_equal,
     }

@@ -20,12 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm_piece.deltas import file as deltafile
-from mm_piece.deltas.header import (
-    DELTA_DTYPES,
-    TensorRecord,
+from mm_piece.deltas.arrays import DeltaArrays
+from mm_piece.deltas.rows import (
+    naming_tensor,
+    require_ascending,
+    require_index_type,
+    require_same_names,
+    require_value_type,
+)
+from mm_piece.deltas.tensor_rows import (
     index_dtype,
-    make_tensor_record,
+    tensors_of,
+    to_value_row,
+    type_of,
 )
 from mm_piece.distributed import (
     gather_entries,
@@ -38,28 +45,24 @@ from mm_piece.dtypes import dtype_name, view_bits
 from mm_piece.entries import read_entries
 from mm_piece.errors import (
     BaseError,
-    DamageError,
     DeltaError,
-    FormatError,
     MismatchError,
     OrderError,
     as_path,
-    format_value,
 )
 from mm_piece.files import atomic
 
 FINGERPRINT_SAMPLES = 64  # entries of each tensor; a small one gives up to twice as many
 
 NamedTensors = Mapping[str, Tensor]
+Entries = dict[str, tuple[Tensor, Tensor]]  # by tensor's name: indices, values
 _Summary = tuple[Sequence[int], torch.dtype, Tensor | str]  # shape, dtype, content or its SHA-256
 
 
 def find_changed_indices(before: Tensor, after: Tensor) -> Tensor:
     """Return the sorted flat indices of the entries whose bits differ."""
-    if _describe_tensor(before) != _describe_tensor(after):
-        raise MismatchError(
-            f"{_describe_tensor(before)} cannot be compared with {_describe_tensor(after)}"
-        )
+    if type_of(before) != type_of(after):
+        raise MismatchError(f"{type_of(before)} cannot be compared with {type_of(after)}")
 
     old_bits = view_bits(before.contiguous())
     new_bits = view_bits(after.contiguous())
@@ -132,10 +135,6 @@ def compute_identity(summaries: Mapping[str, _Summary]) -> str:
     return sha.hexdigest()
 
 
-def _describe_tensor(tensor: Tensor) -> str:
-    return f"{dtype_name(tensor.dtype)} {format_value(list(tensor.shape))}"
-
-
 @dataclass(frozen=True, eq=False)
 class Delta:
     """One task's changed entries, on the CPU: {tensor's name: flat indices, new values, …}."""
@@ -150,17 +149,20 @@ class Delta:
     info: dict[str, Any]
 
     def __post_init__(self) -> None:
-        names = self.shapes.keys()
-        if not names == self.indices.keys() == self.values.keys() == self.before.keys():
-            raise DamageError("indices, values, shapes and digests name different tensors")
-
+        require_same_names(
+            self.shapes.keys(),
+            self.indices.keys(),
+            self.values.keys(),
+            self.before.keys(),
+        )
         for name, shape in self.shapes.items():
-            _require_sound(
-                name,
-                self.indices[name],
-                self.values[name],
-                size=math.prod(shape),
-            )
+            size = math.prod(shape)
+            indices = self.indices[name]
+            index_type = type_of(indices)
+            with naming_tensor(name):
+                require_index_type(index_type, size)
+                require_value_type(type_of(self.values[name]), index_type)
+                require_ascending(indices.numpy(), size)
 
     @classmethod
     def from_change(
@@ -291,47 +293,47 @@ class Delta:
         )
         return before
 
+    @property
+    def arrays(self) -> DeltaArrays:
+        """The delta as numpy arrays, in the same memory."""
+        return DeltaArrays(
+            indices={name: indices.numpy() for name, indices in self.indices.items()},
+            values={name: to_value_row(values) for name, values in self.values.items()},
+            shapes=self.shapes,
+            before=self.before,
+            task=self.task,
+            base=self.base,
+            parent=self.parent,
+            info=self.info,
+        )
+
+    @classmethod
+    def from_arrays(cls, arrays: DeltaArrays) -> "Delta":
+        """Return a delta in the memory of arrays."""
+        indices: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
+        for name, row in arrays.indices.items():
+            indices[name], values[name] = tensors_of(row, arrays.values[name])
+
+        return cls(
+            indices=indices,
+            values=values,
+            shapes=arrays.shapes,
+            before=arrays.before,
+            task=arrays.task,
+            base=arrays.base,
+            parent=arrays.parent,
+            info=arrays.info,
+        )
+
     def to_bytes(self, codec: str = "gap") -> bytes:
         """Return the file's content; the same delta gives the same bytes."""
-        records: dict[str, TensorRecord] = {}
-        entries: deltafile.Entries = {}
-        for name, shape in self.shapes.items():
-            values = self.values[name]
-            records[name] = make_tensor_record(shape, values, self.before[name])
-        for name, index in self.indices.items():
-            entries[name] = (index, self.values[name])
-
-        header = {
-            "task": self.task,
-            "base": self.base,
-            "parent": self.parent,
-            "info": self.info,
-            "tensors": records,
-        }
-        return deltafile.pack_delta(header, entries, codec)
+        return self.arrays.to_bytes(codec)
 
     @classmethod
     def from_bytes(cls, data: bytes, origin: str = "delta") -> "Delta":
         """Validate and decode a file's content; `origin` names it in errors."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        before: dict[str, str] = {}
-        try:
-            header, entries = deltafile.unpack_delta(data)
-            for name, record in header["tensors"].items():
-                shapes[name] = tuple(record["shape"])
-                before[name] = record["before"]
-            return cls(
-                indices={name: index for name, (index, _) in entries.items()},
-                values={name: row for name, (_, row) in entries.items()},
-                shapes=shapes,
-                before=before,
-                task=header["task"],
-                base=header["base"],
-                parent=header["parent"],
-                info=header["info"],
-            )
-        except DeltaError as error:
-            raise type(error)(f"{origin}: {error}") from error
+        return cls.from_arrays(DeltaArrays.from_bytes(data, origin))
 
     def save(self, path: str | Path, codec: str = "gap") -> str:
         """Write the file, whole or not at all; return its SHA-256, the next delta's parent."""
@@ -346,12 +348,7 @@ class Delta:
     @classmethod
     def load(cls, path: str | Path) -> "Delta":
         """Read and validate a file."""
-        path = as_path(path, "delta")
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
-        return cls.from_bytes(data, origin=str(path))
+        return cls.from_arrays(DeltaArrays.load(path))
 
 
 def _filter_changed(
@@ -362,33 +359,8 @@ def _filter_changed(
 ) -> tuple[Tensor, ...]:
     """Return indices, values before and values after of the entries that changed, on the CPU."""
     if indices.shape != before.shape:
-        raise MismatchError(
-            f"{name}: {_describe_tensor(indices)} indices for {_describe_tensor(before)} values"
-        )
+        raise MismatchError(f"{name}: {type_of(indices)} indices for {type_of(before)} values")
 
     rows = [row.detach().cpu().contiguous() for row in (indices, before, after)]
     changed = find_changed_indices(rows[1], rows[2])
     return tuple(read_entries(row, changed) for row in rows)
-
-
-def _require_sound(
-    name: str,
-    indices: Tensor,
-    values: Tensor,
-    size: int,
-) -> None:
-    """Raise DamageError unless indices and values can be written to a tensor of `size` entries."""
-    if indices.ndim != 1 or indices.dtype != index_dtype(size):
-        raise DamageError(
-            f"{name}: {_describe_tensor(indices)} is no row of {index_dtype(size)} indices"
-        )
-    if values.shape != indices.shape or values.dtype not in DELTA_DTYPES.values():
-        raise DamageError(
-            f"{name}: {_describe_tensor(values)} are no values for {len(indices)} indices"
-        )
-
-    # the two ends are enough: where they lie inside and the row ascends, all of it lies inside
-    inside = not len(indices) or (indices[0] >= 0 and indices[-1] < size)
-    is_descending = indices[1:] <= indices[:-1]
-    if not inside or is_descending.any():
-        raise DamageError(f"{name}: indices must be sorted, unique and below {size}")

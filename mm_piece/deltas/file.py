@@ -15,27 +15,31 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypedDict
 
 import numpy as np
 import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
 
 from mm_piece.deltas import codec as coding
 from mm_piece.deltas import header as deltaheader
-from mm_piece.deltas.header import DELTA_DTYPES, DeltaHeader, TensorRecord, index_dtype
-from mm_piece.dtypes import SAFETENSORS_NAMES, view_bits
+from mm_piece.deltas.header import DELTA_DTYPES, DeltaHeader, TensorRecord
+from mm_piece.deltas.rows import (
+    Indices,
+    ValueRow,
+    index_dtype_name,
+    naming_tensor,
+    require_index_type,
+)
 from mm_piece.errors import DamageError, FormatError, format_value
-from mm_piece.files import safetensors as tensorfile
+from mm_piece.files import tensor_specs
 from mm_piece.files.atomic import naming_errors
-from mm_piece.files.safetensors import TensorSpec
+from mm_piece.files.tensor_specs import TensorSpec
+from mm_piece.stored_dtypes import STORED_DTYPES
 
-Entries = dict[str, tuple[Tensor, Tensor]]  # name -> indices, values
+EntryRows = dict[str, tuple[Indices, ValueRow]]  # by tensor's name
 # indices, values -> coded rows, and back
-Encoder = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-Decoder = Callable[[Tensor, Tensor, TensorRecord], tuple[Tensor, Tensor]]
+Encoder = Callable[[Indices, ValueRow], tuple[ValueRow, ValueRow]]
+Decoder = Callable[[ValueRow, ValueRow, TensorRecord], tuple[Indices, ValueRow]]
 
 # What stands between the header's length (8 bytes) and the checksum (64 hex digits).
 OPENING = b'{"__metadata__":{"mm_piece":"{\\"sha256\\":\\"'
@@ -43,19 +47,28 @@ _CHECKSUM_START = 8 + len(OPENING)
 CHECKSUM_SLICE = slice(_CHECKSUM_START, _CHECKSUM_START + 64)
 MAX_ENTRIES_PER_BYTE = 8  # entries per coded byte that a reader believes: what Huffman codes reach
 # What reading a hostile file raises: broken layout, foreign dtype, overlong and overflowing shape.
-PAYLOAD_ERRORS = (
+_PAYLOAD_ERRORS = (
     safetensors.SafetensorError,
     KeyError,
-    TypeError,
-    RuntimeError,
+    ValueError,
+    OverflowError,
 )
+_INDEX_DTYPES = {"int32": "I32", "int64": "I64"}  # as safetensors files call them
 
 _CHUNK = 2**24  # bytes copied at a time
 
 
+class _SerializedTensor(TypedDict):
+    """A tensor as the safetensors library returns it."""
+
+    dtype: str
+    shape: list[int]
+    data: bytearray
+
+
 def pack_delta(
     header: Mapping[str, object],
-    entries: Entries,
+    entries: EntryRows,
     codec: str = "gap",
 ) -> bytes:
     """Return the file's content; the same delta gives the same bytes."""
@@ -83,23 +96,22 @@ class DeltaPacker:
     def add_tensor(
         self,
         name: str,
-        indices: Tensor,
-        values: Tensor,
+        indices: Indices,
+        values: ValueRow,
     ) -> None:
         """Code the entries of one tensor."""
         coded_indices, coded_values = self._encode(indices, values)
         self._spool_row(f"{name}.indices", coded_indices)
         self._spool_row(f"{name}.values", coded_values)
 
-    def _spool_row(self, key: str, row: Tensor) -> None:
+    def _spool_row(self, key: str, row: ValueRow) -> None:
         spec = TensorSpec(
             name=key,
-            dtype=SAFETENSORS_NAMES[row.dtype],
-            shape=tuple(row.shape),
+            dtype=row.dtype,
+            shape=row.bits.shape,
         )
         self._starts[spec] = self._spool.tell()
-        bits = view_bits(row)
-        self._spool.write(bits.numpy().data)
+        self._spool.write(np.ascontiguousarray(row.bits).data)
 
     def write_file(
         self,
@@ -107,9 +119,9 @@ class DeltaPacker:
         file: BinaryIO,
     ) -> None:
         """Write the whole file, then its checksum into the place that the header leaves for it."""
-        specs = tensorfile.sort_tensor_specs(self._starts)
+        specs = tensor_specs.sort_tensor_specs(self._starts)
         text = deltaheader.serialise_header({"codec": self._codec, **header})
-        opening = tensorfile.build_header(specs, {"mm_piece": text})
+        opening = tensor_specs.build_header(specs, {"mm_piece": text})
         file.write(opening)
 
         # the checksum covers all bytes but its own
@@ -131,7 +143,7 @@ class DeltaPacker:
             yield self._spool.read(size)
 
 
-def unpack_delta(data: bytes) -> tuple[DeltaHeader, Entries]:
+def unpack_delta(data: bytes) -> tuple[DeltaHeader, EntryRows]:
     """Validate a file's content and return its header and entries.
 
     Raises FormatError for another format or version, DamageError for altered content.
@@ -185,105 +197,114 @@ def _read_entries(
     data: bytes,
     records: Mapping[str, TensorRecord],
     codec: str,
-) -> Entries:
+) -> EntryRows:
     """Decode the entries of every tensor; `records` are the header's."""
     _, decode = _find_coders(codec)
-    try:
-        payload = safetensors.torch.load(data)
-    except PAYLOAD_ERRORS as error:
-        raise DamageError(f"not a sound safetensors file: {format_value(error)}") from error
-
+    payload = _read_payload(data)
     expected = {f"{name}.{row}" for name in records for row in ("indices", "values")}
     if payload.keys() != expected:
         raise DamageError("the file's tensors are not those that its header names")
 
-    entries: Entries = {}
+    entries: EntryRows = {}
     for name, record in records.items():
         coded_indices = payload[f"{name}.indices"]
         coded_values = payload[f"{name}.values"]
-        try:
+        with naming_tensor(name):
             entries[name] = decode(coded_indices, coded_values, record)
-        except DamageError as error:
-            raise DamageError(f"{name}: {error}") from error
     return entries
 
 
+def _read_payload(data: bytes) -> dict[str, ValueRow]:
+    """Return the tensors of a safetensors file as bit patterns, by their names there."""
+    payload: dict[str, ValueRow] = {}
+    try:
+        for name, tensor in _deserialize(data):
+            dtype = tensor["dtype"]
+            itemsize = STORED_DTYPES[dtype].itemsize
+            flat = np.frombuffer(tensor["data"], f"<u{itemsize}")
+            payload[name] = ValueRow(dtype, flat.reshape(tensor["shape"]))
+    except _PAYLOAD_ERRORS as error:
+        raise DamageError(f"not a sound safetensors file: {format_value(error)}") from error
+    return payload
+
+
+def _deserialize(data: bytes) -> list[tuple[str, _SerializedTensor]]:
+    """Return the tensors of a safetensors file; the library does not say types itself."""
+    return safetensors.deserialize(data)  # type: ignore[no-any-return]
+
+
 def _encode_gap(
-    indices: Tensor,
-    values: Tensor,
-) -> tuple[Tensor, Tensor]:
+    indices: Indices,
+    values: ValueRow,
+) -> tuple[ValueRow, ValueRow]:
     """Code a tensor's entries as two rows of bytes."""
-    flat_indices = indices.numpy()
-    coded_indices = coding.encode_indices(flat_indices)
-    bits = view_bits(values).numpy()
-    patterns = np.frombuffer(bits.data, f"<u{values.itemsize}")
-    coded_values = coding.encode_values(patterns)
+    coded_indices = coding.encode_indices(indices)
+    coded_values = coding.encode_values(values.bits)
 
     # without runs an index takes a bit at least, so that the reader's bound holds
     num_bytes = len(coded_indices) + len(coded_values)
     if len(indices) > MAX_ENTRIES_PER_BYTE * num_bytes:
-        coded_indices = coding.encode_indices(flat_indices, runs=False)
+        coded_indices = coding.encode_indices(indices, runs=False)
 
-    return _to_byte_tensor(coded_indices), _to_byte_tensor(coded_values)
+    return _to_byte_row(coded_indices), _to_byte_row(coded_values)
 
 
-def _to_byte_tensor(coded: bytes) -> Tensor:
-    # a bytearray, since torch warns about memory that is read-only
-    return torch.frombuffer(bytearray(coded), dtype=torch.uint8)
+def _to_byte_row(coded: bytes) -> ValueRow:
+    return ValueRow("U8", np.frombuffer(coded, np.uint8))
 
 
 def _decode_gap(
-    indices: Tensor,
-    values: Tensor,
+    indices: ValueRow,
+    values: ValueRow,
     record: TensorRecord,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Indices, ValueRow]:
     """Decode a tensor's entries from two rows of bytes."""
     for row in (indices, values):
-        if row.dtype != torch.uint8 or row.ndim != 1:
+        if row.dtype != "U8" or row.bits.ndim != 1:
             raise DamageError("coded rows are bytes")
 
     num_entries = record["entries"]
-    num_bytes = len(indices) + len(values)
+    num_bytes = len(indices.bits) + len(values.bits)
     # before anything is allocated: a small file may not claim much memory
     if num_entries > MAX_ENTRIES_PER_BYTE * num_bytes:
         raise DamageError(f"{num_entries} entries are promised in {num_bytes} bytes")
 
     size = math.prod(record["shape"])
-    dtype = DELTA_DTYPES[record["dtype"]]
+    dtype = record["dtype"]
     positions = coding.decode_indices(
-        indices.numpy().data,
+        indices.bits.data,
         count=num_entries,
         size=size,
     )
     patterns = coding.decode_values(
-        values.numpy().data,
+        values.bits.data,
         count=num_entries,
-        width=dtype.itemsize,
+        width=DELTA_DTYPES[dtype].itemsize,
     )
-
-    # as signed integers: torch supports unsigned ones of two bytes and more only in part
-    bits = torch.as_tensor(np.frombuffer(patterns.data, f"<i{dtype.itemsize}"))
-    flat_indices = torch.as_tensor(positions)
-    return flat_indices.to(index_dtype(size)), bits.view(dtype)
+    flat_indices = positions.astype(index_dtype_name(size), copy=False)
+    return flat_indices, ValueRow(dtype, patterns)
 
 
 def _encode_raw(
-    indices: Tensor,
-    values: Tensor,
-) -> tuple[Tensor, Tensor]:
-    return indices.clone(), values.clone()  # safetensors refuses rows that share memory
+    indices: Indices,
+    values: ValueRow,
+) -> tuple[ValueRow, ValueRow]:
+    unsigned = indices.view(f"<u{indices.itemsize}")
+    return ValueRow(_INDEX_DTYPES[indices.dtype.name], unsigned), values
 
 
 def _decode_raw(
-    indices: Tensor,
-    values: Tensor,
+    indices: ValueRow,
+    values: ValueRow,
     record: TensorRecord,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Indices, ValueRow]:
     expected_shape = (record["entries"],)
-    expected_dtype = DELTA_DTYPES[record["dtype"]]
-    if values.shape != expected_shape or values.dtype != expected_dtype:
+    if values.bits.shape != expected_shape or values.dtype != record["dtype"]:
         raise DamageError("the values are not of the number and dtype that the header names")
-    return indices, values
+
+    size = math.prod(record["shape"])
+    require_index_type(indices.type, size)
+    return indices.bits.view(index_dtype_name(size)), values
 
 
 def _find_coders(codec: str) -> tuple[Encoder, Decoder]:

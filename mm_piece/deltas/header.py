@@ -6,11 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-import torch
-from torch import Tensor
-
 from mm_piece.deltas.codec import MAX_TENSOR_SIZE
-from mm_piece.dtypes import SAFETENSORS_DTYPES, SAFETENSORS_NAMES
 from mm_piece.errors import (
     DamageError,
     FormatError,
@@ -18,6 +14,7 @@ from mm_piece.errors import (
     format_value,
 )
 from mm_piece.files.strict_json import is_object, parse_json
+from mm_piece.stored_dtypes import STORED_DTYPES
 
 FORMAT_VERSION = "1"
 HEADER_FIELDS = {
@@ -46,7 +43,7 @@ _DTYPE_NAMES = (
     "I8",
     "U8",
 )
-DELTA_DTYPES = {name: SAFETENSORS_DTYPES[name] for name in _DTYPE_NAMES}
+DELTA_DTYPES = {name: STORED_DTYPES[name] for name in _DTYPE_NAMES}
 MAX_NAME_LENGTH = 200  # characters of a task's or a tensor's name
 _MAX_NDIM = 64  # what PyTorch has
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -74,21 +71,17 @@ class DeltaHeader(TypedDict):
     tensors: dict[str, TensorRecord]
 
 
-def index_dtype(size: int) -> torch.dtype:
-    """Return the dtype of flat indices into a tensor of `size` entries."""
-    return torch.int32 if size < 2**31 else torch.int64
-
-
 def make_tensor_record(
     shape: Sequence[int],
-    values: Tensor,
+    dtype: str,
+    entries: int,
     before: str,
 ) -> TensorRecord:
     """Build one tensor's record for a delta file's header."""
     return {
         "shape": list(shape),
-        "dtype": SAFETENSORS_NAMES[values.dtype],
-        "entries": len(values),
+        "dtype": dtype,
+        "entries": entries,
         "before": before,
     }
 

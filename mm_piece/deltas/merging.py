@@ -18,17 +18,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mm_piece.deltas.arrays import DeltaArrays
 from mm_piece.deltas.delta import (
     Delta,
+    Entries,
     compute_digest,
 )
-from mm_piece.deltas.file import Entries
-from mm_piece.dtypes import view_bits
+from mm_piece.deltas.entry_sets import compose_entries, find_conflicts, list_shared_names
+from mm_piece.deltas.rows import Indices
+from mm_piece.deltas.tensor_rows import tensors_of
 from mm_piece.entries import read_entries, write_entries
 from mm_piece.errors import (
     BaseError,
     ConflictError,
-    MismatchError,
     OrderError,
     PieceError,
 )
@@ -40,43 +42,11 @@ MergeRule = Callable[[Tensor, Sequence[TensorChange]], Tensor]
 
 def compose_deltas(deltas: Iterable[Delta]) -> Entries:
     """Merge deltas, in order, into one set of entries; where they meet, the later one wins."""
-    deltas = list(deltas)
-    bases = {delta.base for delta in deltas}
-    if len(bases) > 1:
-        raise BaseError(f"deltas of different bases do not compose: {sorted(bases)}")
-
-    # a dict as an ordered set: tensors in the order in which deltas first name them
-    names: dict[str, None] = {}
-    for delta in deltas:
-        names.update(dict.fromkeys(delta.indices))
-
+    arrays = [delta.arrays for delta in deltas]
     composed: Entries = {}
-    for name in names:
-        touching = _find_touching(deltas, name)
-        composed[name] = _compose_tensor(name, touching)
+    for name, (indices, values) in compose_entries(arrays).items():
+        composed[name] = tensors_of(indices, values)
     return composed
-
-
-def _compose_tensor(
-    name: str,
-    deltas: Sequence[Delta],
-) -> tuple[Tensor, Tensor]:
-    """Return sorted indices of one tensor, and the last delta's value for each."""
-    kinds = {(delta.shapes[name], delta.values[name].dtype) for delta in deltas}
-    if len(kinds) > 1:
-        raise MismatchError(f"{name} is not of one shape and dtype in all deltas: {kinds}")
-
-    index_rows = [delta.indices[name] for delta in deltas]
-    bit_rows = [view_bits(delta.values[name]) for delta in deltas]
-    # stable: entries with one index stay in the order of the deltas
-    indices, order = torch.sort(torch.cat(index_rows), stable=True)
-    is_last = torch.ones_like(indices, dtype=torch.bool)
-    is_last[:-1] = indices[1:] != indices[:-1]
-
-    bits = torch.cat(bit_rows)
-    last_bits = bits[order[is_last]]
-    dtype = deltas[0].values[name].dtype
-    return indices[is_last], last_bits.view(dtype)
 
 
 def collect_indices(deltas: Sequence[Delta]) -> dict[str, Tensor]:
@@ -151,14 +121,18 @@ def require_mergeable(
 
 def require_agreement(deltas: Sequence[Delta]) -> None:
     """Raise ConflictError if two deltas change an entry to different values."""
-    for number, left in enumerate(deltas):
-        for right in deltas[number + 1 :]:
+    arrays = [delta.arrays for delta in deltas]
+    for number, left in enumerate(arrays):
+        for right in arrays[number + 1 :]:
             _require_pair_agreement(left, right)
 
 
-def _require_pair_agreement(left: Delta, right: Delta) -> None:
-    conflicts: dict[str, Tensor] = {}
-    for name in left.indices:
+def _require_pair_agreement(
+    left: DeltaArrays,
+    right: DeltaArrays,
+) -> None:
+    conflicts: dict[str, Indices] = {}
+    for name in list_shared_names(left, right):
         found = find_conflicts(left, right, name)
         if len(found):
             conflicts[name] = found
@@ -175,65 +149,6 @@ def _require_pair_agreement(left: Delta, right: Delta) -> None:
         f"values, {first_name}[{first_index}] first; "
         f"rules that decide: {', '.join(deciding)}"
     )
-
-
-def find_shared_entries(
-    left: Delta,
-    right: Delta,
-    name: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the flat indices that both deltas change in a tensor, and each one's values there."""
-    if name not in left.indices or name not in right.indices:
-        nothing = torch.empty(0, dtype=torch.int64)
-        return nothing, nothing, nothing
-
-    _require_same_shape(left, right, name)
-    left_indices = left.indices[name]
-    right_indices = right.indices[name]
-    # where each left index would be inserted on the right; one past the end cannot be read
-    candidates = torch.searchsorted(right_indices, left_indices)
-    last_position = max(len(right_indices) - 1, 0)
-    candidates = candidates.clamp(max=last_position)
-    if len(right_indices):
-        is_shared = right_indices[candidates] == left_indices
-        left_positions = torch.nonzero(is_shared).view(-1)
-    else:
-        left_positions = candidates[:0]
-
-    right_positions = candidates[left_positions]
-    return (
-        left_indices[left_positions],
-        read_entries(left.values[name], left_positions),
-        read_entries(right.values[name], right_positions),
-    )
-
-
-def find_conflicts(
-    left: Delta,
-    right: Delta,
-    name: str,
-) -> Tensor:
-    """Return the flat indices that two deltas change to different bit patterns in a tensor."""
-    indices, left_values, right_values = find_shared_entries(left, right, name)
-    if left_values.dtype != right_values.dtype:
-        return indices
-
-    is_different = view_bits(left_values) != view_bits(right_values)
-    return indices[is_different]
-
-
-def _require_same_shape(
-    left: Delta,
-    right: Delta,
-    name: str,
-) -> None:
-    left_shape = list(left.shapes[name])
-    right_shape = list(right.shapes[name])
-    if left_shape != right_shape:
-        raise MismatchError(
-            f"{name} has the shapes {left_shape} and {right_shape} "
-            f"in {left.task!r} and {right.task!r}"
-        )
 
 
 def _require_siblings(deltas: Sequence[Delta]) -> None:

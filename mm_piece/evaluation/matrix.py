@@ -24,7 +24,8 @@ from mm_piece.evaluation.answers import (
 from mm_piece.evaluation.divergence import measure_divergence
 from mm_piece.recipe import GeneralTask, Recipe
 from mm_piece.store.delta_store import DeltaStore
-from mm_piece.store.loading import as_store, load
+from mm_piece.store.inspection import as_store
+from mm_piece.store.loading import load
 from mm_piece.store.results import MeasuredRow, add_row
 
 AnswersByTask = dict[str, list[ScoredAnswer]]

@@ -1,17 +1,15 @@
-"""Safetensors files piece by piece: read slices of a tensor, lay out a file before its data exist.
+"""Safetensors files piece by piece: read slices of a tensor.
 
-The safetensors library maps a file into memory, where every page that was read stays, and writes
-only tensors that are in memory. Checkpoints larger than memory need neither. The format is short:
-8 bytes of length, a JSON header of names, dtypes, shapes and offsets, the data.
+The safetensors library maps a file into memory, where every page that was read stays. A checkpoint
+larger than memory is read in slices instead. The format: `files.tensor_specs`.
 """
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +20,7 @@ from torch import Tensor
 from mm_piece.dtypes import SAFETENSORS_DTYPES, view_bits
 from mm_piece.errors import ModelError
 from mm_piece.files.strict_json import parse_json
+from mm_piece.files.tensor_specs import TensorRecord
 
 SLICE_ENTRIES = 2**22  # entries of a slice: large enough for full speed, a few MiB
 _MAX_HEADER_BYTES = 100_000_000  # what the safetensors library accepts
@@ -35,15 +34,6 @@ _HEADER_ERRORS = (
     AttributeError,
     RecursionError,
 )
-_DTYPE_ORDER = {name: rank for rank, name in enumerate(SAFETENSORS_DTYPES)}
-
-
-class _TensorRecord(TypedDict):
-    """One tensor in a header; the offsets are those of its first byte and of the one behind it."""
-
-    dtype: str
-    shape: list[int]
-    data_offsets: list[int]
 
 
 class OpenTensors(Protocol):
@@ -69,56 +59,6 @@ class OpenTensors(Protocol):
 def open_tensors(file: Path) -> OpenTensors:
     """Open a file with the safetensors library, to read its tensors one by one."""
     return safe_open(file, "pt")
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One tensor to be written: its name, dtype (as in safetensors) and shape."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Size of its data in bytes."""
-        itemsize = SAFETENSORS_DTYPES[self.dtype].itemsize
-        return math.prod(self.shape) * itemsize
-
-
-def sort_tensor_specs(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
-    """Return specs in the order in which the safetensors library lays tensors out."""
-
-    def rank_of(spec: TensorSpec) -> tuple[int, str]:
-        return _DTYPE_ORDER[spec.dtype], spec.name
-
-    return sorted(specs, key=rank_of)
-
-
-def build_header(
-    specs: Sequence[TensorSpec],
-    metadata: Mapping[str, str],
-) -> bytes:
-    """Return the opening of a file whose data are those of `specs`, in this order."""
-    content: dict[str, _TensorRecord | dict[str, str]] = {"__metadata__": dict(metadata)}
-    start = 0
-    for spec in specs:
-        stop = start + spec.nbytes
-        content[spec.name] = {
-            "dtype": spec.dtype,
-            "shape": list(spec.shape),
-            "data_offsets": [start, stop],
-        }
-        start = stop
-
-    text = json.dumps(
-        content,
-        separators=(",", ":"),
-        ensure_ascii=False,
-    ).encode()
-    text += b" " * (-len(text) % 8)  # aligns the data
-    length = len(text).to_bytes(8, "little")
-    return length + text
 
 
 @dataclass(frozen=True)
@@ -260,7 +200,7 @@ def read_tensor_locations(path: Path) -> dict[str, TensorLocation]:
 def _parse_location(
     path: Path,
     origin: int,
-    record: _TensorRecord,
+    record: TensorRecord,
 ) -> TensorLocation:
     """Return the place that a header's record gives; offsets in it count from `origin`."""
     if record["dtype"] not in SAFETENSORS_DTYPES:

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from math import sqrt
 from statistics import mean, stdev
 
-from scipy.special import stdtrit  # of scipy.stats, which takes a second to import
-
 
 def compute_interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean and half the width of its interval; the width is infinite for one value."""
     count = len(values)
     if count < 2:
         return mean(values), float("inf")
+
+    from scipy.special import stdtrit  # of scipy.stats, which takes a second to import
 
     # two-sided 95 %: 2.5 % of the distribution lie above the quantile
     quantile = float(stdtrit(count - 1, 0.975))

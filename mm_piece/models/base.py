@@ -27,10 +27,8 @@ from mm_piece.families import rules_of, weights
 from mm_piece.models import image_processor  # noqa: F401 - AutoProcessor finds what it registers
 from mm_piece.models.placement import require_devices, require_experts, require_values
 from mm_piece.recipe import require_options
+from mm_piece.recipe.base_options import READING_OPTIONS
 
-# Options of `from_pretrained` that select a base's files of weights. A store records them: other
-# files would be another base.
-READING_OPTIONS = ("subfolder", "variant", "use_safetensors")
 _COMPUTE_OPTIONS = ("attn_implementation", "experts_implementation")
 
 

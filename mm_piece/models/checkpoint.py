@@ -16,7 +16,6 @@ from torch import Tensor
 from mm_piece.deltas.delta import compute_fingerprint, compute_identity
 from mm_piece.deltas.file_layout import (
     layout_of,
-    may_be_transposed,
     transpose_shape,
 )
 from mm_piece.distributed import shape_of
@@ -24,7 +23,12 @@ from mm_piece.dtypes import as_dtype, dtype_name
 from mm_piece.errors import ModelError, as_path
 from mm_piece.files.safetensors import MappedTensor, read_tensor_locations
 from mm_piece.models.base import raising_model_error
-from mm_piece.models.checkpoint_tensor import CheckpointTensor, Location
+from mm_piece.models.checkpoint_tensor import (
+    CheckpointTensor,
+    Location,
+    compute_weights_fingerprint,
+    find_layout,
+)
 from mm_piece.models.skeleton import (
     find_weight_files,
     load_skeleton,
@@ -220,11 +224,7 @@ class Checkpoint:
     @property
     def layout(self) -> dict[str, tuple[int, ...]]:
         """Shapes in the files, of the weights that files may have transposed."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for name, weight in self.parameters.items():
-            if may_be_transposed(name):
-                shapes[name] = weight.location.shape
-        return shapes
+        return find_layout(self.parameters)
 
     def make_reading_record(self) -> dict[str, Any]:
         """Return what a store records of how this checkpoint's files are read."""
@@ -237,11 +237,7 @@ class Checkpoint:
 
     def compute_fingerprint(self) -> str:
         """Return the fingerprint of the model that `load_base` makes of this folder."""
-        samples = {}
-        for name, weight in self.parameters.items():
-            sample = weight.read_sample()
-            samples[name] = (weight.shape, weight.dtype, sample)
-        return compute_identity(samples)
+        return compute_weights_fingerprint(self.parameters)
 
     def compute_full_digest(self) -> str:
         """Return the full digest of that model; reads everything."""

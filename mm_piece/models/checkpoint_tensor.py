@@ -1,7 +1,7 @@
 """One tensor of a checkpoint's files, read slice by slice as the model has it."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +9,10 @@ from torch import Tensor
 
 from mm_piece.deltas.delta import (
     Delta,
+    compute_identity,
     compute_stride,
 )
-from mm_piece.deltas.file_layout import transpose_positions
+from mm_piece.deltas.file_layout import may_be_transposed, transpose_positions
 from mm_piece.dtypes import view_bits
 from mm_piece.entries import read_entries, write_entries
 from mm_piece.errors import MismatchError
@@ -68,6 +69,7 @@ class CheckpointTensor:
         last = -1
         if len(indices):
             last = int(indices[-1])
+
         if last >= size:
             raise MismatchError(f"{self.name} has {size} entries, a delta reaches past")
 
@@ -118,6 +120,27 @@ class CheckpointTensor:
 
         for part in parts:
             part.require_before_digest()
+
+
+def compute_weights_fingerprint(weights: Mapping[str, CheckpointTensor]) -> str:
+    """Return the fingerprint of a base whose weights, by published names, are these."""
+    samples = {}
+    for name, weight in weights.items():
+        samples[name] = (
+            weight.shape,
+            weight.dtype,
+            weight.read_sample(),
+        )
+    return compute_identity(samples)
+
+
+def find_layout(weights: Mapping[str, CheckpointTensor]) -> dict[str, tuple[int, ...]]:
+    """Return shapes in the files, of the weights that files may have transposed."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, weight in weights.items():
+        if may_be_transposed(name):
+            shapes[name] = weight.location.shape
+    return shapes
 
 
 class _DeltaPart:

@@ -23,6 +23,9 @@ HONOURED = {
     "subfolder": "which files are read",
     "disable_mmap": "how files are read",
 }
+# Those that select a base's files of weights. A store records them: other files would be another
+# base.
+READING_OPTIONS = ("subfolder", "variant", "use_safetensors")
 ALIASES = {"torch_dtype": "dtype"}
 HARMLESS = {
     "low_cpu_mem_usage": "transformers 5 reads it no more",

@@ -187,7 +187,7 @@ def _count_by_group(store: DeltaStore) -> dict[str, int]:
     """Count changed entries by group, over all deltas with a change report."""
     found: dict[str, int] = {}
     for entry in store.entries:
-        delta = store.delta(entry.position)
+        delta = store.delta_arrays(entry.position)
         rows = find_change_rows(delta.info)
         for group, counts in rows.items():
             changed = int(counts["changed"])

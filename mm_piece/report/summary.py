@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mm_piece.errors import StoreError
 from mm_piece.metrics import continual
 from mm_piece.report.weight_maps import (
@@ -19,10 +17,9 @@ from mm_piece.report.weight_maps import (
     measure_overlap,
     union_masks,
 )
-from mm_piece.selection.stability import parse_overlaps
 from mm_piece.sparse.change_report import find_change_rows
 from mm_piece.store.records import BaseRecord
-from mm_piece.store.results import AnswerRecord, Answers
+from mm_piece.store.results import AnswerRecord, Answers, parse_overlaps
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -231,10 +228,9 @@ def _read_deltas(store: "DeltaStore") -> tuple[list[Indices], Shapes, list[Delta
     summaries = []
     num_parameters = store.base.facts["parameters"]
     for entry in store.entries:
-        delta = store.delta(entry.position)
+        delta = store.delta_arrays(entry.position)
         # a page needs the places only, so that the values can go
-        mask = {name: np.asarray(index) for name, index in delta.indices.items()}
-        masks.append(mask)
+        masks.append(delta.indices)
         shapes |= delta.shapes
         summary = DeltaSummary(
             position=entry.position,

@@ -7,7 +7,6 @@ two fresh sets of as many examples would. The parts hold half of all examples at
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,24 +55,6 @@ def estimate_overlaps(
         examples = round(num_examples * size / folds.num_folds)
         overlaps[examples] = sum(pair_overlaps) / _NUM_PAIRS
     return overlaps
-
-
-def parse_overlaps(
-    results: Mapping[str, Any],
-    task: str,
-) -> list[tuple[int, float]]:
-    """Return a task's numbers of examples and overlaps from a store's results, ascending.
-
-    Results are data from a file: entries of another form are left out.
-    """
-    by_task = results.get("stability", {})
-    recorded = by_task.get(task, {})
-    overlaps: list[tuple[int, float]] = []
-    for examples, share in recorded.items():
-        is_number = type(share) in (int, float)  # not isinstance: a boolean is no share
-        if examples.isdecimal() and is_number:
-            overlaps.append((int(examples), share))
-    return sorted(overlaps)
 
 
 def build_sampled_groups(

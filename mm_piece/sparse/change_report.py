@@ -1,17 +1,22 @@
 """The change report: what a task changed in each group of weights.
 
 It shows whether a vision tower trained or stayed as it was. Every group of the model has a row,
-even one whose weights could not be selected.
+even one whose weights could not be selected. Columns:
+
+    entries     of the group
+    patchable   entries that the task may change
+    selected    entries that it trained
+    changed     entries with other bits than before
+    rounded     trained values that the weights' dtype rounds back to what was there
+    norm        of the change
+    share       that norm over the norm of the group's weights
+
+`sparse.change_measurement` makes a report. This module reads it from a delta, without torch.
 """
 
 from collections.abc import Mapping
-from math import hypot
 
-from torch import Tensor
-
-from mm_piece.distributed import norm_of, shape_of
-from mm_piece.families import GROUPS, group_of
-from mm_piece.sparse.tuning import sparse_tuning
+from mm_piece.families import GROUPS
 
 COLUMNS = (
     "entries",
@@ -22,32 +27,6 @@ COLUMNS = (
     "norm",
     "share",
 )
-
-
-def measure_changes(
-    tuning: sparse_tuning,
-    patchable: Mapping[str, int],
-) -> dict[str, dict[str, float]]:
-    """Return a row of numbers for each group, in the order of `GROUPS`.
-
-    `patchable` maps the weights that a task may change to their number of entries. Columns:
-    `entries` of the group, `patchable` ones, `selected` ones, `changed` ones (other bits than
-    before), `rounded` ones (trained values that the weights' dtype rounds back to what was there),
-    `norm` of the change, and `share`: that norm over the norm of the group's weights.
-    """
-    tuning.write_back()
-    named = tuning.weights
-    names_by_group: dict[str, list[str]] = {}
-    for name in named:
-        names = names_by_group.setdefault(group_of(name), [])
-        names.append(name)
-
-    report: dict[str, dict[str, float]] = {}
-    for group in GROUPS:
-        if group in names_by_group:
-            names = names_by_group[group]
-            report[group] = _measure_group(tuning, names, named, patchable)
-    return report
 
 
 def format_rounding_warning(groups: Mapping[str, Mapping[str, float]]) -> str:
@@ -96,49 +75,3 @@ def _is_number(value: object) -> bool:
     if type(value) is int or type(value) is float:
         return abs(value) < 2**63
     return False
-
-
-def _measure_group(
-    tuning: sparse_tuning,
-    names: list[str],
-    named: Mapping[str, Tensor],
-    patchable: Mapping[str, int],
-) -> dict[str, float]:
-    """Return the row of one group, whose weights are `names`."""
-    num_entries = 0
-    norms = []  # of whole weights
-    patches = []
-    for name in names:
-        weight = named[name]
-        num_entries += shape_of(weight).numel()
-        norms.append(norm_of(weight))
-        if name in tuning.patches:
-            patches.append(tuning.patches[name])
-
-    changes = []
-    change_norms = []
-    for patch in patches:
-        after = patch.copy_entries().double()
-        before = patch.entries_before.double()
-        change = after - before
-        changes.append(change)
-        change_norms.append(float(change.norm()))
-
-    # The norm of norms is that of all entries together.
-    norm = hypot(*change_norms)
-    total_norm = hypot(*norms)
-    share = norm / total_norm if total_norm else 0.0
-    return {
-        "entries": num_entries,
-        "patchable": sum(patchable.get(name, 0) for name in names),
-        "selected": sum(len(change) for change in changes),
-        "changed": sum(patch.count_changed() for patch in patches),
-        "rounded": sum(patch.count_rounded() for patch in patches),
-        "norm": _round_digits(norm),
-        "share": _round_digits(share),
-    }
-
-
-def _round_digits(value: float) -> float:
-    """Round to six digits, which the order of additions in a sum leaves alone."""
-    return float(f"{value:.6g}")

@@ -17,13 +17,15 @@ from mm_piece.deltas.delta import Delta, compute_digest, compute_fingerprint
 from mm_piece.deltas.merging import collect_indices, replay_deltas
 from mm_piece.distributed import gather_entries, scatter_entries, shape_of
 from mm_piece.entries import read_entries, write_entries
-from mm_piece.errors import BaseError, MismatchError, StoreError, as_path
+from mm_piece.errors import BaseError, MismatchError, StoreError
 from mm_piece.families import inner_model, why_fixed
 from mm_piece.models.base import tensors
 from mm_piece.models.checkpoint import Checkpoint, fetch_checkpoint
 from mm_piece.modules import is_intercepted
-from mm_piece.store.base_record import base_source, reading_of, trained_dtype
+from mm_piece.store.base_location import base_source
+from mm_piece.store.base_reading import reading_of, trained_dtype
 from mm_piece.store.delta_store import DeltaStore
+from mm_piece.store.inspection import as_store
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,6 @@ def position(model: nn.Module) -> int:
     with lock_of(model):
         attachment = attachment_of(model)
         return len(attachment.undo_stack)
-
-
-def as_store(store: str | Path | DeltaStore) -> DeltaStore:
-    """Return the store of a path, or the store itself."""
-    if isinstance(store, DeltaStore):
-        return store
-    return DeltaStore.open(as_path(store, "store"))
 
 
 def attach_base(model: nn.Module, store: DeltaStore) -> Attachment:

@@ -18,14 +18,9 @@ from collections.abc import (
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from shutil import rmtree
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from filelock import FileLock, Timeout
-
-from mm_piece.deltas.delta import Delta
 from mm_piece.errors import (
-    LockedError,
     PieceError,
     PositionError,
     StoreError,
@@ -34,12 +29,17 @@ from mm_piece.errors import (
 )
 from mm_piece.files import atomic
 from mm_piece.files.atomic import reporting_os_errors
-from mm_piece.recipe import Recipe, parse_recipe
 from mm_piece.store import folder, manifest
 from mm_piece.store.folder import MANIFEST, RECIPE, RESULTS
-from mm_piece.store.garbage import iter_half_written, iter_unlisted
+from mm_piece.store.garbage import iter_half_written, list_garbage, remove_garbage
+from mm_piece.store.lock import StoreLock
 from mm_piece.store.records import BaseRecord, ManifestEntry
 from mm_piece.store.results import Answers, Results
+
+if TYPE_CHECKING:  # each takes longer to import than a command that needs none of them
+    from mm_piece.deltas.arrays import DeltaArrays
+    from mm_piece.deltas.delta import Delta
+    from mm_piece.recipe import Recipe
 
 
 class DeltaStore:
@@ -54,8 +54,7 @@ class DeltaStore:
         self.path = path
         self.base = base
         self._entries = entries
-        # no waiting: a second writer gets LockedError at once
-        self._lock = FileLock(path / folder.LOCK, timeout=0)
+        self._lock = StoreLock(path)
 
     @classmethod
     def create(
@@ -79,7 +78,7 @@ class DeltaStore:
         with reporting_os_errors(path):
             path.mkdir(parents=True, exist_ok=True)
 
-        with store._acquiring_lock():
+        with store._lock.acquiring():
             if (path / MANIFEST).exists():
                 manifest.require_replaceable(path, over_empty)
                 folder.remove_empty_store(path)
@@ -115,14 +114,18 @@ class DeltaStore:
         """The text of the recipe that made the store."""
         return self._read_file(RECIPE).decode(errors="replace")
 
-    def load_recipe(self) -> Recipe:
+    def load_recipe(self) -> "Recipe":
         """Parse that recipe; no file of the user is read. Raises RecipeError."""
-        return parse_recipe(self.recipe, str(self.path / RECIPE))
+        from mm_piece.recipe import parse_recipe
+
+        source = str(self.path / RECIPE)
+        return parse_recipe(self.recipe, source)
 
     def write_recipe(self, recipe: str) -> None:
         """Replace the recipe, which may have come to name further tasks."""
+        data = recipe.encode()
         with self.writing():
-            self._write_file(RECIPE, recipe.encode())
+            self._write_file(RECIPE, data)
 
     @property
     def logs(self) -> Path:
@@ -135,7 +138,8 @@ class DeltaStore:
 
     def work_folder(self, position: int) -> Path:
         """Return the folder for scratch of the training of a task."""
-        return self.path / folder.WORK / f"{position:04d}"
+        work = self.path / folder.WORK
+        return work / f"{position:04d}"
 
     def retention_file(self, position: int) -> Path:
         """Return the path of a learned task's retention importance; it may not be there."""
@@ -146,15 +150,25 @@ class DeltaStore:
         number = self._require_position(position, first=1)
         entry = self._entries[number - 1]
         data = self._read_file(entry.file)
-        manifest.require_listed_content(self.path / entry.file, entry, data)
+        path = self.path / entry.file
+        manifest.require_listed_content(path, entry, data)
         return data
 
-    def delta(self, position: int) -> Delta:
+    def delta(self, position: int) -> "Delta":
         """Read and verify the delta that leads to `position`."""
+        from mm_piece.deltas.delta import Delta
+
+        arrays = self.delta_arrays(position)
+        return Delta.from_arrays(arrays)
+
+    def delta_arrays(self, position: int) -> "DeltaArrays":
+        """Read and verify the delta that leads to `position`, without torch."""
+        from mm_piece.deltas.arrays import DeltaArrays
+
         data = self.data(position)
         entry = self._entries[position - 1]
         path = self.path / entry.file
-        delta = Delta.from_bytes(data, origin=str(path))
+        delta = DeltaArrays.from_bytes(data, origin=str(path))
 
         # the manifest must agree with the delta's own header
         expected_base = self.base.fingerprint
@@ -165,7 +179,7 @@ class DeltaStore:
             manifest.require_same(path, field, listed, found)
         return delta
 
-    def deltas(self, at: int | None = None) -> list[Delta]:
+    def deltas(self, at: int | None = None) -> "list[Delta]":
         """Read and verify the deltas 1…`at`, by default all of them."""
         last = self.position(at)
         deltas = []
@@ -174,7 +188,7 @@ class DeltaStore:
             deltas.append(delta)
         return deltas
 
-    def append(self, delta: Delta) -> ManifestEntry:
+    def append(self, delta: "Delta") -> ManifestEntry:
         """Add the next delta; once this returns it is there for good."""
         with self.writing():
             position = len(self) + 1
@@ -224,12 +238,12 @@ class DeltaStore:
         The manifest is read again first, so earlier writers' deltas are there. Nests. Raises
         LockedError while another process writes.
         """
-        with self._acquiring_lock():
+        with self._lock.acquiring():
             self.reload()
             # nobody else writes now: temporary files are those of a crashed writer
             with reporting_os_errors(self.path):
-                for stale in iter_half_written(self.path):
-                    stale.unlink()
+                half_written = iter_half_written(self.path)
+                remove_garbage(half_written)
             yield
 
     def verify(self, at: int | None = None) -> list[ManifestEntry]:
@@ -242,7 +256,7 @@ class DeltaStore:
             try:
                 self.answers(position)
                 if position:
-                    self.delta(position)
+                    self.delta_arrays(position)
             except PieceError as error:
                 raise type(error)(f"position {position}: {error}") from error
         self.results()
@@ -256,19 +270,11 @@ class DeltaStore:
         it. With `dry_run` nothing is removed. Raises LockedError while another writer is at work.
         """
         # not `writing`, which would remove half-written files even in a dry run
-        with self._acquiring_lock(), reporting_os_errors(self.path):
+        with self._lock.acquiring(), reporting_os_errors(self.path):
             self.reload()
-            garbage = list(iter_half_written(self.path))
-            garbage += iter_unlisted(self.path, self._entries)
-            garbage.sort()
-            if dry_run:
-                return garbage
-
-            for path in garbage:
-                if path.is_dir():
-                    rmtree(path)
-                else:
-                    path.unlink()
+            garbage = list_garbage(self.path, self._entries)
+            if not dry_run:
+                remove_garbage(garbage)
         return garbage
 
     def log(self) -> dict[str, Any]:
@@ -336,7 +342,11 @@ class DeltaStore:
             return len(self)
         return self._require_position(at, first=0)
 
-    def _require_position(self, position: int, first: int) -> int:
+    def _require_position(
+        self,
+        position: int,
+        first: int,
+    ) -> int:
         """Return a position as an int; PositionError outside `first`…T."""
         last = len(self)
         # `in range` would take True for 1, and 1.0 too
@@ -351,22 +361,6 @@ class DeltaStore:
             )
 
         return int(position)
-
-    @contextmanager
-    def _acquiring_lock(self) -> Iterator[None]:
-        """Keep the store's lock while the block runs; LockedError if another process has it."""
-        with reporting_os_errors(self.path):
-            # a link would let a store lock a file elsewhere
-            manifest.require_inside(self.path, self.path / folder.LOCK)
-            try:
-                self._lock.acquire()
-            except Timeout as error:
-                raise LockedError(f"{self.path}: another writer holds this store") from error
-
-        try:
-            yield
-        finally:
-            self._lock.release()  # counted: only the outermost block gives it back
 
     def _write_manifest(self, entries: list[ManifestEntry]) -> None:
         text = manifest.serialize_manifest(self.base, entries)

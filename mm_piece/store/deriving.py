@@ -1,11 +1,10 @@
-"""New deltas out of old ones and out of checkpoints: squash, merge, extract, remove, compare.
+"""New deltas out of old ones and out of checkpoints: merge, extract, remove.
 
 Every result is derived from stored data: the deltas' new values, and the base's files, which are
 read slice by slice. No function needs a model in memory.
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +15,11 @@ from torch import Tensor
 
 from mm_piece.deltas import file as deltafile
 from mm_piece.deltas import merging
-from mm_piece.deltas.comparison import PositionComparison, compare_positions
 from mm_piece.deltas.delta import Delta, find_changed_indices
+from mm_piece.deltas.entry_sets import find_shared_entries, list_shared_names
 from mm_piece.deltas.file_layout import layout_of
-from mm_piece.deltas.header import (
-    MAX_NAME_LENGTH,
-    TensorRecord,
-    index_dtype,
-    make_tensor_record,
-)
+from mm_piece.deltas.header import TensorRecord, make_tensor_record
+from mm_piece.deltas.tensor_rows import index_dtype, to_value_row
 from mm_piece.dtypes import view_bits
 from mm_piece.entries import read_entries
 from mm_piece.errors import (
@@ -38,43 +33,10 @@ from mm_piece.errors import (
 from mm_piece.files import atomic
 from mm_piece.models.checkpoint import Checkpoint, fetch_checkpoint
 from mm_piece.models.checkpoint_tensor import CheckpointTensor
-from mm_piece.store.base_record import relocate_base
+from mm_piece.store.base_location import relocate_base
 from mm_piece.store.delta_store import DeltaStore
-from mm_piece.store.exporting import open_base_checkpoint
-from mm_piece.store.loading import as_store
-
-TensorMap = dict[str, Tensor]  # by weight name: flat indices or values of its entries
-
-
-def squash(
-    store: str | Path | DeltaStore,
-    at: int | None = None,
-    *,
-    task: str | None = None,
-    base: str | Path | None = None,
-) -> Delta:
-    """Return one delta from the base straight to a position (default: the last), exactly.
-
-    It holds the entries whose bits differ between the two. `task` names it; by default its name
-    joins those of its tasks. Raises PositionError, and what a damaged chain or another base raises.
-    """
-    opened = as_store(store)
-    last = len(opened) if at is None else at
-    deltas = opened.deltas(last)
-    entries = opened.entries[:last]
-
-    # a delta that a later one undoes leaves nothing: values are compared at the two ends only
-    checkpoint = open_base_checkpoint(opened, base)
-    index = merging.collect_indices(deltas)
-    before = _read_values(checkpoint, index)
-    after = merging.replay_deltas(deltas, index, before)
-
-    tasks = [entry.task for entry in entries]
-    title = task or _join_task_names(tasks)
-    sources = [{"task": entry.task, "sha256": entry.sha256} for entry in entries]
-    change = (index, before, after)
-    info = {"squashed": sources}
-    return _make_delta(checkpoint, title, change, info)
+from mm_piece.store.inspection import as_store
+from mm_piece.store.squashing import join_task_names, make_delta, read_values
 
 
 def merge(
@@ -106,14 +68,14 @@ def merge(
         )
 
     index = merging.collect_indices(deltas)
-    before = _read_values(checkpoint, index)
+    before = read_values(checkpoint, index)
     after = merging.merge_deltas(deltas, index, before, rule)
 
     tasks = [delta.task for delta in deltas]
-    title = task or _join_task_names(tasks)
+    title = task or join_task_names(tasks)
     change = (index, before, after)
     info = {"rule": rule, "merged": tasks}
-    return _make_delta(checkpoint, title, change, info)
+    return make_delta(checkpoint, title, change, info)
 
 
 def extract(
@@ -207,71 +169,6 @@ def remove_task(
     return new
 
 
-def diff_positions(left: str | Path, right: str | Path) -> PositionComparison:
-    """Compare two positions: each a store, `STORE@T` or a delta file; see `compare_positions`."""
-    return compare_positions(read_deltas_at(left), read_deltas_at(right))
-
-
-def read_deltas_at(source: str | Path) -> list[Delta]:
-    """Read the deltas of a source: a store (its last position), `STORE@T`, or a delta file."""
-    if Path(source).is_file():
-        return [Delta.load(source)]
-
-    match = re.fullmatch(r"(.+)@(\d+)", str(source))
-    # a folder whose own name ends in @T is a store, not a position
-    if match and not Path(source).exists():
-        store = DeltaStore.open(match[1])
-        return store.deltas(int(match[2]))
-
-    return DeltaStore.open(source).deltas()
-
-
-def _read_values(
-    checkpoint: Checkpoint,
-    index: TensorMap,
-) -> TensorMap:
-    """Read the checkpoint's values at the entries `index`; ModelError for an unknown weight."""
-    parameters = checkpoint.parameters
-    unknown = sorted(index.keys() - parameters.keys())
-    if unknown:
-        raise ModelError(f"{checkpoint.folder} has no weight {unknown[0]}, which a delta changes")
-
-    values = {}
-    for name, indices in index.items():
-        values[name] = parameters[name].read_entries(indices)
-    return values
-
-
-def _make_delta(
-    checkpoint: Checkpoint,
-    task: str,
-    change: tuple[TensorMap, TensorMap, TensorMap],
-    info: dict[str, Any],
-) -> Delta:
-    """Build the delta of a change (indices, values before, values after) of a checkpoint."""
-    index, before, after = change
-    shapes = {name: checkpoint.parameters[name].shape for name in index}
-    base = checkpoint.compute_fingerprint()
-    layout = layout_of(index, checkpoint.layout)
-    return Delta.from_change(
-        index,
-        before,
-        after,
-        shapes,
-        task=task,
-        base=base,
-        info={**info, **layout},
-    )
-
-
-def _join_task_names(tasks: Sequence[str]) -> str:
-    """Return one name for several tasks."""
-    title = "+".join(tasks) or "base"  # position 0 has no task
-    if len(title) > MAX_NAME_LENGTH:
-        return f"{len(tasks)} tasks"
-    return title
-
-
 def _find_common_dtype(deltas: Sequence[Delta]) -> torch.dtype:
     """Return the floating dtype that the deltas were trained in."""
     found: set[torch.dtype] = set()
@@ -325,8 +222,14 @@ def _pack_changes(
     for before, after in pairs:
         index, values, digest = _find_changes(before, after)
         if len(index):
-            packer.add_tensor(before.name, index, values)
-            record = make_tensor_record(before.shape, values, digest)
+            row = to_value_row(values)
+            packer.add_tensor(before.name, index.numpy(), row)
+            record = make_tensor_record(
+                before.shape,
+                row.dtype,
+                len(index),
+                digest,
+            )
             yield before.name, record
 
 
@@ -358,9 +261,11 @@ def _find_changes(
 
 def _require_disjoint(removed: Delta, other: Delta) -> None:
     """Raise ConflictError if another delta changes an entry of the removed one."""
+    left = removed.arrays
+    right = other.arrays
     counts = {}
-    for name in removed.indices:
-        shared, _, _ = merging.find_shared_entries(removed, other, name)
+    for name in list_shared_names(left, right):
+        shared, _, _ = find_shared_entries(left, right, name)
         counts[name] = len(shared)
 
     count = sum(counts.values())

@@ -18,23 +18,19 @@ from mm_piece.errors import (
     StoreError,
     as_path,
 )
-from mm_piece.files import safetensors as tensorfile
+from mm_piece.files import tensor_specs
 from mm_piece.files.atomic import creating_folder, reporting_os_errors
-from mm_piece.files.safetensors import TensorSpec
+from mm_piece.files.tensor_specs import TensorSpec
 from mm_piece.models.base import find_processor_folder
 from mm_piece.models.checkpoint import Checkpoint, fetch_checkpoint
 from mm_piece.models.checkpoint_tensor import CheckpointTensor
 from mm_piece.recipe import parse_bytes
-from mm_piece.store.base_record import (
-    base_source,
-    reading_of,
-    trained_dtype,
-)
+from mm_piece.store.base_location import base_source
+from mm_piece.store.base_reading import reading_of, trained_dtype
 from mm_piece.store.delta_store import DeltaStore
+from mm_piece.store.inspection import as_store, is_delta_file
 from mm_piece.store.loading import (
-    as_store,
     dtype_of,
-    is_delta_file,
     require_base_source,
     require_delta_base,
 )
@@ -221,10 +217,10 @@ def _write_shard(
 ) -> None:
     """Write one safetensors file; memory has one slice of one weight at a time."""
     weights_by_spec = {_spec_of(weight): weight for weight in weights}
-    specs = tensorfile.sort_tensor_specs(weights_by_spec)  # the order of safetensors' own writer
+    specs = tensor_specs.sort_tensor_specs(weights_by_spec)  # the order of safetensors' own writer
     with path.open("wb") as file:
         # transformers looks here for the framework that wrote the file
-        header = tensorfile.build_header(specs, {"format": "pt"})
+        header = tensor_specs.build_header(specs, {"format": "pt"})
         file.write(header)
         for spec in specs:
             weight = weights_by_spec[spec]

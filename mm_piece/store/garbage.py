@@ -1,8 +1,9 @@
 """What may go from a store's folder: this library made it, and the store does not list it."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from shutil import rmtree
 
 from mm_piece.store.folder import ANSWERS, RETENTION, WORK
 from mm_piece.store.manifest import DELTA_FILE_PATTERN
@@ -14,6 +15,25 @@ _NUMBERED_SUFFIXES = {
     RETENTION: ".safetensors",
 }
 _NUMBER_PATTERN = re.compile(r"[0-9]{4,}")
+
+
+def list_garbage(
+    store: Path,
+    entries: Sequence[ManifestEntry],
+) -> list[Path]:
+    """Return all that may go, sorted; only the owner of the lock may remove it."""
+    half_written = iter_half_written(store)
+    unlisted = _iter_unlisted(store, entries)
+    return sorted([*half_written, *unlisted])
+
+
+def remove_garbage(paths: Iterable[Path]) -> None:
+    """Remove files, and folders with all that lies in them."""
+    for path in paths:
+        if path.is_dir():
+            rmtree(path)
+        else:
+            path.unlink()
 
 
 def iter_half_written(store: Path) -> Iterator[Path]:
@@ -28,7 +48,7 @@ def iter_half_written(store: Path) -> Iterator[Path]:
             yield path
 
 
-def iter_unlisted(
+def _iter_unlisted(
     store: Path,
     entries: Sequence[ManifestEntry],
 ) -> Iterator[Path]:

@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 
@@ -11,21 +11,17 @@ from mm_piece.dtypes import as_dtype
 from mm_piece.errors import (
     BaseError,
     StoreError,
-    as_path,
 )
-from mm_piece.families import group_of
 from mm_piece.models.base import (
     load_base,
     tensors,
     validate_options,
 )
-from mm_piece.store.attachment import as_store, attach_base
-from mm_piece.store.base_record import (
-    base_source,
-    reading_of,
-    trained_dtype,
-)
+from mm_piece.store.attachment import attach_base
+from mm_piece.store.base_location import base_source
+from mm_piece.store.base_reading import reading_of, trained_dtype
 from mm_piece.store.delta_store import DeltaStore
+from mm_piece.store.inspection import as_store
 
 
 def load(
@@ -90,49 +86,6 @@ def _load_position(
             attachment.apply_delta(delta, live)
 
     return _cast_model(model, requested_dtype), processor
-
-
-def describe_delta(
-    store: str | Path | DeltaStore,
-    at: int | None,
-) -> dict[str, Any]:
-    """Return a delta's header and one record per tensor.
-
-    The delta is a file, or the one that leads to a store's position (default: the last). `info` is
-    the maker's word; the other facts are read and counted here.
-    """
-    delta = Delta.load(store) if is_delta_file(store) else _read_delta_at(as_store(store), at)
-    records = []
-    for name, index in delta.indices.items():
-        record = {
-            "name": name,
-            "group": group_of(name),
-            "shape": list(delta.shapes[name]),
-            "entries": len(index),
-        }
-        records.append(record)
-
-    return {
-        "task": delta.task,
-        "base": delta.base,
-        "parent": delta.parent,
-        "entries": delta.entries,
-        "info": delta.info,
-        "tensors": records,
-    }
-
-
-def _read_delta_at(store: DeltaStore, at: int | None) -> Delta:
-    """Read the delta that leads to a position of a store, by default the last."""
-    position = len(store) if at is None else at
-    return store.delta(position)
-
-
-def is_delta_file(source: str | Path | DeltaStore) -> TypeGuard[str | Path]:
-    """Return whether a source is a delta file, not a store."""
-    if isinstance(source, DeltaStore):
-        return False
-    return as_path(source, "store").is_file()
 
 
 def _load_delta(

@@ -10,7 +10,7 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 TaskFacts = dict[str, dict[str, float]]  # by task, by name
 
@@ -134,5 +134,29 @@ def drop_columns(results: Results, tasks: Sequence[str]) -> Results:
     }
 
 
-def _pick_tasks(facts_by_task: TaskFacts, tasks: Collection[str]) -> TaskFacts:
+def parse_overlaps(
+    results: Mapping[str, Any],
+    task: str,
+) -> list[tuple[int, float]]:
+    """Return a task's numbers of examples and overlaps from a store's results, ascending.
+
+    Results are data from a file: entries of another form are left out.
+    """
+    by_task = results.get("stability", {})
+    recorded = by_task.get(task, {})
+    overlaps: list[tuple[int, float]] = []
+    for examples, share in recorded.items():
+        is_number = type(share) in (int, float)  # not isinstance: a boolean is no share
+        if examples.isdecimal() and is_number:
+            num_examples = int(examples)
+            overlaps.append((num_examples, share))
+
+    overlaps.sort()
+    return overlaps
+
+
+def _pick_tasks(
+    facts_by_task: TaskFacts,
+    tasks: Collection[str],
+) -> TaskFacts:
     return {task: facts for task, facts in facts_by_task.items() if task in tasks}

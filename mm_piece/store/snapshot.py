@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mm_piece.errors import RecipeError
-from mm_piece.recipe import parse_recipe
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.store.records import BaseRecord, ManifestEntry
 from mm_piece.store.results import Answers, Results, drop_columns, truncate_results
@@ -54,6 +53,8 @@ def drop_unlearned_tasks(
     A store that `train` did not make may have any text as its recipe, or one of other tasks: it
     stays as it is.
     """
+    from mm_piece.recipe import parse_recipe
+
     learned = [entry.task for entry in snapshot.entries]
     # a matrix has one column for each task of the recipe, learned or not
     results = drop_columns(snapshot.results, learned)

@@ -28,7 +28,8 @@ from mm_piece.recipe import (
     parse_bytes,
 )
 from mm_piece.selection.task import TaskSelection, select_for_task
-from mm_piece.sparse.change_report import format_rounding_warning, measure_changes
+from mm_piece.sparse.change_measurement import measure_changes
+from mm_piece.sparse.change_report import format_rounding_warning
 from mm_piece.sparse.tuning import sparse_tuning
 from mm_piece.store.attachment import checkout
 from mm_piece.store.delta_store import DeltaStore

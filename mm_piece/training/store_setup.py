@@ -10,7 +10,8 @@ from mm_piece.errors import (
 )
 from mm_piece.evaluation.matrix import count_measured_rows
 from mm_piece.recipe import Recipe
-from mm_piece.store.base_record import locate_base, trained_dtype
+from mm_piece.store.base_location import locate_base
+from mm_piece.store.base_reading import trained_dtype
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.store.folder import is_store, require_unused
 from mm_piece.store.manifest import require_folders_inside

@@ -5,9 +5,15 @@ import torch
 from edits import EDITS, base_of, change
 from hypothesis import given
 
-from mm_piece.deltas.comparison import compare_positions, count_overlap
+from mm_piece.deltas import comparison
 from mm_piece.dtypes import view_bits
 from mm_piece.errors import MismatchError
+
+
+def compare_positions(left, right):
+    return comparison.compare_positions(
+        [delta.arrays for delta in left], [delta.arrays for delta in right]
+    )
 
 
 def entries(edits, name):
@@ -59,7 +65,8 @@ def test_one_delta_on_both_sides_has_one_row():
     delta = change(base_of(), {"a": {1: 1.0}})
     again = type(delta).from_bytes(delta.to_bytes())
     other = change(base_of(), {"a": {1: 2.0}})
-    assert count_overlap([delta, again, other])["entries"] == [[1, 1], [1, 1]]
+    deltas = [delta.arrays for delta in (delta, again, other)]
+    assert comparison.count_overlap(deltas)["entries"] == [[1, 1], [1, 1]]
 
 
 def test_bases_and_kinds():

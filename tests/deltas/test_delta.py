@@ -13,13 +13,14 @@ from made_deltas import BASE, change, clones, noise, same, small
 
 from mm_piece.deltas.delta import (
     Delta,
+    compute_digest,
     compute_fingerprint,
     compute_full_digest,
     find_changed_indices,
 )
 from mm_piece.deltas.header import DELTA_DTYPES
 from mm_piece.deltas.merging import compose_deltas
-from mm_piece.dtypes import view_bits
+from mm_piece.dtypes import SAFETENSORS_DTYPES, view_bits
 from mm_piece.entries import read_entries, write_entries
 from mm_piece.errors import MismatchError
 
@@ -33,7 +34,7 @@ ODD_PATTERNS = {  # negative zero, a NaN with a payload, a signalling NaN, the s
 @st.composite
 def situations(draw):
     """Tensors, and indices into some of them."""
-    dtype = draw(st.sampled_from(list(DELTA_DTYPES.values())))
+    dtype = draw(st.sampled_from([SAFETENSORS_DTYPES[name] for name in DELTA_DTYPES]))
     shapes = draw(st.lists(st.lists(st.integers(0, 6), max_size=3), min_size=1, max_size=3))
     text = st.text(min_size=1, max_size=8).filter(str.isprintable)
     names = draw(st.lists(text, min_size=3, max_size=3, unique=True))
@@ -135,6 +136,19 @@ def test_indices_widen_where_they_must(kind, size, dtype):
     read = Delta.from_bytes(delta.to_bytes(kind))
     assert read.indices["w"].dtype == dtype
     assert read.indices["w"].tolist() == [0, 5, size - 1]
+
+
+@pytest.mark.parametrize("kind", ["gap", "raw"])
+@pytest.mark.parametrize("size", [9, 2**31])
+def test_rows_without_entries_are_ordinary_tensors(kind, size):
+    dtype = torch.int32 if size < 2**31 else torch.int64
+    rows = {"w": torch.empty(0, dtype=dtype)}, {"w": torch.empty(0, dtype=torch.float16)}
+    digest = {"w": compute_digest(rows[1]["w"])}
+    delta = Delta(*rows, {"w": (size,)}, digest, "t", BASE, "", {})
+    read = Delta.from_bytes(delta.to_bytes(kind))
+    for row in (read.indices["w"], read.values["w"]):
+        assert row.stride() == (1,)
+        assert row.view(torch.uint8).shape == (0,)
 
 
 def test_the_same_delta_gives_the_same_file():

@@ -12,6 +12,7 @@ from made_deltas import BASE, change, clones, same, small
 
 from mm_piece.deltas import file as deltafile
 from mm_piece.deltas.delta import Delta, compute_digest
+from mm_piece.deltas.tensor_rows import to_value_row
 from mm_piece.dtypes import view_bits
 from mm_piece.errors import DamageError, DeltaError, FormatError, MismatchError
 
@@ -65,7 +66,8 @@ def test_unsound_indices_make_no_delta(index):
         Delta({"w": row}, {"w": values}, {"w": (3, 4)}, {"w": compute_digest(values)}, **fields)
     record = {"shape": [3, 4], "dtype": "F32", "entries": 2, "before": compute_digest(values)}
     header = {"task": "t", "base": BASE, "parent": "", "info": {}, "tensors": {"w": record}}
-    data = deltafile.pack_delta(header, {"w": (row, values)}, "raw")
+    entries = {"w": (row.numpy(), to_value_row(values))}
+    data = deltafile.pack_delta(header, entries, "raw")
     with pytest.raises(DamageError):
         Delta.from_bytes(data)
 

@@ -21,15 +21,16 @@ from mm_piece.deltas.interchange import (
     write_foreign_delta,
 )
 from mm_piece.deltas.interchange.shira import MERGEABLE_DTYPES
-from mm_piece.dtypes import view_bits
+from mm_piece.dtypes import SAFETENSORS_DTYPES, view_bits
 from mm_piece.errors import DamageError, DeltaError, FormatError, MismatchError, PieceError
 
 SHAPES = {"scale": (), "a.bias": (7,), "b": (5, 6), "c": (2, 3, 4), "d.values": (2, 1, 3, 2)}
 FORMS = ("vllm", "coo")
-FLOATS = [dtype for dtype in DELTA_DTYPES.values() if dtype.is_floating_point]
+DTYPES = [SAFETENSORS_DTYPES[name] for name in DELTA_DTYPES]
+FLOATS = [dtype for dtype in DTYPES if dtype.is_floating_point]
 KINDS = [
     *(("vllm", dtype) for dtype in FLOATS),
-    *(("coo", dtype) for dtype in DELTA_DTYPES.values()),
+    *(("coo", dtype) for dtype in DTYPES),
 ]
 # Stands in for vLLM's class: its fields, in its order.
 CheckpointWeightPatch = namedtuple("CheckpointWeightPatch", "name shape dtype values indices")
@@ -150,7 +151,7 @@ def test_the_lines_in_the_docstring_make_vllm_patches(tmp_path):
     assert not patches
 
 
-@pytest.mark.parametrize("dtype", DELTA_DTYPES.values(), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_vllm_gets_no_nan_and_no_integers(dtype, tmp_path):
     after = torch.tensor([0, 1, math.nan if dtype in FLOATS else 1, 0]).to(dtype)
     delta = between({"a": torch.zeros(4).to(dtype)}, {"a": after})

@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mm_piece.deltas.delta import compute_fingerprint
+from mm_piece.deltas.entry_sets import find_conflicts, find_shared_entries, list_shared_names
 from mm_piece.deltas.merging import (
     MERGE_RULES,
     collect_indices,
-    find_conflicts,
-    find_shared_entries,
     merge_deltas,
     replay_deltas,
     require_agreement,
@@ -157,8 +156,9 @@ def test_replay_in_another_order_is_refused():
 @given(EDITS, EDITS)
 def test_shared_and_clash_count_as_sets_do(left, right):
     base = {"a": torch.full((20,), 9.0), "b": torch.full((20,), 9.0)}
-    ours, theirs = change(base, left), change(base, right)
-    for name in base:
+    ours, theirs = change(base, left).arrays, change(base, right).arrays
+    shared = list_shared_names(ours, theirs)
+    for name in shared:
         mine, yours = left.get(name, {}), right.get(name, {})
         both = sorted(mine.keys() & yours.keys())
         assert find_shared_entries(ours, theirs, name)[0].tolist() == both
@@ -166,10 +166,11 @@ def test_shared_and_clash_count_as_sets_do(left, right):
             i for i in both if view_bits(torch.tensor(mine[i])) != view_bits(torch.tensor(yours[i]))
         ]
         assert find_conflicts(ours, theirs, name).tolist() == differ
+    assert shared == [name for name in ours.indices if left[name].keys() and right.get(name)]
 
 
 def test_shapes_that_differ_are_refused():
     left = change({"a": torch.zeros(4)}, {"a": {1: 1.0}})
     right = change({"a": torch.zeros(2, 2)}, {"a": {1: 1.0}})
     with pytest.raises(MismatchError, match=r"\[4\] and \[2, 2\]"):
-        find_conflicts(left, right, "a")
+        find_conflicts(left.arrays, right.arrays, "a")

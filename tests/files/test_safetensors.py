@@ -9,7 +9,8 @@ import torch
 from mm_piece.dtypes import SAFETENSORS_DTYPES, SAFETENSORS_NAMES, view_bits
 from mm_piece.errors import ModelError
 from mm_piece.files import safetensors as tensorfile
-from mm_piece.files.safetensors import TensorSpec, read_tensor_locations
+from mm_piece.files.safetensors import read_tensor_locations
+from mm_piece.files.tensor_specs import TensorSpec, build_header, sort_tensor_specs
 
 
 def tensors():
@@ -23,9 +24,9 @@ def tensors():
 
 def written(named, metadata):
     rows = {TensorSpec(n, SAFETENSORS_NAMES[t.dtype], tuple(t.shape)): t for n, t in named.items()}
-    order = tensorfile.sort_tensor_specs(rows)
+    order = sort_tensor_specs(rows)
     data = b"".join(view_bits(rows[row]).numpy().tobytes() for row in order)
-    return tensorfile.build_header(order, metadata) + data
+    return build_header(order, metadata) + data
 
 
 def test_the_layout_is_the_librarys_own():

@@ -16,6 +16,7 @@ from fuzz_files import samples
 from fuzz_oracle import Finding, attempt, judge_delta, judge_store
 from fuzz_stores import STORES, Sandbox, changes
 
+from mm_piece.deltas.arrays import DeltaArrays
 from mm_piece.deltas.delta import Delta
 from mm_piece.errors import MismatchError
 
@@ -65,7 +66,8 @@ def test_a_sandbox_is_restored(tmp_path, kind):
 
 
 def test_a_missing_range_check_is_found(monkeypatch):
-    monkeypatch.setattr(Delta, "__post_init__", lambda self: None)
+    for kind in (Delta, DeltaArrays):
+        monkeypatch.setattr(kind, "__post_init__", lambda self: None)
     with pytest.raises(Finding, match="unsound"):
         for number in range(200):
             sample, data = fuzz_deltas.mutated("forged indices", random.Random(number))

@@ -18,7 +18,7 @@ from mm_piece.models.base import load_base, tensors
 from mm_piece.models.checkpoint import Checkpoint
 from mm_piece.recipe import parse_recipe
 from mm_piece.store import deriving, exporting
-from mm_piece.store.base_record import reading_of
+from mm_piece.store.base_reading import reading_of
 from mm_piece.store.records import BaseRecord
 from mm_piece.training.preflight import check
 
@@ -402,7 +402,7 @@ def test_a_store_knows_which_files_its_base_is_read_from(lay_out, tied, tmp_path
     assert torch.equal(at_0(IDS).logits, load_base(base)[0](IDS).logits)
     want = mm_piece.load(store=store)[0](IDS).logits
     assert not torch.equal(at_0(IDS).logits, want)
-    deriving.squash(store).save(tmp_path / "one")
+    mm_piece.squash(store).save(tmp_path / "one")
     assert torch.equal(mm_piece.load(base, delta=tmp_path / "one")[0](IDS).logits, want)
     exported, _ = load_base(exporting.export(store, 1, tmp_path / "out"))
     assert torch.equal(exported(IDS).logits, want)

@@ -8,11 +8,11 @@ from mm_piece import sparse_tuning
 from mm_piece.families import group_of, weights
 from mm_piece.models.base import load_base
 from mm_piece.recipe import parse_recipe
+from mm_piece.sparse.change_measurement import measure_changes
 from mm_piece.sparse.change_report import (
     COLUMNS,
     find_change_rows,
     format_rounding_warning,
-    measure_changes,
 )
 
 

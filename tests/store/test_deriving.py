@@ -40,6 +40,8 @@ from mm_piece.store import deriving
 from mm_piece.store.base_record import describe_base
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.store.exporting import verify_base
+from mm_piece.store.inspection import diff_positions
+from mm_piece.store.squashing import squash
 
 
 def live_of(base, dtype):
@@ -67,7 +69,7 @@ def stored(request, base, tmp_path_factory):
 @pytest.mark.parametrize("at", [0, 1, 3])
 def test_a_squashed_delta_is_the_position(stored, base, tmp_path, at):
     store, states, _ = stored
-    delta = deriving.squash(store, at)
+    delta = squash(store, at)
     assert delta.parent == ""
     delta.save(tmp_path / "one.safetensors")
     if at:  # an empty delta has no dtype to load in
@@ -87,16 +89,16 @@ def test_squash_drops_what_came_back(base, tmp_path):
     fields = {"task": "undo", "base": store.base.fingerprint, "info": {}}
     parent = store.entries[-1].sha256
     store.append(Delta.from_change(index, before, after, shapes, parent=parent, **fields))
-    assert deriving.squash(store).entries == 0
+    assert squash(store).entries == 0
 
 
 def test_squash_of_another_base_or_position_is_refused(stored, tmp_path):
     store, _, _ = stored
     with pytest.raises(PositionError, match="allowed: 0…3"):
-        deriving.squash(store, 4)
+        squash(store, 4)
     other = make_llava(tmp_path / "other", seed=5)
     with pytest.raises(BaseError, match="another base"):
-        deriving.squash(store, base=other)
+        squash(store, base=other)
 
 
 @pytest.mark.slow
@@ -104,7 +106,7 @@ def test_extract_is_the_inverse_of_export(stored, base, tmp_path):
     store, states, dtype = stored
     mm_piece.export(store, at=2, to=tmp_path / "tuned", shard_size="20KiB")
     found = deriving.extract(base, tmp_path / "tuned", tmp_path / "x.safetensors")
-    squashed = deriving.squash(store, 2)
+    squashed = squash(store, 2)
     delta = Delta.load(tmp_path / "x.safetensors")
     assert delta.task == "x"
     assert found["entries"] == delta.entries == squashed.entries
@@ -212,14 +214,14 @@ def test_without_a_task_whose_mask_is_its_own(base, tmp_path):
 
 def test_places_of_a_diff(stored, tmp_path):
     store, _, _ = stored
-    found = deriving.diff_positions(f"{store.path}@1", store.path)
+    found = diff_positions(f"{store.path}@1", store.path)
     assert found["overlap"]["tasks"] == ["task1", "task2", "task3"]
     one = store.path / store.entries[0].file
-    assert deriving.diff_positions(one, f"{store.path}@1")["groups"]["vision"]["different"] == 0
+    assert diff_positions(one, f"{store.path}@1")["groups"]["vision"]["different"] == 0
     with pytest.raises(PositionError):
-        deriving.diff_positions(f"{store.path}@7", store.path)
+        diff_positions(f"{store.path}@7", store.path)
     with pytest.raises(StoreError, match="not a delta store"):
-        deriving.diff_positions(tmp_path, store.path)
+        diff_positions(tmp_path, store.path)
 
 
 def test_a_single_delta_out_of_order_says_where_it_starts(stored, base):
@@ -260,7 +262,7 @@ def test_export_is_there_whole_or_not_at_all(stored, base, tmp_path, monkeypatch
 
 def test_a_delta_of_weights_that_are_not_there_makes_no_checkpoint(stored, base, tmp_path):
     store, _, _ = stored
-    delta = deriving.squash(store, 1)
+    delta = squash(store, 1)
     for row in (delta.shapes, delta.indices, delta.values, delta.before):
         row["language_model.model.layers.99.mlp.up_proj.weight"] = row.pop(next(iter(row)))
     delta.save(tmp_path / "odd.safetensors")

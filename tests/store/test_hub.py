@@ -8,10 +8,10 @@ from fake_hub import FakeHub, Visitor
 from full_store import RESULTS, content, full
 from made_store import BASE, delta_for, make
 
+from mm_piece.store.copying import fork
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.store.model_card import GENERATED_MARK, format_model_card
 from mm_piece.store.records import BaseRecord
-from mm_piece.store.sharing import fork
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ from made_store import BASE, delta_for, make
 
 from mm_piece.errors import LockedError, PieceError, PositionError, StoreError
 from mm_piece.files import atomic
+from mm_piece.store.copying import fork, transfer_positions
 from mm_piece.store.delta_store import DeltaStore
-from mm_piece.store.sharing import fork, pull, push, transfer_positions
+from mm_piece.store.sharing import pull, push
 
 
 @pytest.fixture

@@ -155,11 +155,12 @@ def last_of(receiver) -> int:
 
 PREAMBLE = f"""
 import os, resource, signal, sys
+import filelock  # a store imports it late, and the user without rights cannot read it
 sys.path.insert(0, {str(Path(__file__).parents[1] / "support")!r})
 from pathlib import Path
 from made_store import delta_for
 from mm_piece.errors import StoreError
-from mm_piece.store.sharing import transfer_positions
+from mm_piece.store.copying import transfer_positions
 from mm_piece.store.delta_store import DeltaStore
 
 def refused(act, reason):

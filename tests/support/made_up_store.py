@@ -1,10 +1,11 @@
 """A delta store made up for the report: what the page asks of a store, and nothing more."""
 
+import math
 import random
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+import numpy as np
 from PIL import Image, ImageDraw
 
 from mm_piece.store.records import BaseRecord, ManifestEntry
@@ -20,7 +21,7 @@ MATRIX = [
 
 @dataclass
 class FakeDelta:
-    indices: dict[str, torch.Tensor]
+    indices: dict[str, np.ndarray]
     shapes: dict[str, tuple[int, ...]]
     info: dict[str, Any]
 
@@ -52,7 +53,7 @@ class FakeStore:
         digest = f"{at}{'c0ffee' * 11}"[:64]
         return ManifestEntry(at, self.tasks[at - 1], file, digest, "", entries, 4000 + 5 * entries)
 
-    def delta(self, position: int) -> FakeDelta:
+    def delta_arrays(self, position: int) -> FakeDelta:
         return self.deltas[position - 1]
 
     def results(self) -> dict[str, Any]:
@@ -104,11 +105,11 @@ def fake_delta(at: int) -> FakeDelta:
     draw, common = random.Random(at), random.Random(0)
     indices = {}
     for number, (name, shape) in enumerate(fake_shapes().items()):
-        numel = torch.Size(shape).numel()
+        numel = math.prod(shape)
         how_many = int(numel * 0.01 * (1 + number % 7) / 7)
         own = {draw.randrange(numel) for _ in range(how_many)}
         shared = {common.randrange(numel) for _ in range(how_many // 5)}
-        indices[name] = torch.tensor(sorted(own | shared), dtype=torch.int32)
+        indices[name] = np.array(sorted(own | shared), dtype=np.int32)
     info = {"method": "piece-s", "density": 0.01, "k": 9876, "patchable": 987_600}
     info |= {"threshold": 3.21e-7, "seconds": {"select": 12.5, "train": 61.0}}
     vision = {"entries": 500_000, "patchable": 490_000, "selected": 2000, "changed": 1990}

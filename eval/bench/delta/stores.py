@@ -18,7 +18,7 @@ from eval.bench.harness.models import LlamaSizes
 from mm_piece.deltas.delta import Delta, compute_fingerprint
 from mm_piece.entries import read_entries
 from mm_piece.models.base import tensors
-from mm_piece.store.base_record import locate_base
+from mm_piece.store.base_location import locate_base
 from mm_piece.store.delta_store import DeltaStore
 
 LARGE: LlamaSizes = {

@@ -21,7 +21,7 @@ from eval.bench.distributed.setup import (
 from eval.bench.harness.isolation import ResourceMeter
 from eval.bench.harness.timing import BenchContext, make_goal
 from mm_piece import distributed
-from mm_piece.sparse.change_report import measure_changes
+from mm_piece.sparse.change_measurement import measure_changes
 from mm_piece.sparse.tuning import sparse_tuning
 
 PER_WEIGHT = 0.02  # share of a weight's four bytes

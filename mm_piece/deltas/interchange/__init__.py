@@ -44,8 +44,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mm_piece.deltas.delta import Delta, compute_fingerprint
-from mm_piece.deltas.file import Entries
+from mm_piece.deltas.delta import Delta, Entries, compute_fingerprint
 from mm_piece.deltas.file_layout import (
     LAYOUT_KEY,
     find_file_shape,

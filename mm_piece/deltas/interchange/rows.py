@@ -8,7 +8,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from mm_piece.deltas.file import Entries
+from mm_piece.deltas.delta import Entries
 from mm_piece.dtypes import dtype_name
 from mm_piece.errors import DamageError, FormatError, MismatchError
 from mm_piece.files.safetensors import open_tensors

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mm_piece.deltas.file import Entries
+from mm_piece.deltas.delta import Entries
 from mm_piece.deltas.interchange.rows import (
     BaseTensors,
     Rename,
