@@ -1,8 +1,11 @@
 PYTHON ?= python
 
-.PHONY: check fast format lint types test
+.PHONY: check docs fast format lint types test
 
 check: format lint types test
+
+docs:
+	$(PYTHON) -m mkdocs build --strict
 
 fast:
 	$(PYTHON) -m pytest -n auto --dist worksteal -m "not slow"

@@ -22,8 +22,9 @@ Group = list[Run]  # runs that differ in their seeds alone
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (
     "README.md",
-    "eval/experiments.md",
-    "eval/scale.md",
+    "docs/results/comparison.md",
+    "docs/results/performance.md",
+    "docs/results/scaling.md",
 )
 HEADER = (
     "| method | seeds | rate | learned | OP | BWT | base ability retained | trained entries "
@@ -81,7 +82,8 @@ def build_table(name: str) -> str:
     """Return the Markdown table that a document calls NAME.
 
     `bench/FILE`: the goals of a bench; `bench/FILE SECTION`: the tables of one of its sections;
-    `EXPERIMENT`: its methods; `EXPERIMENT against METHOD RATE`: differences from that one;
+    `EXPERIMENT`: its methods; `EXPERIMENT only METHOD RATE,METHOD RATE`: some of them, in columns
+    for a reader in a hurry; `EXPERIMENT against METHOD RATE`: differences from that one;
     `EXPERIMENT costs`: time and memory of a run; `EXPERIMENT overlaps`: shared entries, forgetting;
     `EXPERIMENT,EXPERIMENT METHOD RATE over METHOD RATE,METHOD RATE`: differences from others.
     """
@@ -92,6 +94,10 @@ def build_table(name: str) -> str:
     if section.startswith("against "):
         baseline = section.removeprefix("against ")
         return _format_differences(file, baseline)
+
+    if section.startswith("only "):
+        chosen = section.removeprefix("only ").split(",")
+        return _format_summary(file, chosen)
 
     if name.startswith("bench/"):
         if not section:
@@ -169,6 +175,25 @@ def group_by_learning_rate(name: str) -> dict[tuple[str, float], list[dict[str, 
         return -mean(run["op"] for run in group)
 
     return dict(sorted(found.items(), key=negative_op))
+
+
+def _format_summary(name: str, chosen: list[str]) -> str:
+    """Return one line for each chosen method and rate, in the order of their OP."""
+    lines = [
+        "| method | seeds | learned, % | OP, % | base ability retained, % | MB a task |\n"
+        "|---|---|---|---|---|---|"
+    ]
+    keys = {_parse_key(written) for written in chosen}
+    for key, group in group_by_learning_rate(name).items():
+        if key not in keys:
+            continue
+        cells = []
+        for column in ("learned", "op", "base_kept"):
+            values = [run[column] for run in group]
+            cells.append(format_interval(values))
+        size = mean(mean(run["bytes"]) for run in group) / 1e6
+        lines.append(f"| {key[0]} | {len(group)} | {' | '.join(cells)} | {size:.2f} |")
+    return "\n".join(lines)
 
 
 def _format_method(group: list[dict[str, Any]]) -> str:

@@ -1,4 +1,5 @@
-"""What every family must do, step by step, on its tiny base; prints the table of README.
+"""What every family must do, step by step, on its tiny base; prints the table of
+docs/guide/models.md.
 
 python tests/support/family_steps.py
 """

@@ -5,7 +5,8 @@ predict_step_seconds      time of a training step: computing, and sending
 predict_memory            bytes of a process by their use
 predict_scoring_seconds   time of scoring all weights
 
-Formulas only: `prediction` fits a `ProcessSpeed` to measurements, `eval/scale.md` shows them.
+Formulas only: `prediction` fits a `ProcessSpeed` to measurements, `docs/results/scaling.md`
+shows them.
 """
 
 from dataclasses import dataclass
