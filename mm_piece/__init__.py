@@ -65,3 +65,8 @@ def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(import_module(f"mm_piece.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'mm_piece' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names too, of which none may have been imported yet."""
+    return sorted({*globals(), *__all__})

@@ -136,8 +136,13 @@ def _format_change(cell: tuple[str, float | None]) -> str:
 
 @click.command()
 @STORE
+@click.option("--explain", is_flag=True, help="Show the formula of each metric.")
 @JSON
-def results(store: Path, as_json: bool) -> None:
+def results(
+    store: Path,
+    explain: bool,
+    as_json: bool,
+) -> None:
     """Show the accuracy matrix of STORE."""
     from mm_piece.store.delta_store import DeltaStore
 
@@ -145,7 +150,7 @@ def results(store: Path, as_json: bool) -> None:
     if as_json:
         echo_json(opened.results())
     else:
-        print_results(opened)
+        print_results(opened, explain)
 
 
 @click.command()
@@ -274,9 +279,12 @@ def report(stores: tuple[Path, ...], to: Path | None) -> None:
     echo(f"wrote {page}")
 
 
-def print_results(store: "DeltaStore") -> None:
-    """Print the accuracy matrix of an open store, and the metrics of continual learning on it."""
-    from mm_piece.metrics.continual import CONVENTIONS, summarise_matrix
+def print_results(store: "DeltaStore", explain: bool = False) -> None:
+    """Print the accuracy matrix of an open store, and the metrics of continual learning on it.
+
+    `explain`: with their formulas.
+    """
+    from mm_piece.metrics.continual import CHANGES, CONVENTIONS, MEANINGS, summarise_matrix
 
     content = store.results()
     if not content:
@@ -299,8 +307,12 @@ def print_results(store: "DeltaStore") -> None:
     show_rows(("after", *columns), rows, title="accuracy, %")
 
     for name, value in summarise_matrix(matrix).items():
-        if value is not None:  # it may need more tasks than there are
-            echo(f"{name:>10}  {value:+7.1%}   {CONVENTIONS[name]}")
+        if value is None:  # it needs more tasks than there are
+            continue
+        shown = f"{value:+.1%}" if name in CHANGES else f"{value:.1%}"
+        echo(f"{name:>10}  {shown:>7}   {MEANINGS[name]}")
+        if explain:
+            echo(f"{'':>21}{CONVENTIONS[name]}")
 
 
 COMMANDS = (

@@ -180,6 +180,10 @@ def ask(
     max_new_tokens: int,
 ) -> None:
     """Ask a QUESTION about an IMAGE."""
+    from mm_piece.data.images import require_image
+
+    require_image(image, f"image {image}")  # before a model is loaded, which may take minutes
+
     from mm_piece.evaluation.answers import answer_question as answer
     from mm_piece.evaluation.answers import move_to_accelerator
     from mm_piece.store.loading import load

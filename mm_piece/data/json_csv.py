@@ -59,11 +59,22 @@ def read_json_rows(path: Path) -> list[Any]:
 
 def read_csv_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file with a header; every value stays the text that it is."""
+    return _read_delimited_rows(path, "excel", "CSV")
+
+
+def read_tsv_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a file like a CSV file, with tabs between its values."""
+    return _read_delimited_rows(path, "excel-tab", "TSV")
+
+
+def _read_delimited_rows(path: Path, dialect: str, kind: str) -> list[dict[str, str]]:
+    """Return rows of texts; `dialect` is csv's name of the format, `kind` a reader's."""
     text = _read_text(path)
     # a field may be a document, longer than the 128 KiB that Python's csv allows
     limit = max(csv.field_size_limit(), len(text))
     csv.field_size_limit(limit)
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    lines = io.StringIO(text, newline="")
+    reader = csv.DictReader(lines, dialect=dialect, strict=True)
 
     rows: list[dict[str, str]] = []
     try:
@@ -74,7 +85,7 @@ def read_csv_rows(path: Path) -> list[dict[str, str]]:
                 raise DataError(f"{path} row {len(rows)} has not as many fields as the header")
             rows.append(row)
     except csv.Error as error:
-        raise DataError(f"{path} row {len(rows)} is not CSV: {error}") from error
+        raise DataError(f"{path} row {len(rows)} is not {kind}: {error}") from error
     return rows
 
 

@@ -1,6 +1,6 @@
 """Where rows come from, as sequences of raw rows.
 
-    rows.json  rows.jsonl  rows.csv  rows.parquet      a file, or the parts of one: `rows-*.parquet`
+    rows.json  .jsonl  .csv  .tsv  .parquet            a file, or the parts of one: `rows-*.parquet`
     folder                                             what `datasets` saved; the parts of a table;
                                                        images in a folder for each class, or named
                                                        by metadata.csv, .jsonl or .parquet
@@ -20,7 +20,12 @@ from typing import Any, Protocol
 from mm_piece.data import scenes
 from mm_piece.data.arrow import ParquetRows, open_hub_dataset, open_saved_dataset
 from mm_piece.data.image_folder import ClassFolderRows, MetadataRows
-from mm_piece.data.json_csv import JsonLinesRows, read_csv_rows, read_json_rows
+from mm_piece.data.json_csv import (
+    JsonLinesRows,
+    read_csv_rows,
+    read_json_rows,
+    read_tsv_rows,
+)
 from mm_piece.errors import DataError
 
 RowBounds = tuple[int, int | None]  # first row, and last + 1
@@ -194,5 +199,6 @@ _READERS: dict[str, Callable[[Path], SourceRows]] = {
     ".json": read_json_rows,
     ".jsonl": JsonLinesRows,
     ".csv": read_csv_rows,
+    ".tsv": read_tsv_rows,
     ".parquet": ParquetRows,
 }

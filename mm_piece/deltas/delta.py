@@ -164,6 +164,9 @@ class Delta:
                 require_value_type(type_of(self.values[name]), index_type)
                 require_ascending(indices.numpy(), size)
 
+    def __repr__(self) -> str:
+        return f"<Delta {self.task!r}: {self.entries:,} entries in {len(self.indices)} tensors>"
+
     @classmethod
     def from_change(
         cls,

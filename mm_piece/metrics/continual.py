@@ -117,6 +117,18 @@ MATRIX_METRICS: dict[str, MatrixMetric] = {
     "fwt": forward_transfer,
 }
 
+# What each metric says, for a reader who does not know its name.
+MEANINGS = {
+    "learned": "each task right after it was learned",
+    "op": "all tasks at the last position: overall performance",
+    "maa": "the tasks learned so far, over all positions",
+    "bwt": "how earlier tasks changed since each was learned",
+    "forgetting": "what earlier tasks lost since their best position",
+    "fwt": "how later tasks changed before their own turn",
+}
+# Metrics that are changes of a score, not scores: their sign is shown.
+CHANGES = {"bwt", "fwt"}
+
 # R[i][j]: score on task j after task i, j from 1; T: the tasks seen so far; row 0: the base.
 CONVENTIONS = {
     "learned": "mean over j ≤ T of R[j][j], the diagonal (also MFT); higher is better",

@@ -10,6 +10,7 @@ from mm_piece.recipe.base_options import require_options
 from mm_piece.recipe.parsing import YAML
 from mm_piece.recipe.select import (
     Density,
+    PathText,
     SelectionSettings,
     StrictModel,
     require_density,
@@ -35,8 +36,8 @@ class GeneralTask(StrictModel):
     """Something measured at every position and never trained on."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$", max_length=100)
-    test: str
-    images: str | None = None
+    test: PathText
+    images: PathText | None = None
     columns: dict[ColumnName, str] = {}  # what a row's field is called in the source
     prompt: str | None = None  # for rows without one, such as labelled images
     metric: MetricName = "exact"
@@ -47,7 +48,7 @@ class GeneralTask(StrictModel):
 class Task(GeneralTask):
     """A named train set and test set, one step of the sequence."""
 
-    train: str
+    train: PathText
     density: Density | None = None  # of this task, in place of the one in `select`
 
     @field_validator("density", mode="before")
@@ -61,10 +62,10 @@ class Task(GeneralTask):
 class Recipe(StrictModel):
     """One run: a base, an ordered list of tasks, how to select and how to train."""
 
-    base: str
+    base: PathText
     revision: str | None = None
     model: dict[str, Any] = {}
-    store: str = Field(min_length=1)
+    store: PathText = Field(min_length=1)
     tasks: tuple[Task, ...] = Field(min_length=1)
     general: tuple[GeneralTask, ...] = ()
     select: SelectionSettings = SelectionSettings()

@@ -1,9 +1,12 @@
 """What a recipe may say of the selection: which entries a task may change."""
 
+import os.path
 from difflib import get_close_matches
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -17,6 +20,22 @@ from mm_piece.recipe.parsing import YAML
 from mm_piece.sizes import parse_bytes
 
 Density = float | str | dict[str, float]
+
+
+def _expand_path(text: str) -> str:
+    """Return a path as a shell would: `~` and variables that are set are replaced."""
+    expanded = os.path.expandvars(text)
+    if not expanded.startswith("~"):
+        return expanded
+
+    try:
+        return str(Path(expanded).expanduser())
+    except RuntimeError:  # no such user: a name that begins with ~
+        return expanded
+
+
+# A path, or a source or base that may be one.
+PathText = Annotated[str, AfterValidator(_expand_path)]
 
 _PATTERN_MARKS = "*?[."  # a key of `density` with any of these is a pattern of names
 
@@ -55,7 +74,7 @@ class SelectionSettings(StrictModel):
         allow_inf_nan=False,
     )
     prompts: tuple[str, ...] = ()  # asked of the model, for retention and rehearsal
-    cache: str | None = None  # a folder that holds masks for other runs
+    cache: PathText | None = None  # a folder that holds masks for other runs
 
     @model_validator(mode="before")
     @classmethod

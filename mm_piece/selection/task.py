@@ -58,8 +58,8 @@ class TaskSelection:
     def __str__(self) -> str:
         """Return in one line how much was selected, and how sure that is."""
         total = sum(self.sizes.values())
-        density = self.num_selected / total
-        text = f"selected {self.num_selected:,} of {total:,} entries ({density:.3g})"
+        percent = 100 * self.num_selected / total
+        text = f"selected {self.num_selected:,} of {total:,} entries ({percent:.3g}%)"
         if not self.stability:
             return text
 

@@ -104,6 +104,10 @@ class DeltaStore:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __repr__(self) -> str:
+        tasks = [entry.task for entry in self._entries]
+        return f"<DeltaStore {str(self.path)!r} of {len(tasks)} deltas: {', '.join(tasks)}>"
+
     @property
     def entries(self) -> list[ManifestEntry]:
         """The manifest's deltas, in order."""

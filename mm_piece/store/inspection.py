@@ -5,13 +5,15 @@ Without torch, which takes longer to import than all of this.
 
 import re
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from mm_piece.deltas.arrays import DeltaArrays
-from mm_piece.deltas.comparison import PositionComparison, compare_positions
 from mm_piece.errors import as_path
 from mm_piece.families import group_of
 from mm_piece.store.delta_store import DeltaStore
+
+if TYPE_CHECKING:
+    from mm_piece.deltas.comparison import PositionComparison
 
 
 def as_store(store: str | Path | DeltaStore) -> DeltaStore:
@@ -78,8 +80,10 @@ def _read_delta(
 def diff_positions(
     left: str | Path,
     right: str | Path,
-) -> PositionComparison:
+) -> "PositionComparison":
     """Compare two positions: each a store, `STORE@T` or a delta file; see `compare_positions`."""
+    from mm_piece.deltas.comparison import compare_positions  # `show` needs none of it
+
     left_deltas = _read_deltas_at(left)
     right_deltas = _read_deltas_at(right)
     return compare_positions(left_deltas, right_deltas)

@@ -81,11 +81,14 @@ def _train_recipe(recipe: Recipe, stop: GracefulStop) -> DeltaStore:
     data = read_splits(recipe)
     store = find_store(plan)
     if store is not None and is_finished(store, recipe):
+        print_line(f"all {len(recipe.tasks)} tasks are learned already")
         return store
 
     with open_run(plan, data, store, stop) as run:
         _catch_up(run)
         num_learned = len(run.store)
+        if num_learned:
+            print_line(f"{num_learned} of {len(recipe.tasks)} tasks are learned already")
         for position, task in enumerate(recipe.tasks[num_learned:], start=num_learned + 1):
             _learn_task(run, task, position)
             _measure(run, position)

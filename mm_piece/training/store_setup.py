@@ -1,12 +1,16 @@
 """The store that a recipe's run goes on with: found, and the same run's as far as it has come."""
 
+from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from mm_piece import distributed
 from mm_piece.errors import (
     BaseError,
     PieceError,
     StoreError,
+    format_value,
 )
 from mm_piece.evaluation.matrix import count_measured_rows
 from mm_piece.recipe import Recipe
@@ -94,15 +98,32 @@ def _require_same_recipe(store: DeltaStore, recipe: Recipe) -> None:
     for key in before:
         if key in _FREE_KEYS:
             continue
-        if after[key] != before[key]:
+        for place, old, new in _iter_differences(before[key], after[key], key):
             raise StoreError(
-                f"store {store.path} was made by a recipe with another {key!r}; "
+                f"store {store.path} was made by a recipe with another {key!r}: "
+                f"{place} was {format_value(old)}, here it is {format_value(new)}; "
                 "only tasks at the end may be added: use a new store"
             )
 
     _require_same_batch_size(store, recipe)
     if distributed.is_main():
         store.write_recipe(recipe.to_yaml())
+
+
+def _iter_differences(
+    before: Any,
+    after: Any,
+    place: str,
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield where two settings differ, and both values; None for one that is not there."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in dict.fromkeys([*before, *after]):
+            yield from _iter_differences(before.get(key), after.get(key), f"{place}.{key}")
+    elif isinstance(before, tuple) and isinstance(after, tuple):
+        for number, (old, new) in enumerate(zip_longest(before, after)):
+            yield from _iter_differences(old, new, f"{place}[{number}]")
+    elif before != after:
+        yield place, before, after
 
 
 def _require_same_batch_size(store: DeltaStore, recipe: Recipe) -> None:

@@ -16,6 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from mm_piece import distributed
 from mm_piece.data import EncodedExamples
+from mm_piece.distributed.progress import print_line
 from mm_piece.errors import RecipeError
 from mm_piece.sparse.tuning import sparse_tuning
 from mm_piece.training.batches import DistributedBatchSampler, PaddedDataset
@@ -251,6 +252,7 @@ def fit(
     if checkpoint is not None:
         values_file = Path(checkpoint) / _VALUES_FILE
         tuning.restore_values(load_file(values_file))
+        print_line(f"resuming at step {_step_of_checkpoint(checkpoint)}")
 
     trainer = SparseTrainer(tuning, args, examples, penalty_strengths)
     if distributed.is_main():
@@ -271,13 +273,15 @@ def fit(
     return done.metrics
 
 
+def _step_of_checkpoint(checkpoint: str | Path) -> int:
+    """Return the step that a checkpoint's folder is named by."""
+    return int(str(checkpoint).rpartition("-")[2])
+
+
 def find_last_checkpoint(folder: Path) -> str | None:
     """Return the newest complete checkpoint of a folder, None without any."""
 
-    def step_of(checkpoint: Path) -> int:
-        return int(checkpoint.name.rpartition("-")[2])
-
-    found = sorted(folder.glob("checkpoint-*"), key=step_of)
+    found = sorted(folder.glob("checkpoint-*"), key=_step_of_checkpoint)
     for checkpoint in reversed(found):
         state_file = checkpoint / TRAINER_STATE_NAME
         try:

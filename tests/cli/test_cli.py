@@ -14,6 +14,7 @@ import mm_piece
 from mm_piece.cli import main
 from mm_piece.deltas.delta import Delta
 from mm_piece.dtypes import view_bits
+from mm_piece.metrics.continual import summarise_matrix
 from mm_piece.models.base import load_base, tensors
 from mm_piece.store.delta_store import DeltaStore
 
@@ -52,8 +53,9 @@ def mistake(*args):
 
 def test_train_prints_the_matrix(store, recipe_file):
     shown = run("train", str(recipe_file))
+    assert "all 3 tasks are learned already" in shown
     assert "base ability" in shown
-    assert "R[T][j] − R[j][j]" in shown
+    assert "how earlier tasks changed since each was learned" in shown
 
 
 def test_log(store):
@@ -76,7 +78,13 @@ def test_verify_and_results(store):
     assert json.loads(run("verify", str(store), "--json")) == {"deltas": 3, "ok": True}
     assert "3 deltas verified" in run("verify", str(store))
     assert len(json.loads(run("results", str(store), "--json"))["matrix"]) == 4
-    assert "forgetting" in run("results", str(store))
+    shown = run("results", str(store))
+    metrics = summarise_matrix(DeltaStore.open(store).results()["matrix"])
+    learned, backward = metrics["learned"], metrics["bwt"]
+    assert f"learned  {learned:>7.1%} " in shown
+    assert f"bwt  {backward:>+7.1%} " in shown
+    assert "R[T][j] − R[j][j]" not in shown
+    assert "R[T][j] − R[j][j]" in run("results", str(store), "--explain")
 
 
 def test_eval_repeats_the_matrix(store):
@@ -104,6 +112,13 @@ def test_ask(store, base, tmp_path):
     assert first == run(
         "ask", image, "What is it?", "--base", str(base), "--delta", delta, *options
     )
+
+
+def test_ask_looks_at_the_image_before_it_loads_a_model(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("mm_piece.store.loading.load", lambda **_: pytest.fail("loaded"))
+    (tmp_path / "notes.png").write_text("no image")
+    for name in ("notes.png", "absent.png"):
+        assert name in mistake("ask", str(tmp_path / name), "What?", "--store", str(store))
 
 
 def test_export(store, tmp_path):

@@ -131,8 +131,14 @@ def test_all_problems_are_told(tmp_path):
         ("a.csv", "prompt,answer\n?,x\n?,x,y\n", "row 1 has not as many fields as the header"),
         ("a.csv", 'prompt,answer\n"?', "row 0 is not CSV: unexpected end"),
         ("a.csv", b"prompt\n\xff", "line 2 is not UTF-8 text"),
+        ("a.tsv", 'prompt\tanswer\n"?', "row 0 is not TSV: unexpected end"),
+        ("a.tsv", "prompt\tanswer\n?,x\n", "row 0 has not as many fields as the header"),
         ("a.parquet", "PAR1 and no more", "cannot read .*a.parquet: "),
-        ("a.txt", "text", r"a file of rows ends in one of \.json, \.jsonl, \.csv, \.parquet"),
+        (
+            "a.txt",
+            "text",
+            r"a file of rows ends in one of \.json, \.jsonl, \.csv, \.tsv, \.parquet",
+        ),
         ("state.json", "{}", "cannot read"),
     ],
 )
@@ -155,10 +161,12 @@ def test_the_end_of_a_name_may_be_in_capitals(tmp_path, reference):
     assert meaning(read_all(source)) == meaning(reference)
 
 
-def test_text_in_a_table_stays_as_it_is_written(tmp_path):
-    (tmp_path / "rows.csv").write_text('prompt,answer\n"a, ""b""\nc",007\n')
-    (example,) = read(str(tmp_path / "rows.csv"))
-    assert (example.prompt, example.answer) == ('a, "b"\nc', "007")
+@pytest.mark.parametrize(("suffix", "mark"), [("csv", ","), ("tsv", "\t")])
+def test_text_in_a_table_stays_as_it_is_written(tmp_path, suffix, mark):
+    file = tmp_path / f"rows.{suffix}"
+    file.write_text(f'prompt{mark}answer\n"a, ""b""\t\nc"{mark}007\n')
+    (example,) = read(str(file))
+    assert (example.prompt, example.answer) == ('a, "b"\t\nc', "007")
 
 
 def test_sources_that_are_not_there(tmp_path):

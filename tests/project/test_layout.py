@@ -293,6 +293,7 @@ def test_names_are_exported_lazily():
     code = "import mm_piece, sys; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
+    assert set(mm_piece.__all__) <= set(dir(mm_piece))
     assert len(mm_piece.__all__) <= 17
     for name in mm_piece.__all__:
         assert getattr(mm_piece, name) is not None

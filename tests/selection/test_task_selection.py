@@ -281,7 +281,7 @@ def test_sums_may_lie_on_the_host(recipe):
 def test_resources_may_change_and_selections_may_not(recipe):
     mm_piece.train(recipe(density=0.1))
     mm_piece.train(recipe(density=0.1, memory="1MiB", accumulators="host"))
-    with pytest.raises(StoreError, match="another 'select'"):
+    with pytest.raises(StoreError, match="select.density was 0.1, here it is 0.2"):
         mm_piece.train(recipe(density=0.2))
 
 

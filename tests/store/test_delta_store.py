@@ -43,6 +43,13 @@ def test_what_is_appended_is_there_after_opening(store):
         assert delta.values["w"].tolist() == [position] * 4
 
 
+def test_stores_and_deltas_say_what_they_are(store):
+    assert repr(store) == (
+        f"<DeltaStore {str(store.path)!r} of 3 deltas: Task 1!, Task 2!, Task 3!>"
+    )
+    assert repr(store.delta(2)) == "<Delta 'Task 2!': 4 entries in 1 tensors>"
+
+
 def test_log_is_plain_json(store):
     log = json.loads(json.dumps(store.log()))
     assert (list(log), log["base"]) == (["base", "deltas"], BASE)
