@@ -5,7 +5,7 @@ PYTHON ?= python
 check: format lint types test
 
 docs:
-	$(PYTHON) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
 fast:
 	$(PYTHON) -m pytest -n auto --dist worksteal -m "not slow"

@@ -181,6 +181,36 @@ def test_a_dead_link_is_seen(tmp_path, monkeypatch):
     assert find_dead_links("page.md") == ["none.md", "README.md#none", "#e"]
 
 
+def find_sentences(page):
+    """Return what a page says: its sentences of ten words or more, outside of code and tables."""
+    text = re.sub(r"```.*?```", "", read_page(page), flags=re.S)
+    text = re.sub(r"^\|.*$", "", text, flags=re.M)
+    sentences = re.split(r"(?<=[.:;])\s+|\n\n|\n\* ", text)
+    return {" ".join(s.split()) for s in sentences if len(s.split()) >= 10}
+
+
+def find_repetitions(pages):
+    said = {}
+    repeated = []
+    for page in pages:
+        for sentence in find_sentences(page):
+            other = said.setdefault(sentence, page)
+            if other != page:
+                repeated.append((other, page, sentence))
+    return repeated
+
+
+def test_nothing_is_said_twice():
+    assert not find_repetitions(PAGES)
+
+
+def test_a_repeated_sentence_is_seen(monkeypatch):
+    said = "One sentence that is long enough stands on both of them."
+    pages = {"a.md": f"| a table |\n\n{said}", "b.md": said.replace(" on ", "\non ")}
+    monkeypatch.setattr(sys.modules[__name__], "read_page", pages.__getitem__)
+    assert find_repetitions(pages) == [("a.md", "b.md", said)]
+
+
 def test_every_page_is_in_the_navigation():
     navigation = read_page("mkdocs.yml").split("\nnav:\n")[1]
     places = re.findall(r": ([\w/-]+\.md)$", navigation, re.M)
