@@ -67,18 +67,29 @@ def read_tsv_rows(path: Path) -> list[dict[str, str]]:
     return _read_delimited_rows(path, "excel-tab", "TSV")
 
 
-def _read_delimited_rows(path: Path, dialect: str, kind: str) -> list[dict[str, str]]:
+def _read_delimited_rows(
+    path: Path,
+    dialect: str,
+    kind: str,
+) -> list[dict[str, str]]:
     """Return rows of texts; `dialect` is csv's name of the format, `kind` a reader's."""
     text = _read_text(path)
     # a field may be a document, longer than the 128 KiB that Python's csv allows
-    limit = max(csv.field_size_limit(), len(text))
+    current_limit = csv.field_size_limit()
+    limit = max(current_limit, len(text))
     csv.field_size_limit(limit)
+
     lines = io.StringIO(text, newline="")
-    reader = csv.DictReader(lines, dialect=dialect, strict=True)
+    reader = csv.DictReader(
+        lines,
+        dialect=dialect,
+        strict=True,
+    )
 
     rows: list[dict[str, str]] = []
     try:
-        _require_unique_names(reader.fieldnames or [], path)
+        names = reader.fieldnames or []
+        _require_unique_names(names, path)
         for row in reader:
             # DictReader puts surplus fields under the key None, and None in place of missing ones
             if None in row or None in row.values():

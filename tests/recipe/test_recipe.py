@@ -38,7 +38,7 @@ def test_paths_are_expanded_as_a_shell_would(monkeypatch):
     monkeypatch.setenv("DATA", "/data")
     monkeypatch.delenv("ABSENT", raising=False)
     text = GOOD.replace("some/base", "~/base").replace("checkpoints/x", "$DATA/x")
-    text = text.replace("a.json", "${DATA}/a.json[:5]").replace("b.json", "~b/$ABSENT.json")
+    text = text.replace("a.json", "'${DATA}/a.json[:5]'").replace("b.json", "~b/$ABSENT.json")
     parsed = parse_recipe(text, "text", ["select.cache=~/masks"])
     assert (parsed.base, parsed.store) == ("/home/me/base", "/data/x")
     (task,) = parsed.tasks

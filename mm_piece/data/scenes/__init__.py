@@ -31,7 +31,11 @@ class SceneRows:
     A row is drawn when it is first asked for, and kept: a slice of a split costs its own rows.
     """
 
-    def __init__(self, name: str, split: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        split: str,
+    ) -> None:
         """Raise DataError for a task or a split that does not exist."""
         _require_known("task", name, TASKS)
         _require_known("split", split, SPLIT_SIZES)
@@ -45,18 +49,27 @@ class SceneRows:
 
     def __getitem__(self, index: int) -> dict:
         """Return a row; IndexError past the last one."""
-        if index not in range(len(self)):
+        size = len(self)
+        if index not in range(size):
             raise IndexError(index)
 
         if index not in self._drawn:
-            rng = _make_random(f"{self.name}/{self.split}", index)
-            self._drawn[index] = TASKS[self.name](index, self.split, rng)
+            make_row = TASKS[self.name]
+            stream = f"{self.name}/{self.split}"
+            rng = _make_random(stream, index)
+            row = make_row(index, self.split, rng)
+            self._drawn[index] = row
+
         return self._drawn[index]
 
 
-def make_rows(name: str, split: str) -> list[dict]:
+def make_rows(
+    name: str,
+    split: str,
+) -> list[dict]:
     """Return all rows of a split of a task; see SceneRows."""
-    return list(SceneRows(name, split))
+    rows = SceneRows(name, split)
+    return list(rows)
 
 
 def iter_scenes(
@@ -83,14 +96,22 @@ def _make_random(name: str, index: int) -> Random:
     return Random(seed)
 
 
-def _require_known(what: str, value: str, allowed) -> None:
+def _require_known(
+    what: str,
+    value: str,
+    allowed,
+) -> None:
     """Raise DataError unless the value is one of the allowed ones."""
     if value not in allowed:
         choices = ", ".join(allowed)
         raise DataError(f"unknown {what} {value!r}: choose from {choices}")
 
 
-def _make_base_row(index: int, split: str, rng: Random) -> dict:
+def _make_base_row(
+    index: int,
+    split: str,
+    rng: Random,
+) -> dict:
     """Return a row of the base; the kinds of question take turns."""
     # no draw for the training split: its stream starts with the scene
     new_wording = split != "train" and rng.random() < NEW_WORDINGS
