@@ -66,7 +66,8 @@ def test_every_engine_learns_what_one_process_does(family, family_base, write, t
         require_same(tmp_path, engine)
 
 
-def test_what_is_to_be_kept_is_the_same(base, write, tmp_path):
+def test_what_is_to_be_kept_is_the_same(flat_base, write, tmp_path):
+    base = flat_base
     kept = {"method": "piece-r", "keep": {"rehearsal": 0.5, "penalty": 30.0}}
     engines = ("ddp", "zero1", "zero3")
     recipes = {engine: write(base, engine, 2, ENGINES[engine], **kept) for engine in engines}
@@ -88,9 +89,9 @@ def test_what_is_to_be_kept_is_the_same(base, write, tmp_path):
 
 
 @pytest.fixture
-def biased(base, tmp_path):
+def biased(flat_base, tmp_path):
     """A base whose biases, nil when a model is made, count."""
-    folder = copytree(base, tmp_path / "biased")
+    folder = copytree(flat_base, tmp_path / "biased")
     tensors, random = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(0)
     for name, tensor in tensors.items():
         if name.endswith(".bias"):

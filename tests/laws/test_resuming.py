@@ -19,7 +19,7 @@ from mm_piece.store.delta_store import DeltaStore
 
 pytestmark = [pytest.mark.slow, needs("deepspeed"), pytest.mark.timeout(4 * LIMIT)]
 
-STEPS = {"save_steps": 5, "num_train_epochs": 6}  # 12 steps of the first task, 18 of the second
+STEPS = {"save_steps": 3, "num_train_epochs": 4}  # 8 steps of the first task, 12 of the second
 
 
 def train(recipe):
@@ -42,7 +42,7 @@ def found_in(store):
 
 
 @pytest.fixture
-def unstopped(base, write, tmp_path_factory):
+def unstopped(flat_base, write, tmp_path_factory):
     """A function that runs an engine to its end, once for all workers, and returns the store."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -53,7 +53,7 @@ def unstopped(base, write, tmp_path_factory):
         finished = shared / f"unstopped-{engine}.finished"
         with FileLock(shared / f"unstopped-{engine}.lock"):
             if not finished.exists():
-                recipe = write(base, f"{engine}-whole", 2, ENGINES[engine], **STEPS)
+                recipe = write(flat_base, f"{engine}-whole", 2, ENGINES[engine], **STEPS)
                 done(launch_forks(2, *train(recipe), "--set", f"store={store}"))
                 finished.touch()
         return store
@@ -62,26 +62,26 @@ def unstopped(base, write, tmp_path_factory):
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero3"])
-def test_killed_and_started_again(engine, base, write, unstopped, tmp_path):
+def test_killed_and_started_again(engine, flat_base, write, unstopped, tmp_path):
     """Laws 5 and 8: the same files in the end, byte for byte, in a later epoch too."""
-    recipe = write(base, engine, 2, ENGINES[engine], **STEPS)
+    recipe = write(flat_base, engine, 2, ENGINES[engine], **STEPS)
     for task in ("0001", "0002"):
         process = launch_forks(2, *train(recipe))
-        wait_for(process, tmp_path / engine, f"work/{task}/checkpoint-5/trainer_state.json")
+        wait_for(process, tmp_path / engine, f"work/{task}/checkpoint-3/trainer_state.json")
         process.kill()
     done(launch_forks(2, *train(recipe)))
     assert found_in(tmp_path / engine) == found_in(unstopped(engine))
 
 
-def test_on_another_number_of_processes(base, write, unstopped, tmp_path):
+def test_on_another_number_of_processes(flat_base, write, unstopped, tmp_path):
     """From ZeRO-3 on two processes to four of them, and on to ZeRO-1 on one."""
-    process = launch_forks(2, *train(write(base, "moved", 2, ENGINES["zero3"], **STEPS)))
-    wait_for(process, tmp_path / "moved", "work/0001/checkpoint-5/trainer_state.json")
+    process = launch_forks(2, *train(write(flat_base, "moved", 2, ENGINES["zero3"], **STEPS)))
+    wait_for(process, tmp_path / "moved", "work/0001/checkpoint-3/trainer_state.json")
     process.kill()
-    process = launch_forks(4, *train(write(base, "moved", 4, ENGINES["zero3"], **STEPS)))
-    wait_for(process, tmp_path / "moved", "work/0002/checkpoint-5/trainer_state.json")
+    process = launch_forks(4, *train(write(flat_base, "moved", 4, ENGINES["zero3"], **STEPS)))
+    wait_for(process, tmp_path / "moved", "work/0002/checkpoint-3/trainer_state.json")
     process.kill()
-    done(launch_forks(1, *train(write(base, "moved", 1, ENGINES["zero1"], **STEPS))))
+    done(launch_forks(1, *train(write(flat_base, "moved", 1, ENGINES["zero1"], **STEPS))))
     one, other = DeltaStore.open(unstopped("zero3")), DeltaStore.open(tmp_path / "moved")
     for position in (1, 2):
         first, second = one.delta(position), other.delta(position)
@@ -91,11 +91,11 @@ def test_on_another_number_of_processes(base, write, unstopped, tmp_path):
 
 
 @pytest.mark.parametrize(("engine", "how"), [("ddp", signal.SIGINT), ("zero3", signal.SIGTERM)])
-def test_told_to_stop(engine, how, base, write, unstopped, tmp_path):
+def test_told_to_stop(engine, how, flat_base, write, unstopped, tmp_path):
     """A checkpoint, a line; the same command goes on to the same files."""
-    recipe = write(base, engine, 2, ENGINES[engine], **STEPS)
+    recipe = write(flat_base, engine, 2, ENGINES[engine], **STEPS)
     process = launch(2, *train(recipe))
-    wait_for(process, tmp_path / engine, "work/0002/checkpoint-5/trainer_state.json")
+    wait_for(process, tmp_path / engine, "work/0002/checkpoint-3/trainer_state.json")
     process.send_signal(how)
     said, _ = process.communicate(timeout=LIMIT)
     assert process.returncode != 0
@@ -106,9 +106,11 @@ def test_told_to_stop(engine, how, base, write, unstopped, tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_one_process_is_lost(how, base, write, tmp_path):
+def test_one_process_is_lost(how, flat_base, write, tmp_path):
     """The others say so, in one line and within the time limit, whoever started them."""
-    recipe = write(base, "lost", 2, None, num_train_epochs=2000, save_strategy="no", ddp_timeout=20)
+    recipe = write(
+        flat_base, "lost", 2, None, num_train_epochs=2000, save_strategy="no", ddp_timeout=20
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}

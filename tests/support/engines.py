@@ -56,8 +56,8 @@ def recipe_writer(tmp_path):
             "base": str(base),
             "store": str(tmp_path / engine),
             "tasks": [
-                {"name": "seen", "train": f"{data}[:7]", "test": f"{data}[:3]"},
-                {"name": "mixed", "train": data, "test": f"{data}[:5]"},
+                {"name": "seen", "train": f"{data}[:7]", "test": f"{data}[:2]"},
+                {"name": "mixed", "train": data, "test": f"{data}[:3]"},
             ],
             "model": {"dtype": dtype},
             "select": {
@@ -74,7 +74,7 @@ def recipe_writer(tmp_path):
             },
         }
         content["tasks"] = [
-            {**t, "images": str(tmp_path), "max_new_tokens": 3} for t in content["tasks"]
+            {**t, "images": str(tmp_path), "max_new_tokens": 2} for t in content["tasks"]
         ]
         if section is not None:
             content["train"]["deepspeed"] = config_of(section)

@@ -46,7 +46,7 @@ def make_tokenizer():
     return tokenizer
 
 
-def make_llava(folder: Path, seed: int = 0) -> Path:
+def make_llava(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     """Write a tiny LLaVA checkpoint with its processor."""
     from transformers import (
         CLIPImageProcessor,
@@ -63,7 +63,7 @@ def make_llava(folder: Path, seed: int = 0) -> Path:
         vision_config=CLIPVisionConfig(
             hidden_size=16,
             intermediate_size=24,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             image_size=16,
             patch_size=8,
@@ -72,7 +72,7 @@ def make_llava(folder: Path, seed: int = 0) -> Path:
             vocab_size=len(tokenizer),
             hidden_size=24,
             intermediate_size=32,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             num_key_value_heads=2,
             max_position_embeddings=256,
