@@ -23,6 +23,7 @@ from mm_piece.models.checkpoint_tensor import (
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"
 # What files raise that are not there, damaged, or of another kind than these rules expect.
 _READING_ERRORS = (
     ModelError,
@@ -62,6 +63,9 @@ def find_plain_checkpoint(
 
     None says nothing of the folder: it may need more than a family's rules.
     """
+    if (folder / _ADAPTER).exists():
+        return None  # `models.base` refuses it: transformers would add it to the weights
+
     parameters: dict[str, CheckpointTensor] = {}
     try:
         for key, location in _iter_locations(folder):

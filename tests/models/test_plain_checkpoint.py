@@ -42,6 +42,10 @@ def test_what_has_another_fingerprint_is_not_found(base, tmp_path):
     assert not find(tmp_path / "nowhere")
 
     copy = Path(shutil.copytree(base, tmp_path / "copy"))
+    (copy / "adapter_config.json").write_text("{}")
+    assert not find(copy)
+    (copy / "adapter_config.json").unlink()
+    assert find(copy)
     file = copy / "model.safetensors"
     content = safetensors.torch.load_file(file)
     safetensors.torch.save_file({**content, "stranger": torch.zeros(2)}, file)

@@ -69,7 +69,7 @@ def make_rows(
 ) -> list[dict]:
     """Return all rows of a split of a task; see SceneRows."""
     rows = SceneRows(name, split)
-    return list(rows)
+    return [rows[index] for index in range(len(rows))]
 
 
 def iter_scenes(
