@@ -213,11 +213,12 @@ def test_other_methods_keep_nothing(recipe):
     assert not (store.path / "kept").exists()
 
 
-def test_a_copied_store_goes_on(recipe, tmp_path):
+def test_a_copied_store_goes_on(recipe, tmp_path, capsys):
     mm_piece.train(recipe("here", tasks=1))
     copytree(tmp_path / "here", tmp_path / "there")
     there, here = mm_piece.train(recipe("there", tasks=2)), mm_piece.train(recipe("here", tasks=2))
     assert bytes_of(there) == bytes_of(here)
+    assert capsys.readouterr().out.count("1 of 2 tasks are learned already") == 2
 
 
 def test_rehearsal_is_trained_beside_a_task(recipe, base, monkeypatch, capsys):
@@ -347,7 +348,7 @@ def test_a_higher_penalty_moves_less(recipe, base):
     assert moved(0.0) > 1.2 * moved(10.0) > 1.2 * moved(1000.0)
 
 
-def test_a_run_with_a_penalty_goes_on_to_the_same_bits(recipe, monkeypatch):
+def test_a_run_with_a_penalty_goes_on_to_the_same_bits(recipe, monkeypatch, capsys):
     """Also from a checkpoint in the middle: entries are still held to where the task found them."""
     saving = {"max_steps": 4, "save_steps": 2, "save_strategy": "steps"}
     whole = mm_piece.train(recipe("whole", tasks=2, penalty=30.0, train=saving))
@@ -361,8 +362,10 @@ def test_a_run_with_a_penalty_goes_on_to_the_same_bits(recipe, monkeypatch):
     last = whole.path.parent / "part" / "work" / "0001" / "checkpoint-4"
     assert last.is_dir()
     rmtree(last)
+    assert "resuming" not in capsys.readouterr().out
     part = mm_piece.train(recipe("part", tasks=2, penalty=30.0, train=saving))
     assert bytes_of(part) == bytes_of(whole)
+    assert "resuming at step 2" in capsys.readouterr().out
     with pytest.raises(StoreError, match="penalty was 30.0, here it is 1.0"):
         mm_piece.train(recipe("part", tasks=2, penalty=1.0, train=saving))
 
