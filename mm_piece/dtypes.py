@@ -7,12 +7,10 @@ from mm_piece.errors import ModelError
 from mm_piece.stored_dtypes import STORED_DTYPES
 
 # In the order of safetensors' own writer.
-SAFETENSORS_DTYPES: dict[str, torch.dtype] = {}
-SAFETENSORS_NAMES: dict[torch.dtype, str] = {}
-for _key, _stored in STORED_DTYPES.items():
-    _dtype: torch.dtype = getattr(torch, _stored.name)
-    SAFETENSORS_DTYPES[_key] = _dtype
-    SAFETENSORS_NAMES[_dtype] = _key
+SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
+    key: getattr(torch, stored.name) for key, stored in STORED_DTYPES.items()
+}
+SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 TRAINABLE_DTYPES = {
     "float32": torch.float32,

@@ -146,6 +146,9 @@ def results(
     """Show the accuracy matrix of STORE."""
     from mm_piece.store.delta_store import DeltaStore
 
+    if explain and as_json:
+        raise click.UsageError("--explain is for people: leave it out, or --json")
+
     opened = DeltaStore.open(store)
     if as_json:
         echo_json(opened.results())

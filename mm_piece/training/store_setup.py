@@ -35,6 +35,16 @@ _BATCH_SETTINGS = {
 _FREE_KEYS = ("store", "base", "revision", "cache")
 
 
+class _Absent:
+    """What stands in a message for a setting that is not there; null is a value."""
+
+    def __repr__(self) -> str:
+        return "absent"
+
+
+_ABSENT = _Absent()
+
+
 def find_store(plan: Plan) -> DeltaStore | None:
     """Open the store that a recipe goes on with; None where a new one is to be created.
 
@@ -115,12 +125,15 @@ def _iter_differences(
     after: Any,
     place: str,
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Yield where two settings differ, and both values; None for one that is not there."""
+    """Yield where two settings differ, and both values; `_ABSENT` for one that is not there."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in dict.fromkeys([*before, *after]):
-            yield from _iter_differences(before.get(key), after.get(key), f"{place}.{key}")
+            old = before.get(key, _ABSENT)
+            new = after.get(key, _ABSENT)
+            yield from _iter_differences(old, new, f"{place}.{key}")
     elif isinstance(before, tuple) and isinstance(after, tuple):
-        for number, (old, new) in enumerate(zip_longest(before, after)):
+        pairs = zip_longest(before, after, fillvalue=_ABSENT)
+        for number, (old, new) in enumerate(pairs):
             yield from _iter_differences(old, new, f"{place}[{number}]")
     elif before != after:
         yield place, before, after

@@ -85,6 +85,8 @@ def test_verify_and_results(store):
     assert f"bwt  {backward:>+7.1%} " in shown
     assert "R[T][j] − R[j][j]" not in shown
     assert "R[T][j] − R[j][j]" in run("results", str(store), "--explain")
+    both = CliRunner().invoke(main, ["results", str(store), "--explain", "--json"])
+    assert both.exit_code == 2 and "--explain is for people" in both.stderr
 
 
 def test_eval_repeats_the_matrix(store):

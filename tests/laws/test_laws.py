@@ -135,7 +135,7 @@ def test_a_task_can_be_added_later(trained, base, tmp_path):
     grown = mm_piece.train(recipe)
     assert deltas_of(grown) == deltas_of(store)
     assert measured(grown) == measured(store)
-    with pytest.raises(StoreError, match=r"another 'tasks': tasks\[2\] was {.*, here it is None"):
+    with pytest.raises(StoreError, match=r"another 'tasks': tasks\[2\] was {.*, here it is absent"):
         mm_piece.train(recipe.model_copy(update={"tasks": recipe.tasks[:2]}))
 
 
@@ -162,6 +162,10 @@ def test_another_recipe_is_refused(trained, base):
     changed = "another 'select': select.method was 'piece-f', here it is 'piece-s'"
     with pytest.raises(StoreError, match=changed):
         mm_piece.train(recipe_for(base, store.path, "piece-s", store.base.dtype))
+    recipe = recipe_for(base, store.path, dtype=store.base.dtype)
+    unset = {"train": {**recipe.train, "eval_steps": None}}
+    with pytest.raises(StoreError, match="train.eval_steps was absent, here it is None"):
+        mm_piece.train(recipe.model_copy(update=unset))
 
 
 def test_another_number_of_examples_a_step_is_refused(trained, base):

@@ -33,17 +33,18 @@ def test_overrides_change_a_file_alone(tmp_path):
     assert as_recipe(tmp_path / "a.yaml", ["seed=7"]).seed == 7
 
 
-def test_paths_are_expanded_as_a_shell_would(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.setenv("DATA", "/data")
+def test_paths_are_expanded_as_a_shell_would(monkeypatch, tmp_path):
+    home, rows = str(tmp_path / "home"), str(tmp_path / "rows")
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setenv("DATA", rows)
     monkeypatch.delenv("ABSENT", raising=False)
     text = GOOD.replace("some/base", "~/base").replace("checkpoints/x", "$DATA/x")
     text = text.replace("a.json", "'${DATA}/a.json[:5]'").replace("b.json", "~b/$ABSENT.json")
     parsed = parse_recipe(text, "text", ["select.cache=~/masks"])
-    assert (parsed.base, parsed.store) == ("/home/me/base", "/data/x")
+    assert (parsed.base, parsed.store) == (f"{home}/base", f"{rows}/x")
     (task,) = parsed.tasks
-    assert (task.train, task.test) == ("/data/a.json[:5]", "~b/$ABSENT.json")
-    assert parsed.select.cache == "/home/me/masks"
+    assert (task.train, task.test) == (f"{rows}/a.json[:5]", "~b/$ABSENT.json")
+    assert parsed.select.cache == f"{home}/masks"
     assert parse_recipe(parsed.to_yaml()) == parsed
 
 

@@ -11,8 +11,10 @@ import socket
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from multiprocessing import forkserver, get_context
 from pathlib import Path
+from shutil import rmtree
 from subprocess import TimeoutExpired
 
 import psutil
@@ -42,8 +44,10 @@ class Forks:
         """`environments`: one for each fork."""
         _ensure_server()
         self.args = command
-        folder = Path(tempfile.mkdtemp(prefix="forks-"))
-        self.outputs = [folder / "stdout", folder / "stderr"]
+        self.folder = Path(tempfile.mkdtemp(prefix="forks-"))
+        self.outputs = [self.folder / "stdout", self.folder / "stderr"]
+        for file in self.outputs:
+            file.touch()
         self.ranks = []
         for environment in environments:
             arguments = (command, environment, self.outputs, Path.cwd())
@@ -61,8 +65,7 @@ class Forks:
 
     def stdout(self):
         """Return what the processes have printed so far."""
-        file = self.outputs[0]
-        return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+        return self.outputs[0].read_text(encoding="utf-8", errors="replace")
 
     def poll(self):
         """Return the status, None while a process runs."""
@@ -78,25 +81,34 @@ class Forks:
                 self.kill()
                 raise TimeoutExpired(self.args, timeout)
             time.sleep(0.02)
-        return tuple(file.read_text(encoding="utf-8", errors="replace") for file in self.outputs)
+        printed = [file.read_text(encoding="utf-8", errors="replace") for file in self.outputs]
+        rmtree(self.folder)
+        return tuple(printed)
 
     def kill(self):
         """`kill -9` for all processes and what they have started."""
         for rank in self.ranks:
             if rank.exitcode is None:
-                family = [psutil.Process(rank.pid)]
-                family += family[0].children(recursive=True)
-                for process in family:
-                    process.kill()
+                _kill_family(rank.pid)
         for rank in self.ranks:
             rank.join()
+        rmtree(self.folder)
+
+
+def _kill_family(pid):
+    """Kill a process and what it has started; any of them may have just ended."""
+    with suppress(psutil.NoSuchProcess):
+        first = psutil.Process(pid)
+        for process in (first, *first.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def run_command(command, environment, outputs, folder):
     """Become `python COMMAND`, in a session of its own; `outputs` are stdout and stderr."""
     os.setsid()
     for number, file in enumerate(outputs, start=1):
-        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND)
         os.dup2(descriptor, number)
     os.chdir(folder)
     os.environ.update(environment)

@@ -37,7 +37,8 @@ def done(process, status=0):
     try:
         said, errors = process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
-        kill(process)
+        if process.poll() is None:  # forks have ended already
+            kill(process)
         raise
     said += errors or ""  # None where both went one way
     assert (process.returncode == 0) == (status == 0), said
