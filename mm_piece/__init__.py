@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from mm_piece.threads import prefer_passive_waiting
+
 if TYPE_CHECKING:
     from mm_piece.deltas.delta import Delta
     from mm_piece.errors import PieceError
@@ -62,6 +64,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name == "train":
+        prefer_passive_waiting()  # before torch is imported
     if name in _HOMES:
         return getattr(import_module(f"mm_piece.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'mm_piece' has no attribute {name!r}")

@@ -23,6 +23,7 @@ from mm_piece.cli import assemble, check, derive, inspect, run, share
 from mm_piece.cli.options import echo, format_error, is_output_closed, printable_messages
 from mm_piece.errors import PieceError
 from mm_piece.plaintext import make_printable
+from mm_piece.threads import prefer_passive_waiting
 
 # The first process prints an error that all of them have, and then the launcher ends the others.
 # A process that is still there after so many seconds has an error of its own, or the first is gone.
@@ -80,6 +81,7 @@ class _CommandGroup(click.Group):
 @click.option("--local_rank", hidden=True, expose_value=False)  # a launcher may give it
 def main(debug: bool) -> None:
     """Teach a vision-language model a sequence of tasks; load it at any point of the sequence."""
+    prefer_passive_waiting()
     sys.path.append(str(Path.cwd()))  # where a recipe's own rules may lie
 
 

@@ -22,6 +22,7 @@ SHARED = (
     "plaintext",
     "errors",
     "sizes",
+    "threads",
     "stored_dtypes",
     "dtypes",
     "entries",
