@@ -185,7 +185,16 @@ def evaluate(
     """
     _require_evaluable(model, processor, examples, metric)
     predictions = generate_answers(model, processor, examples, **options)
+    return score_predictions(processor, examples, predictions, metric)
 
+
+def score_predictions(
+    processor: Processor,
+    examples: Sequence[Example],
+    predictions: Sequence[str],
+    metric: str,
+) -> list[ScoredAnswer]:
+    """Score a prediction for each example."""
     tokenizer = tokenizer_of(processor)
     accepted = []
     for example in examples:

@@ -19,9 +19,11 @@ from mm_piece.evaluation.answers import (
     evaluate,
     mean_score,
     move_to_accelerator,
+    score_predictions,
     scores_by_kind,
 )
 from mm_piece.evaluation.divergence import measure_divergence
+from mm_piece.evaluation.recorded_answers import find_predictions
 from mm_piece.recipe import GeneralTask, Recipe
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.store.inspection import as_store
@@ -82,12 +84,25 @@ def measure_position(
     position: int,
     test: Mapping[str, Sequence[Example]],
 ) -> None:
-    """Evaluate every task and the base ability; the main process writes row and answers."""
+    """Evaluate every task and the base ability; the main process writes row and answers.
+
+    Predictions that the store has for this position already are scored, and not generated again.
+    """
+    # read by one process: all must know alike what is left to generate
+    recorded = distributed.broadcast(dict(store.answers(position)))
     answers: AnswersByTask = {}
     # all processes answer together
     for task in (*recipe.tasks, *recipe.general):
         examples = test[task.name]
-        answers[task.name] = answer_task(model, processor, examples, recipe, task)
+        predictions = find_predictions(examples, recorded.get(task.name, []))
+        if predictions is None:
+            answers[task.name] = answer_task(model, processor, examples, recipe, task)
+        else:
+            answers[task.name] = score_predictions(processor, examples, predictions, task.metric)
+
+        if distributed.is_main():
+            # a run that is stopped now need not answer this task again
+            store.write_answers(position, {**recorded, **answers})
     if not distributed.is_main():
         return
 
@@ -196,8 +211,9 @@ def count_measured_rows(store: DeltaStore, recipe: Recipe) -> int:
     """Count the rows of the matrix that a run need not measure again."""
     results = store.results()
     names = [task.name for task in recipe.tasks]
+    general_names = [task.name for task in recipe.general]
     # a further task makes a column that none of the rows has
-    if results.get("tasks") != names:
+    if results.get("tasks") != names or results.get("general") != general_names:
         return 0
     return len(results.get("matrix", []))
 

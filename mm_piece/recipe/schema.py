@@ -50,6 +50,16 @@ class Task(GeneralTask):
 
     train: PathText
     density: Density | None = None  # of this task, in place of the one in `select`
+    train_settings: dict[str, Any] = {}  # of this task, in place of those in the recipe's `train`
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _train_is_source(cls, train: YAML) -> YAML:
+        if isinstance(train, dict):
+            raise ValueError(
+                "is the source of a task's rows; settings of its training go to `train_settings`"
+            )
+        return train
 
     @field_validator("density", mode="before")
     @classmethod
@@ -123,6 +133,14 @@ class Recipe(StrictModel):
         settings = self.select.model_dump()
         settings["density"] = task.density
         return SelectionSettings.model_validate(settings)
+
+    def train_of(self, task: Task) -> dict[str, Any]:
+        """Return the training settings of one task: its own, then the recipe's."""
+        shared = dict(self.train)
+        # a number of steps would win over epochs, and those of the task would do nothing
+        if "num_train_epochs" in task.train_settings:
+            shared.pop("max_steps", None)
+        return {**shared, **task.train_settings}
 
     def to_yaml(self) -> str:
         """Return the resolved recipe as YAML, every default spelled out."""

@@ -73,5 +73,5 @@ def remove_empty_store(path: Path) -> None:
     # a crash after the manifest is gone leaves no store at all
     for name in (RESULTS, MANIFEST):
         (path / name).unlink(missing_ok=True)
-    for name in (ANSWERS, LOGS, WORK):
+    for name in (ANSWERS, LOGS, RETENTION, WORK):
         rmtree(path / name, ignore_errors=True)

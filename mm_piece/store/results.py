@@ -81,6 +81,17 @@ def add_row(
     return added
 
 
+def remove_rows(results: Results) -> Results:
+    """Return the results without what was measured at positions; facts of trainings stay."""
+    remaining: Results = {**results}
+    # of a recipe without general tasks, nothing is left of base ability
+    for key in ("base_ability", "base_ability_name", "base_kinds"):
+        remaining.pop(key, None)
+    if "matrix" in results:
+        remaining["matrix"] = []
+    return remaining
+
+
 def add_task_facts(
     results: Results,
     section: Literal["seconds", "stability"],

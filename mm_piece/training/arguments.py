@@ -12,8 +12,16 @@ import torch
 from transformers import TrainingArguments, enable_full_determinism
 
 from mm_piece.errors import RecipeError, format_error
+from mm_piece.recipe import Task
 from mm_piece.training.effects import require_effects, require_recomputing
-from mm_piece.training.known_arguments import FIELDS, HARMLESS, HONOURED, REFUSED, default_of
+from mm_piece.training.known_arguments import (
+    FIELDS,
+    HARMLESS,
+    HONOURED,
+    OF_A_TASK,
+    REFUSED,
+    default_of,
+)
 from mm_piece.training.optimizers import require_optimizer
 from mm_piece.training.reporters import require_reporters
 from mm_piece.training.schedules import require_schedule
@@ -64,6 +72,16 @@ def arguments(settings: dict[str, Any], folder: Path, seed: int) -> TrainingArgu
     if found.full_determinism:
         enable_full_determinism(seed)
     return found
+
+
+def require_task_settings(task: Task) -> None:
+    """Raise RecipeError for one of a task's own settings that only a whole run can have."""
+    for key in task.train_settings:
+        if key in FIELDS and key not in OF_A_TASK:
+            raise RecipeError(
+                f"task {task.name!r}: train_settings: {key!r} is a setting of the whole run: "
+                f"write it under `train`; a task may have {', '.join(sorted(OF_A_TASK))}"
+            )
 
 
 def _require_known(settings: dict[str, Any], given: dict[str, Any]) -> None:

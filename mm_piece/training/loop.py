@@ -216,7 +216,7 @@ def _train_entries(
     """
     started = time.monotonic()
     task = inputs.task
-    args = arguments(run.recipe.train, inputs.work, inputs.seed)
+    args = arguments(run.recipe.train_of(task), inputs.work, inputs.seed)
     logs = run.store.log_folder(len(run.store) + 1)
 
     with run.stop.deferring_stop(), sparse_tuning(run.model, selection.mask) as tuning:
@@ -228,7 +228,7 @@ def _train_entries(
             **_describe_training(run, inputs.select, selection),
             **inputs.facts,
             rehearsal=len(examples) - len(inputs.encoded),
-            batch=batch_size_of(run.recipe),
+            batch=batch_size_of(run.recipe, task),
             groups=measure_changes(tuning, selection.sizes),
         )
         _append_delta(run.store, delta)

@@ -18,6 +18,7 @@ from mm_piece.distributed import (
     zero_config,
 )
 from mm_piece.dtypes import as_dtype, dtype_name
+from mm_piece.errors import RecipeError
 from mm_piece.families import weights
 from mm_piece.metrics.answers import ANSWER_METRICS
 from mm_piece.models.base import (
@@ -27,9 +28,9 @@ from mm_piece.models.base import (
 )
 from mm_piece.models.checkpoint import Checkpoint, fetch_checkpoint
 from mm_piece.models.generation import find_ignored_settings
-from mm_piece.recipe import Recipe, as_recipe
+from mm_piece.recipe import Recipe, Task, as_recipe
 from mm_piece.selection.task import require_selectable
-from mm_piece.training.arguments import arguments
+from mm_piece.training.arguments import arguments, require_task_settings
 from mm_piece.training.base_parts import BaseParts, require_options_fit
 from mm_piece.training.data_check import ProgressWrapper, TaskCheck, check_task, iter_notes
 
@@ -63,6 +64,8 @@ def preflight(recipe: Recipe, *, launched: bool = True) -> Plan:
     if not launched:
         settings = without_deepspeed(settings)
     arguments(settings, Path(recipe.store), recipe.seed)
+    for task in recipe.tasks:
+        _require_task_settings_fit(recipe, task)
 
     importance.resolve_rule(recipe.select.method)
     for task in (*recipe.tasks, *recipe.general):
@@ -70,6 +73,20 @@ def preflight(recipe: Recipe, *, launched: bool = True) -> Plan:
         score([], [])  # raises if the metric's library is missing
 
     return Plan(recipe, zero)
+
+
+def _require_task_settings_fit(recipe: Recipe, task: Task) -> None:
+    """Raise RecipeError for a task's own settings that do not fit each other or the recipe's."""
+    if not task.train_settings:
+        return
+
+    require_task_settings(task)
+    settings = recipe.train_of(task)
+    try:
+        zero_config(settings, dtype_name(dtype_of(recipe)))
+        arguments(without_deepspeed(settings), Path(recipe.store), recipe.seed)
+    except RecipeError as error:
+        raise RecipeError(f"task {task.name!r}: {error}") from error
 
 
 def dtype_of(recipe: Recipe) -> torch.dtype:

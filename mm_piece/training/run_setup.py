@@ -222,7 +222,7 @@ def _dry_run_recipe(
             dry_run_step(
                 model,
                 alike,
-                recipe.train,
+                recipe.train_of(task),
                 trained_names,
             )
 

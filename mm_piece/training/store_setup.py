@@ -13,7 +13,8 @@ from mm_piece.errors import (
     format_value,
 )
 from mm_piece.evaluation.matrix import count_measured_rows
-from mm_piece.recipe import Recipe
+from mm_piece.evaluation.recorded_answers import forget_measurements
+from mm_piece.recipe import Recipe, Task
 from mm_piece.store.base_location import locate_base
 from mm_piece.store.base_reading import trained_dtype
 from mm_piece.store.delta_store import DeltaStore
@@ -32,7 +33,10 @@ _BATCH_SETTINGS = {
 }
 
 # Keys of a recipe that may differ from those of the run that made the store.
-_FREE_KEYS = ("store", "base", "revision", "cache")
+_FREE_KEYS = ("store", "base", "revision", "cache", "general")
+
+# Keys of a task that change no delta: where they differ, positions are measured again.
+_TEST_KEYS = {"test", "metric", "max_new_tokens"}
 
 
 class _Absent:
@@ -97,6 +101,12 @@ def _require_same_recipe(store: DeltaStore, recipe: Recipe) -> None:
     ignored_keys = {
         "select": _RESOURCE_SETTINGS,
         "train": _BATCH_SETTINGS,
+        "tasks": {
+            "__all__": {
+                "train_settings": _BATCH_SETTINGS,
+                **dict.fromkeys(_TEST_KEYS, True),
+            }
+        },
     }
     recorded = store.load_recipe()
     before = recorded.model_dump(exclude=ignored_keys)
@@ -115,7 +125,8 @@ def _require_same_recipe(store: DeltaStore, recipe: Recipe) -> None:
                 "only tasks at the end may be added: use a new store"
             )
 
-    _require_same_batch_size(store, recipe)
+    _require_same_batch_sizes(store, recorded, recipe)
+    forget_measurements(store, recorded, recipe)
     if distributed.is_main():
         store.write_recipe(recipe.to_yaml())
 
@@ -139,19 +150,33 @@ def _iter_differences(
         yield place, before, after
 
 
-def _require_same_batch_size(store: DeltaStore, recipe: Recipe) -> None:
-    """Raise StoreError if a step of the store's last task had another number of examples."""
-    if not len(store):
+def _require_same_batch_sizes(
+    store: DeltaStore,
+    recorded: Recipe,
+    recipe: Recipe,
+) -> None:
+    """Raise StoreError if a step of any recorded task had another number of examples.
+
+    A recipe does not say how many processes share a step; the last delta's step size does.
+    """
+    position = len(store)
+    if not position:
         return
 
-    last_delta = store.delta(len(store))
-    now = batch_size_of(recipe)
-    before = last_delta.info.get("batch", now)
-    if before != now:
-        raise StoreError(
-            f"store {store.path} learns {before} examples a step, here it would be {now}: "
-            "processes times per_device_train_batch_size times gradient_accumulation_steps"
-        )
+    last_task = recorded.tasks[position - 1]
+    last_delta = store.delta(position)
+    num_examples = last_delta.info.get("batch", batch_size_of(recipe, recipe.tasks[position - 1]))
+    num_processes = num_examples / _batch_size_of_process(recorded, last_task)
+
+    for recorded_task, task in zip(recorded.tasks, recipe.tasks, strict=False):  # some are added
+        before = round(num_processes * _batch_size_of_process(recorded, recorded_task))
+        now = batch_size_of(recipe, task)
+        if before != now:
+            raise StoreError(
+                f"store {store.path} learns {before} examples of {task.name!r} a step, here it "
+                f"would be {now}: processes times per_device_train_batch_size times "
+                "gradient_accumulation_steps"
+            )
 
 
 def _require_same_base(store: DeltaStore, recipe: Recipe) -> None:
@@ -162,8 +187,14 @@ def _require_same_base(store: DeltaStore, recipe: Recipe) -> None:
         raise BaseError(f"store {store.path} was made on another base than {recipe.base}")
 
 
-def batch_size_of(recipe: Recipe) -> int:
-    """Return how many examples a step learns, on all processes together."""
-    per_process = recipe.train.get("per_device_train_batch_size", 8)
-    accumulated = recipe.train.get("gradient_accumulation_steps", 1)
-    return per_process * accumulated * distributed.world_size()
+def batch_size_of(recipe: Recipe, task: Task) -> int:
+    """Return how many examples of a task a step learns, on all processes together."""
+    return _batch_size_of_process(recipe, task) * distributed.world_size()
+
+
+def _batch_size_of_process(recipe: Recipe, task: Task) -> int:
+    """Return how many examples of a task one process learns in a step."""
+    settings = recipe.train_of(task)
+    per_batch = settings.get("per_device_train_batch_size", 8)
+    accumulated = settings.get("gradient_accumulation_steps", 1)
+    return per_batch * accumulated

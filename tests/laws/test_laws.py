@@ -177,7 +177,7 @@ def test_another_number_of_examples_a_step_is_refused(trained, base):
     mm_piece.train(recipe.model_copy(update={"train": {**recipe.train, **halves}}))
     other = {**recipe.train, "per_device_train_batch_size": 2 * step}
     with pytest.raises(
-        StoreError, match=f"learns {step} examples a step, here it would be {2 * step}"
+        StoreError, match=f"learns {step} examples of '.*' a step, here it would be {2 * step}"
     ):
         mm_piece.train(recipe.model_copy(update={"train": other}))
     mm_piece.train(recipe)

@@ -22,7 +22,10 @@ base: {base}
 store: {store}
 tasks:
   - {{name: digits, train: "scenes:digits/train[:12]", test: "scenes:digits/test[:2]"}}
-  - {{name: words, train: "scenes:words/train[:12]", test: "scenes:words/test[:2]"}}
+  - name: words
+    train: "scenes:words/train[:12]"
+    test: "scenes:words/test[:2]"
+    train_settings: {{learning_rate: 5e-3, num_train_epochs: 1, per_device_train_batch_size: 2}}
   - {{name: charts, train: "scenes:charts/train[:12]", test: "scenes:charts/test[:2]"}}
 select: {{method: {method}, density: {density}, samples: 4}}
 train:
