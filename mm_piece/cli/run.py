@@ -1,11 +1,12 @@
 """Commands that run a model: train, eval, ask."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mm_piece.cli.inspect import print_results
+from mm_piece.cli.training_summary import print_summary
 from mm_piece.cli.options import (
     AT,
     BASE,
@@ -31,15 +32,16 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
 
     Run it again and it goes on where it stopped, Ctrl-C and a hang-up included.
     """
+    # torch and transformers take seconds to load; of several processes, one says so
+    if os.environ.get("RANK", "0") == "0":
+        echo("starting: loading torch and transformers", err=True)
+
     from mm_piece.distributed import is_main
     from mm_piece.training.loop import train as run
 
     store = run(recipe, *overrides)
-    if not is_main():
-        return
-
-    print_results(store)
-    echo(f"store: {store.path}  (mm-piece report {store.path} writes a page about it)")
+    if is_main():
+        print_summary(store)
 
 
 @click.command(name="eval")

@@ -65,7 +65,7 @@ class TaskSelection:
 
         *fewer, most = self.stability.items()
         examples, overlap = most
-        text += f"; masks of two sets of {examples} examples share {overlap:.0%}"
+        text += f"; {examples} examples and {examples} others agree on {overlap:.0%} of theirs"
         if not fewer:
             return text
 

@@ -1,26 +1,41 @@
 """Trainer callbacks that act between the steps of a training."""
 
+import sys
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from mm_piece.distributed.progress import print_line
+from mm_piece.plaintext import make_printable
+from mm_piece.training.run_progress import RunProgress, format_seconds
+
+_LINES_PER_TRAINING = 10
+
 
 class ProgressBar(TrainerCallback):
-    """Progress bar with speed, remaining time and the last loss."""
+    """Progress bar with speed, the last loss and the time that is left.
 
-    def __init__(self) -> None:
+    Without a terminal it prints a line for each tenth of the training, for whoever reads the log.
+    """
+
+    def __init__(self, progress: RunProgress) -> None:
         """Show nothing yet: the bar appears when a training begins."""
+        self.progress = progress
         self.bar = tqdm(disable=True)
+        self.has_terminal = sys.stderr.isatty()
+        self.next_line = 0  # step from which on a line is due
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        self.progress.begin_training(state.global_step)
         self.bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
-            desc="train",
+            desc=make_printable(self.progress.title),
             unit="step",
+            leave=False,
             # None: no bar where no terminal is
             disable=None if state.is_world_process_zero else True,
         )
@@ -43,7 +58,14 @@ class ProgressBar(TrainerCallback):
             return
 
         loss = float(logs["loss"])
-        self.bar.set_postfix(loss=f"{loss:.3f}")
+        step, steps = state.global_step, state.max_steps
+        seconds = self.progress.estimate_seconds_left(step, steps)
+        left = format_seconds(seconds)
+        self.bar.set_postfix_str(f"loss {loss:.3f}, all tasks {left} left")
+
+        if not self.has_terminal and step >= self.next_line:
+            print_line(f"{self.progress.title}: step {step} of {steps}, loss {loss:.4f}, {left} left")
+            self.next_line = step + steps / _LINES_PER_TRAINING
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

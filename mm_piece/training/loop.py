@@ -45,6 +45,7 @@ from mm_piece.training.retention_run import (
     needs_retention,
     save_retention,
 )
+from mm_piece.training.run_progress import count_steps
 from mm_piece.training.run_setup import Run, open_run, read_splits
 from mm_piece.training.stopping import GracefulStop
 from mm_piece.training.store_setup import batch_size_of, find_store, is_finished
@@ -89,10 +90,27 @@ def _train_recipe(recipe: Recipe, stop: GracefulStop) -> DeltaStore:
         num_learned = len(run.store)
         if num_learned:
             print_line(f"{num_learned} of {len(recipe.tasks)} tasks are learned already")
+        _plan_progress(run)
         for position, task in enumerate(recipe.tasks[num_learned:], start=num_learned + 1):
+            run.progress.begin_task(position, task)
             _learn_task(run, task, position)
             _measure(run, position)
         return run.store
+
+
+def _plan_progress(run: Run) -> None:
+    """Count the steps of the tasks to learn, by which the time left is told."""
+    for position, task in enumerate(run.recipe.tasks, start=1):
+        if position <= len(run.store):
+            continue
+        num_examples = len(run.data.train[task.name])
+        batch_size = batch_size_of(run.recipe, task)
+        run.progress.steps_by_position[position] = count_steps(
+            run.recipe,
+            task,
+            num_examples,
+            batch_size,
+        )
 
 
 def _catch_up(run: Run) -> None:
@@ -112,6 +130,7 @@ def _catch_up(run: Run) -> None:
 
 def _measure(run: Run, position: int) -> None:
     """Write a row of the accuracy matrix; the model stands at `position`."""
+    started = time.monotonic()
     # a partitioned model can be called in an engine alone; training brings its own
     with run.zero.engine_context(run.model):
         measure_position(
@@ -122,6 +141,7 @@ def _measure(run: Run, position: int) -> None:
             position=position,
             test=run.data.test,
         )
+    run.progress.note_measuring(time.monotonic() - started)
 
 
 @dataclass(frozen=True)
@@ -158,7 +178,7 @@ def _learn_task(run: Run, task: Task, position: int) -> None:
     with run.zero.engine_context(run.model):
         selection, penalty_strengths = _select_entries(run, inputs)
         examples = _build_training_examples(run, inputs)
-    print_line(f"{task.name}: {selection}")
+    print_line(f"{run.progress.title}: {selection}")
 
     select_seconds = time.monotonic() - started
     delta = _train_entries(run, inputs, selection, examples, penalty_strengths, select_seconds)
@@ -220,7 +240,7 @@ def _train_entries(
     logs = run.store.log_folder(len(run.store) + 1)
 
     with run.stop.deferring_stop(), sparse_tuning(run.model, selection.mask) as tuning:
-        metrics = fit(tuning, examples, args, logs, penalty_strengths, run.stop)
+        metrics = fit(tuning, examples, args, logs, penalty_strengths, run.stop, run.progress)
         delta = tuning.delta(
             task.name,
             base=run.store.base.fingerprint,
@@ -322,11 +342,12 @@ def _digest_examples(encoded: EncodedDataset, task: Task) -> dict[str, Any]:
 def _format_changes(delta: Delta) -> list[str]:
     """Return in one line what a task changed in each group; in a second what rounding undid."""
     groups = delta.info["groups"]
-    changes = (
-        f"{group} {row['changed']:,} of {row['entries']:,} ({row['share']:.2%} of norm)"
+    changes = [
+        f"{row['changed']:,} entries of {group} ({row['share']:.2%} of its norm)"
         for group, row in groups.items()
-    )
-    lines = [f"changed {', '.join(changes)}"]
+        if row["changed"]
+    ]
+    lines = [f"changed {', '.join(changes) or 'nothing'}"]
     if warning := format_rounding_warning(groups):
         lines.append(warning)
     return lines

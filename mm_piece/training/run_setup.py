@@ -45,6 +45,7 @@ from mm_piece.training.arguments import arguments
 from mm_piece.training.base_parts import BaseParts
 from mm_piece.training.dry_run import dry_run_step
 from mm_piece.training.preflight import Plan, base_checkpoint_of
+from mm_piece.training.run_progress import RunProgress
 from mm_piece.training.stopping import GracefulStop
 
 
@@ -67,6 +68,7 @@ class Run:
     data: Splits
     zero: ZeroConfig
     stop: GracefulStop
+    progress: RunProgress
 
 
 def read_splits(recipe: Recipe) -> Splits:
@@ -123,7 +125,8 @@ def _make_run(
     if not is_placed:
         args = arguments(recipe.train, store.path, recipe.seed)
         model.to(args.device)
-    return Run(recipe, store, model, processor, data, plan.zero, stop)
+    progress = RunProgress(len(recipe.tasks), {})
+    return Run(recipe, store, model, processor, data, plan.zero, stop, progress)
 
 
 def _exclusive_writing(store: DeltaStore) -> AbstractContextManager[None]:
@@ -136,6 +139,7 @@ def _exclusive_writing(store: DeltaStore) -> AbstractContextManager[None]:
 def _load_model(plan: Plan, store: DeltaStore) -> tuple[nn.Module, Processor]:
     """Load the model at a store's last position, and its processor."""
     recipe = plan.recipe
+    print_line(f"loading the model at position {len(store)}")
     options = {key: value for key, value in recipe.model.items() if key != "dtype"}
     with plan.zero.loading_context():
         return load(
@@ -152,6 +156,7 @@ def _create_store(plan: Plan, data: Splits) -> tuple[DeltaStore, nn.Module, Proc
     recipe = plan.recipe
     path = Path(recipe.store)
 
+    print_line(f"loading the base {recipe.base}")
     checkpoint = base_checkpoint_of(recipe, plan.dtype)
     with plan.zero.loading_context():
         model, processor = load_base(recipe.base, recipe.revision, **recipe.model)
@@ -160,6 +165,7 @@ def _create_store(plan: Plan, data: Splits) -> tuple[DeltaStore, nn.Module, Proc
         checkpoint.require_finite()
     require_selectable(recipe, _shapes_of(model))
 
+    print_line("trying one step of each task before anything is written")
     _dry_run_recipe(recipe, model, processor, data)
     with plan.zero.engine_context(model):
         _require_finite_losses(recipe, model, processor, data)

@@ -24,6 +24,7 @@ from mm_piece.training.callbacks import ProgressBar
 from mm_piece.training.loss import make_loss_function
 from mm_piece.training.optimizer_state import restore_order, save_order
 from mm_piece.training.penalty import register_penalty
+from mm_piece.training.run_progress import RunProgress
 from mm_piece.training.stopping import GracefulStop, ignore_stop_signals
 from mm_piece.training.write_errors import translate_write_errors
 
@@ -44,11 +45,12 @@ class SparseTrainer(Trainer):
         args: TrainingArguments,
         examples: EncodedExamples,
         penalty_strengths: Mapping[str, Tensor] | None = None,
+        progress: RunProgress | None = None,
     ) -> None:
         """Take encoded examples.
 
         `penalty_strengths` has a strength for each entry of the mask, by the weight's name (see
-        `register_penalty`).
+        `register_penalty`); `progress` is that of the run which this training is part of.
         """
         self.tuning = tuning
         self.padded_dataset = PaddedDataset(examples)
@@ -69,7 +71,7 @@ class SparseTrainer(Trainer):
             self.remove_callback(PrinterCallback)
         else:
             self.remove_callback(ProgressCallback)
-            self.add_callback(ProgressBar())
+            self.add_callback(ProgressBar(progress or RunProgress(1, {})))
 
     def get_train_dataloader(self) -> DataLoader:
         """Build the loader of this process's batches."""
@@ -237,10 +239,11 @@ def fit(
     logs: Path,
     penalty_strengths: Mapping[str, Tensor] | None = None,
     stop: GracefulStop | None = None,
+    progress: RunProgress | None = None,
 ) -> dict[str, float]:
     """Train the values on encoded examples, from the last checkpoint if any.
 
-    `penalty_strengths`: those of SparseTrainer. Loss, learning rate and gradient norm go to
+    `penalty_strengths` and `progress`: those of SparseTrainer. Loss, learning rate and gradient norm go to
     TensorBoard files in `logs`. Returns Trainer's metrics.
 
     A signal that `stop` receives leaves a checkpoint and raises SystemExit. Raises RecipeError for
@@ -254,7 +257,7 @@ def fit(
         tuning.restore_values(load_file(values_file))
         print_line(f"resuming at step {_step_of_checkpoint(checkpoint)}")
 
-    trainer = SparseTrainer(tuning, args, examples, penalty_strengths)
+    trainer = SparseTrainer(tuning, args, examples, penalty_strengths, progress)
     if distributed.is_main():
         board = SummaryWriter(str(logs))
         trainer.add_callback(TensorBoardCallback(board))
