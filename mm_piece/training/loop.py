@@ -46,6 +46,7 @@ from mm_piece.training.retention_run import (
     save_retention,
 )
 from mm_piece.training.run_setup import Run, open_run, read_splits
+from mm_piece.training.step_losses import average_losses, mean_of_finite
 from mm_piece.training.stopping import GracefulStop
 from mm_piece.training.store_setup import batch_size_of, find_store, is_finished
 from mm_piece.training.trainer import fit
@@ -211,8 +212,7 @@ def _train_entries(
     """Train the selected entries and store what they became.
 
     Between the last step and the stored delta nothing is on disk that a stop could go on with, so
-    a stop waits until the delta is there and its seconds are recorded. A kill between the two
-    loses the seconds alone.
+    a stop waits until the delta is there.
     """
     started = time.monotonic()
     task = inputs.task
@@ -220,7 +220,7 @@ def _train_entries(
     logs = run.store.log_folder(len(run.store) + 1)
 
     with run.stop.deferring_stop(), sparse_tuning(run.model, selection.mask) as tuning:
-        metrics = fit(tuning, examples, args, logs, penalty_strengths, run.stop)
+        losses = fit(tuning, examples, args, logs, penalty_strengths, run.stop)
         delta = tuning.delta(
             task.name,
             base=run.store.base.fingerprint,
@@ -231,14 +231,17 @@ def _train_entries(
             batch=batch_size_of(run.recipe),
             groups=measure_changes(tuning, selection.sizes),
         )
-        _append_delta(run.store, delta)
-
         cost = {
             "select": select_seconds,  # encoding and rehearsal included; of the last run alone
             "train": time.monotonic() - started,
-            "loss": metrics["train_loss"],
         }
-        _record_task(run, task, cost, selection.stability)
+        mean_loss = mean_of_finite(losses)
+        if mean_loss is not None:
+            cost["loss"] = mean_loss
+        _record_task(run, task, cost, average_losses(losses), selection.stability)
+
+        # last: a run that is killed before this trains, and records, once more
+        _append_delta(run.store, delta)
     return delta
 
 
@@ -359,9 +362,10 @@ def _record_task(
     run: Run,
     task: Task,
     cost: dict[str, float],
+    losses: dict[str, float],
     stability: dict[str, float],
 ) -> None:
-    """Write what a task took, and how stable its mask is, to the results.
+    """Write what a task took, its losses, and how stable its mask is, to the results.
 
     Equal runs differ in seconds: in the delta, they would make unequal files.
     """
@@ -370,6 +374,7 @@ def _record_task(
 
     def add_facts(results: Results) -> Results:
         results = add_task_facts(results, "seconds", task.name, cost)
+        results = add_task_facts(results, "losses", task.name, losses)
         return add_task_facts(results, "stability", task.name, stability)
 
     run.store.update_results(add_facts)
