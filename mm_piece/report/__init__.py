@@ -1,7 +1,7 @@
 """A delta store as one self-contained HTML page: no script, no request, the same bytes every time.
 
 summary          `summarise_store` reads and counts the content of a page
-examples         test questions that tell what was learned, kept and forgotten
+examples         test questions that tell what was learned, retained and forgotten
 training_record  times and losses
 weight_maps      places and overlaps of changed entries
 comparison       `compare_stores`: the same for several stores

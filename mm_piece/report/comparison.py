@@ -101,16 +101,14 @@ def compare_stores(stores: Sequence[DeltaStore]) -> Comparison:
 
 def _list_differing_keys(runs: Sequence[RunSummary]) -> list[str]:
     """Return the keys in which any two recipes differ, in a recipe's order."""
-    keys: dict[str, None] = {}  # a set that keeps the recipes' order
+    first = runs[0].all_settings
+    keys: dict[str, bool] = {}  # in the recipes' order: whether a recipe differs from the first
     for run in runs:
-        keys.update(dict.fromkeys(run.all_settings))
-
-    differing = []
-    for key in keys:
-        values = [run.all_settings.get(key) for run in runs]
-        if any(value != values[0] for value in values):
-            differing.append(key)
-    return differing
+        own = run.all_settings
+        for key in (*first, *own):
+            is_different = own.get(key) != first.get(key)
+            keys[key] = keys.get(key, False) or is_different
+    return [key for key, differs in keys.items() if differs]
 
 
 def _group_runs(runs: Sequence[RunSummary]) -> list[Configuration]:
@@ -233,18 +231,28 @@ def _flatten_settings(
         yield from _flatten_settings(value, dotted)
 
 
-def _describe_settings(content: dict[str, Any], seed: int) -> Settings:
+def _describe_settings(
+    content: dict[str, Any],
+    seed: int,
+) -> Settings:
     """Return the settings of a recipe one by one: the tasks in their order, then those of each."""
-    plain = {key: value for key, value in content.items() if key not in ("tasks", "general")}
-    described = dict(_flatten_settings(plain))
+    plain = dict(content)
+    described: dict[str, object] = {}
     for section in ("tasks", "general"):
-        tasks = content[section]
-        described[section] = " → ".join(task["name"] for task in tasks)
-        for task in tasks:
-            own = {key: value for key, value in task.items() if key != "name"}
-            described |= _flatten_settings(own, f"{section}.{task['name']}")
-    described["seed"] = seed
-    return described
+        names = []
+        for task in plain.pop(section):
+            name = task["name"]
+            names.append(name)
+            settings = _flatten_settings(task, f"{section}.{name}")
+            described.update(settings)
+        described[section] = " → ".join(names)
+
+    settings = _flatten_settings(plain)
+    return {
+        **dict(settings),
+        **described,
+        "seed": seed,
+    }
 
 
 def _find_differing_keys(

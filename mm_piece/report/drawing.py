@@ -23,30 +23,34 @@ BOTTOM = 22
 class CurveFrame:
     """Axes that all curves of a page share."""
 
-    def __init__(self, num_positions: int, curves: Sequence[Curve | None]):
+    def __init__(
+        self,
+        num_positions: int,
+        curves: Sequence[Curve | None],
+    ):
         scores = []
         for curve in curves:
             if curve:
                 scores += curve.values
 
         self.top = max([1.0, *scores])  # a metric such as CIDEr may exceed 1
-        self.xs = [self._scale_x(at, num_positions) for at in range(num_positions)]
-
-    def _scale_x(self, at: int, num_positions: int) -> float:
-        """Return the horizontal place of a position; a single one is at the left."""
-        last = max(num_positions - 1, 1)
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * at / last, 1)
+        last = max(num_positions - 1, 1)  # a single position is at the left
+        self.xs = []
+        for position in range(num_positions):
+            x = _place_across(position / last)
+            self.xs.append(x)
 
     def scale_y(self, score: float) -> float:
         """Return the vertical place of a score; SVG counts from the top."""
-        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * score / self.top, 1)
+        return _place_up(score / self.top)
 
     def place_dots(self, curve: Curve) -> Dots:
         """Return one point per measured position."""
         dots = []
         # a curve may end before the last position
         for x, score in zip(self.xs, curve.values, strict=False):
-            dots.append((x, self.scale_y(score)))
+            y = self.scale_y(score)
+            dots.append((x, y))
         return dots
 
 
@@ -54,28 +58,52 @@ class LossFrame:
     """Axes of the training losses of all tasks; each has its own number of steps."""
 
     def __init__(self, curves: Sequence[LossCurve]):
-        losses = [loss for curve in curves for _, loss in curve]
+        losses = []
+        for curve in curves:
+            for _, loss in curve:
+                losses.append(loss)
+
         self.top = max([0.0, *losses]) or 1.0
         self.bottom = min([0.0, *losses])
 
     def scale_y(self, loss: float) -> float:
         """Return the vertical place of a loss; SVG counts from the top."""
-        part = (loss - self.bottom) / (self.top - self.bottom)
-        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * part, 1)
+        height = self.top - self.bottom
+        part = (loss - self.bottom) / height
+        return _place_up(part)
 
     def place_dots(self, curve: LossCurve) -> Dots:
         """Return one point per recorded loss, from the training's start to its last step."""
         last, _ = curve[-1]
         dots = []
         for step, loss in curve:
-            x = round(LEFT + (WIDTH - LEFT - RIGHT) * step / max(last, 1), 1)
-            dots.append((x, self.scale_y(loss)))
+            part = step / max(last, 1)
+            x = _place_across(part)
+            y = self.scale_y(loss)
+            dots.append((x, y))
         return dots
+
+
+def _place_across(part: float) -> float:
+    """Return the horizontal place of a part of the axis."""
+    length = WIDTH - LEFT - RIGHT
+    return round(LEFT + length * part, 1)
+
+
+def _place_up(part: float) -> float:
+    """Return the vertical place of a part of the axis; SVG counts from the top."""
+    length = HEIGHT - TOP - BOTTOM
+    foot = HEIGHT - BOTTOM
+    return round(foot - length * part, 1)
 
 
 def join_dots(dots: Dots) -> str:
     """Return a line through the points, as SVG path data."""
-    return "M" + "L".join(f"{x} {y}" for x, y in dots)
+    points = []
+    for x, y in dots:
+        point = f"{x} {y}"
+        points.append(point)
+    return "M" + "L".join(points)
 
 
 class ScatterPlane:

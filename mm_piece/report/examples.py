@@ -1,4 +1,4 @@
-"""Test questions that tell what a run did: one learned, one kept, one forgotten of each task."""
+"""Test questions that tell what a run did: one learned, one retained, one forgotten of each task."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ ImageLoader = Callable[[str, Sequence[int]], Images]  # of a task, and rows of i
 # task, which no position learns.
 KINDS = {
     "learned": "wrong at the base, right at its own position",
-    "kept": "right at its own position and with the last model",
+    "retained": "right at its own position and with the last model",
     "forgotten": "right at its own position, wrong with the last model",
 }
 _IMAGE_SIDE = 320  # pixels; larger images are shrunk before they are embedded
@@ -74,16 +74,30 @@ def build_examples(
             continue
 
         rows_by_kind = _sort_rows(by_row, own, last)
-        chosen = _choose_rows(rows_by_kind) or {next(iter(by_row)): []}
-        images = load_images(task, list(chosen)) if load_images else {}
+        chosen = _choose_rows(rows_by_kind)
+        if not chosen:
+            first = next(iter(by_row))
+            chosen = {first: []}
+        images = {}
+        if load_images:
+            images = load_images(task, list(chosen))
 
-        positions = (0, own, last)
         shown = []
         for row, kinds in chosen.items():
-            example = _build_example(by_row[row], kinds, positions, images.get(row))
+            example = _build_example(
+                by_row[row],
+                kinds,
+                positions=(0, own, last),
+                image=images.get(row),
+            )
             shown.append(example)
-        counts = {kind: len(rows) for kind, rows in rows_by_kind.items()}
-        examples[task] = TaskExamples(own, len(by_row), counts, shown)
+
+        examples[task] = TaskExamples(
+            own_position=own,
+            num_questions=len(by_row),
+            counts={kind: len(rows) for kind, rows in rows_by_kind.items()},
+            shown=shown,
+        )
     return examples
 
 
@@ -106,17 +120,22 @@ def _sort_rows(
     last: int,
 ) -> dict[str, list[int]]:
     """Return the rows of each kind that there is any of, in the order of `KINDS`."""
-    rows: dict[str, list[int]] = {kind: [] for kind in KINDS}
+    rows: dict[str, list[int]] = {}
     for row, answers in by_row.items():
-        scores = {position: answer["score"] for position, answer in answers.items()}
-        for kind in _find_kinds(scores, own, last):
-            rows[kind].append(row)
-    return {kind: found for kind, found in rows.items() if found}
+        for kind in _find_kinds(answers, own, last):
+            found = rows.setdefault(kind, [])
+            found.append(row)
+    return {kind: rows[kind] for kind in KINDS if kind in rows}
 
 
-def _find_kinds(scores: Mapping[int, float], own: int, last: int) -> list[str]:
-    """Return what the scores of one question, by position, are an example of."""
+def _find_kinds(
+    answers: Mapping[int, AnswerRecord],
+    own: int,
+    last: int,
+) -> list[str]:
+    """Return what the answers to one question, by position, are an example of."""
     # a score between is neither right nor wrong, and neither is one that was not taken
+    scores = {position: answer["score"] for position, answer in answers.items()}
     right = {position for position, score in scores.items() if score >= 1}
     wrong = {position for position, score in scores.items() if score <= 0}
     if own not in right:
@@ -125,10 +144,11 @@ def _find_kinds(scores: Mapping[int, float], own: int, last: int) -> list[str]:
     kinds = []
     if 0 in wrong:
         kinds.append("learned")
-    # the last task had no time to be forgotten
-    if last > own and last in right:
-        kinds.append("kept")
-    if last > own and last in wrong:
+    if last == own:  # the last task had no time to be forgotten
+        return kinds
+    if last in right:
+        kinds.append("retained")
+    if last in wrong:
         kinds.append("forgotten")
     return kinds
 
@@ -139,7 +159,8 @@ def _choose_rows(rows_by_kind: Mapping[str, Sequence[int]]) -> dict[int, list[st
     for kind, rows in rows_by_kind.items():
         unused = [row for row in rows if row not in chosen]
         row = unused[0] if unused else rows[0]
-        chosen.setdefault(row, []).append(kind)
+        kinds = chosen.setdefault(row, [])
+        kinds.append(kind)
     return chosen
 
 

@@ -58,5 +58,6 @@ def _find_number(facts: Mapping[str, Any], key: str) -> float | None:
     """Return a number of a file that may hold anything, None if it is none that can be shown."""
     value = facts.get(key)
     # `type`, not isinstance: True is no number
-    is_number = type(value) is int or type(value) is float
-    return value if is_number and abs(value) < 2**63 else None
+    if type(value) is int or type(value) is float:
+        return value if abs(value) < 2**63 else None
+    return None

@@ -2,7 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from math import ceil, isfinite, nan
+from math import (
+    ceil,
+    isfinite,
+    nan,
+)
 from pathlib import Path
 from statistics import fmean
 
@@ -30,30 +34,37 @@ class StepLosses:
     def add(self, step: int, loss: Tensor) -> None:
         """Add the loss of one batch to that of a step, counted from 0."""
         index = step - len(self._collected)
-        if index < len(self._pending):
-            self._pending[index] = self._pending[index] + loss
-        else:
+        is_first_batch = index == len(self._pending)
+        if is_first_batch:
             self._pending.append(loss)
+            return
+
+        earlier_batches = self._pending[index]
+        self._pending[index] = earlier_batches + loss
 
     def collect(self) -> list[float]:
         """Return the losses of all steps so far; all processes call it together."""
         if self._pending:
-            own = torch.stack(self._pending).cpu().double()
-            means = distributed.all_reduce_sum(own) / distributed.world_size()
+            stacked = torch.stack(self._pending)
+            own = stacked.cpu().double()
+            total = distributed.all_reduce_sum(own)
+            means = total / distributed.world_size()
             self._collected += means.tolist()
             self._pending = []
         return list(self._collected)
 
     def save(self, checkpoint: Path) -> None:
         """Write what has been collected into a checkpoint."""
+        file = checkpoint / _FILE
         text = json.dumps(self._collected)
-        (checkpoint / _FILE).write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
 
     def restore(self, checkpoint: Path) -> None:
         """Read the losses of the steps before a checkpoint, which is named by their number."""
         file = checkpoint / _FILE
         if file.exists():
-            self._collected = json.loads(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8")
+            self._collected = json.loads(text)
             return
 
         # a checkpoint from before losses were recorded: no number, which nothing counts
@@ -63,14 +74,18 @@ class StepLosses:
 
 def average_losses(losses: Sequence[float]) -> dict[str, float]:
     """Return means over equally long runs of steps, by the last step of each."""
-    length = max(1, ceil(len(losses) / _MOST_MEANS))
+    num_steps = len(losses)
+    length = ceil(num_steps / _MOST_MEANS) or 1
     means = {}
-    for start in range(0, len(losses), length):
-        part = losses[start : start + length]
+    for start in range(0, num_steps, length):
+        stop = min(start + length, num_steps)
+        part = losses[start:stop]
         mean = mean_of_finite(part)
-        if mean is not None:
-            last = start + len(part)
-            means[str(last)] = float(f"{mean:.6g}")
+        if mean is None:
+            continue
+
+        rounded = f"{mean:.6g}"
+        means[str(stop)] = float(rounded)
     return means
 
 
@@ -80,4 +95,6 @@ def mean_of_finite(losses: Sequence[float]) -> float | None:
     A loss that overflows in fp16 is none, and JSON could not hold it.
     """
     finite = [loss for loss in losses if isfinite(loss)]
-    return fmean(finite) if finite else None
+    if not finite:
+        return None
+    return fmean(finite)

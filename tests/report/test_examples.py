@@ -42,9 +42,9 @@ def shown_in(examples, task="second"):
 
 def test_one_of_each_kind_and_how_many_there_are():
     examples = build_examples(answers_of(SCORES), TASKS, None)
-    assert shown_in(examples) == {4: ["learned"], 6: ["kept"], 5: ["forgotten"]}
+    assert shown_in(examples) == {4: ["learned"], 6: ["retained"], 5: ["forgotten"]}
     found = examples["second"]
-    assert found.counts == {"learned": 3, "kept": 2, "forgotten": 2}
+    assert found.counts == {"learned": 3, "retained": 2, "forgotten": 2}
     assert (found.own_position, found.num_questions) == (2, 7)
     (first, *_) = found.shown
     assert [attempt.position for attempt in first.telling] == [0, 2, 3]
@@ -58,7 +58,7 @@ def test_a_question_may_stand_for_two_kinds():
 
 def test_kinds_without_a_question_are_left_out():
     kept = build_examples(answers_of({6: SCORES[6]}), TASKS, None)
-    assert (shown_in(kept), kept["second"].counts) == ({6: ["kept"]}, {"kept": 1})
+    assert (shown_in(kept), kept["second"].counts) == ({6: ["retained"]}, {"retained": 1})
     none = build_examples(answers_of({7: SCORES[7], 0: SCORES[0]}), TASKS, None)
     assert (shown_in(none), none["second"].counts) == ({7: []}, {})
 
@@ -75,7 +75,7 @@ def test_a_task_whose_turn_has_not_come_is_not_shown():
 def test_a_general_task_is_kept_or_forgotten_since_the_base():
     rows = {1: (1.0, 1.0, 0.0, 1.0), 2: (1.0, 1.0, 1.0, 0.0), 3: (0.0, 1.0, 1.0, 1.0)}
     examples = build_examples(answers_of(rows, "general"), TASKS, None)
-    assert shown_in(examples, "general") == {1: ["kept"], 2: ["forgotten"]}
+    assert shown_in(examples, "general") == {1: ["retained"], 2: ["forgotten"]}
 
 
 def test_a_question_that_was_not_asked_at_a_position_is_no_example_of_it():
