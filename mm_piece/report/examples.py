@@ -1,4 +1,4 @@
-"""Test questions that tell what a run did: one learned, one retained, one forgotten of each task."""
+"""Test questions that tell what a run did to a task: one learned, one retained, one forgotten."""
 
 import base64
 import io
