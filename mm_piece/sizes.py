@@ -33,3 +33,13 @@ def parse_bytes(size: str | int) -> int:
             f"(units: {', '.join(_UNITS)[2:]})"
         )
     return int(num_bytes)
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Format bytes in decimal units: 45213 → 45.2 kB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        # from 999.5 on, three digits would round to 1e+03
+        if num_bytes < 999.5:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"

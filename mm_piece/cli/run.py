@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mm_piece.cli.training_summary import print_summary
 from mm_piece.cli.options import (
     AT,
     BASE,
@@ -17,6 +16,7 @@ from mm_piece.cli.options import (
     echo_lines,
     show_table,
 )
+from mm_piece.cli.training_summary import print_summary
 
 if TYPE_CHECKING:
     from mm_piece.evaluation.suites.scores import Scores
@@ -32,14 +32,17 @@ def train(recipe: Path, overrides: tuple[str, ...]) -> None:
 
     Run it again and it goes on where it stopped, Ctrl-C and a hang-up included.
     """
-    # torch and transformers take seconds to load; of several processes, one says so
-    if os.environ.get("RANK", "0") == "0":
-        echo("starting: loading torch and transformers", err=True)
+    from mm_piece.recipe import load_recipe
+
+    # before torch and transformers, which take seconds to load
+    loaded = load_recipe(recipe, overrides)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one says so
+        echo("loading torch and transformers")
 
     from mm_piece.distributed import is_main
     from mm_piece.training.loop import train as run
 
-    store = run(recipe, *overrides)
+    store = run(loaded)
     if is_main():
         print_summary(store)
 

@@ -4,7 +4,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from mm_piece.cli.options import echo, show_rows
-from mm_piece.report.formats import format_size
+from mm_piece.sizes import format_bytes
 
 if TYPE_CHECKING:
     from mm_piece.store.delta_store import DeltaStore
@@ -16,29 +16,45 @@ def print_summary(store: "DeltaStore") -> None:
     _print_base_ability(store)
     _print_sizes(store)
 
-    last = len(store)
+    path = store.path
     echo("")
     echo("Next:")
-    echo(f"  mm-piece report {store.path}           a page about all of it")
-    echo(f"  mm-piece results {store.path}          every task after every task")
-    echo(f"  mm-piece export {store.path} TO --at {last}   a checkpoint as it stood after task {last}")
+    echo(f"  mm-piece report {path}        a page about all of it")
+    echo(f"  mm-piece results {path}       each task after each task")
+    echo(f"  mm-piece export {path} TO     an ordinary checkpoint; --at 1: as it was after task 1")
 
 
 def _print_scores(store: "DeltaStore") -> None:
     """Print each task's score at the base, at its own position and at the last one."""
     results = store.results()
-    matrix = results["matrix"]
+    matrix = results.get("matrix", [])
 
-    columns = []
+    at_base = matrix[0]
+    at_last = matrix[-1]
+    at_own = []
     rows = []
-    for position, name in enumerate(results["tasks"], start=1):
-        scores = (matrix[0][position - 1], matrix[position][position - 1], matrix[-1][position - 1])
-        columns.append(scores)
-        rows.append((str(position), name, *map(_format_score, scores)))
+    for task, entry in enumerate(store.entries):
+        own_score = matrix[task + 1][task]
+        at_own.append(own_score)
+        row = (
+            str(task + 1),
+            entry.task,
+            _format_score(at_base[task]),
+            _format_score(own_score),
+            _format_score(at_last[task]),
+        )
+        rows.append(row)
 
-    means = [fmean(column) for column in zip(*columns, strict=True)]
+    means = [fmean(scores) for scores in (at_base, at_own, at_last)]
     rows.append(("", "mean", *map(_format_score, means)))
-    header = ("position", "task", "at the base", "at its position", f"now, at {len(store)}")
+
+    header = (
+        "position",
+        "task",
+        "at the base",
+        "at its position",
+        f"now, at {len(store)}",
+    )
     show_rows(header, rows, title="scores, %")
 
 
@@ -53,17 +69,19 @@ def _print_base_ability(store: "DeltaStore") -> None:
     if not ability:
         return
 
-    name = results["base_ability_name"]
-    echo(f"base ability ({name}): {ability[0]:.1%} before, {ability[-1]:.1%} now")
+    names = ", ".join(results.get("general", []))
+    before = f"{ability[0]:.1%}"
+    now = f"{ability[-1]:.1%}"
+    echo(f"base ability ({names}): {before} before, {now} now")
 
 
 def _print_sizes(store: "DeltaStore") -> None:
     """Print how large the deltas are beside full checkpoints of the same positions."""
-    entries = store.entries
-    delta_bytes = sum(entry.bytes for entry in entries)
-    checkpoint_bytes = len(entries) * store.base.facts["bytes"]
-    deltas = f"{len(entries)} deltas" if len(entries) > 1 else "1 delta"
-    echo(
-        f"{deltas}: {format_size(delta_bytes)}; "
-        f"checkpoints of these positions would take {format_size(checkpoint_bytes)}"
-    )
+    sizes = [entry.bytes for entry in store.entries]
+    number = len(sizes)
+    plural = "" if number == 1 else "s"
+    checkpoints_size = number * store.base.facts["bytes"]
+
+    deltas = f"{number} delta{plural}: {format_bytes(sum(sizes))}"
+    checkpoints = f"checkpoints of these positions would take {format_bytes(checkpoints_size)}"
+    echo(f"{deltas}; {checkpoints}")

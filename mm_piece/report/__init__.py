@@ -1,9 +1,13 @@
 """A delta store as one self-contained HTML page: no script, no request, the same bytes every time.
 
-summary        `summarise_store` reads and counts the content of a page
-weight_maps    places and overlaps of changed entries
-comparison     `compare_stores`: the same for several stores
-page           `render_report` and `render_comparison` fill the HTML templates
+summary          `summarise_store` reads and counts the content of a page
+examples         test questions that tell what was learned, retained and forgotten
+training_record  times and losses
+weight_maps      places and overlaps of changed entries
+comparison       `compare_stores`: the same for several stores
+page             `render_report` and `render_comparison` fill the HTML templates
+formats          numbers and texts for readers
+drawing          places in a drawing
 """
 
 from collections.abc import Sequence
@@ -13,17 +17,14 @@ from mm_piece.data import read
 from mm_piece.errors import DataError, StoreError
 from mm_piece.files.atomic import write_atomically
 from mm_piece.report.comparison import Comparison, compare_stores
+from mm_piece.report.examples import ImageLoader, Images
 from mm_piece.report.page import render_comparison, render_report
-from mm_piece.report.summary import (
-    ExampleImages,
-    Report,
-    summarise_store,
-)
+from mm_piece.report.summary import Report, summarise_store
 from mm_piece.store.delta_store import DeltaStore
 
 __all__ = [
     "Comparison",
-    "ExampleImages",
+    "ImageLoader",
     "Report",
     "compare_stores",
     "render_report",
@@ -34,8 +35,6 @@ __all__ = [
     "write_report",
 ]
 
-_IMAGES_PER_TASK = 3  # test examples of each task that the page shows with their images
-
 
 def report_store(path: str | Path, to: str | Path | None = None) -> Path:
     """Write the report of the store at `path` (default: `report.html` inside it); return its path.
@@ -44,7 +43,7 @@ def report_store(path: str | Path, to: str | Path | None = None) -> Path:
     """
     store = DeltaStore.open(path)
     target = Path(to) if to else store.path / "report.html"
-    return write_report(store, target, _load_images(store))
+    return write_report(store, target, _make_image_loader(store))
 
 
 def report_comparison(
@@ -68,15 +67,14 @@ def report_comparison(
 def write_report(
     store: DeltaStore,
     to: Path,
-    examples: ExampleImages | None = None,
+    load_images: ImageLoader | None = None,
 ) -> Path:
     """Write the report of a delta store to one HTML file and return its path.
 
-    `examples` chooses the test examples to show, with their images: `{task: [(row, image), …]}`.
-    Without it the page shows the first ones of each task as text. Raises StoreError if the page
-    cannot be written.
+    `load_images` returns images of a task's test questions by their rows; without it the page shows
+    them as text. Raises StoreError if the page cannot be written.
     """
-    report = summarise_store(store, examples)
+    report = summarise_store(store, load_images)
     return _write_page(to, render_report(report))
 
 
@@ -90,16 +88,27 @@ def _write_page(to: Path, page: str) -> Path:
     return to
 
 
-def _load_images(store: DeltaStore) -> ExampleImages:
-    """Load the first image of the first test examples of each task whose data is there."""
+def _make_image_loader(store: DeltaStore) -> ImageLoader:
+    """Make a function that loads the first image of test rows; none where data is missing."""
     recipe = store.load_recipe()
-    shown: ExampleImages = {}
-    for task in (*recipe.tasks, *recipe.general):
+    tasks = {task.name: task for task in (*recipe.tasks, *recipe.general)}
+
+    def load_images(name: str, rows: Sequence[int]) -> Images:
+        if name not in tasks:
+            return {}
+
+        task = tasks[name]
+        images = {}
         try:
-            examples = read(task.test, task.images)[:_IMAGES_PER_TASK]
-            shown[task.name] = [
-                (example.row, example.open_images()[0]) for example in examples if example.images
-            ]
+            dataset = read(task.test, task.images, task.columns, task.prompt)
+            for row in rows:
+                if row not in dataset.row_numbers:
+                    continue
+                example = dataset[dataset.row_numbers.index(row)]
+                if example.images:
+                    images[row] = example.open_images()[0]
         except DataError:  # a store travels without its data
-            continue
-    return shown
+            return {}
+        return images
+
+    return load_images

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from mm_piece.metrics import continual
 from mm_piece.report.summary import Curve
@@ -24,10 +25,16 @@ class RunSummary:
     seed: int
     tasks: tuple[str, ...]
     settings: Settings  # less `seed` and `store`
+    all_settings: Settings  # less `store`, and with the settings of each task
     values: dict[str, float | None]  # scores, and the cost of a task: entries, bytes, seconds
     seen: Curve  # mean score of the tasks seen so far, from position 1 on
     ability: Curve | None
     groups: dict[str, int]  # changed entries by group, over all deltas
+
+    @property
+    def learning_rate(self) -> object:
+        """The learning rate; None where a recipe leaves it to transformers."""
+        return self.settings.get("train.learning_rate")
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Comparison:
     configurations: list[Configuration]
     bases: list[str]  # fingerprints; scores of different bases do not compare
     orders: list[tuple[str, ...]]  # of tasks
+    differing: list[str]  # keys of the recipes whose values are not the same in all of them
 
     @property
     def runs(self) -> list[RunSummary]:
@@ -87,7 +95,20 @@ def compare_stores(stores: Sequence[DeltaStore]) -> Comparison:
         configurations=configurations,
         bases=sorted(bases),
         orders=sorted(orders),
+        differing=_list_differing_keys(runs),
     )
+
+
+def _list_differing_keys(runs: Sequence[RunSummary]) -> list[str]:
+    """Return the keys in which any two recipes differ, in a recipe's order."""
+    first = runs[0].all_settings
+    keys: dict[str, bool] = {}  # in the recipes' order: whether a recipe differs from the first
+    for run in runs:
+        own = run.all_settings
+        for key in (*first, *own):
+            is_different = own.get(key) != first.get(key)
+            keys[key] = keys.get(key, False) or is_different
+    return [key for key, differs in keys.items() if differs]
 
 
 def _group_runs(runs: Sequence[RunSummary]) -> list[Configuration]:
@@ -143,6 +164,7 @@ def _summarise_run(store: DeltaStore, title: str) -> RunSummary:
         seed=recipe.seed,
         tasks=tasks,
         settings=dict(_flatten_settings(content)),
+        all_settings=_describe_settings(content, recipe.seed),
         values=_summarise_values(store, results),
         seen=Curve(title, seen),
         ability=Curve(title, ability) if ability else None,
@@ -207,6 +229,30 @@ def _flatten_settings(
     for key, value in content.items():
         dotted = f"{path}.{key}" if path else key
         yield from _flatten_settings(value, dotted)
+
+
+def _describe_settings(
+    content: dict[str, Any],
+    seed: int,
+) -> Settings:
+    """Return the settings of a recipe one by one: the tasks in their order, then those of each."""
+    plain = dict(content)
+    described: dict[str, object] = {}
+    for section in ("tasks", "general"):
+        names = []
+        for task in plain.pop(section):
+            name = task["name"]
+            names.append(name)
+            settings = _flatten_settings(task, f"{section}.{name}")
+            described.update(settings)
+        described[section] = " → ".join(names)
+
+    settings = _flatten_settings(plain)
+    return {
+        **dict(settings),
+        **described,
+        "seed": seed,
+    }
 
 
 def _find_differing_keys(

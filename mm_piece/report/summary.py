@@ -1,13 +1,15 @@
 """The content of the page, as plain data: this module reads and counts, and formats nothing."""
 
-import base64
-import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from mm_piece.errors import StoreError
+from mm_piece.families import GROUPS
 from mm_piece.metrics import continual
+from mm_piece.report.examples import ImageLoader, TaskExamples, build_examples
+from mm_piece.report.training_record import TrainingRecord, read_training_records
 from mm_piece.report.weight_maps import (
     Indices,
     Overlap,
@@ -19,20 +21,13 @@ from mm_piece.report.weight_maps import (
 )
 from mm_piece.sparse.change_report import find_change_rows
 from mm_piece.store.records import BaseRecord
-from mm_piece.store.results import AnswerRecord, Answers, parse_overlaps
+from mm_piece.store.results import parse_overlaps
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from mm_piece.store.delta_store import DeltaStore
-
-AnswersByRow = dict[str, dict[int, dict[int, AnswerRecord]]]  # task → row → position
-ExampleImages = Mapping[str, Iterable[tuple[int, "Image"]]]  # task → (row of its test set, image)
 
 # A store whose deltas were never measured still has sizes and maps to show.
 _UNMEASURED = {"matrix": [], "base_ability": [], "base_ability_name": "base", "base_kinds": {}}
-_NUM_ROWS = 3  # examples shown of each task if the caller chose none
-_IMAGE_SIDE = 320  # pixels; larger images are shrunk before they are embedded
 
 
 @dataclass(frozen=True)
@@ -68,38 +63,21 @@ class DeltaSummary:
 
 
 @dataclass(frozen=True)
-class GroupChange:
-    """Statistics of a task's changes in one group."""
-
-    task: str
-    group: str
-    stats: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """The model's answer at one position, and its score."""
+class TaskScores:
+    """One task's scores at three positions; None before its turn has come."""
 
     position: int
-    prediction: str
-    score: float
-
-
-@dataclass(frozen=True)
-class ReportExample:
-    """One test example: its image (a data URI), question, expected answer, generated answers."""
-
-    row: int
-    image: str | None
-    prompt: str
-    expected: str
-    attempts: list[Attempt]
+    task: str
+    at_base: float
+    at_own: float | None
+    at_last: float | None
 
 
 @dataclass(frozen=True)
 class Report:
     """The content of one page."""
 
+    name: str  # the store's folder
     base: BaseRecord
     tasks: list[str]
     matrix: list[list[float]]
@@ -111,7 +89,8 @@ class Report:
     deltas: list[DeltaSummary]
     maps: list[WeightMap]
     overlaps: list[list[Overlap]]
-    examples: dict[str, list[ReportExample]]
+    examples: dict[str, TaskExamples]
+    training: list[TrainingRecord]
     recipe: str
     stability: list[tuple[str, list[tuple[int, float]]]]  # by delta: examples, overlap of masks
 
@@ -121,14 +100,59 @@ class Report:
         return ["base", *self.tasks]
 
     @property
-    def changes(self) -> list[GroupChange]:
-        """The change report of every delta that has one."""
-        changes = []
+    def num_measured(self) -> int:
+        """The number of tasks that have been learned and measured."""
+        return max(len(self.matrix) - 1, 0)
+
+    @property
+    def scores(self) -> list[TaskScores]:
+        """Every task's score at the base, at its own position and at the last one."""
+        scores = []
+        for number, task in enumerate(self.tasks, start=1):
+            if not self.matrix:
+                break
+            column = [row[number - 1] for row in self.matrix]
+            is_learned = number <= self.num_measured
+            score = TaskScores(
+                position=number,
+                task=task,
+                at_base=column[0],
+                at_own=column[number] if is_learned else None,
+                at_last=column[-1] if is_learned else None,
+            )
+            scores.append(score)
+        return scores
+
+    @property
+    def base_score(self) -> float | None:
+        """The base's mean score on the tasks that have been learned since."""
+        found = [score.at_base for score in self.scores if score.at_own is not None]
+        return fmean(found) if found else None
+
+    @property
+    def changes(self) -> dict[str, dict[str, dict[str, float]]]:
+        """The change report of every delta that has one: by delta, by group."""
+        changes = {}
         for delta in self.deltas:
-            task = f"{delta.position} {delta.task}"
-            for group, row in find_change_rows(delta.info).items():
-                changes.append(GroupChange(task, group, row))
+            rows = find_change_rows(delta.info)
+            if rows:
+                changes[f"{delta.position} {delta.task}"] = rows
         return changes
+
+    @property
+    def changed_groups(self) -> list[str]:
+        """The groups in which any task changed an entry."""
+        return [group for group in GROUPS if self._max_changed(group) > 0]
+
+    @property
+    def unchanged_groups(self) -> list[str]:
+        """The groups of the model in which no task changed an entry."""
+        return [group for group in GROUPS if self._max_changed(group) == 0]
+
+    def _max_changed(self, group: str) -> float:
+        """Return the most entries of a group that a task changed; -1 for a group without a row."""
+        rows = [by_group[group] for by_group in self.changes.values() if group in by_group]
+        return max((row.get("changed", 0) for row in rows), default=-1)
 
     @property
     def info_keys(self) -> list[str]:
@@ -141,9 +165,12 @@ class Report:
 
 def summarise_store(
     store: "DeltaStore",
-    examples: ExampleImages | None = None,
+    load_images: ImageLoader | None = None,
 ) -> Report:
-    """Read a delta store once and count the content of the page."""
+    """Read a delta store once and count the content of the page.
+
+    Without `load_images` its test questions have no images.
+    """
     _require_base_facts(store)
     masks, shapes, deltas = _read_deltas(store)
 
@@ -165,6 +192,7 @@ def summarise_store(
             num_examples[task] = len(rows)
 
     return Report(
+        name=store.path.resolve().name,
         base=store.base,
         tasks=tasks,
         matrix=matrix,
@@ -176,7 +204,8 @@ def summarise_store(
         deltas=deltas,
         maps=_build_maps(masks, shapes, deltas),
         overlaps=_build_overlaps(masks, deltas),
-        examples=_build_examples(answers, tasks, examples),
+        examples=build_examples(answers, tasks, load_images),
+        training=read_training_records(results, store.entries),
         recipe=store.recipe,
         stability=_build_stability(results, deltas),
     )
@@ -288,83 +317,3 @@ def _build_overlaps(
         row = [measure_overlap(first, second, patchable) for second in masks]
         overlaps.append(row)
     return overlaps
-
-
-def _build_examples(
-    answers: list[Answers],
-    tasks: list[str],
-    images: ExampleImages | None,
-) -> dict[str, list[ReportExample]]:
-    """Return the caller's examples, or the first few of each task, with the generated answers."""
-    given = _group_by_row(answers)
-    chosen = images or _choose_rows(given, tasks)
-
-    examples = {}
-    for task, rows in chosen.items():
-        if task not in given:
-            continue
-        # a chosen row without an answer is left out: a run may be limited to fewer test examples
-        answered = given[task]
-        examples[task] = [
-            _build_example(answered[row], image) for row, image in rows if row in answered
-        ]
-    return examples
-
-
-def _choose_rows(given: AnswersByRow, tasks: list[str]) -> dict[str, list[tuple[int, None]]]:
-    """Choose the first answered rows of each task, without images."""
-    chosen = {}
-    for task in tasks:
-        rows = list(given.get(task, ()))
-        chosen[task] = [(row, None) for row in rows[:_NUM_ROWS]]
-    return chosen
-
-
-def _group_by_row(answers: list[Answers]) -> AnswersByRow:
-    """Regroup the answers by task, then row, then position."""
-    # the order of insertion is the order on the page: tasks, then rows, then positions
-    given: AnswersByRow = {}
-    for position, at_position in enumerate(answers):
-        for task, rows in at_position.items():
-            for answer in rows:
-                by_row = given.setdefault(task, {})
-                by_position = by_row.setdefault(answer["row"], {})
-                by_position[position] = answer
-    return given
-
-
-def _build_example(
-    answers: dict[int, AnswerRecord],
-    image: "Image | None",
-) -> ReportExample:
-    """Build one example from its answers by position."""
-    attempts = []
-    for position, answer in answers.items():
-        attempt = Attempt(
-            position=position,
-            prediction=answer["prediction"],
-            score=answer["score"],
-        )
-        attempts.append(attempt)
-
-    # question and expected answer are the same at every position
-    asked = next(iter(answers.values()))
-    return ReportExample(
-        row=asked["row"],
-        image=encode_data_uri(image) if image else None,
-        prompt=asked["prompt"],
-        expected=asked["answer"],
-        attempts=attempts,
-    )
-
-
-def encode_data_uri(image: "Image") -> str:
-    """Return the image, shrunk to fit the page, as a data URI for an HTML page."""
-    small = image.convert("RGB")  # a copy: `thumbnail` works in place
-    small.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
-    buffer = io.BytesIO()
-    # WebP: a page embeds many images
-    small.save(buffer, format="WEBP", quality=88)
-
-    encoded = base64.b64encode(buffer.getvalue())
-    return "data:image/webp;base64," + encoded.decode()

@@ -110,6 +110,7 @@ RESULTS_FIELDS = {
     "base_ability_name": _TEXT,
     "base_kinds": _OBJECT,
     "seconds": _OBJECTS,
+    "losses": _OBJECTS,
     "stability": _OBJECTS,
 }
 ANSWER_FIELDS = {

@@ -25,6 +25,7 @@ class Results(TypedDict, total=False):
     base_ability_name: str
     base_kinds: dict[str, list[float]]  # base ability by kind of question
     seconds: TaskFacts
+    losses: TaskFacts  # by step: mean training loss of the steps since the one before
     stability: TaskFacts
 
 
@@ -94,11 +95,11 @@ def remove_rows(results: Results) -> Results:
 
 def add_task_facts(
     results: Results,
-    section: Literal["seconds", "stability"],
+    section: Literal["seconds", "losses", "stability"],
     task: str,
     facts: dict[str, float],
 ) -> Results:
-    """Add what learning a task took, or how stable its mask is."""
+    """Add what learning a task took, its training losses, or how stable its mask is."""
     facts_by_task = dict(results.get(section, {}))
     facts_by_task[task] = facts
 
@@ -125,6 +126,8 @@ def truncate_results(results: Results, tasks: Sequence[str]) -> Results:
 
     if "seconds" in results:
         truncated["seconds"] = _pick_tasks(results["seconds"], tasks)
+    if "losses" in results:
+        truncated["losses"] = _pick_tasks(results["losses"], tasks)
     if "stability" in results:
         truncated["stability"] = _pick_tasks(results["stability"], tasks)
     return truncated
@@ -149,21 +152,38 @@ def parse_overlaps(
     results: Mapping[str, Any],
     task: str,
 ) -> list[tuple[int, float]]:
-    """Return a task's numbers of examples and overlaps from a store's results, ascending.
+    """Return a task's numbers of examples and overlaps from a store's results, ascending."""
+    return _parse_numbered(results, "stability", task)
+
+
+def parse_losses(
+    results: Mapping[str, Any],
+    task: str,
+) -> list[tuple[int, float]]:
+    """Return a task's steps and training losses from a store's results, ascending."""
+    return _parse_numbered(results, "losses", task)
+
+
+def _parse_numbered(
+    results: Mapping[str, Any],
+    section: str,
+    task: str,
+) -> list[tuple[int, float]]:
+    """Return a task's facts that have a number as their name.
 
     Results are data from a file: entries of another form are left out.
     """
-    by_task = results.get("stability", {})
+    by_task = results.get(section, {})
     recorded = by_task.get(task, {})
-    overlaps: list[tuple[int, float]] = []
-    for examples, share in recorded.items():
-        is_number = type(share) in (int, float)  # not isinstance: a boolean is no share
-        if examples.isdecimal() and is_number:
-            num_examples = int(examples)
-            overlaps.append((num_examples, share))
+    facts: list[tuple[int, float]] = []
+    for name, value in recorded.items():
+        # not isinstance: a boolean is no number; and one of JSON may have any size
+        is_number = type(value) in (int, float) and abs(value) < 2**63
+        if name.isdecimal() and len(name) < 19 and is_number:
+            facts.append((int(name), value))
 
-    overlaps.sort()
-    return overlaps
+    facts.sort()
+    return facts
 
 
 def _pick_tasks(

@@ -64,7 +64,9 @@ class ProgressBar(TrainerCallback):
         self.bar.set_postfix_str(f"loss {loss:.3f}, all tasks {left} left")
 
         if not self.has_terminal and step >= self.next_line:
-            print_line(f"{self.progress.title}: step {step} of {steps}, loss {loss:.4f}, {left} left")
+            print_line(
+                f"{self.progress.title}: step {step} of {steps}, loss {loss:.4f}, {left} left"
+            )
             self.next_line = step + steps / _LINES_PER_TRAINING
 
     def on_train_end(

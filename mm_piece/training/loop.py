@@ -45,8 +45,8 @@ from mm_piece.training.retention_run import (
     needs_retention,
     save_retention,
 )
-from mm_piece.training.run_progress import count_steps
 from mm_piece.training.run_setup import Run, open_run, read_splits
+from mm_piece.training.step_losses import average_losses, mean_of_finite
 from mm_piece.training.stopping import GracefulStop
 from mm_piece.training.store_setup import batch_size_of, find_store, is_finished
 from mm_piece.training.trainer import fit
@@ -90,27 +90,11 @@ def _train_recipe(recipe: Recipe, stop: GracefulStop) -> DeltaStore:
         num_learned = len(run.store)
         if num_learned:
             print_line(f"{num_learned} of {len(recipe.tasks)} tasks are learned already")
-        _plan_progress(run)
         for position, task in enumerate(recipe.tasks[num_learned:], start=num_learned + 1):
             run.progress.begin_task(position, task)
             _learn_task(run, task, position)
             _measure(run, position)
         return run.store
-
-
-def _plan_progress(run: Run) -> None:
-    """Count the steps of the tasks to learn, by which the time left is told."""
-    for position, task in enumerate(run.recipe.tasks, start=1):
-        if position <= len(run.store):
-            continue
-        num_examples = len(run.data.train[task.name])
-        batch_size = batch_size_of(run.recipe, task)
-        run.progress.steps_by_position[position] = count_steps(
-            run.recipe,
-            task,
-            num_examples,
-            batch_size,
-        )
 
 
 def _catch_up(run: Run) -> None:
@@ -231,8 +215,7 @@ def _train_entries(
     """Train the selected entries and store what they became.
 
     Between the last step and the stored delta nothing is on disk that a stop could go on with, so
-    a stop waits until the delta is there and its seconds are recorded. A kill between the two
-    loses the seconds alone.
+    a stop waits until the delta is there.
     """
     started = time.monotonic()
     task = inputs.task
@@ -240,7 +223,7 @@ def _train_entries(
     logs = run.store.log_folder(len(run.store) + 1)
 
     with run.stop.deferring_stop(), sparse_tuning(run.model, selection.mask) as tuning:
-        metrics = fit(tuning, examples, args, logs, penalty_strengths, run.stop, run.progress)
+        losses = fit(tuning, examples, args, logs, penalty_strengths, run.stop, run.progress)
         delta = tuning.delta(
             task.name,
             base=run.store.base.fingerprint,
@@ -251,14 +234,17 @@ def _train_entries(
             batch=batch_size_of(run.recipe, task),
             groups=measure_changes(tuning, selection.sizes),
         )
-        _append_delta(run.store, delta)
-
         cost = {
             "select": select_seconds,  # encoding and rehearsal included; of the last run alone
             "train": time.monotonic() - started,
-            "loss": metrics["train_loss"],
         }
-        _record_task(run, task, cost, selection.stability)
+        mean_loss = mean_of_finite(losses)
+        if mean_loss is not None:
+            cost["loss"] = mean_loss
+        _record_task(run, task, cost, average_losses(losses), selection.stability)
+
+        # last: a run that is killed before this trains, and records, once more
+        _append_delta(run.store, delta)
     return delta
 
 
@@ -380,9 +366,10 @@ def _record_task(
     run: Run,
     task: Task,
     cost: dict[str, float],
+    losses: dict[str, float],
     stability: dict[str, float],
 ) -> None:
-    """Write what a task took, and how stable its mask is, to the results.
+    """Write what a task took, its losses, and how stable its mask is, to the results.
 
     Equal runs differ in seconds: in the delta, they would make unequal files.
     """
@@ -391,6 +378,7 @@ def _record_task(
 
     def add_facts(results: Results) -> Results:
         results = add_task_facts(results, "seconds", task.name, cost)
+        results = add_task_facts(results, "losses", task.name, losses)
         return add_task_facts(results, "stability", task.name, stability)
 
     run.store.update_results(add_facts)

@@ -19,6 +19,8 @@ class RunProgress:
     steps_by_position: dict[int, int]  # of the tasks to learn, about
     position: int = 0
     title: str = "train"
+
+    # what was seen so far, in seconds of a clock that only goes forward
     _task_began: float = field(default_factory=time.monotonic)
     _training_began: float = 0.0
     _first_step: int = 0
@@ -47,13 +49,14 @@ class RunProgress:
         num_done = max(step - self._first_step, 1)
         step_seconds = elapsed / num_done
 
-        seconds = step_seconds * (max_steps - step) + self._measuring_seconds
+        num_steps = max_steps - step
+        seconds = self._measuring_seconds
         for position, steps in self.steps_by_position.items():
             if position > self.position:
+                num_steps += steps
                 seconds += self._selecting_seconds
-                seconds += step_seconds * steps
                 seconds += self._measuring_seconds
-        return seconds
+        return seconds + step_seconds * num_steps
 
 
 def count_steps(recipe: Recipe, task: Task, num_examples: int, batch_size: int) -> int:
@@ -64,8 +67,9 @@ def count_steps(recipe: Recipe, task: Task, num_examples: int, batch_size: int) 
         return max_steps
 
     num_trained = num_examples * (1 + recipe.rehearsal)
+    steps_per_epoch = ceil(num_trained / batch_size)
     epochs = settings.get("num_train_epochs", 3)
-    return ceil(epochs * num_trained / batch_size)
+    return ceil(epochs * steps_per_epoch)
 
 
 def format_seconds(seconds: float) -> str:

@@ -45,8 +45,9 @@ from mm_piece.training.arguments import arguments
 from mm_piece.training.base_parts import BaseParts
 from mm_piece.training.dry_run import dry_run_step
 from mm_piece.training.preflight import Plan, base_checkpoint_of
-from mm_piece.training.run_progress import RunProgress
+from mm_piece.training.run_progress import RunProgress, count_steps
 from mm_piece.training.stopping import GracefulStop
+from mm_piece.training.store_setup import batch_size_of
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,20 @@ def _make_run(
     if not is_placed:
         args = arguments(recipe.train, store.path, recipe.seed)
         model.to(args.device)
-    progress = RunProgress(len(recipe.tasks), {})
+    progress = _plan_progress(recipe, data, num_learned=len(store))
     return Run(recipe, store, model, processor, data, plan.zero, stop, progress)
+
+
+def _plan_progress(recipe: Recipe, data: Splits, num_learned: int) -> RunProgress:
+    """Return the progress of a run, which has counted the steps of the tasks to learn."""
+    steps_by_position = {}
+    for position, task in enumerate(recipe.tasks, start=1):
+        if position <= num_learned:
+            continue
+        num_examples = len(data.train[task.name])
+        batch_size = batch_size_of(recipe, task)
+        steps_by_position[position] = count_steps(recipe, task, num_examples, batch_size)
+    return RunProgress(len(recipe.tasks), steps_by_position)
 
 
 def _exclusive_writing(store: DeltaStore) -> AbstractContextManager[None]:

@@ -25,6 +25,7 @@ from mm_piece.training.loss import make_loss_function
 from mm_piece.training.optimizer_state import restore_order, save_order
 from mm_piece.training.penalty import register_penalty
 from mm_piece.training.run_progress import RunProgress
+from mm_piece.training.step_losses import StepLosses
 from mm_piece.training.stopping import GracefulStop, ignore_stop_signals
 from mm_piece.training.write_errors import translate_write_errors
 
@@ -55,6 +56,7 @@ class SparseTrainer(Trainer):
         self.tuning = tuning
         self.padded_dataset = PaddedDataset(examples)
         self.penalty_strengths = penalty_strengths
+        self.step_losses = StepLosses()
         super().__init__(
             model=tuning.model,  # type: ignore[arg-type]
             args=args,
@@ -96,16 +98,24 @@ class SparseTrainer(Trainer):
             generator=torch.Generator(),
         )
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Train on one batch, and note its loss."""
+        loss = super().training_step(*args, **kwargs)
+        self.step_losses.add(self.state.global_step, loss)
+        return loss
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the values; all processes call it, one writes."""
+        """Write the values and the losses so far; all processes call it, one writes."""
         # before the guard: values that are partitioned need every process to be gathered
         values = self.tuning.detach_values()
+        self.step_losses.collect()
         if not self.args.should_save:
             return
 
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file(values, folder / _VALUES_FILE)
+        self.step_losses.save(folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir))
@@ -240,11 +250,11 @@ def fit(
     penalty_strengths: Mapping[str, Tensor] | None = None,
     stop: GracefulStop | None = None,
     progress: RunProgress | None = None,
-) -> dict[str, float]:
+) -> list[float]:
     """Train the values on encoded examples, from the last checkpoint if any.
 
-    `penalty_strengths` and `progress`: those of SparseTrainer. Loss, learning rate and gradient norm go to
-    TensorBoard files in `logs`. Returns Trainer's metrics.
+    `penalty_strengths` and `progress`: those of SparseTrainer. Loss, learning rate and gradient
+    norm go to TensorBoard files in `logs`. Returns the loss of every step.
 
     A signal that `stop` receives leaves a checkpoint and raises SystemExit. Raises RecipeError for
     settings that train no step, and for values that are not finite at the end.
@@ -258,6 +268,8 @@ def fit(
         print_line(f"resuming at step {_step_of_checkpoint(checkpoint)}")
 
     trainer = SparseTrainer(tuning, args, examples, penalty_strengths, progress)
+    if checkpoint is not None:
+        trainer.step_losses.restore(Path(checkpoint))
     if distributed.is_main():
         board = SummaryWriter(str(logs))
         trainer.add_callback(TensorBoardCallback(board))
@@ -273,7 +285,7 @@ def fit(
     trained = tuning.detach_values()
     if not all(values.isfinite().all() for values in trained.values()):
         raise RecipeError("train: the values are no longer finite; a lower learning_rate may help")
-    return done.metrics
+    return trainer.step_losses.collect()
 
 
 def _step_of_checkpoint(checkpoint: str | Path) -> int:

@@ -51,11 +51,25 @@ def mistake(*args):
     return result.stderr
 
 
-def test_train_prints_the_matrix(store, recipe_file):
-    shown = run("train", str(recipe_file))
-    assert "all 3 tasks are learned already" in shown
-    assert "base ability" in shown
-    assert "how earlier tasks changed since each was learned" in shown
+def test_train_ends_with_what_was_learned_and_what_it_cost(store, recipe_file):
+    lines = run("train", str(recipe_file)).splitlines()
+    assert lines[0] == "loading torch and transformers"
+    assert lines[1] == "all 3 tasks are learned already"
+
+    results = json.loads(run("results", str(store), "--json"))
+    matrix = results["matrix"]
+    rows = [line.split() for line in lines if line.split()[:1] in (["1"], ["2"], ["3"])]
+    for task, row in enumerate(rows):
+        column = [line[task] for line in matrix]
+        scores = [f"{100 * score:.1f}" for score in (column[0], column[task + 1], column[3])]
+        assert row == [str(task + 1), results["tasks"][task], *scores]
+    assert len(rows) == 3
+
+    before, *_, after = results["base_ability"]
+    assert f"base ability (scenes): {before:.1%} before, {after:.1%} now" in lines
+    assert any(line.startswith("3 deltas: ") and " would take " in line for line in lines)
+    commands = [line.split()[:2] for line in lines if line.startswith("  mm-piece ")]
+    assert commands == [["mm-piece", name] for name in ("report", "results", "export")]
 
 
 def test_log(store):

@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_store import MATRIX, TASKS, FakeStore, fake_examples
+from made_up_store import MATRIX, TASKS, FakeStore, load_pictures
 
 from mm_piece.metrics import continual
 from mm_piece.report import render_report, summarise_store, write_report
-from mm_piece.report.page import format_percent, format_points
+from mm_piece.report.formats import format_percent, format_points, shorten_digests
 
 CHROMIUM = shutil.which("chromium")
 HOSTILE = "<script>alert('\"&')</script>"
-SECTIONS = ["accuracy", "positions", "metrics", "weights", "overlap"]
-SECTIONS += ["changes", "stability", "sizes", "examples", "run"]
+SECTIONS = ["tasks", "accuracy", "positions", "metrics", "examples", "training"]
+SECTIONS += ["weights", "overlap", "changes", "stability", "sizes", "run"]
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
     to = tmp_path_factory.mktemp("report") / "new" / "report.html"
-    assert write_report(FakeStore(), to, fake_examples()) == to
+    assert write_report(FakeStore(), to, load_pictures) == to
     return to
 
 
@@ -88,7 +88,7 @@ def test_every_section_and_every_number_is_there(page):
             format_points(value) if name in ("bwt", "fwt") else format_percent(value)
         ) in outline.text
         assert continual.CONVENTIONS[name] in outline.text
-    assert "2,104,512 parameters in float32 · piece-s at density 0.01" in outline.text
+    assert "2,104,512 parameters in float32) · piece-s at density 0.01" in outline.text
     for words in ("vision", "projector", "language", "✓ right", "✗ wrong", "◐ 33.3 %"):
         assert words in outline.text
 
@@ -96,17 +96,17 @@ def test_every_section_and_every_number_is_there(page):
 def test_every_image_and_curve_has_words(page):
     tags = Outline(page.read_text()).tags
     images = [attrs for tag, attrs in tags if tag == "img"]
-    assert len(images) == 9
+    assert len(images) == 2 + 1 + 1  # a task learned and forgot; of the others no kind is there
     assert all(attrs["alt"] for attrs in images)
     curves = [attrs for tag, attrs in tags if tag == "svg"]
-    assert len(curves) == len(TASKS) + 3
+    assert len(curves) == len(TASKS) + 3 + 2  # base ability and its kinds; two tasks' losses
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in curves)
     ids = [attrs["id"] for _, attrs in tags if "id" in attrs]
     assert len(ids) == len(set(ids))
 
 
 def test_the_same_store_gives_the_same_bytes(page):
-    assert render_report(summarise_store(FakeStore(), fake_examples())) == page.read_text()
+    assert render_report(summarise_store(FakeStore(), load_pictures)) == page.read_text()
 
 
 def test_hostile_text_stays_text():
@@ -114,7 +114,7 @@ def test_hostile_text_stays_text():
     store = FakeStore(tasks, recipe=f"# {HOSTILE}")
     for delta in store.deltas:
         delta.info["method"] = HOSTILE
-    text = render_report(summarise_store(store, fake_examples(tasks)))
+    text = render_report(summarise_store(store, load_pictures))
     outline = Outline(text)
     assert HOSTILE not in text
     assert HOSTILE in outline.text
@@ -124,7 +124,7 @@ def test_hostile_text_stays_text():
 
 def test_a_run_under_way():
     outline = Outline(render_report(summarise_store(FakeStore(matrix=MATRIX[:2]))))
-    assert "mean over 1 of 3 tasks" in outline.text
+    assert "over 1 of 3 tasks" in outline.text
     assert "20.5" in outline.text and "68.0" not in outline.text
 
 
@@ -146,6 +146,77 @@ def test_before_any_task_and_before_any_measurement():
     assert "bytes per changed entry" in outline.text
 
 
+def test_the_first_screen_answers_three_questions():
+    text = Outline(render_report(summarise_store(FakeStore()))).text
+    top = text[: text.index("Task by task")]
+    figures = [
+        *("Did it learn?", "Learned", "78.0", "over 3 of 3 tasks", "21.2"),
+        *("Did it forget?", "Retained at the end", "76.8", "Each at its own position", "78.0"),
+        *("Base ability retained", "74.0 → 71.9"),
+        *("What does it cost to keep?", "3 deltas", "3 full checkpoints: 25.3 MB", "3 min 40 s"),
+    ]
+    places = [top.index(figure) for figure in figures[:2]]
+    for figure in figures[2:]:
+        places.append(top.index(figure, places[-1]))
+    assert places == sorted(places)
+
+
+def test_the_title_is_the_store_s_name():
+    text = render_report(summarise_store(FakeStore(path=Path("deep/<i>run"))))
+    assert "<title>&lt;i&gt;run · mm-piece report</title>" in text
+    assert "&lt;i&gt;run</h1>" in text and "<i>run" not in text
+
+
+def test_a_task_s_scores_stand_beside_each_other():
+    text = Outline(render_report(summarise_store(FakeStore(matrix=MATRIX[:3])))).text
+    table = text[text.index("Task by task") : text.index("Accuracy matrix")]
+    assert "1 action 20.5 90.0 88.5 −1.5" in table
+    assert "2 commonsense 31.0 76.0 76.0 +0.0" in table
+    assert "3 count 12.0 – – –" in table
+    assert "mean of 2 25.8 83.0 82.2 −0.8" in table
+
+
+def test_losses_and_times_of_each_task(page):
+    text = Outline(page.read_text()).text
+    training = text[text.index("Training loss over the steps") : text.index("Where the changed")]
+    assert "1 action 0.5" in training and "3 count 0.5" not in training
+    assert "1 action 12.5 s 1 min 1 s 25 1.25" in training
+    assert "3 count 12.5 s 1 min 1 s – 1.25" in training
+
+
+def test_a_run_without_losses_says_so(monkeypatch):
+    store = FakeStore()
+    known = store.results()
+    del known["losses"]
+    monkeypatch.setattr(store, "results", lambda: known)
+    assert "This run recorded no losses." in render_report(summarise_store(store))
+
+
+def test_changes_have_a_row_for_each_task_and_a_column_for_each_changed_group(page):
+    text = Outline(page.read_text()).text
+    table = text[text.index("What each task changed") : text.index("How sure")]
+    assert "No task changed head: bit-identical" in table
+    assert "task vision projector 1 action 1,990 1.23 % of norm – 2 commonsense 1,990 7" in table
+
+
+def test_digests_are_short_and_whole_in_a_title(page):
+    text = page.read_text()
+    outline = Outline(text)
+    titles = {attrs.get("title") for tag, attrs in outline.tags if tag == "code"}
+    store = FakeStore()
+    for digest in ("5d" * 32, "da7a" * 16, store.entries[0].sha256):
+        assert digest in titles
+        assert digest[:12] in outline.text and digest not in outline.text
+
+
+def test_a_digest_in_hostile_text_is_no_way_in():
+    shown = shorten_digests(f'<b onclick="x">{"ab" * 32}</b>\x1b {"cd" * 31}')
+    assert shown == (
+        f'&lt;b onclick=&#34;x&#34;&gt;<code title="{"ab" * 32}">abababababab</code>&lt;/b&gt;'
+        f"\\x1b {'cd' * 31}"
+    )
+
+
 # --- in a browser -------------------------------------------------------------------------------
 
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
@@ -155,14 +226,18 @@ QUIET += ["--enable-logging=stderr"]  # what the page writes to the console, ref
 PROBE = """<script>
 const root = document.documentElement, style = getComputedStyle(document.body);
 const maps = [...document.querySelectorAll(".map")];
+const matrix = document.querySelector("#accuracy .scroll");
+const fade = getComputedStyle(matrix, "::after");
 const shown = () => maps.flatMap((map, at) => map.offsetHeight ? [at] : []);
 const first = shown();
-document.getElementById("map-2").click();
+if (maps.length) document.getElementById("map-2").click();
 root.dataset.probe = JSON.stringify({
   errors: window.errors, scroll: root.scrollWidth, client: root.clientWidth,
   ink: style.color, paper: style.backgroundColor,
   broken: [...document.images].filter(i => i.complete && !i.naturalWidth).length,
   maps: [...first, ...shown()],
+  goes_on: matrix.scrollWidth > matrix.clientWidth,
+  fade: [fade.position, fade.right, fade.backgroundImage.split("(")[0]],
 });
 </script>"""
 COLLECT = "<script>window.errors = []; onerror = message => { errors.push(message) }</script>"
@@ -222,6 +297,9 @@ def test_in_a_browser(page, tmp_path, width, scheme):
     assert found["errors"] == []
     assert (found["client"], found["scroll"]) == (width, width)
     assert (found["broken"], found["maps"]) == (0, [0, 2])
+    # on a phone the matrix goes on, and fades at the edge where it does
+    assert found["goes_on"] == (width == 390)
+    assert found["fade"] == ["sticky", "0px", "linear-gradient"]
     paper, ink = luminance(found["paper"]), luminance(found["ink"])
     assert (paper > ink) == (scheme == 1)
     assert (max(paper, ink) + 0.05) / (min(paper, ink) + 0.05) > 7

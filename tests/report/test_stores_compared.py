@@ -1,6 +1,7 @@
 """The page about several stores: means and intervals by hand, configurations told apart by "
 "their settings."""
 
+import re
 from math import sqrt
 from statistics import mean, stdev
 
@@ -14,7 +15,8 @@ from mm_piece.errors import StoreError
 from mm_piece.metrics import continual
 from mm_piece.metrics.intervals import compute_interval
 from mm_piece.report import compare_stores, render_comparison, report_comparison
-from mm_piece.report.page import ScatterPlane, format_spread
+from mm_piece.report.drawing import ScatterPlane
+from mm_piece.report.formats import format_spread
 from mm_piece.store.delta_store import DeltaStore
 
 NAMES = ("language_model.model.layers.0.mlp.up_proj.weight", "vision_tower.a.weight")
@@ -124,6 +126,38 @@ def test_the_page_says_what_does_not_compare(stores, tmp_path):
     page = render_comparison(compare_stores([stores[0], other, turned]))
     assert "2 different bases" in page and "order of them" in page
     assert page == render_comparison(compare_stores([stores[0], other, turned]))
+
+
+def test_the_page_names_learning_rates_and_what_differs(stores, tmp_path):
+    comparison = compare_stores(stores)
+    assert comparison.differing == ["select.method", "train.learning_rate", "seed"]
+    page = render_comparison(comparison)
+    assert "The recipes differ in select.method, train.learning_rate, seed." in page
+    settings = page[page.index('id="settings"') :].partition("</section>")[0]
+    rows = [re.sub(r"<[^>]*>|\s+", " ", row).split() for row in settings.split("<tr>")[2:]]
+    assert sorted(rows) == [
+        ["chance", "0.001", "random", "1"],
+        ["fast", "0.01", "piece-f", "1"],
+        ["one", "0.001", "piece-f", "1"],
+        ["three", "0.001", "piece-f", "3"],
+        ["two", "0.001", "piece-f", "2"],
+    ]
+
+    same = compare_stores([stores[0], make(tmp_path / "copy", "piece-f", 1, 0.2)])
+    assert same.differing == [] and "The recipes are the same." in render_comparison(same)
+
+
+def test_a_difference_within_a_task_is_named(stores, tmp_path):
+    other = make(tmp_path / "other", "piece-f", 1, 0.2, more="general: [{name: g, test: y}]\n")
+    recipe = other.recipe.replace("{name: b, train: x, test: x}", "{name: b, train: x, test: z}")
+    other.write_recipe(recipe)
+    assert compare_stores([stores[0], other]).differing[:2] == ["tasks.b.test", "general"]
+
+
+def test_a_recipe_may_leave_the_learning_rate_open(stores):
+    recipe = stores[0].recipe.replace("train: {learning_rate: 0.001}", "train: {}")
+    stores[0].write_recipe(recipe)
+    assert "transformers’ default" in render_comparison(compare_stores(stores[:2]))
 
 
 def test_a_store_that_was_never_measured_has_costs_and_no_scores(stores, tmp_path):

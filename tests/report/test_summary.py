@@ -4,21 +4,24 @@ import random
 
 import pytest
 import torch
-from made_up_store import MATRIX, TASKS, FakeStore, fake_answer, picture
+from made_up_store import MATRIX, TASKS, FakeStore, fake_answer
 
 from mm_piece.deltas.delta import Delta
 from mm_piece.metrics import continual
 from mm_piece.report import summarise_store, write_report
-from mm_piece.report.page import (
+from mm_piece.report.drawing import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, LossFrame
+from mm_piece.report.formats import (
     format_count,
+    format_duration,
     format_fact,
+    format_loss,
     format_percent,
     format_permille,
     format_points,
     format_share,
-    format_size,
 )
 from mm_piece.report.weight_maps import build_weight_map, measure_overlap, union_masks
+from mm_piece.sizes import format_bytes
 from mm_piece.store.delta_store import DeltaStore
 
 
@@ -83,29 +86,6 @@ def test_overlap_of_random_masks_is_the_expected_one():
     assert found.containment == pytest.approx(found.random_containment, rel=0.15)
 
 
-def test_the_rows_shown_are_the_caller_s_or_the_first():
-    shown = summarise_store(FakeStore()).examples
-    assert {t: [e.row for e in rows] for t, rows in shown.items()} == dict.fromkeys(
-        TASKS, [0, 1, 2]
-    )
-    chosen = summarise_store(FakeStore(), {"count": [(9, picture(9))]}).examples
-    assert list(chosen) == ["count"]
-    assert [attempt.position for attempt in chosen["count"][0].attempts] == [0, 1, 2, 3]
-    assert str(chosen["count"][0].image).startswith("data:image/webp;base64,")
-
-
-def test_rows_without_an_answer_are_left_out():
-    store = FakeStore()
-    rows = [fake_answer(row, 0) for row in range(2)]
-    store.answers = lambda position: {} if position == 1 else {"count": rows}
-    shown = summarise_store(
-        store, {"count": [(1, picture(1)), (7, picture(7))], "no such": []}
-    ).examples
-    (example,) = shown.pop("count")
-    assert not shown
-    assert (example.row, [attempt.position for attempt in example.attempts]) == (1, [0, 2, 3])
-
-
 def test_of_a_store_on_disk(tmp_path):
     name, after = "language_model.model.layers.0.mlp.up_proj.weight", torch.ones(2)
     base = {"folder": "base", "dtype": "float32", "family": "llava", "fingerprint": "f" * 64}
@@ -128,6 +108,25 @@ def test_of_a_store_on_disk(tmp_path):
     assert "random at density 0.2, penalty 0.5" in page
 
 
+@pytest.mark.parametrize("carried", [{}, {"x": 1.0}, {"5": "y"}, {"5": True}, {"9" * 5000: 1.0}])
+def test_losses_that_are_none_are_left_out(carried, monkeypatch):
+    store = FakeStore()
+    known = {**store.results(), "losses": {"action": {**carried, "7": 10**400, "3": 0.5}}}
+    monkeypatch.setattr(store, "results", lambda: known)
+    first, *others = summarise_store(store).training
+    assert first.losses == [(3, 0.5)]
+    assert [record.losses for record in others] == [[], []]
+
+
+def test_a_loss_lies_between_the_axes():
+    frame = LossFrame([[(10, 2.0), (20, 1.0)], [(5, 4.0)], []])
+    assert (frame.top, frame.bottom) == (4.0, 0.0)
+    assert frame.scale_y(4.0) == TOP and frame.scale_y(0.0) == HEIGHT - BOTTOM
+    (first, second) = frame.place_dots([(10, 2.0), (20, 1.0)])
+    assert first[0] == (LEFT + WIDTH - RIGHT) / 2 and second[0] == WIDTH - RIGHT
+    assert LossFrame([[(0, -1.0)]]).scale_y(-1.0) == HEIGHT - BOTTOM
+
+
 def test_numbers_in_words():
     shown = [
         *map(format_percent, (0.725, None)),
@@ -145,7 +144,7 @@ def test_numbers_in_words():
         "12",
         "10",
     ]
-    assert [format_size(999), format_size(45_213), format_size(13.5e9)] == [
+    assert [format_bytes(999), format_bytes(45_213), format_bytes(13.5e9)] == [
         "999 B",
         "45.2 kB",
         "13.5 GB",
@@ -153,3 +152,8 @@ def test_numbers_in_words():
     assert [format_count(1234567), format_fact({"a": 0.5, "b": {"c": 1200}})] == [
         "1,234,567", "a 0.5, b (c 1,200)"
     ]  # fmt: skip
+    assert [*map(format_duration, (None, 7.04, 59.96, 3599.6, 12_000))] == [
+        "–", "7.0 s", "1 min 0 s", "1 h 0 min", "3 h 20 min"
+    ]  # fmt: skip
+    assert [*map(format_loss, (None, 0.0123456, 2))] == ["–", "0.0123", "2"]
+    assert format_fact([{"task": "a", "k": 2}, "b"]) == "task a, k 2; b"

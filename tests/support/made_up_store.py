@@ -2,7 +2,9 @@
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ class FakeStore:
 
     tasks: tuple[str, ...] = TASKS
     matrix: list[list[float]] = field(default_factory=lambda: MATRIX)
+    path: Path = Path("checkpoints/my-run")
     recipe: str = "base: tiny/base\nselect: {method: piece-s, density: 0.01}\n"
 
     def __post_init__(self):
@@ -64,6 +67,8 @@ class FakeStore:
             "matrix": self.matrix,
             "base_ability": ability[: len(self.matrix)],
             "base_ability_name": "scenes",
+            "seconds": {task: {"select": 12.5, "train": 61.0, "loss": 1.25} for task in self.tasks},
+            "losses": {task: {"10": 2.5, "20": 1.5, "25": 0.5} for task in self.tasks[:2]},
             "stability": dict.fromkeys(self.tasks[:1], shares),
             "base_kinds": {"colour": ability[: len(self.matrix)], "shape": [0.9, 0.9, 0.89, 0.91]},
         }
@@ -111,9 +116,11 @@ def fake_delta(at: int) -> FakeDelta:
         shared = {common.randrange(numel) for _ in range(how_many // 5)}
         indices[name] = np.array(sorted(own | shared), dtype=np.int32)
     info = {"method": "piece-s", "density": 0.01, "k": 9876, "patchable": 987_600}
-    info |= {"threshold": 3.21e-7, "seconds": {"select": 12.5, "train": 61.0}}
+    info |= {"data": "da7a" * 16, "threshold": 3.21e-7, "seconds": {"select": 12.5, "train": 61.0}}
     vision = {"entries": 500_000, "patchable": 490_000, "selected": 2000, "changed": 1990}
-    info |= {"groups": {"vision": {**vision, "norm": 0.4321, "share": 0.0123}}}
+    frozen = {"entries": 9000, "patchable": 0, "selected": 0, "changed": 0, "share": 0.0}
+    groups = {"vision": {**vision, "norm": 0.4321, "share": 0.0123}, "head": frozen}
+    info |= {"groups": groups if at == 1 else {"vision": vision, "projector": {"changed": 7}}}
     return FakeDelta(indices, fake_shapes(), info)
 
 
@@ -127,5 +134,5 @@ def picture(seed: int) -> Image.Image:
     return image
 
 
-def fake_examples(tasks: tuple[str, ...] = TASKS) -> dict[str, list[tuple[int, Image.Image]]]:
-    return {task: [(row, picture(row)) for row in (0, 1, 5)] for task in tasks}
+def load_pictures(task: str, rows: Sequence[int]) -> dict[int, Image.Image]:
+    return {row: picture(row) for row in rows}

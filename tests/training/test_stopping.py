@@ -33,6 +33,10 @@ LIMIT = 200  # seconds, a hundredth of it where nothing else runs
 GO_ON = "the same command goes on from there"
 
 
+class Killed(Exception):
+    """Ends a run at an instant."""
+
+
 def recipe_of(base, store, **settings):
     """Two tasks of six steps."""
     recipe = recipe_for(base, store, "piece-s")
@@ -114,6 +118,22 @@ def test_a_stop_anywhere_goes_on_to_the_same_end(
     if said:
         saved = tmp_path / "store" / f"work/0002/checkpoint-{said.split()[-1]}"
         assert (saved / "trainer_state.json").exists()
+    store = mm_piece.train(recipe)
+    assert (deltas_of(store), measured(store)) == whole
+
+
+def test_a_kill_between_a_delta_and_its_row_loses_no_record(base, whole, tmp_path, monkeypatch):
+    """Losses and stability are there as soon as the delta is."""
+    recipe, append = recipe_of(base, tmp_path / "store"), training._append_delta
+
+    def append_and_die(store, delta):
+        append(store, delta)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training, "_append_delta", append_and_die)
+        mm_piece.train(recipe)
+    assert len(DeltaStore.open(tmp_path / "store")) == 1
     store = mm_piece.train(recipe)
     assert (deltas_of(store), measured(store)) == whole
 

@@ -685,5 +685,5 @@ def test_label_smoothing(family, family_base, tmp_path):
         settings["disable_tqdm"] = True
         args = arguments({**settings, "label_smoothing_factor": 0.1}, tmp_path, seed=0)
         with sparse_tuning(model, {name: torch.arange(3)}) as tuning:
-            found = fit(tuning, EncodedList(examples, 0), args, tmp_path / "logs")["train_loss"]
+            (found,) = fit(tuning, EncodedList(examples, 0), args, tmp_path / "logs")
         assert found == pytest.approx(expected, abs=2e-5)
