@@ -29,6 +29,11 @@ def test_the_citation_is_of_this_version():
     assert CITATION["version"] == VERSION
 
 
+def test_the_changelog_has_this_version_with_its_date():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\n## {VERSION} ({CITATION['date-released']})\n" in text
+
+
 def test_the_citation_has_what_its_schema_requires():
     assert CITATION["cff-version"] == "1.2.0"
     assert all(CITATION[key] for key in ("message", "title", "authors"))
