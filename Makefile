@@ -1,11 +1,14 @@
 PYTHON ?= python
 
-.PHONY: check docs fast format lint types test
+.PHONY: check docs examples fast format lint types test
 
 check: format lint types test
 
 docs:
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+
+examples:
+	$(PYTHON) tests/support/notebooks.py
 
 fast:
 	$(PYTHON) -m pytest -n auto --dist worksteal -m "not slow"

@@ -36,6 +36,7 @@ ELSEWHERE = {
     "checkpoints/README.md": "reference/delta-format.md",
     "checkpoints/tiny/base/README.md": "results/tiny-base.md",
     "eval/LOG.md": "dev/log.md",
+    "examples/README.md": "examples.md",
     "pipelines/README.md": "guide/recipes.md",
 }
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)(?=[)#])")

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 from mm_piece import distributed
 from mm_piece.data import Example, ExampleDataset, read
@@ -25,6 +24,7 @@ from mm_piece.evaluation.answers import (
 from mm_piece.evaluation.divergence import measure_divergence
 from mm_piece.evaluation.recorded_answers import find_predictions
 from mm_piece.recipe import GeneralTask, Recipe
+from mm_piece.store.board import write_scores
 from mm_piece.store.delta_store import DeltaStore
 from mm_piece.store.inspection import as_store
 from mm_piece.store.loading import load
@@ -114,10 +114,7 @@ def measure_position(
     measured = _make_row(recipe, row, answers)
     store.update_results(lambda results: add_row(results, position, measured))
 
-    with SummaryWriter(str(store.logs)) as board:
-        for name, score in row.items():
-            board.add_scalar(f"score/{name}", score, position)
-
+    write_scores(store.logs, row, position)
     scores = [f"{name} {score:.1%}" for name, score in row.items()]
     print_line(f"position {position}  {'  '.join(scores)}")
 

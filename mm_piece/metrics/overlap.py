@@ -85,8 +85,14 @@ def score_bleu(
     Exponential smoothing, and only the n-gram orders that a short sentence has. A task's score is
     the mean of these and not the corpus BLEU of the same sentences. Chinese and Japanese characters
     are tokens of their own.
+
+    Raises RecipeError where that library is not installed.
     """
-    from sacrebleu.metrics.bleu import BLEU
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+    except ImportError as error:
+        message = "metric 'bleu' needs sacrebleu: pip install 'mm-piece[bleu]'"
+        raise RecipeError(message) from error
 
     scorer = BLEU(effective_order=True)
 

@@ -5,6 +5,7 @@ folder         names of what lies in a store's folder
 lock           one writer at a time
 records        the base and the deltas, as the manifest records them
 results        the accuracy matrix and what goes with it
+board          scores and losses as TensorBoard shows them
 manifest       the store's JSON files: read, written, validated
 fields         what each of their fields may hold
 inspection     stores and delta files: describe, compare

@@ -64,7 +64,7 @@ HONOURED = {
     "log_level": "what transformers says",
     "log_level_replica": "what transformers says",
     "log_on_each_node": "what transformers says",
-    "report_to": "further reporters; TensorBoard's files are always written",
+    "report_to": "further reporters; TensorBoard's files are written where it is installed",
     "run_name": "for reporters that read it",
     "project": "for trackio",
     "trackio_space_id": "for trackio",

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from mm_piece.errors import RecipeError, format_value
+from mm_piece.store.board import has_tensorboard
 
 _WITHOUT_LOGIN = ("offline", "disabled", "dryrun")
 
@@ -16,8 +17,13 @@ _WITHOUT_LOGIN = ("offline", "disabled", "dryrun")
 def require_reporters(args: TrainingArguments) -> None:
     """Raise RecipeError for a reporter that is unknown, not installed or not logged in.
 
-    Takes TensorBoard out of `report_to`: its files are always written, into the store's `logs`.
+    Takes TensorBoard out of `report_to`: where it is installed, its files are always written, into
+    the store's `logs`.
     """
+    if "tensorboard" in (args.report_to or ()) and not has_tensorboard():
+        raise RecipeError(
+            "train: report_to: tensorboard is not installed: pip install 'mm-piece[tensorboard]'"
+        )
     named = [name for name in args.report_to or () if name != "tensorboard"]
     args.report_to = named
 

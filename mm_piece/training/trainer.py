@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
@@ -19,6 +18,7 @@ from mm_piece.data import EncodedExamples
 from mm_piece.distributed.progress import print_line
 from mm_piece.errors import RecipeError
 from mm_piece.sparse.tuning import sparse_tuning
+from mm_piece.store.board import open_board
 from mm_piece.training.batches import DistributedBatchSampler, PaddedDataset
 from mm_piece.training.callbacks import ProgressBar
 from mm_piece.training.loss import make_loss_function
@@ -254,7 +254,7 @@ def fit(
     """Train the values on encoded examples, from the last checkpoint if any.
 
     `penalty_strengths` and `progress`: those of SparseTrainer. Loss, learning rate and gradient
-    norm go to TensorBoard files in `logs`. Returns the loss of every step.
+    norm go to TensorBoard files in `logs`, where it is installed. Returns the loss of every step.
 
     A signal that `stop` receives leaves a checkpoint and raises SystemExit. Raises RecipeError for
     settings that train no step, and for values that are not finite at the end.
@@ -271,8 +271,9 @@ def fit(
     if checkpoint is not None:
         trainer.step_losses.restore(Path(checkpoint))
     if distributed.is_main():
-        board = SummaryWriter(str(logs))
-        trainer.add_callback(TensorBoardCallback(board))
+        board = open_board(logs)
+        if board is not None:
+            trainer.add_callback(TensorBoardCallback(board))
     stop = stop or GracefulStop()
     trainer.add_callback(stop)
 

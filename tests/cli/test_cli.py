@@ -53,12 +53,13 @@ def mistake(*args):
 
 def test_train_ends_with_what_was_learned_and_what_it_cost(store, recipe_file):
     lines = run("train", str(recipe_file)).splitlines()
+    cells = [line.split() for line in lines]
     assert lines[0] == "loading torch and transformers"
     assert lines[1] == "all 3 tasks are learned already"
 
     results = json.loads(run("results", str(store), "--json"))
     matrix = results["matrix"]
-    rows = [line.split() for line in lines if line.split()[:1] in (["1"], ["2"], ["3"])]
+    rows = [row for row in cells if row[:1] in (["1"], ["2"], ["3"])]
     for task, row in enumerate(rows):
         column = [line[task] for line in matrix]
         scores = [f"{100 * score:.1f}" for score in (column[0], column[task + 1], column[3])]

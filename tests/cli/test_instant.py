@@ -64,8 +64,7 @@ def test_commands_import_no_more_than_they_need(tmp_path):
             assert not modules & (LEARNING - {"torch"})
             continue
         assert not modules & (LEARNING | HUB), command
-        # the embedded task of digits comes from scikit-learn, which brings the others
-        assert name == "report" or not modules & TABLES, command
+        assert not modules & TABLES, command
         # listings of the manifest and of results decode no delta, read no recipe, take no lock
         if name in ("--help", "log", "results"):
             assert not modules & {"numpy", "pydantic", "filelock"}, command

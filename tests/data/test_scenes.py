@@ -3,12 +3,15 @@
 import hashlib
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import ImageFont
 
 from mm_piece import errors
 from mm_piece.data import scenes
-from mm_piece.data.scenes import base, wordings
+from mm_piece.data.scenes import base, canvas, wordings
 
 NAMES = tuple(scenes.TASKS)
 DOWNSTREAM = tuple(name for name in NAMES if name != "base")
@@ -73,6 +76,27 @@ def test_no_question_about_a_picture_occurs_twice(data, name):
 def test_handwriting_of_one_split_is_in_no_other():
     ranges = [set(range(*bounds)) for bounds in scenes.downstream.SCAN_RANGES.values()]
     assert len(set().union(*ranges)) == sum(map(len, ranges)) == 1797
+
+
+def test_handwriting_is_that_of_scikit_learn():
+    datasets = pytest.importorskip("sklearn.datasets")
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    scans, embedded, _ = scenes.downstream._load_scans()
+    assert embedded == labels.tolist()
+    assert np.array_equal(scans, (pixels.reshape(-1, 8, 8) * 15.9).astype(np.uint8))
+
+
+@pytest.mark.parametrize("name", canvas.FONTS)
+def test_fonts_draw_as_those_of_matplotlib(name):
+    matplotlib = pytest.importorskip("matplotlib")
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
+    for size in (12, 17, 18, 24):
+        embedded = canvas.load_font(name, size)
+        whole = ImageFont.truetype(str(file), size * canvas.SCALE, layout_engine=0)
+        for text in (*map(chr, range(32, 127)), "AVATAR", "Wolf To"):  # pairs that are kerned too
+            mask, offset = embedded.getmask2(text)
+            expected, expected_offset = whole.getmask2(text)
+            assert (bytes(mask), offset) == (bytes(expected), expected_offset)
 
 
 @pytest.mark.parametrize("name", DOWNSTREAM)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from typing import get_args
@@ -86,10 +87,17 @@ def test_predictions_and_answers_are_pairs(metric):
         ANSWER_METRICS[metric](["a", "b"], [[""]])
 
 
-def test_cider_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)
-    with pytest.raises(RecipeError, match=r"'cider' needs pycocoevalcap: pip install 'mm-piece"):
-        ANSWER_METRICS["cider"]([], [])
+@pytest.mark.parametrize(
+    ("metric", "module", "install"),
+    [
+        ("cider", "pycocoevalcap.cider.cider", "pycocoevalcap: pip install 'mm-piece[captions]'"),
+        ("bleu", "sacrebleu.metrics.bleu", "sacrebleu: pip install 'mm-piece[bleu]'"),
+    ],
+)
+def test_a_metric_says_what_to_install(monkeypatch, metric, module, install):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(RecipeError, match=rf"^metric '{metric}' needs {re.escape(install)}$"):
+        ANSWER_METRICS[metric]([], [])
 
 
 @pytest.mark.slow

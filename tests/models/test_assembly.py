@@ -280,7 +280,7 @@ def test_other_mistakes(language, base, tower_file, tmp_path, monkeypatch):
     refused("cannot load tiny-ViT", "tiny-ViT", language, to, str(tmp_path / "broken.pt"))
     refused("exists and is not empty", "tiny-ViT", language, tmp_path, "random")
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    refused("pip install open_clip_torch", "tiny-ViT", language, to, "random")
+    refused(r"pip install 'mm-piece\[open_clip\]'", "tiny-ViT", language, to, "random")
     assert not to.exists()
 
 

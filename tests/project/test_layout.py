@@ -301,7 +301,7 @@ def test_names_are_exported_lazily():
 
 
 def test_folders_beside_the_package_are_no_packages():
-    for folder in ("pipelines", "checkpoints", "eval"):
+    for folder in ("pipelines", "checkpoints", "eval", "examples"):
         assert not list((ROOT / folder).rglob("__init__.py"))
 
 
@@ -318,8 +318,9 @@ def test_no_traces_of_a_workplace():
     if tracked.returncode:
         pytest.skip("not a git checkout")
     indexes = ["py" + "pi.org", "python" + "hosted", "/" + "work/", "/" + "root/"]
+    suffixes = (".py", ".md", ".toml", ".yaml", ".json", ".html", ".ipynb", ".cff")
     for name in tracked.stdout.splitlines():
         file = ROOT / name
-        if file.suffix in (".py", ".md", ".toml", ".yaml", ".json", ".html") and file.is_file():
+        if file.suffix in suffixes and file.is_file():
             text = file.read_text(encoding="utf-8")
             assert not [index for index in indexes if index in text], name

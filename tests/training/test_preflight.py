@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -301,6 +302,32 @@ def test_mistakes_in_the_recipe(world, before, after, message):
     result = run(world)
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "before", "after", "message"),
+    [
+        (
+            "sacrebleu.metrics.bleu",
+            '"max_length"',
+            '"metric": "bleu", "max_length"',
+            "metric 'bleu' needs sacrebleu: pip install 'mm-piece[bleu]'",
+        ),
+        (
+            "tensorboard",
+            '"tasks"',
+            '"train": {"report_to": "tensorboard"}, "tasks"',
+            "train: report_to: tensorboard is not installed: pip install 'mm-piece[tensorboard]'",
+        ),
+    ],
+)
+def test_what_is_not_installed_is_told(world, monkeypatch, module, before, after, message):
+    world.write_text(world.read_text().replace(before, after))
+    assert run(world).exit_code == 0
+
+    monkeypatch.setitem(sys.modules, module, None)
+    result = run(world)
+    assert (result.exit_code, result.stderr) == (2, f"Error: {message}\n")
 
 
 def test_image_tokens_are_folded(capsys):

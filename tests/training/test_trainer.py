@@ -218,7 +218,10 @@ def test_a_batch_without_a_picture_gets_a_blank(monkeypatch):
 
 
 # What `pip install mm-piece` does not bring; None in sys.modules is to Python what is not there.
-EXTRAS = "deepspeed lm_eval lmms_eval open_clip timm peft trl pycocoevalcap hypothesis psutil"
+EXTRAS = (
+    "deepspeed lm_eval lmms_eval open_clip timm peft trl pycocoevalcap hypothesis psutil "
+    "matplotlib sacrebleu scipy sklearn tensorboard"
+)
 BARE = """
 import sys
 

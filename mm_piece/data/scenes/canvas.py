@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 Colour = tuple[int, int, int]  # red, green, blue
 Point = tuple[float, float]
 
+ASSETS = Path(__file__).parent / "assets"
+
 SIZE = 48
 SCALE = 3  # drawn at 144×144, averaged down: smooth edges
 
@@ -142,13 +144,10 @@ def jitter_colour(rng: Random, rgb, spread: int) -> Colour:
 
 @functools.cache
 def load_font(name: str, size: float) -> ImageFont.FreeTypeFont:
-    """Return one of the DejaVu fonts that come with matplotlib, `size` final pixels high."""
-    import matplotlib
-
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    """Return one of the embedded DejaVu fonts, `size` final pixels high; it has ASCII alone."""
     # basic layout: the other engine, Raqm, is not in every build of Pillow
     return ImageFont.truetype(
-        str(folder / f"{name}.ttf"),
+        str(ASSETS / f"{name}.ttf"),
         round(size * SCALE),
         layout_engine=ImageFont.Layout.BASIC,
     )

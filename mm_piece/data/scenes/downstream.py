@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mm_piece.data.scenes.canvas import (
+    ASSETS,
     COLOURS,
     FONTS,
     SHAPES,
@@ -82,7 +83,7 @@ CLOCK_PROMPTS = (
 
 
 def make_digit(index: int, split: str, rng: Random):
-    """Draw a real handwritten digit, one of scikit-learn's 8×8 scans; the answer is its name."""
+    """Draw a real handwritten digit, one of 1797 8×8 scans; the answer is its name."""
     scans, labels, order = _load_scans()
     first, last = SCAN_RANGES[split]
     source = order[first + index % (last - first)]
@@ -229,11 +230,10 @@ def make_clock(index: int, split: str, rng: Random):
 @functools.cache
 def _load_scans():
     """Return the scans as 8-bit images, their labels, and one fixed shuffling of them."""
-    from sklearn.datasets import load_digits
-
-    pixels, labels = map(np.asarray, load_digits(return_X_y=True))
-    # grey values of 0 to 16 become bytes
-    scans = pixels.reshape(-1, 8, 8) * 15.9  # (scans, 8, 8)
+    with np.load(ASSETS / "digits.npz") as stored:
+        grey_values = stored["scans"].astype(np.float64)  # (scans, 8, 8), of 0 to 16
+        labels = stored["labels"]
+    scans = grey_values * 15.9
 
     # one order for all splits, which take disjoint ranges of it
     order = list(range(len(labels)))

@@ -62,7 +62,7 @@ def _import_open_clip() -> Any:
     try:
         import open_clip
     except ImportError as error:
-        raise ModelError("assemble needs open_clip: pip install open_clip_torch") from error
+        raise ModelError("assemble needs open_clip: pip install 'mm-piece[open_clip]'") from error
     return open_clip
 
 
