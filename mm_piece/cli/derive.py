@@ -45,7 +45,7 @@ def export(
     """
     from mm_piece.store.exporting import export as write
 
-    folder = write(store, at, to, base, shard_size)
+    folder = write(store, to, at, base=base, shard_size=shard_size)
     echo(f"wrote {folder}")
 
 

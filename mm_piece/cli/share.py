@@ -34,7 +34,7 @@ def fork(
     """
     from mm_piece.store.copying import fork as make
 
-    make(store, at, to)
+    make(store, to, at)
     echo(f"made {to} with positions 0…{at} (mm-piece train RECIPE, with `store: {to}`)")
 
 

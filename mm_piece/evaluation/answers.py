@@ -176,15 +176,28 @@ def evaluate(
     processor: Processor,
     examples: Sequence[Example],
     metric: str = "exact",
-    **options: Any,
+    *,
+    max_new_tokens: int = 32,
+    max_length: int | None = None,
+    batch_size: int = 8,
+    title: str = "evaluate",
 ) -> list[ScoredAnswer]:
-    """Answer and score every example; `options` are those of `generate_answers`.
+    """Answer every example and score the answers, from 0 to 1, by a metric of ANSWER_METRICS.
 
-    Raises DataError for an unknown metric or something else than examples, and ModelError for
-    something else than a model or a processor.
+    Answers have at most `max_new_tokens` tokens, and prompts `max_length`. `title` names the
+    progress bar. Raises DataError for an unknown metric or something else than examples, and
+    ModelError for something else than a model or a processor.
     """
     _require_evaluable(model, processor, examples, metric)
-    predictions = generate_answers(model, processor, examples, **options)
+    predictions = generate_answers(
+        model,
+        processor,
+        examples,
+        batch_size=batch_size,
+        title=title,
+        max_new_tokens=max_new_tokens,
+        max_length=max_length,
+    )
     return score_predictions(processor, examples, predictions, metric)
 
 

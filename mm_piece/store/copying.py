@@ -43,8 +43,8 @@ def transfer_positions(
 
 def fork(
     store: str | Path | DeltaStore,
-    at: int,
     to: str | Path,
+    at: int,
 ) -> DeltaStore:
     """Make a new store that shares deltas 1…`at` and goes its own way from there.
 

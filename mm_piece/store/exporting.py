@@ -36,23 +36,33 @@ from mm_piece.store.loading import (
 )
 
 _INDEX_NAME = "model.safetensors.index.json"
+# What was measured of the base, by us or by transformers' scripts: it is not true of the export.
+_RESULT_FILES = {
+    "ability.json",
+    "all_results.json",
+    "eval_results.json",
+    "predict_results.json",
+    "train_results.json",
+    "trainer_state.json",
+}
 _SETTINGS_SUFFIXES = (".json", ".jinja", ".txt", ".model")  # also of templates and tokenizers
 
 
 def export(
     store: str | Path | DeltaStore,
-    at: int | None,
     to: str | Path,
+    at: int | None = None,
+    *,
     base: str | Path | None = None,
     shard_size: str | int = "5GB",
 ) -> Path:
     """Write the model at a position as an ordinary checkpoint folder, streamed slice by slice.
 
-    `store` may be a single delta file, which needs its `base`. Tensors equal those of the live
-    model at that position, bit for bit, in the dtype trained in. Their names are those of the
-    base's own files. A shard has at most `shard_size` bytes, or one tensor. The folder is complete
-    or not there at all. Raises StoreError if it exists and is not empty, BaseError if the base is
-    another one.
+    The position defaults to the last. `store` may be a single delta file, which needs its `base`.
+    Tensors equal those of the live model at that position, bit for bit, in the dtype trained in.
+    Their names are those of the base's own files. A shard has at most `shard_size` bytes, or one
+    tensor. The folder is complete or not there at all. Raises StoreError if it exists and is not
+    empty, BaseError if the base is another one.
     """
     to = as_path(to, "the folder to write")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -250,15 +260,14 @@ def _write_index(
 
 
 def _copy_settings(checkpoint: Checkpoint, to: Path) -> None:
-    """Copy all files but weights; set the configuration's dtype, files and ties as exported."""
+    """Copy all files but weights and results; set dtype, files and ties as they are exported."""
     root = checkpoint.root
     subfolder = str(checkpoint.reading.get("subfolder", ""))
     processor = root / find_processor_folder(str(root), None, subfolder)
     # the weights' folder comes last: its files win over the processor's of the same name
     for folder in dict.fromkeys((processor, checkpoint.folder)):
         for file in sorted(folder.iterdir()):
-            is_setting = file.suffix in _SETTINGS_SUFFIXES and file.is_file()
-            if is_setting and not _is_shard_index(file):
+            if _is_setting(file):
                 shutil.copyfile(file, to / file.name)
 
     config_file = to / "config.json"
@@ -271,6 +280,13 @@ def _copy_settings(checkpoint: Checkpoint, to: Path) -> None:
 
     text = json.dumps(config, indent=2) + "\n"
     config_file.write_text(text, encoding="utf-8")
+
+
+def _is_setting(file: Path) -> bool:
+    """Return whether a file says how a model or its processor is made."""
+    if file.name in _RESULT_FILES or _is_shard_index(file):
+        return False
+    return file.suffix in _SETTINGS_SUFFIXES and file.is_file()
 
 
 def _is_shard_index(file: Path) -> bool:

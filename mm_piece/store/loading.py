@@ -11,6 +11,7 @@ from mm_piece.dtypes import as_dtype
 from mm_piece.errors import (
     BaseError,
     StoreError,
+    as_path,
 )
 from mm_piece.models.base import (
     load_base,
@@ -21,6 +22,7 @@ from mm_piece.store.attachment import attach_base
 from mm_piece.store.base_location import base_source
 from mm_piece.store.base_reading import reading_of, trained_dtype
 from mm_piece.store.delta_store import DeltaStore
+from mm_piece.store.folder import is_store
 from mm_piece.store.inspection import as_store
 
 
@@ -34,10 +36,17 @@ def load(
     """Return a model and its processor: a base, a position of a store, or a base with one delta.
 
     The position defaults to the last, `base` to the store's own, the dtype to the one trained in
-    (another dtype is a cast after composition). Other options go to `from_pretrained`. Every delta
-    is verified, down to the values it replaces; a model that fails is never returned. Raises
-    PositionError, BaseError, OrderError, DamageError, ModelError.
+    (another dtype is a cast after composition). A store alone may stand in place of the base.
+    Other options go to `from_pretrained`. Every delta is verified, down to the values it replaces;
+    a model that fails is never returned. Raises PositionError, BaseError, OrderError, DamageError,
+    ModelError.
     """
+    if store is None and base is not None:
+        folder = as_path(base, "base")
+        if is_store(folder):
+            store = folder
+            base = None
+
     if store is not None and delta is not None:
         raise StoreError("give a store or a single delta, not both")
     revision = options.pop("revision", None)

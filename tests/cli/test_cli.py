@@ -67,7 +67,8 @@ def test_train_ends_with_what_was_learned_and_what_it_cost(store, recipe_file):
     assert len(rows) == 3
 
     before, *_, after = results["base_ability"]
-    assert f"base ability (scenes): {before:.1%} before, {after:.1%} now" in lines
+    names = ", ".join(results["general"])
+    assert f"base ability ({names}): {before:.1%} before, {after:.1%} now" in lines
     assert any(line.startswith("3 deltas: ") and " would take " in line for line in lines)
     commands = [line.split()[:2] for line in lines if line.startswith("  mm-piece ")]
     assert commands == [["mm-piece", name] for name in ("report", "results", "export")]

@@ -174,7 +174,7 @@ def test_what_was_extracted_and_exported_is_the_tuned_model(situation, tied, tmp
     processor.save_pretrained(tmp_path / "tuned")
     deriving.extract(folder, tmp_path / "tuned", tmp_path / "delta")
     assert torch.equal(mm_piece.load(folder, delta=tmp_path / "delta")[0](IDS).logits, want)
-    exporting.export(tmp_path / "delta", None, tmp_path / "out", base=folder)
+    exporting.export(tmp_path / "delta", tmp_path / "out", base=folder)
     exported = load_base(tmp_path / "out")[0]
     assert torch.equal(exported(IDS).logits, want)
     assert (exported.lm_head.weight is exported.model.embed_tokens.weight) == (
@@ -404,7 +404,7 @@ def test_a_store_knows_which_files_its_base_is_read_from(lay_out, tied, tmp_path
     assert not torch.equal(at_0(IDS).logits, want)
     mm_piece.squash(store).save(tmp_path / "one")
     assert torch.equal(mm_piece.load(base, delta=tmp_path / "one")[0](IDS).logits, want)
-    exported, _ = load_base(exporting.export(store, 1, tmp_path / "out"))
+    exported, _ = load_base(exporting.export(store, tmp_path / "out", at=1))
     assert torch.equal(exported(IDS).logits, want)
 
 

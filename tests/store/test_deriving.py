@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -267,10 +268,36 @@ def test_a_delta_of_weights_that_are_not_there_makes_no_checkpoint(stored, base,
         row["language_model.model.layers.99.mlp.up_proj.weight"] = row.pop(next(iter(row)))
     delta.save(tmp_path / "odd.safetensors")
     with pytest.raises(MismatchError, match="layers.99.* which is not there"):
-        mm_piece.export(tmp_path / "odd.safetensors", None, tmp_path / "out", base)
+        mm_piece.export(tmp_path / "odd.safetensors", tmp_path / "out", base=base)
     with pytest.raises(MismatchError, match="layers.99.* which is not there"):
         mm_piece.load(base, delta=tmp_path / "odd.safetensors")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_store_alone_is_loaded_as_one(stored, base, tmp_path):
+    """Also refused as one: beside a delta, or with a revision, which only a base has."""
+    store, states, dtype = stored
+    last, _ = mm_piece.load(str(store.path))
+    assert same(tensors(last), states[3])
+    first, _ = mm_piece.load(store.path, at=1)
+    assert same(tensors(first), states[1])
+    with pytest.raises(StoreError, match="a store or a single delta, not both"):
+        mm_piece.load(store.path, delta=store.path / "0001-digits.safetensors")
+    with pytest.raises(StoreError, match="revision goes with a base"):
+        mm_piece.load(store.path, revision="main")
+
+
+def test_results_of_the_base_are_not_exported(stored, base, tmp_path):
+    store, _, _ = stored
+    moved = tmp_path / "base"
+    shutil.copytree(base, moved)
+    results = ("ability.json", "trainer_state.json", "all_results.json", "eval_results.json")
+    for name in (*results, "added_tokens.json", "extra.jinja"):
+        (moved / name).write_text("{}")
+    folder = mm_piece.export(store, tmp_path / "out", base=moved)  # at the last position
+    names = {file.name for file in folder.iterdir()}
+    assert names.isdisjoint(results)
+    assert {"config.json", "tokenizer.json", "added_tokens.json", "extra.jinja"} <= names
 
 
 @pytest.mark.slow

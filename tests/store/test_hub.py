@@ -79,7 +79,7 @@ def test_what_is_there_is_continued(hub, visit, store, tmp_path):
 @pytest.mark.slow
 def test_another_history_is_refused(hub, visit, store, tmp_path):
     visit("push", store.path, "me/mine")
-    branch = fork(store, 2, tmp_path / "branch")
+    branch = fork(store, tmp_path / "branch", 2)
     branch.append(delta_for(branch, "other"))
     foreign = DeltaStore.create(tmp_path / "foreign", BASE | {"fingerprint": "cd" * 32}, "")
     before = content(branch.path)

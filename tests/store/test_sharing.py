@@ -147,7 +147,7 @@ def test_a_crash_at_any_file_leaves_a_sound_store(store, tmp_path, monkeypatch, 
     assert crash_at == {None: 12, 1: 9}[start]  # every file was the last one once
 
 
-@pytest.mark.parametrize("act", [transfer_positions, push, lambda store, to: fork(store, 2, to)])
+@pytest.mark.parametrize("act", [transfer_positions, push, lambda store, to: fork(store, to, 2)])
 def test_a_new_store_is_there_whole_or_not_at_all(store, tmp_path, monkeypatch, act):
     write, to = atomic.write_atomically, tmp_path / "to"
     act(store, tmp_path / "whole")
@@ -188,14 +188,14 @@ def test_a_store_that_somebody_writes_to_is_not_continued(store, tmp_path):
 
 
 def test_branches_share_their_past_and_nothing_else(store, tmp_path):
-    branch = fork(store, 2, tmp_path / "branch")
+    branch = fork(store, tmp_path / "branch", 2)
     assert branch.verify() == store.entries[:2]
     assert [branch.data(t) for t in (1, 2)] == [store.data(t) for t in (1, 2)]
     assert branch.recipe == store.recipe  # no recipe of `train`: it stays
     tasks = {"tasks": TASKS[:2], "matrix": [[0, 0], [1, 0], [0.5, 1]]}
     assert {key: branch.results()[key] for key in tasks} == tasks
     store.write_recipe("{base: b, store: s, tasks: [{name: x, train: t, test: t}]}")
-    assert fork(store, 1, tmp_path / "foreign recipe").recipe == store.recipe
+    assert fork(store, tmp_path / "foreign recipe", 1).recipe == store.recipe
     store.append(delta_for(store, "old way"))
     branch.append(delta_for(branch, "new way"))
     assert [entry.task for entry in branch.verify()] == [*TASKS[:2], "new way"]
@@ -205,10 +205,10 @@ def test_branches_share_their_past_and_nothing_else(store, tmp_path):
 
 def test_what_cannot_be_forked(store, tmp_path):
     for at in (0, -1, 4):
-        refused(lambda at=at: fork(store, at, tmp_path / "new"), "1…3", error=PositionError)
+        refused(lambda at=at: fork(store, tmp_path / "new", at), "1…3", error=PositionError)
     before = content(store.path)
-    refused(lambda: fork(store, 1, store.path), "is a store already")
-    refused(lambda: fork(store, 1, tmp_path / "store" / "store.json"), "store.json")
+    refused(lambda: fork(store, store.path, 1), "is a store already")
+    refused(lambda: fork(store, tmp_path / "store" / "store.json", 1), "store.json")
     assert content(store.path) == before
     assert not (tmp_path / "new").exists()
 
@@ -222,7 +222,7 @@ def test_a_fork_is_trained_differently(base, tmp_path):
     whole = recipe_for(base, tmp_path / "whole").model_copy(update={"general": ()})
     digits, words, charts = whole.tasks
     store = mm_piece.train(whole.model_copy(update={"tasks": (digits, words)}))
-    branch = fork(store, 1, tmp_path / "deep" / "branch")
+    branch = fork(store, tmp_path / "deep" / "branch", 1)
     other = {"store": str(branch.path), "tasks": (digits, charts)}
     trained = mm_piece.train(whole.model_copy(update=other))
     assert [entry.task for entry in trained.verify()] == ["digits", "charts"]
@@ -298,9 +298,9 @@ def test_a_copy_onto_a_damaged_store_says_so(store, tmp_path):
 
 
 def test_a_fork_that_was_cut_off_is_finished_by_the_same_call(store, tmp_path):
-    (fork(store, 2, tmp_path / "branch").path / "results.json").unlink()
+    (fork(store, tmp_path / "branch", 2).path / "results.json").unlink()
     assert (
-        fork(store, 2, tmp_path / "branch").results() == fork(store, 2, tmp_path / "b2").results()
+        fork(store, tmp_path / "branch", 2).results() == fork(store, tmp_path / "b2", 2).results()
     )
     with pytest.raises(StoreError, match="is a store already"):
-        fork(store, 2, tmp_path / "branch")
+        fork(store, tmp_path / "branch", 2)

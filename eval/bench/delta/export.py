@@ -111,7 +111,7 @@ def _meter_writer(
 
 
 def _export_store(folder: Path, to: Path, shard: int) -> None:
-    mm_piece.export(folder / "store", None, to, shard_size=shard)
+    mm_piece.export(folder / "store", to, shard_size=shard)
 
 
 def _copy_base(folder: Path, to: Path, shard: int) -> None:
