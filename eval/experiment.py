@@ -22,7 +22,8 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_
 
 from mm_piece.errors import PieceError, RecipeError
 from mm_piece.recipe import GeneralTask, Recipe, load_recipe
-from mm_piece.recipe.parsing import format_problem, parse_mapping, read_text
+from mm_piece.recipe.parsing import parse_mapping, read_text
+from mm_piece.recipe.problems import describe_problem, format_problem
 from mm_piece.recipe.select import StrictModel
 
 # a source that may have validation rows
@@ -214,7 +215,7 @@ def baseline_class_of(method: Method) -> Any:
         try:
             adapter.validate_python(value, strict=True)
         except ValidationError as error:
-            message = error.errors()[0]["msg"]
+            message = describe_problem(error.errors()[0])
             raise RecipeError(f"options of {method.baseline}: {name}: {message}") from error
     return kind
 

@@ -5,20 +5,15 @@ Whatever is wrong with a text becomes a RecipeError of one line.
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol, TypeAlias, TypeGuard
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
 from mm_piece.errors import RecipeError
 
 _Scalar = str | int | float | bool | None
 YAML: TypeAlias = dict[str, "YAML"] | list["YAML"] | _Scalar
-Sections = Mapping[str, type[BaseModel]]  # key of the root -> what stands under it
-
-_UNION_BRANCH = re.compile(r"float$|dict\[|\[key\]|literal\[")  # pydantic's own steps into a union
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -88,6 +83,8 @@ def parse_mapping(text: str, source: str, keys: str) -> dict[str, YAML]:
     """
     try:
         content: YAML = yaml.load(text, Loader=RecipeLoader)
+    except yaml.MarkedYAMLError as error:
+        raise RecipeError(f"{source} is not YAML: {_format_yaml_error(error)}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         one_line = " ".join(str(error).split())
         raise RecipeError(f"{source} is not YAML: {one_line}") from error
@@ -102,54 +99,20 @@ def is_mapping(value: object) -> TypeGuard[Mapping[object, object]]:
     return isinstance(value, Mapping)
 
 
-def format_problem(
-    error: ValidationError,
-    root: type[BaseModel],
-    sections: Sections,
-) -> str:
-    """Return the most telling problem in one line, with the keys or values that are allowed."""
-    # A misspelt key also leaves one missing; of a union's branches the deepest error tells most.
-    problem = max(
-        error.errors(),
-        key=lambda found: (found["type"] == "extra_forbidden", len(found["loc"])),
-    )
-    kind = problem["type"]
-    steps = [str(step) for step in problem["loc"]]
-    keys = [step for step in steps if not _UNION_BRANCH.match(step)]
-    key_path = ".".join(keys)
-
-    if kind == "extra_forbidden":
-        model = root
-        if len(steps) > 1:
-            model = sections.get(steps[0], root)
-        hint = _suggest_key(steps[-1], model)
-        return f"unknown key {key_path!r}; {hint}"
-
-    if kind == "missing":
-        return f"missing key {key_path!r}"
-
-    if kind == "literal_error":
-        allowed = problem["msg"].removeprefix("Input should be ")
-        return f"{key_path}: unknown {problem['input']!r}; allowed: {allowed}"
-
-    # a YAML list is read as a tuple, and whoever wrote it knows it as a list
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message.replace("valid tuple", "list")
-    if not key_path:
-        return message
-    return f"{key_path}: {message}"
-
-
-def _suggest_key(key: str, model: type[BaseModel]) -> str:
-    fields = model.model_fields
-    known = [field.alias or name for name, field in fields.items()]
-    close = get_close_matches(key, known, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"allowed: {', '.join(known)}"
-
-
 def _format_reason(error: OSError | UnicodeDecodeError) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text"
     return error.strerror or str(error)
+
+
+def _format_yaml_error(error: yaml.MarkedYAMLError) -> str:
+    """Return what is wrong with a YAML text, where, and what most likely makes it right."""
+    mark = error.problem_mark or error.context_mark
+    problem = error.problem or error.context or ""
+    if mark is None:
+        return problem
+
+    place = f"line {mark.line + 1}, column {mark.column + 1}"
+    # a question is the text that people write without quotes
+    hint = 'a text with ? : , or # stands in quotes, as in prompt: "Red, or blue?"'
+    return f"{place}: {problem}; {hint}"

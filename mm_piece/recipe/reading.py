@@ -10,21 +10,31 @@ import yaml
 from pydantic import ValidationError
 
 from mm_piece.errors import RecipeError, as_path
+from mm_piece.recipe.base_options import HONOURED
 from mm_piece.recipe.parsing import (
     YAML,
     RecipeLoader,
-    Sections,
-    format_problem,
     parse_mapping,
     read_text,
 )
+from mm_piece.recipe.problems import Places, Sections, format_problem
 from mm_piece.recipe.schema import GeneralTask, Recipe, Task
 from mm_piece.recipe.select import SelectionSettings
+from mm_piece.recipe.train_keys import RUN_KEYS, TASK_KEYS
 
 _SECTIONS: Sections = {
     "tasks": Task,
     "general": GeneralTask,
     "select": SelectionSettings,
+}
+# Where a key that stands somewhere else belongs.
+KEY_PLACES: Places = {
+    "beside `tasks`": set(Recipe.model_fields),
+    "in a task of `tasks`": set(Task.model_fields),
+    "under `select`": set(SelectionSettings.model_fields),
+    "under `train`": RUN_KEYS | TASK_KEYS,
+    "under a task's `train_settings`": TASK_KEYS,
+    "under `model`": set(HONOURED),
 }
 
 
@@ -68,7 +78,7 @@ def parse_recipe(
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        problem = format_problem(error, Recipe, _SECTIONS)
+        problem = format_problem(error, Recipe, _SECTIONS, KEY_PLACES)
         raise RecipeError(f"{source}: {problem}") from error
 
 

@@ -13,12 +13,14 @@ from transformers import TrainingArguments, enable_full_determinism
 
 from mm_piece.errors import RecipeError, format_error
 from mm_piece.recipe import Task
+from mm_piece.recipe.problems import find_home
+from mm_piece.recipe.reading import KEY_PLACES
+from mm_piece.recipe.train_keys import TASK_KEYS
 from mm_piece.training.effects import require_effects, require_recomputing
 from mm_piece.training.known_arguments import (
     FIELDS,
     HARMLESS,
     HONOURED,
-    OF_A_TASK,
     REFUSED,
     default_of,
 )
@@ -77,10 +79,10 @@ def arguments(settings: dict[str, Any], folder: Path, seed: int) -> TrainingArgu
 def require_task_settings(task: Task) -> None:
     """Raise RecipeError for one of a task's own settings that only a whole run can have."""
     for key in task.train_settings:
-        if key in FIELDS and key not in OF_A_TASK:
+        if key in FIELDS and key not in TASK_KEYS:
             raise RecipeError(
                 f"task {task.name!r}: train_settings: {key!r} is a setting of the whole run: "
-                f"write it under `train`; a task may have {', '.join(sorted(OF_A_TASK))}"
+                f"write it under `train`; a task may have {', '.join(sorted(TASK_KEYS))}"
             )
 
 
@@ -91,6 +93,8 @@ def _require_known(settings: dict[str, Any], given: dict[str, Any]) -> None:
             hint = "see transformers.TrainingArguments"
             if close := get_close_matches(key, FIELDS, n=1):
                 hint = f"did you mean {close[0]!r}?"
+            if home := find_home(key, KEY_PLACES):
+                hint = f"it belongs {home}"
             raise RecipeError(f"train: unknown key {key!r}; {hint}")
 
         # the value that is used anyway may be written

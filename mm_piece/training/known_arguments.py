@@ -84,32 +84,6 @@ HARMLESS = {
     "skip_memory_metrics": "what Trainer counts is not read here",
 }
 
-# What a task may say otherwise than its recipe, under `train_settings`. Everything else is of a
-# whole run: where its model lies, how numbers are computed, which processes share the work.
-OF_A_TASK = {
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "num_train_epochs",
-    "max_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "optim",
-    "optim_args",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "label_smoothing_factor",
-    "neftune_noise_alpha",
-    "data_seed",
-    "dataloader_drop_last",
-    "save_steps",
-    "logging_steps",
-}
-
 _EVALUATED_ELSEWHERE = "every position is measured on `test` and `general` instead"
 _PUSHED_BY_COMMAND = "`mm-piece push` copies a store to the Hub"
 _RESUMED_EXACTLY = "a run goes on where it stopped, bit for bit"

@@ -343,13 +343,16 @@ WRONG = {
         "unknown key 'methods.m.rate'; did you mean 'rates'?",
     ),
     "rates": ({"methods": {"m": {**FULL, "rates": []}}}, "methods.m.rates"),
-    "negative": ({"methods": {"m": {**FULL, "rates": [-1e-4]}}}, "greater than 0"),
+    "negative": ({"methods": {"m": {**FULL, "rates": [-1e-4]}}}, "above 0"),
     "infinite": ({"methods": {"m": {**FULL, "rates": [float("inf")]}}}, "finite number"),
     "also": ({"methods": {"m": {**FULL, "also": [float("nan")]}}}, "finite number"),
     "doubled": ({"methods": {"m": {**FULL, "rates": [1e-3, 1.0000001e-3]}}}, "0.001 stands twice"),
     "seeds": ({"seeds": [1, 2, 1]}, "seeds: 1 stands twice"),
-    "seed": ({"seeds": [True]}, "seeds.0: Input should be a valid integer"),
-    "below": ({"methods": {"m": {**FULL, "seeds": [-1]}}}, "methods.m.seeds.0: Input should be gr"),
+    "seed": ({"seeds": [True]}, "seeds.0: must be a whole number, not True"),
+    "below": (
+        {"methods": {"m": {**FULL, "seeds": [-1]}}},
+        "methods.m.seeds.0: must be at least 0, not -1",
+    ),
     "store": ({"methods": {"m": {**FULL, "set": {"seed": 7}}}}, "set: 'seed' is the run's own"),
     "penalty": (
         {"methods": {"m": {**FULL, "set": {"penalty": 1}}}},
@@ -358,23 +361,23 @@ WRONG = {
     "function": ({"methods": {"m": {**FULL, "baseline": "os.getcwd"}}}, "'os.getcwd' is no class"),
     "rank": (
         with_options("lora.Lora", rank=-4),
-        "options of eval.baselines.lora.Lora: rank: Input should be greater than 0",
+        "options of eval.baselines.lora.Lora: rank: must be above 0, not -4",
     ),
     "half": (
         with_options("olora.OLora", rank=2.5),
-        "options of eval.baselines.olora.OLora: rank: Input should be a valid integer",
+        "options of eval.baselines.olora.OLora: rank: must be a whole number, not 2.5",
     ),
     "text": (
         with_options("ewc.Ewc", strength="100"),
-        "options of eval.baselines.ewc.Ewc: strength: Input should be a valid number",
+        "options of eval.baselines.ewc.Ewc: strength: must be a number, not '100'",
     ),
     "strength": (
         with_options("ewc.Ewc", strength=0),
-        "options of eval.baselines.ewc.Ewc: strength: Input should be greater than 0",
+        "options of eval.baselines.ewc.Ewc: strength: must be above 0, not 0",
     ),
     "whole": (
         with_options("agem.AGem", share=7),
-        "options of eval.baselines.agem.AGem: share: Input should be less than or equal to 1",
+        "options of eval.baselines.agem.AGem: share: must be at most 1, not 7",
     ),
     "neither": ({"methods": {"m": {"rates": [1e-3]}}}, "either `select` or `baseline`"),
     "both": ({"methods": {"m": {**FULL, "select": {}}}}, "either `select` or `baseline`"),

@@ -97,6 +97,66 @@ def test_mistakes_are_one_line(text, message):
     assert "\n" not in str(caught.value)
 
 
+TASK = "{name: a, train: a.json, test: b.json}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD.replace("b.json}", "b.json, prompt: Is it?}"), r"line \d, column \d+: .* in quotes"),
+        (GOOD.replace("b.json}", "b.json, prompt: Red, or not}"), "'tasks.0.or not'; .* in quotes"),
+        (
+            GOOD.replace("b.json}", "b.json, prompt: yes}"),
+            "tasks.0.prompt: .* not True; put it in quotes",
+        ),
+        ("base: a: b\n", "line 1, column 8: .* in quotes"),
+        (GOOD + "select: {samples: many}\n", "select.samples: must be a whole number, not 'many'"),
+        (GOOD + "select: {samples: 0}\n", "select.samples: must be at least 1, not 0"),
+        (GOOD + "select: {xi: 0}\n", "select.xi: must be above 0, not 0"),
+        (GOOD + "penalty: high\n", "penalty: must be a number, not 'high'"),
+        (GOOD + "rehearsal: 2\n", "rehearsal: must be at most 1, not 2"),
+        (GOOD + "seed: 1.5\n", "seed: must be a whole number, not 1.5"),
+        (GOOD + "general: {name: g, test: b.json}\n", "general: must be a list, .* not {'name'"),
+        (GOOD + "select: piece-s\n", "select: must be a mapping, {key: value}, not 'piece-s'"),
+        (
+            GOOD.replace("name: a,", "name: a/b,"),
+            "tasks.0.name: must be a letter or digit, .* 'a/b'",
+        ),
+        (GOOD.replace("name: a,", "name: '',"), "tasks.0.name: must be a letter or digit, .* ''"),
+        ("base: x\nstore: y\ntasks: []\n", "tasks: must not be empty"),
+        ("base: x\nstore: ''\ntasks: [" + TASK + "]\n", "store: must be at least 1 characters"),
+    ],
+)
+def test_values_are_described_in_our_words(text, message):
+    with pytest.raises(RecipeError, match=message) as caught:
+        parse_recipe(text)
+    shown = str(caught.value)
+    assert "\n" not in shown
+    for word in ("Input", "should", "valid", "dictionary", "instance", "unicode", "parse"):
+        assert word not in shown.split(": ", 1)[1], word
+
+
+@pytest.mark.parametrize(
+    ("text", "home"),
+    [
+        ("learning_rate: 1e-4\n", "under `train` or under a task's `train_settings`"),
+        ("bf16: true\n", "under `train`"),
+        ("dtype: bfloat16\n", "under `model`"),
+        ("density: 0.01\n", "in a task of `tasks` or under `select`"),
+        ("method: piece-s\n", "under `select`"),
+        ("metric: vqa\n", "in a task of `tasks`"),
+        ("select: {penalty: 0.1}\n", "beside `tasks`"),
+        ("select: {num_train_epochs: 1}\n", "under `train` or under a task's `train_settings`"),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_sent_home(text, home):
+    with pytest.raises(RecipeError, match=f"unknown key '.*'; it belongs {home}$"):
+        parse_recipe(GOOD + text)
+    moved = GOOD.replace("b.json}", "b.json, max_steps: 3}")
+    with pytest.raises(RecipeError, match="'tasks.0.max_steps'; it belongs under `train` or"):
+        parse_recipe(moved)
+
+
 def test_task_names_are_unique():
     double = GOOD.replace("tasks:", "tasks:\n  - {name: a, train: c.json, test: d.json}")
     with pytest.raises(RecipeError, match="'a' is used twice"):

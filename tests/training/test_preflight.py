@@ -364,8 +364,8 @@ def test_histogram():
         ('"model": {"dtype": [1]}', r"unknown dtype \[1\]; allowed: float32"),
         ('"select": {"density": {}}', "density: no group has a density; groups: vision, "),
         ('"select": {"density": true}', r"density True is out of \(0, 1\]"),
-        ('"select": {"xi": .inf}', "select.xi: Input should be a finite number"),
-        ('"select": {"exclude": "head"}', "select.exclude: Input should be a list"),
+        ('"select": {"xi": .inf}', "select.xi: must be a finite number, not inf"),
+        ('"select": {"exclude": "head"}', "select.exclude: must be a list, .* not 'head'"),
         ('"store": "twice"', "key 'store' stands twice"),
     ],
 )

@@ -5,6 +5,8 @@ import pytest
 import mm_piece
 from mm_piece.errors import RecipeError, StoreError
 from mm_piece.recipe import parse_recipe
+from mm_piece.recipe.train_keys import RUN_KEYS, TASK_KEYS
+from mm_piece.training.known_arguments import HONOURED
 from mm_piece.training.preflight import preflight
 
 RECIPE = """
@@ -101,3 +103,17 @@ def test_settings_under_a_tasks_train_are_sent_where_they_belong():
     )
     with pytest.raises(RecipeError, match=r"tasks.1.train: .* go to `train_settings`"):
         parse_recipe(text)
+
+
+def test_keys_that_messages_send_home_are_settings():
+    assert HONOURED.keys() >= TASK_KEYS
+    assert HONOURED.keys() >= RUN_KEYS
+    assert not TASK_KEYS & RUN_KEYS
+
+
+@pytest.mark.parametrize("key", ["penalty", "density", "metric", "dtype"])
+def test_keys_of_other_places_are_sent_home(key, base, tmp_path):
+    recipe = recipe_of(base, tmp_path / "store")
+    wrong = recipe.model_copy(update={"train": {**recipe.train, key: 1}})
+    with pytest.raises(RecipeError, match=f"train: unknown key '{key}'; it belongs "):
+        preflight(wrong)

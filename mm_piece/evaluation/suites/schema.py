@@ -6,7 +6,8 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from mm_piece.errors import RecipeError
-from mm_piece.recipe.parsing import Sections, format_problem, parse_mapping, read_text
+from mm_piece.recipe.parsing import parse_mapping, read_text
+from mm_piece.recipe.problems import Sections, format_problem
 from mm_piece.recipe.select import StrictModel
 
 
