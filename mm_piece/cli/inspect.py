@@ -12,11 +12,21 @@ from mm_piece.cli.options import (
     JSON,
     PATH,
     STORE,
+    TENSORS,
     echo,
     echo_json,
     show_rows,
     show_table,
 )
+
+# Columns of a change report that are shown -> how they are called; `--json` has all.
+_SHOWN_CHANGES = {
+    "entries": "entries",
+    "selected": "selected",
+    "changed": "changed",
+    "rounded": "rounded away",
+    "share": "moved, % of norm",
+}
 
 if TYPE_CHECKING:
     from mm_piece.deltas.comparison import Overlap
@@ -50,10 +60,12 @@ def log(store: Path, as_json: bool) -> None:
 @click.command()
 @STORE
 @AT
+@TENSORS
 @JSON
 def show(
     store: Path,
     at: int | None,
+    tensors: bool,
     as_json: bool,
 ) -> None:
     """Show what one delta holds: one of STORE, or a delta file."""
@@ -66,6 +78,11 @@ def show(
 
     _show_facts(content)
     _show_changes(content["info"])
+
+    if not tensors:
+        number = len(content["tensors"])
+        echo(f"{number} tensors are changed: --tensors lists them")
+        return
 
     rows = []
     for tensor in content["tensors"]:
@@ -99,39 +116,30 @@ def _show_facts(content: dict[str, Any]) -> None:
 
 def _show_changes(info: Mapping[str, object]) -> None:
     """Print a delta's change report: how much it changes in each group of weights."""
-    from mm_piece.sparse.change_report import COLUMNS, find_change_rows
+    from mm_piece.sparse.change_report import find_change_rows
 
-    changes = find_change_rows(info)
     rows = []
-    for group, row in _fill_columns(changes):
-        cells = [_format_change(cell) for cell in row]
+    unchanged = []
+    for group, row in find_change_rows(info).items():
+        if row.get("changed") == 0:
+            unchanged.append(group)
+            continue
+        cells = [_format_change(column, row.get(column)) for column in _SHOWN_CHANGES]
         rows.append((group, *cells))
-    show_rows(("group", *COLUMNS), rows)
+
+    header = ("group", *_SHOWN_CHANGES.values())
+    show_rows(header, rows)
+    if unchanged:
+        echo(f"nothing changed in {', '.join(unchanged)}")
 
 
-def _fill_columns(
-    changes: dict[str, dict[str, float]],
-) -> list[tuple[str, list[tuple[str, float | None]]]]:
-    """Return a change report with every column; older deltas lack some (None)."""
-    from mm_piece.sparse.change_report import COLUMNS
-
-    filled = []
-    for group, row in changes.items():
-        cells = [(column, row.get(column)) for column in COLUMNS]
-        filled.append((group, cells))
-    return filled
-
-
-def _format_change(cell: tuple[str, float | None]) -> str:
-    """Return a column's value as text: a share in percent, a norm in six digits, a count."""
-    column, value = cell
-    if value is None:
+def _format_change(column: str, value: float | None) -> object:
+    """Return a column's value for a table: a share in percent, a count as it is."""
+    if value is None:  # an older delta
         return "–"
     if column == "share":
-        return f"{value:.3%}"
-    if column == "norm":
-        return f"{value:,.6g}"
-    return f"{value:,}"
+        return f"{100 * value:.2f}"
+    return value
 
 
 @click.command()
@@ -159,10 +167,12 @@ def results(
 @click.command()
 @click.argument("left")
 @click.argument("right")
+@TENSORS
 @JSON
 def diff(
     left: str,
     right: str,
+    tensors: bool,
     as_json: bool,
 ) -> None:
     """Compare two positions, stores or delta files.
@@ -183,12 +193,6 @@ def diff(
         echo("The two sides belong to different bases.")
 
     header = ("only left", "only right", "both, equal", "both, different")
-    tensors = []
-    for row in content["tensors"]:
-        counts = (row["left"], row["right"], row["equal"], row["different"])
-        tensors.append((row["name"], *counts))
-    show_rows(("tensor", *header), tensors)
-
     groups = []
     for name, row in content["groups"].items():
         if any(row.values()):
@@ -196,6 +200,16 @@ def diff(
     show_rows(("group", *header), groups)
 
     _show_overlap(content["overlap"])
+    if not tensors:
+        number = len(content["tensors"])
+        echo(f"{number} tensors are changed: --tensors lists them")
+        return
+
+    rows = []
+    for row in content["tensors"]:
+        counts = (row["left"], row["right"], row["equal"], row["different"])
+        rows.append((row["name"], *counts))
+    show_rows(("tensor", *header), rows)
 
 
 def _show_overlap(overlap: "Overlap") -> None:

@@ -26,6 +26,8 @@ from mm_piece.plaintext import make_printable
 if TYPE_CHECKING:
     from rich.text import Text
 
+_COLUMN_PADDING = 3  # columns between two cells
+_SHORTEST_NAME = 12  # characters; a narrower terminal wraps them
 _UNLIMITED_WIDTH = 10**6  # columns; a table takes no more than it needs
 
 PATH = click.Path(path_type=Path)
@@ -44,6 +46,11 @@ JSON = click.option(
     help="Print JSON.",
 )
 STORE = click.argument("store", type=PATH)
+TENSORS = click.option(
+    "--tensors",
+    is_flag=True,
+    help="List every tensor too.",
+)
 TO = click.argument("to", type=PATH)
 NEW_FILE = click.argument(
     "to",
@@ -150,23 +157,65 @@ def show_rows(
         justify = "right" if is_numeric else "left"
         table.add_column(_plain_text_cell(name), justify=justify)
 
-    for row in rows:
-        cells = map(_plain_text_cell, row)
-        table.add_row(*cells)
-
     # in a file or a pipe, rich would cut names at 80 columns
     width = None if sys.stdout.isatty() else _UNLIMITED_WIDTH
     console = Console(width=width)
+
+    texts = [[_format_cell(cell) for cell in row] for row in rows]
+    for row in _fit_into_width([header, *texts], console.width)[1:]:
+        cells = map(_plain_text_cell, row)
+        table.add_row(*cells)
     console.print(table)
 
 
-def _plain_text_cell(content: object) -> "Text":
+def _fit_into_width(
+    rows: Sequence[Sequence[str]],
+    width: int,
+) -> list[list[str]]:
+    """Cut the longest column's texts in the middle, as far as a terminal's width asks for.
+
+    Names differ at both ends: `tower.layers.0.weight` from `tower.layers.1.weight`.
+    """
+    columns = list(zip(*rows, strict=True))
+    lengths = [max(map(len, column)) for column in columns]
+    needed = sum(lengths) + _COLUMN_PADDING * len(lengths) + _COLUMN_PADDING
+    longest = lengths.index(max(lengths))
+    room = max(lengths[longest] - (needed - width), _SHORTEST_NAME)
+
+    fitted = []
+    for row in rows:
+        cells = list(row)
+        if needed > width:
+            cells[longest] = cut_middle(cells[longest], room)
+        fitted.append(cells)
+    return fitted
+
+
+def cut_middle(text: str, length: int) -> str:
+    """Return a text of at most `length` characters, an ellipsis in place of some in the middle.
+
+    More is kept of the end, where names of weights tell more.
+    """
+    if len(text) <= length:
+        return text
+
+    num_kept = length - 1
+    num_first = num_kept // 3
+    num_last = num_kept - num_first
+    return f"{text[:num_first]}…{text[len(text) - num_last :]}"
+
+
+def _format_cell(content: object) -> str:
+    if isinstance(content, int):
+        return f"{content:,}"
+    return make_printable(str(content))
+
+
+def _plain_text_cell(text: str) -> "Text":
     """Build a cell of plain text, in which rich finds no markup, links or emoji codes."""
     from rich.text import Text
 
-    if isinstance(content, int):
-        return Text(f"{content:,}")
-    return Text(make_printable(str(content)))
+    return Text(make_printable(text))
 
 
 def is_output_closed() -> bool:

@@ -49,7 +49,7 @@ class StrictModel(BaseModel):
 class SelectionSettings(StrictModel):
     """Which entries a task may change."""
 
-    method: str = "piece-f"
+    method: str = "piece-s"
     density: Density = 0.001  # a share, one by group or pattern of names, or auto
     unit: Literal["entry", "row"] = "entry"
     scope: Literal["global", "tensor"] = "global"

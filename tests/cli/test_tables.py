@@ -1,0 +1,59 @@
+"""Tables on a narrow terminal: summaries first, names that can be told apart."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click import unstyle
+from click.testing import CliRunner
+
+from mm_piece.cli import main, options
+from mm_piece.cli.options import cut_middle
+
+TINY = Path(__file__).parents[2] / "checkpoints" / "tiny"
+
+
+def run(*arguments):
+    result = CliRunner().invoke(main, [*map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize("command", [("show", TINY, "--at", 2), ("diff", f"{TINY}@1", f"{TINY}@2")])
+def test_tensors_come_on_request(command):
+    names = [tensor["name"] for tensor in json.loads(run(*command, "--json"))["tensors"]]
+    short = run(*command)
+    assert f"{len(names)} tensors are changed: --tensors lists them" in short
+    assert not [name for name in names if name in short]
+    assert short.count("\n") < 40
+
+    long = run(*command, "--tensors")
+    assert all(name in long for name in names)
+    assert long.index("language") < min(long.index(f" {name} ") for name in names)
+
+
+def test_groups_in_which_nothing_changed_are_one_line():
+    shown = run("show", TINY, "--at", 1)
+    assert "nothing changed in embedding, head" in shown
+    rows = [line.split()[0] for line in shown.splitlines() if line.startswith("  ")]
+    assert {"vision", "projector", "language"} <= set(rows)
+    assert not {"embedding", "head"} & set(rows)
+
+
+def test_long_names_lose_their_middle():
+    assert cut_middle("short", 5) == "short"
+    assert cut_middle("0123456789", 7) == "01…6789"
+    assert all(len(cut_middle("x" * 50, length)) == length for length in range(1, 50))
+
+
+def test_a_table_fits_its_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(options.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"vision_tower.encoder.layers.{n}.self_attn.out_proj.weight" for n in range(12)]
+    rows = [(name, "vision", 123_456_789, "128x384") for name in names]
+    options.show_rows(("tensor", "group", "entries", "shape"), rows)
+    lines = unstyle(capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= 80
+    shown = [line.split()[0] for line in lines if "…" in line]
+    assert len(set(shown)) == len(names)
+    assert all(line.split()[1:] == ["vision", "123,456,789", "128x384"] for line in lines[3:-1])
