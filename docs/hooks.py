@@ -167,7 +167,12 @@ def describe_value(content: dict[str, Any]) -> str:
 def describe_bounds(content: dict[str, Any]) -> str:
     """Return the limits of a number, in brackets, or nothing."""
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {content[key]:g}" for key, sign in signs.items() if key in content]
+    # a limit such as 2**31 has more digits than `:g` shows
+    bounds = [
+        f"{sign} {content[key]:,g}" if content[key] < 1e6 else f"{sign} {content[key]:,}"
+        for key, sign in signs.items()
+        if key in content
+    ]
     return f" ({', '.join(bounds)})" if bounds else ""
 
 

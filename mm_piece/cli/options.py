@@ -200,7 +200,7 @@ def cut_middle(text: str, length: int) -> str:
         return text
 
     num_kept = length - 1
-    num_first = num_kept // 3
+    num_first = num_kept // 4
     num_last = num_kept - num_first
     return f"{text[:num_first]}…{text[len(text) - num_last :]}"
 

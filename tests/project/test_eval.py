@@ -33,7 +33,7 @@ def method_of(**content):
 
 def experiment_of(methods, **content):
     """An experiment on the tiny recipe."""
-    tiny = {"recipe": "pipelines/tiny.yaml", "seeds": [1, 2], "tune": {"seed": 0, "rows": 1}}
+    tiny = {"recipe": "pipelines/tiny-published.yaml", "seeds": [1, 2], "tune": {"seed": 0, "rows": 1}}
     return Experiment.model_validate({**tiny, "methods": methods, **content})
 
 
@@ -282,7 +282,7 @@ def test_the_test_split_is_used_at_the_chosen_rate_and_at_named_ones(tmp_path, m
 @pytest.mark.slow
 def test_runs_end_with_the_command(tmp_path):
     plan = {
-        "recipe": "pipelines/tiny.yaml",
+        "recipe": "pipelines/tiny-published.yaml",
         "seeds": [1, 2],
         "tune": {"seed": 0, "rows": 1},
         "methods": {"full": {"baseline": "eval.baselines.full.Full", "rates": [1e-4]}},
@@ -388,7 +388,7 @@ WRONG = {
     "name": ({"methods": {"../m": FULL}}, "'../m' is no name"),
     "method": (
         {"methods": {"m": {"select": {"method": "nope"}, "rates": [1e-3]}}},
-        "methods.m: pipelines/tiny.yaml: select.method: unknown method 'nope'",
+        "methods.m: pipelines/tiny-published.yaml: select.method: unknown method 'nope'",
     ),
     "baseline": (
         {"methods": {"m": {**FULL, "baseline": "eval.baselines.nope.Nope"}}},
@@ -414,7 +414,7 @@ def test_a_mistake_in_an_experiment_is_one_line(case, tmp_path, monkeypatch):
     monkeypatch.chdir(EVAL.parent)
     monkeypatch.setattr(compare, "HERE", tmp_path)
     change, told = WRONG[case]
-    base = {"recipe": "pipelines/tiny.yaml", "seeds": [1], "tune": {"seed": 0, "rows": 1}}
+    base = {"recipe": "pipelines/tiny-published.yaml", "seeds": [1], "tune": {"seed": 0, "rows": 1}}
     file = tmp_path / "wrong.yaml"
     file.write_text(json.dumps({**base, "methods": {"m": FULL}, **change}))
     done = CliRunner().invoke(compare.main, [str(file)])
@@ -435,7 +435,7 @@ def test_validation_rows_are_those_of_the_split():
     from eval.experiment import with_validation_split
 
     recipe = load_recipe(
-        EVAL.parent / "pipelines" / "tiny.yaml", ["tasks.0.test=hf:a/b:c/test[:9]"]
+        EVAL.parent / "pipelines" / "tiny-published.yaml", ["tasks.0.test=hf:a/b:c/test[:9]"]
     )
     moved = with_validation_split(recipe, 7)
     assert moved.tasks[0].test == "hf:a/b:c/validation[:7]"
