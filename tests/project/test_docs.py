@@ -104,9 +104,10 @@ def test_readme_is_read_at_once():
     assert len(read_page("README.md").splitlines()) <= 200
 
 
-def test_the_example_recipe_is_valid():
+def test_the_example_recipe_is_the_one_that_is_run():
     (example,) = blocks("yaml", "README.md")
-    assert parse_recipe(example).tasks[0].metric == "vqa"
+    assert read_page("pipelines/photos.yaml").endswith(example)
+    assert parse_recipe(example).tasks[0].name == "photos"
 
 
 def test_the_example_suite_is_valid(tmp_path):

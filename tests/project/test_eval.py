@@ -33,7 +33,11 @@ def method_of(**content):
 
 def experiment_of(methods, **content):
     """An experiment on the tiny recipe."""
-    tiny = {"recipe": "pipelines/tiny-published.yaml", "seeds": [1, 2], "tune": {"seed": 0, "rows": 1}}
+    tiny = {
+        "recipe": "pipelines/tiny-published.yaml",
+        "seeds": [1, 2],
+        "tune": {"seed": 0, "rows": 1},
+    }
     return Experiment.model_validate({**tiny, "methods": methods, **content})
 
 

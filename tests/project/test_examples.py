@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from extras import needs
 
+import mm_piece
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
@@ -26,7 +28,8 @@ def run(tmp_path, monkeypatch, capsys):
     def _run(name, *arguments):
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-        assert [file.name for file in checkout.iterdir()] == ["checkpoints"]
+        made = {file.name for file in checkout.iterdir()}
+        assert made <= {"checkpoints", "photos"}
         return capsys.readouterr().out
 
     return _run
@@ -75,8 +78,22 @@ def test_the_notebook_is_small_and_has_its_pictures():
     assert NOTEBOOK.read_text(encoding="utf-8").count('"image/png": "') == 2
 
 
+@pytest.mark.slow
+def test_photos_in_folders_are_learned(run, tmp_path):
+    """The recipe that README prints, with one epoch of ten."""
+    printed = run("make_photos.py")
+    numbers = [int(number) for number in re.findall(r"(\d+) images", printed)]
+    assert (sum(numbers), len(numbers)) == (80, 18)
+
+    recipe = ROOT / "pipelines" / "photos.yaml"
+    store = mm_piece.train(recipe, f"store={tmp_path / 'store'}", "train.num_train_epochs=1")
+    assert store.entries[0].entries == 156_190
+    classes = {folder.name for folder in Path("photos/test").iterdir()}
+    assert {row["answer"] for row in store.answers(1)["photos"]} == classes
+
+
 def test_examples_are_short():
-    assert len(SCRIPTS) == 3
+    assert len(SCRIPTS) == 4
     for script in SCRIPTS:
         assert len(script.read_text(encoding="utf-8").splitlines()) < 40
 
