@@ -140,12 +140,18 @@ def _make_missing_error(path: Path) -> DataError:
     is_plain = not path.suffix and not path.is_absolute()
     if is_plain and len(path.parts) == 2:
         hint = f"; a data set of the Hub is written hf:{path}/SPLIT"
-    return DataError(f"cannot read {path}: it does not exist{hint}")
+    if path.is_absolute():
+        return DataError(f"cannot read {path}: it does not exist")
+    return DataError(
+        f"cannot read {path}: {path.absolute()} does not exist "
+        f"(paths count from the folder that the command runs in){hint}"
+    )
 
 
 def _open_parts(files: Sequence[Path], source: str) -> SourceRows:
     if not files:
-        raise DataError(f"cannot read {source}: no file has such a name")
+        tried = Path(source).absolute()
+        raise DataError(f"cannot read {source}: no file has such a name; looked for as {tried}")
 
     parts = []
     for file in files:
