@@ -84,6 +84,7 @@ def build_row_fields(
     # own fields win over empty columns, filled columns over own fields
     values = {**mapped, **own, **found}
     fields = TrackedFields(values)
+    fields.column_names = {field: columns[field] for field in found}
 
     # a mapped column is in use, even where it has the name of a field that is hidden
     source_columns = set(columns.values())

@@ -93,6 +93,11 @@ def open_raw_rows(
         return open_hub_dataset(source, *bounds)
     if source.startswith("scenes:"):
         return _open_scenes(source), 0
+    if "://" in source:
+        raise DataError(
+            f"cannot read {source}: it is a URL; rows must be files here: download it first, "
+            "or name a data set of the Hub, hf:OWNER/NAME/SPLIT"
+        )
 
     path = Path(source)
     if path.is_dir():

@@ -180,6 +180,10 @@ def test_sources_that_are_not_there(tmp_path):
         ),
         ("data/absent-*.json", f"no file has such a name; looked for as {Path.cwd()}/data/absent-"),
         ("someone/something", r"does not exist .*; .* is written hf:someone/something/SPLIT"),
+        (
+            "https://a.b/c.json",
+            r"cannot read https://a\.b/c\.json: it is a URL; rows must be files",
+        ),
         ("scenes:nowhere/train", "digits"),
         ("scenes:digits", "scenes:NAME/SPLIT"),
         ("hf:someone/something", r"hf:OWNER/NAME\[:CONFIG\]\[@REVISION\]/SPLIT"),
