@@ -29,32 +29,46 @@ def show_splits(tasks: Sequence[dict[str, Any]]) -> None:
         for kind in ("train", "test"):
             split = task[kind]
             if split:  # a general task has no train set
-                row = {"task": task["name"], "split": kind, **_format_split(split)}
+                row = {
+                    "task": task["name"],
+                    "split": kind,
+                    **_format_split(split),
+                }
                 rows.append(row)
 
     width = _find_terminal_width()
     shown = [name for name in rows[0] if name != "most tokens"]
     left_out = []
-    _fit_column(rows, shown, "task", width, _cut_middle, at_least=_READABLE_LENGTH)
+    _fit_column(
+        rows,
+        shown,
+        "task",
+        width,
+        _cut_middle,
+        at_least=_READABLE_LENGTH,
+    )
     for name in _LEAST_NEEDED:
         if _measure_width(rows, shown) <= width:
             break
         shown.remove(name)
         left_out.append(name)
         if name == _LENGTHS:
-            shown.insert(shown.index("cut"), "most tokens")
+            place = shown.index("cut")
+            shown.insert(place, "most tokens")
 
     _show_columns(rows, shown, width)
-    left_out = [name for name in left_out if name != _HISTOGRAM]
-    if left_out:
-        echo(f"  Left out at {width} columns: {'; '.join(left_out)}")
+    named = [name for name in left_out if name]
+    if named:
+        listed = "; ".join(named)
+        echo(f"  Left out at {width} columns: {listed}")
 
 
 def show_floors(tasks: Sequence[dict[str, Any]]) -> None:
     """Print each task's score of the commonest answer, and the rows that train and test share."""
     rows: list[Row] = []
     for task in tasks:
-        answer = " ".join(task["commonest"].split())
+        words = task["commonest"].split()
+        answer = " ".join(words)
         row = {
             "task": task["name"],
             "metric": task["metric"],
@@ -85,7 +99,8 @@ def _measure_width(rows: Sequence[Row], names: Sequence[str]) -> int:
     width = 1
     for name in names:
         cells = [_to_text(row[name]) for row in rows]
-        width += 3 + max(map(cell_len, [name, *cells]))
+        cell_widths = map(cell_len, [name, *cells])
+        width += 3 + max(cell_widths)
     return width
 
 
@@ -104,7 +119,8 @@ def _fit_column(
     """
     texts = [str(row[column]) for row in rows]
     surplus = max(0, _measure_width(rows, names) - width)
-    length = max(at_least, max(map(len, texts)) - surplus)
+    longest = max(map(len, texts))
+    length = max(at_least, longest - surplus)
     for row, text in zip(rows, texts, strict=True):
         row[column] = cut(text, length)
 
@@ -116,7 +132,10 @@ def _show_columns(
 ) -> None:
     """Print some columns of a table; names of tasks are cut where they do not fit."""
     _fit_column(rows, names, "task", width, _cut_middle)
-    cells = [[row[name] for name in names] for row in rows]
+    cells = []
+    for row in rows:
+        shown = [row[name] for name in names]
+        cells.append(shown)
     show_rows(names, cells)
 
 
@@ -129,9 +148,11 @@ def _cut_middle(name: str, length: int) -> str:
     """Return a name of at most `length` characters: a long one without its middle."""
     if len(name) <= length:
         return name
-    end = (length - 1) // 2
-    start = length - 1 - end
-    return f"{name[:start]}…{name[-end:]}"
+    num_shown = length - 1
+    num_at_end = num_shown // 2
+    start = name[: num_shown - num_at_end]
+    end = name[-num_at_end:]
+    return f"{start}…{end}"
 
 
 def _cut_end(text: str, length: int) -> str:

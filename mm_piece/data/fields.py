@@ -78,7 +78,9 @@ class TrackedFields:
         """Return the fields of an object in the field `name`, tracked as part of this one."""
         field = name.removesuffix("[]")
         suffix = name.removeprefix(field)
-        path = f"{self.path}{self.column_names.get(field, field)}{suffix}."
+        column = self.column_names.get(field, field)
+        parent = self.path
+        path = f"{parent}{column}{suffix}."
         nested = TrackedFields(given, path)
         self.nested_fields.append(nested)
         return nested
@@ -91,7 +93,8 @@ class TrackedFields:
         fields = []
         for name, value in self.raw_values.items():
             if name not in self.read_names:
-                fields.append((self.column_names.get(name, name), value))
+                column = self.column_names.get(name, name)
+                fields.append((column, value))
         fields.extend(self.hidden_values.items())
 
         unread = []

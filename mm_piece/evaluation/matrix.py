@@ -35,12 +35,22 @@ AnswersByTask = dict[str, list[ScoredAnswer]]
 
 def read_task_source(task: GeneralTask, source: str) -> ExampleDataset:
     """Read the examples of a task's train or test source, as the recipe describes them."""
-    return read(source, task.images, task.columns, task.prompt)
+    return read(
+        source,
+        task.images,
+        task.columns,
+        task.prompt,
+    )
 
 
 def open_task_source(task: GeneralTask, source: str) -> ExampleDataset:
     """Open a task's source; no row is looked at yet."""
-    return open_examples(source, task.images, task.columns, task.prompt)
+    return open_examples(
+        source,
+        task.images,
+        task.columns,
+        task.prompt,
+    )
 
 
 def answer_task(
