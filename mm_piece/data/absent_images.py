@@ -27,11 +27,12 @@ def find_absent_images(
     first: Path | None = None
     num_rows = 0
     for example in examples:
-        files = [image for image in example.images if isinstance(image, Path)]
-        if any(map(_exists, files)):
-            return None
-        if files:
-            first = first or files[0]
+        for image in example.images:
+            # an image in the row itself is there
+            if not isinstance(image, Path) or _exists(image):
+                return None
+            first = first or image
+        if example.images:
             num_rows += 1
 
     if first is None or (num_rows == 1 and folder.is_dir()):

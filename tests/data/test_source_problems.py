@@ -1,6 +1,7 @@
 """What is wrong with all rows of a source is one line: a folder, a column."""
 
 import json
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,13 @@ def test_single_absent_images_are_told_by_row(folder):
     assert told.startswith("a.json row 0: image img/x.png does not exist")
     (told,) = find_problems("a.json", str(folder / "img"))
     assert told == f"a.json row 0: image {folder}/img/x.png does not exist"
+
+
+def test_images_in_rows_are_there(folder):
+    inside = "data:image/png;base64," + b64encode(data_of("red")).decode()
+    write_rows("a.json", ["x.png", inside, "y.png"])
+    told = find_problems("a.json", "img")
+    assert [problem.split(":")[0] for problem in told] == ["a.json row 0", "a.json row 2"]
 
 
 def test_other_mistakes_are_told_beside_a_wrong_folder():
