@@ -1,25 +1,29 @@
 """The command that checks a recipe and its data before training: check."""
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
 import click
 
+from mm_piece.cli.check_tables import show_floors, show_splits
 from mm_piece.cli.options import (
     JSON,
     PATH,
     echo,
     echo_json,
     echo_tokens,
-    show_rows,
 )
+from mm_piece.cli.repeated_errors import group_errors
 
-_BARS = " ▁▂▃▄▅▆▇█"  # by height, in eighths
-_BINS = 20  # of a histogram, at most
 _MAX_ERRORS = 50  # that are printed
+# Characters of an example that a terminal shows: of its start, and of its end with the answer.
+_EXAMPLE_START = 700
+_EXAMPLE_END = 500
+
+TokenText = tuple[str, bool]  # its text, and whether it is supervised
 
 
 @click.command()
@@ -47,7 +51,7 @@ def check(
     one example as the model sees it. Exits with status 2 if something is wrong.
     """
     from mm_piece.distributed.progress import progress_bar
-    from mm_piece.training.preflight import check as run
+    from mm_piece.training.recipe_check import check as run
 
     found = run(
         recipe,
@@ -64,130 +68,40 @@ def check(
     # with --json, stdout is for the JSON alone
     for note in found.notes:
         echo(f"Note: {note}", err=as_json)
-    for error in found.errors[:_MAX_ERRORS]:
-        echo(f"Error: {error}", err=True)
-    # a wrong column makes an error of every row
-    if len(found.errors) > _MAX_ERRORS:
-        echo(f"… and {len(found.errors) - _MAX_ERRORS} more (--json has all)", err=True)
     if found.errors:
+        _show_errors(found.errors)
         raise click.exceptions.Exit(2)
     echo(f"{recipe}: nothing wrong was found", err=as_json)
 
 
+def _show_errors(errors: Sequence[str]) -> None:
+    """Print each mistake once, with the number of the other rows that have it."""
+    mistakes = group_errors(errors)
+    for first, num_others in mistakes[:_MAX_ERRORS]:
+        more = ""
+        if num_others:
+            rows = "row" if num_others == 1 else "rows"
+            more = f" … and {num_others:,} more {rows}"
+        echo(f"Error: {first}{more}", err=True)
+
+    if len(mistakes) > _MAX_ERRORS:
+        echo(f"… and {len(mistakes) - _MAX_ERRORS} more (--json has all)", err=True)
+
+
 def _show_check(content: dict[str, Any]) -> None:
     """Print the tables of a check, and an example of each task."""
-    _show_splits(content["tasks"])
-    _show_floors(content["tasks"])
+    show_splits(content["tasks"])
+    show_floors(content["tasks"])
     for task in content["tasks"]:
         if task["example"]:
             _show_example(task["name"], task["example"])
 
 
-def _show_splits(tasks: Sequence[dict[str, Any]]) -> None:
-    """Print what is in the train and test set of each task."""
-    rows = []
-    for task in tasks:
-        for kind in ("train", "test"):
-            split = task[kind]
-            if split:  # a general task has no train set
-                rows.append((task["name"], kind, *_format_split(split)))
+def _show_example(name: str, tokens: Sequence[TokenText]) -> None:
+    """Print one example as text, with supervised tokens between ⟦ and ⟧.
 
-    header = (
-        "task",
-        "split",
-        "rows",
-        "images",
-        "text only",
-        "repeated",
-        "tokens: least, median, 95 %, most",
-        "",
-        "cut",
-        "errors",
-    )
-    show_rows(header, rows)
-
-
-def _show_floors(tasks: Sequence[dict[str, Any]]) -> None:
-    """Print each task's score of the commonest answer, and the rows that train and test share."""
-    rows = []
-    for task in tasks:
-        row = (
-            task["name"],
-            task["metric"],
-            _shorten_text(task["commonest"]),
-            f"{task['floor']:.1%}",
-            _format_shared(task),
-        )
-        rows.append(row)
-
-    header = (
-        "task",
-        "metric",
-        "commonest answer",
-        "it scores",
-        "test rows also in train",
-    )
-    show_rows(header, rows)
-
-
-def _format_shared(task: dict[str, Any]) -> str:
-    """Return how many test questions are also in the train set."""
-    if not task["train"]:
-        return ""
-    return f"{task['shared']} of {task['test']['rows']}"
-
-
-def _format_split(split: dict[str, Any]) -> tuple[object, ...]:
-    """Return the cells of a train or test set."""
-    truncated = ""
-    if split["encoded"]:
-        share = split["truncated"] / split["encoded"]
-        truncated = f"{share:.1%}"
-
-    lengths = split["lengths"]
-    return (
-        split["rows"],
-        split["images"],
-        split["text_only"],
-        split["repeated"],
-        _format_range(lengths),
-        _format_histogram(lengths),
-        truncated,
-        len(split["errors"]),
-    )
-
-
-def _format_range(lengths: Sequence[int]) -> str:
-    """Return minimum, median, 95th percentile and maximum."""
-    if len(lengths) < 2:  # too few for quantiles
-        return ", ".join(map(str, lengths))
-
-    twentieths = quantiles(lengths, n=20, method="inclusive")
-    middle = round(twentieths[9])
-    high = round(twentieths[18])
-    return f"{min(lengths)} · {middle} · {high} · {max(lengths)}"
-
-
-def _format_histogram(lengths: Sequence[int]) -> str:
-    """Return a line of bars for the lengths from the minimum to the maximum."""
-    if not lengths:
-        return ""
-
-    low = min(lengths)
-    span = max(lengths) - low + 1
-    counts = [0] * min(_BINS, span)
-    for length in lengths:
-        bin_number = (length - low) * len(counts) // span
-        counts[bin_number] += 1
-
-    highest = max(counts)
-    # rounded up, so that a bin with anything in it shows a bar
-    heights = [-(-count * 8 // highest) for count in counts]
-    return "".join(_BARS[height] for height in heights)
-
-
-def _show_example(name: str, tokens: Sequence[tuple[str, bool]]) -> None:
-    """Print one example as text, with supervised tokens between ⟦ and ⟧."""
+    On a terminal, the middle of a long one is left out.
+    """
     echo("")
     echo(f"{name}, as the model sees it (⟦supervised⟧):")
 
@@ -196,7 +110,39 @@ def _show_example(name: str, tokens: Sequence[tuple[str, bool]]) -> None:
         # an image is hundreds of placeholders such as <image> in a row
         short = re.sub(r"(<[^<>\s]+>)\1{3,}", _fold_repeats, text)
         folded.append((short, supervised))
+    if sys.stdout.isatty():
+        folded = _leave_out_middle(folded)
     echo_tokens(folded)
+
+
+def _leave_out_middle(tokens: Sequence[TokenText]) -> list[TokenText]:
+    """Return tokens of which only the start and the end of a long text are left."""
+    length = sum(len(text) for text, _ in tokens)
+    num_left_out = length - _EXAMPLE_START - _EXAMPLE_END
+    if num_left_out <= 0:
+        return list(tokens)
+
+    return [
+        *_slice_tokens(tokens, 0, _EXAMPLE_START),
+        (f"\n… {num_left_out:,} characters left out …\n", False),
+        *_slice_tokens(tokens, length - _EXAMPLE_END, length),
+    ]
+
+
+def _slice_tokens(
+    tokens: Sequence[TokenText],
+    start: int,
+    stop: int,
+) -> list[TokenText]:
+    """Return the tokens between two positions of their whole text."""
+    sliced = []
+    offset = 0  # of the token in the whole text
+    for text, supervised in tokens:
+        inside = text[max(0, start - offset) : max(0, stop - offset)]
+        if inside:
+            sliced.append((inside, supervised))
+        offset += len(text)
+    return sliced
 
 
 def _fold_repeats(repeated: re.Match[str]) -> str:
@@ -204,14 +150,6 @@ def _fold_repeats(repeated: re.Match[str]) -> str:
     token = repeated[1]
     number = len(repeated[0]) // len(token)
     return f"{token}×{number}"
-
-
-def _shorten_text(text: str) -> str:
-    """Return a text as one line of at most 40 characters."""
-    line = " ".join(text.split())
-    if len(line) <= 40:
-        return line
-    return f"{line[:39]}…"
 
 
 COMMANDS = (check,)

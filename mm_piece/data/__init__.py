@@ -4,7 +4,8 @@ sources            where rows lie: arrow (arrow_features), json_csv, image_folde
 row_formats        a row of any format as an example: fields, question_pairs, conversations
                    (turn_marks, thoughts), images
 example            one row, the same for every format
-dataset            `read`: the examples of a source
+dataset            `read`: the examples of a source; absent_columns, absent_images: what is wrong
+                   with all of its rows
 processor          what is asked of a base's processor and its tokenizer
 chat_template      the base's template; prompts: the text before and after each answer
 encoding           an example as tokens and labels; special_tokens, answers
@@ -27,7 +28,14 @@ if TYPE_CHECKING:
         has_image,
         iter_batches,
     )
-    from mm_piece.data.dataset import ExampleDataset, iter_problems, read
+    from mm_piece.data.dataset import (
+        ExampleDataset,
+        find_absent_columns,
+        iter_problems,
+        open_examples,
+        read,
+        require_sound_rows,
+    )
     from mm_piece.data.encoded_dataset import EncodedDataset
     from mm_piece.data.encoding import IGNORE_INDEX, encode, encode_prompt, token_ids_of
     from mm_piece.data.example import Example
@@ -52,7 +60,10 @@ _HOMES = {
     "encode_truncated": "truncation",
     "has_image": "collation",
     "iter_batches": "collation",
+    "find_absent_columns": "dataset",
     "iter_problems": "dataset",
+    "open_examples": "dataset",
+    "require_sound_rows": "dataset",
     "pad_token_of": "processor",
     "read": "dataset",
     "token_ids_of": "encoding",
@@ -76,7 +87,10 @@ __all__ = [
     "encode_prompt",
     "encode_truncated",
     "has_image",
+    "find_absent_columns",
     "iter_problems",
+    "open_examples",
+    "require_sound_rows",
     "pad_token_of",
     "read",
     "token_ids_of",

@@ -3,9 +3,16 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from mm_piece.data.absent_columns import (
+    IMAGE_COLUMNS,
+    describe_absent_columns,
+    iter_readable_rows,
+)
+from mm_piece.data.absent_images import find_absent_images
 from mm_piece.data.example import Example
 from mm_piece.data.fields import TrackedFields
 from mm_piece.data.row_formats import build_example, build_row_fields
@@ -24,7 +31,7 @@ class ExampleDataset(Sequence[Example]):
     folder: Path  # the one that image paths are relative to
     columns: Mapping[Any, str]  # what a field is called in the source
     prompt: str | None  # the question of rows that have none
-    absent_columns: frozenset[str] = frozenset()  # mapped columns that no row has
+    images: str | None = None  # the folder of the images as it was given
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -102,28 +109,15 @@ def read(
     if columns is not None and not isinstance(columns, Mapping):
         raise DataError(f"columns must map fields to names, not {format_value(columns)}")
 
-    rows = _open_dataset(source, images, columns, prompt)
-    absent_columns = set(rows.columns.values())
-    for error in _iter_row_problems(rows, absent_columns):
-        raise error  # the first one is enough
-    return replace(rows, absent_columns=frozenset(absent_columns))
+    rows = open_examples(source, images, columns, prompt)
+    require_sound_rows(rows)
+    return rows
 
 
-def iter_problems(
-    source: str,
-    images: str | None = None,
-    columns: Mapping[Any, str] | None = None,
-    prompt: str | None = None,
-) -> Iterator[DataError]:
-    """Yield everything that `read` would raise, row by row."""
-    try:
-        rows = _open_dataset(source, images, columns, prompt)
-    except DataError as error:
-        yield error
-        return
-
-    absent_columns = set(rows.columns.values())
-    yield from _iter_row_problems(rows, absent_columns)
+def require_sound_rows(rows: ExampleDataset) -> None:
+    """Raise the first of a source's problems."""
+    for error in iter_problems(rows):
+        raise error
 
 
 def _as_text(value: Any, name: str) -> str:
@@ -133,11 +127,11 @@ def _as_text(value: Any, name: str) -> str:
     return str(value)
 
 
-def _open_dataset(
+def open_examples(
     source: str,
-    images: str | None,
-    columns: Mapping[Any, str] | None,
-    prompt: str | None,
+    images: str | None = None,
+    columns: Mapping[Any, str] | None = None,
+    prompt: str | None = None,
 ) -> ExampleDataset:
     """Open a source, of which a slice may name some rows; no row is read yet."""
     path, bounds = split_slice(source)
@@ -159,29 +153,43 @@ def _open_dataset(
         folder=folder,
         columns=columns or {},
         prompt=prompt,
+        images=images,
     )
 
 
-def _iter_row_problems(rows: ExampleDataset, absent_columns: set[str]) -> Iterator[DataError]:
-    """Yield what is wrong with rows, and with an image column that none of them has.
+def iter_problems(rows: ExampleDataset) -> Iterator[DataError]:
+    """Yield everything that is wrong with the rows of a source.
 
-    Such a column is most likely misspelt. The columns of every row are removed from
-    `absent_columns`.
+    What is wrong with all of them comes first, as one problem: an image column that none of them
+    has, and a folder that holds none of their images.
     """
-    for position, number in enumerate(rows.row_numbers):
+    image_columns = {field: name for field, name in rows.columns.items() if field in IMAGE_COLUMNS}
+    raw_rows = iter_readable_rows(len(rows), rows.read_raw_row)
+    absent_columns = describe_absent_columns(image_columns, [rows.source], raw_rows)
+    if absent_columns:
+        yield DataError(absent_columns)
+        return
+
+    examples = iter_readable_rows(len(rows), rows.__getitem__)
+    absent_images = find_absent_images(rows.source, examples, rows.folder, rows.images)
+    if absent_images:
+        yield absent_images
+
+    for position in range(len(rows)):
         try:
-            raw = rows.read_raw_row(position)
-            if isinstance(raw, Mapping):
-                absent_columns.difference_update(raw)
-            example = rows.example_from_raw(raw, number)
-            example.require_images()
+            example = rows[position]
+            if not absent_images:
+                example.require_images()
         except DataError as error:
             yield error
 
-    image_columns = set()
-    for field in ("image", "images"):
-        if field in rows.columns:
-            image_columns.add(rows.columns[field])
-    missing = sorted(image_columns & absent_columns)
-    if missing:
-        yield DataError(f"{rows.source}: no row has the image column {missing[0]!r}")
+
+def find_absent_columns(sources: Sequence[ExampleDataset]) -> str | None:
+    """Return in one line which mapped columns no row of a task's sources has.
+
+    A column need be in one of the sources only.
+    """
+    first, *_ = sources
+    names = [rows.source for rows in sources]
+    readable = [iter_readable_rows(len(rows), rows.read_raw_row) for rows in sources]
+    return describe_absent_columns(first.columns, names, chain.from_iterable(readable))

@@ -29,6 +29,7 @@ class TrackedFields:
         self.read_names: set[Any] = set()
         self.hidden_values: dict[Any, Any] = {}  # present, but a mapped column replaces them
         self.nested_fields: list[TrackedFields] = []
+        self.column_names: dict[Any, str] = {}  # of mapped fields, what the source calls them
 
         for name, value in given.items():
             if not is_missing(value):
@@ -75,17 +76,25 @@ class TrackedFields:
         name: str,
     ) -> "TrackedFields":
         """Return the fields of an object in the field `name`, tracked as part of this one."""
-        path = f"{self.path}{name}."
+        field = name.removesuffix("[]")
+        suffix = name.removeprefix(field)
+        column = self.column_names.get(field, field)
+        parent = self.path
+        path = f"{parent}{column}{suffix}."
         nested = TrackedFields(given, path)
         self.nested_fields.append(nested)
         return nested
 
     def find_unread_fields(self) -> list[tuple[str, Any]]:
-        """Return the names and values of filled fields, here and inside, that nothing has read."""
+        """Return the names and values of filled fields, here and inside, that nothing has read.
+
+        Names are those of the source.
+        """
         fields = []
         for name, value in self.raw_values.items():
             if name not in self.read_names:
-                fields.append((name, value))
+                column = self.column_names.get(name, name)
+                fields.append((column, value))
         fields.extend(self.hidden_values.items())
 
         unread = []

@@ -28,6 +28,7 @@ _CONTAINER_FORMATS = ("ICO", "ICNS")  # Pillow decodes the image in them when it
 _ALLOWED_MODES = frozenset(
     ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"),
 )
+_MAX_PATH_LENGTH = 300  # of a path in a message
 _JPEG_END = b"\xff\xd9"  # the marker EOI, ITU T.81, table B.1
 
 
@@ -93,7 +94,7 @@ def _opening_image(image_source: ImageSource, location: str) -> Iterator[Image.I
         pixels = f"{int(number[0]):,}" if number else "far more"
         raise _make_size_error(location, pixels) from error
     except FileNotFoundError as error:
-        raise DataError(f"{location} does not exist") from error
+        raise DataError(f"{location} does not exist{_format_tried(image_source)}") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{location} cannot be read: it is no image of a known format") from error
     except Exception as error:  # decoders raise whatever they like on damaged files
@@ -191,6 +192,14 @@ def _flatten_on_white(image: Image.Image) -> Image.Image:
     return flattened.convert("RGB")
 
 
+def _format_tried(image_source: ImageSource) -> str:
+    """Return the absolute path that a relative one stands for, in brackets."""
+    if not isinstance(image_source, Path) or image_source.is_absolute():
+        return ""
+    tried = str(image_source.absolute())
+    return f" (looked for as {format_value(tried, _MAX_PATH_LENGTH)})"
+
+
 def _format_reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -269,6 +278,7 @@ def _resolve_address(
         return Path(unquote(quoted))
     if "://" in address:
         raise DataError(
-            f"{location}: image {format_value(address)} lies on the network; download it first"
+            f"{location}: image {format_value(address)} is a URL; images must be files here: "
+            "download it first"
         )
     return folder / address

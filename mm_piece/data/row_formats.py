@@ -84,6 +84,7 @@ def build_row_fields(
     # own fields win over empty columns, filled columns over own fields
     values = {**mapped, **own, **found}
     fields = TrackedFields(values)
+    fields.column_names = {field: columns[field] for field in found}
 
     # a mapped column is in use, even where it has the name of a field that is hidden
     source_columns = set(columns.values())
@@ -248,11 +249,24 @@ def _match_images(
     num_marks = slots.count(None)  # an image part without an image of its own counts, too
     if num_marks != len(listed):
         raise DataError(
-            f"{location}: {len(listed)} image(s) but {num_marks} {IMAGE_MARK} mark(s) in the text"
+            f"{location}: {len(listed)} image(s) but {num_marks} {IMAGE_MARK} mark(s) in the text; "
+            f"{_explain_marks(len(listed), num_marks)}"
         )
 
     waiting = iter(listed)
     return [next(waiting) if image is None else image for image in slots]
+
+
+def _explain_marks(num_images: int, num_marks: int) -> str:
+    """Return how a row gets as many marks as images."""
+    if not num_marks:
+        return (
+            f"put {IMAGE_MARK} into the text where each image belongs, or write content as parts, "
+            "one of type image; a row of prompt and answer needs no mark"
+        )
+    if not num_images:
+        return f"give the row its images, or take {IMAGE_MARK} out of the text"
+    return "each mark stands for one image, in order"
 
 
 def _make_message(turn: Turn) -> Message:

@@ -93,6 +93,11 @@ def open_raw_rows(
         return open_hub_dataset(source, *bounds)
     if source.startswith("scenes:"):
         return _open_scenes(source), 0
+    if "://" in source:
+        raise DataError(
+            f"cannot read {source}: it is a URL; rows must be files here: download it first, "
+            "or name a data set of the Hub, hf:OWNER/NAME/SPLIT"
+        )
 
     path = Path(source)
     if path.is_dir():
@@ -140,12 +145,18 @@ def _make_missing_error(path: Path) -> DataError:
     is_plain = not path.suffix and not path.is_absolute()
     if is_plain and len(path.parts) == 2:
         hint = f"; a data set of the Hub is written hf:{path}/SPLIT"
-    return DataError(f"cannot read {path}: it does not exist{hint}")
+    if path.is_absolute():
+        return DataError(f"cannot read {path}: it does not exist")
+    return DataError(
+        f"cannot read {path}: {path.absolute()} does not exist "
+        f"(paths count from the folder that the command runs in){hint}"
+    )
 
 
 def _open_parts(files: Sequence[Path], source: str) -> SourceRows:
     if not files:
-        raise DataError(f"cannot read {source}: no file has such a name")
+        tried = Path(source).absolute()
+        raise DataError(f"cannot read {source}: no file has such a name; looked for as {tried}")
 
     parts = []
     for file in files:

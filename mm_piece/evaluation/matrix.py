@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from mm_piece import distributed
-from mm_piece.data import Example, ExampleDataset, read
+from mm_piece.data import Example, ExampleDataset, open_examples, read
 from mm_piece.data.processor import Processor
 from mm_piece.distributed.progress import print_line
 from mm_piece.errors import RecipeError
@@ -35,21 +35,22 @@ AnswersByTask = dict[str, list[ScoredAnswer]]
 
 def read_task_source(task: GeneralTask, source: str) -> ExampleDataset:
     """Read the examples of a task's train or test source, as the recipe describes them."""
-    return read(source, task.images, task.columns, task.prompt)
+    return read(
+        source,
+        task.images,
+        task.columns,
+        task.prompt,
+    )
 
 
-def find_absent_columns(
-    task: GeneralTask,
-    sources: Sequence[ExampleDataset],
-) -> list[str]:
-    """Return an error line for each of a task's `columns` that no row of its sources has."""
-    if not sources:
-        return []
-
-    # a column need be in one of the sources only
-    absent_by_source = [set(source.absent_columns) for source in sources]
-    absent = set.intersection(*absent_by_source)
-    return [f"task {task.name!r}: columns: no row has {name!r}" for name in sorted(absent)]
+def open_task_source(task: GeneralTask, source: str) -> ExampleDataset:
+    """Open a task's source; no row is looked at yet."""
+    return open_examples(
+        source,
+        task.images,
+        task.columns,
+        task.prompt,
+    )
 
 
 def answer_task(

@@ -3,8 +3,9 @@
 loop                the tasks of a recipe, resumable at any instant
 run_setup           a recipe's run: its data, its store, its model
 store_setup         the store that a run goes on with
-preflight           settings that fit each other; `check`: also base and data
-data_check          what a task's rows look like to a base
+preflight           settings that fit each other
+recipe_check        `check`: settings, base, data and store, before training
+data_check          what a task's rows look like to a base; answer_check: its answers to a metric
 base_parts          whether the parts of a base fit each other
 retention           importance K of what the model should retain; retention_run: in a run
 penalty             the pull back to where a task found its entries

@@ -6,14 +6,27 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mm_piece.data import IGNORE_INDEX, Example, ExampleDataset, encode_truncated, iter_problems
+from mm_piece.data import (
+    IGNORE_INDEX,
+    Example,
+    ExampleDataset,
+    encode_truncated,
+    find_absent_columns,
+    iter_problems,
+)
 from mm_piece.data.answers import find_omitted_texts
 from mm_piece.data.processor import Processor, tokenizer_of
 from mm_piece.data.special_tokens import has_special_token
 from mm_piece.errors import DataError
-from mm_piece.evaluation.matrix import find_absent_columns, read_task_source
+from mm_piece.evaluation.matrix import open_task_source
 from mm_piece.metrics.answers import ANSWER_METRICS
 from mm_piece.recipe import GeneralTask, Task
+from mm_piece.training.answer_check import (
+    count_ambiguous_answers,
+    count_answer_tokens,
+    count_unrewarded_answers,
+    has_no_option,
+)
 from mm_piece.training.base_parts import BaseParts
 
 ProgressWrapper = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -38,6 +51,8 @@ class SplitCheck:
     left_out: dict[str, int] = field(default_factory=dict)  # what the template leaves out: rows
     unrewarded: int = 0  # rows whose own answer scores nothing
     ambiguous: int = 0  # rows of a multiple choice that count several options as right
+    optionless: bool = False  # a multiple choice in which no answer is an option
+    answer_lengths: list[int] = field(default_factory=list)  # tokens, of a test source's `encoded`
     errors: list[str] = field(default_factory=list)
 
 
@@ -50,6 +65,7 @@ class TaskCheck:
     max_length: int | None
     train: SplitCheck | None
     test: SplitCheck
+    max_new_tokens: int
     shared: int = 0  # test rows whose question and images stand in the train set too
     commonest: str = ""  # the commonest answer of the test set
     floor: float = 0.0  # what always giving it would score
@@ -70,47 +86,78 @@ def check_task(
     progress: ProgressWrapper,
 ) -> TaskCheck:
     """Read a task's sources; decode and tokenize up to `rows` rows of each."""
-    train: SplitCheck | None = None
-    training_examples: ExampleDataset | None = None
-    if isinstance(task, Task):
-        train, training_examples = _check_split(task, task.train, parts, rows, progress)
-    test, test_examples = _check_split(task, task.test, parts, rows, progress, asked=True)
+    train = SplitCheck(task.train) if isinstance(task, Task) else None
+    test = SplitCheck(task.test, asked=True)
+    found = TaskCheck(
+        task.name,
+        task.metric,
+        task.max_length,
+        train,
+        test,
+        max_new_tokens=task.max_new_tokens,
+    )
 
-    # only of sound splits: a missing column would be named twice
-    is_sound = not test.errors and not (train and train.errors)
-    if is_sound:
-        sources = [source for source in (training_examples, test_examples) if source]
-        test.errors += find_absent_columns(task, sources)
+    opened = _open_splits(task, found)
+    if opened is None:
+        return found
 
-    found = TaskCheck(task.name, task.metric, task.max_length, train, test)
+    sound = {}
+    for split, examples in opened:
+        if _check_split(split, examples, parts, task, rows, progress):
+            sound[split.asked] = examples
+    training_examples = sound.get(False)
+    test_examples = sound.get(True)
+
     found.shared = _count_shared_questions(training_examples or (), test_examples or ())
     if test_examples:
         found.commonest, found.floor = _score_commonest_answer(task, test_examples)
-        _check_answers(test, test_examples, task.metric)
+        test.unrewarded = count_unrewarded_answers(test_examples, task.metric)
+        test.ambiguous = count_ambiguous_answers(test_examples, task.metric)
+        test.optionless = has_no_option(test_examples, task.metric)
 
     shown = training_examples or test_examples
-    if shown and is_sound and not test.errors:
+    if shown and not any(split.errors for split in found.splits):
         found.example = _decode_tokens(shown[0], parts.processor, task)
     return found
 
 
-def _check_split(
+def _open_splits(
     task: GeneralTask,
-    source: str,
+    found: TaskCheck,
+) -> list[tuple[SplitCheck, ExampleDataset]] | None:
+    """Open a task's sources; None if its columns are in none of them.
+
+    Each row would lack such a column: that is one error of the task, and no row is looked at.
+    """
+    opened = []
+    for split in found.splits:
+        try:
+            opened.append((split, open_task_source(task, split.source)))
+        except DataError as error:
+            split.errors.append(str(error))
+
+    # a source that cannot be opened may have the column
+    if len(opened) == len(found.splits):
+        absent_columns = find_absent_columns([examples for _, examples in opened])
+        if absent_columns:
+            found.test.errors.append(f"task {task.name!r}: {absent_columns}")
+            return None
+    return opened
+
+
+def _check_split(
+    split: SplitCheck,
+    examples: ExampleDataset,
     parts: BaseParts,
+    task: GeneralTask,
     max_rows: int,
     progress: ProgressWrapper,
-    *,
-    asked: bool = False,
-) -> tuple[SplitCheck, ExampleDataset | None]:
-    """Read one source; return what it holds, and its examples if all rows are sound."""
-    split = SplitCheck(source, asked)
-    problems = iter_problems(source, task.images, task.columns, task.prompt)
-    split.errors = [str(problem) for problem in problems]
+) -> bool:
+    """Look at every row of one source; return whether all of them are sound."""
+    split.errors = [str(problem) for problem in iter_problems(examples)]
     if split.errors:
-        return split, None
+        return False
 
-    examples = read_task_source(task, source)
     digests = set()
     for example in examples:
         digests.add(example.compute_digest())
@@ -122,9 +169,9 @@ def _check_split(
     split.unread = sorted(examples.find_unread_fields())
 
     chosen = _spread_evenly(split.rows, max_rows)
-    for position in progress(chosen, f"{task.name}: {source}"):
+    for position in progress(chosen, f"{task.name}: {split.source}"):
         _check_example(split, examples[position], parts, task)
-    return split, examples
+    return True
 
 
 def _check_example(
@@ -138,6 +185,10 @@ def _check_example(
     split.encoded += 1
     if has_special_token(example, processor):
         split.special += 1
+
+    if split.asked:
+        answer_length = count_answer_tokens(example, processor)
+        split.answer_lengths.append(answer_length)
 
     try:
         inputs, _ = encode_truncated(example, processor, None, split.asked)
@@ -154,63 +205,65 @@ def _check_example(
         split.errors.append(str(error))
 
 
-def _check_answers(
-    split: SplitCheck,
-    examples: Sequence[Example],
-    metric: str,
-) -> None:
-    """Count the rows whose `answers` most likely are not meant as all that count as right."""
-    with_accepted = [example for example in examples if example.accepted]
-    if not with_accepted:
-        return
-
-    # all rows at once: some metrics weigh words by how many rows hold them
-    score = ANSWER_METRICS[metric]
-    own = [example.answer for example in with_accepted]
-    accepted = [example.accepted for example in with_accepted]
-    own_scores = score(own, accepted)
-    split.unrewarded = sum(own_score == 0 for own_score in own_scores)
-
-    if metric == "choice":
-        # options are not answers that mean the same: one of them does not answer another
-        for options in accepted:
-            scores = score(options, [options[:1]] * len(options))
-            if not all(scores):
-                split.ambiguous += 1
-
-
 def iter_notes(
+    task: TaskCheck,
     split: SplitCheck,
-    max_length: int | None,
     max_positions: int,
 ) -> Iterator[str]:
-    """Yield what is no error of a split and most likely not meant, a line each."""
+    """Yield what is no error of a task's split and most likely not meant, a line each."""
     if split.unread:
         yield f"nothing reads the fields {', '.join(split.unread)}"
 
     for name, rows in split.left_out.items():
         yield f"the base's chat template leaves out {name} in {rows} rows"
 
-    if split.unrewarded:
-        yield f"{split.unrewarded} rows hold an answer that scores 0 against their own `answers`"
-
-    if split.ambiguous:
-        yield (
-            f"{split.ambiguous} rows count several options as right: all of their `answers`; if "
-            "those are the options, let `columns: {answers: …}` name the field of the right one"
-        )
+    if split.asked:
+        yield from _iter_test_notes(task)
 
     if split.special:
         yield f"{split.special} rows hold special tokens of the base, which are not read as text"
 
     # with a max_length they are cut to it
-    if max_length is None:
+    if task.max_length is None:
         num_long = sum(length > max_positions for length in split.lengths)
         if num_long:
             yield (
                 f"{num_long} rows are longer than the base's {max_positions} positions; "
                 "set max_length"
             )
+
+
+def _iter_test_notes(task: TaskCheck) -> Iterator[str]:
+    """Yield notes on what a task's test rows can show."""
+    test = task.test
+    if task.train and task.shared * 2 > test.rows:
+        yield (
+            f"{task.shared} of {test.rows} rows ask what is trained: "
+            f"their question and images stand in {task.train.source} too"
+        )
+
+    if test.unrewarded:
+        yield f"{test.unrewarded} rows hold an answer that scores 0 against their own `answers`"
+
+    if test.ambiguous:
+        yield (
+            f"{test.ambiguous} rows count several options as right: all of their `answers`; if "
+            "those are the options, let `columns: {answers: …}` name the field of the right one"
+        )
+
+    # ambiguous rows have their options in `answers`
+    if test.optionless and not test.ambiguous:
+        yield (
+            "metric choice, but no answer is an option's letter or one of the options in its row"
+        )
+
+    num_long = sum(length > task.max_new_tokens for length in test.answer_lengths)
+    if num_long:
+        yield (
+            f"{num_long} of {test.encoded} rows have an answer longer than max_new_tokens "
+            f"{task.max_new_tokens}, the longest has {max(test.answer_lengths)} tokens: "
+            "the model is stopped before its end"
+        )
 
 
 def _spread_evenly(count: int, most: int) -> Sequence[int]:

@@ -14,7 +14,14 @@ import torch
 from torch import nn
 
 from mm_piece import distributed
-from mm_piece.data import EncodedList, Example, ExampleDataset, encode_truncated
+from mm_piece.data import (
+    EncodedList,
+    Example,
+    ExampleDataset,
+    encode_truncated,
+    find_absent_columns,
+    require_sound_rows,
+)
 from mm_piece.data.processor import Processor, pad_token_of, tokenizer_of
 from mm_piece.data.special_tokens import require_no_visual_tokens
 from mm_piece.distributed import ZeroConfig, shape_of
@@ -23,10 +30,7 @@ from mm_piece.errors import (
     DataError,
     ModelError,
 )
-from mm_piece.evaluation.matrix import (
-    find_absent_columns,
-    read_task_source,
-)
+from mm_piece.evaluation.matrix import open_task_source
 from mm_piece.families import weights
 from mm_piece.importance.backward import frozen_model, loss_of
 from mm_piece.models.base import (
@@ -34,7 +38,7 @@ from mm_piece.models.base import (
     pick_reading_options,
     tensors,
 )
-from mm_piece.recipe import Recipe
+from mm_piece.recipe import Recipe, Task
 from mm_piece.selection.task import find_selectable_names, require_selectable
 from mm_piece.store.attachment import attach_base
 from mm_piece.store.base_record import describe_base
@@ -73,19 +77,21 @@ class Run:
 
 
 def read_splits(recipe: Recipe) -> Splits:
-    """Read the rows of all tasks; DataError for a column that no row of a task has."""
+    """Read the rows of all tasks; DataError for the first thing that is wrong with them."""
     splits = Splits({}, {})
-    for task in recipe.tasks:
-        splits.train[task.name] = read_task_source(task, task.train)
     for task in (*recipe.tasks, *recipe.general):
-        splits.test[task.name] = read_task_source(task, task.test)
-
-    for task in (*recipe.tasks, *recipe.general):
-        sources = [splits.test[task.name]]
-        if task.name in splits.train:
+        sources = []
+        if isinstance(task, Task):
+            splits.train[task.name] = open_task_source(task, task.train)
             sources.append(splits.train[task.name])
-        for problem in find_absent_columns(task, sources):
-            raise DataError(problem)
+        splits.test[task.name] = open_task_source(task, task.test)
+        sources.append(splits.test[task.name])
+
+        absent_columns = find_absent_columns(sources)
+        if absent_columns:
+            raise DataError(f"task {task.name!r}: {absent_columns}")
+        for rows in sources:
+            require_sound_rows(rows)
     return splits
 
 

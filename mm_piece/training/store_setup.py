@@ -63,13 +63,44 @@ def find_store(plan: Plan) -> DeltaStore | None:
         return None
 
     store = DeltaStore.open(path)
-    is_same_recipe = store.recipe == plan.recipe.to_yaml()
-    if not len(store) and not is_same_recipe:
+    if _is_replaceable(store, plan.recipe):
         return None
 
     _require_files(store)
-    _require_same_recipe(store, plan.recipe)
+    _require_same_base(store, plan.recipe)
+    recorded = _require_same_recipe(store, plan.recipe)
+    _require_same_batch_sizes(store, recorded, plan.recipe)
+
+    forget_measurements(store, recorded, plan.recipe)
+    if distributed.is_main():
+        store.write_recipe(plan.recipe.to_yaml())
     return store
+
+
+def require_fitting_store(plan: Plan) -> None:
+    """Raise what `find_store` would raise of a recipe's store, and write nothing.
+
+    A step's number of examples is left out, as it depends on how many processes will train; and so
+    are the weights of a base on the Hub, which would have to be downloaded.
+    """
+    path = Path(plan.recipe.store)
+    if not is_store(path):
+        require_unused(path)
+        return
+
+    store = DeltaStore.open(path)
+    if _is_replaceable(store, plan.recipe):
+        return
+
+    _require_files(store)
+    if Path(plan.recipe.base).is_dir():
+        _require_same_base(store, plan.recipe)
+    _require_same_recipe(store, plan.recipe)
+
+
+def _is_replaceable(store: DeltaStore, recipe: Recipe) -> bool:
+    """Whether a store has no deltas, and is of another recipe: a new one takes its place."""
+    return not len(store) and store.recipe != recipe.to_yaml()
 
 
 def is_finished(store: DeltaStore, recipe: Recipe) -> bool:
@@ -91,13 +122,11 @@ def _require_files(store: DeltaStore) -> None:
             raise type(error)(f"position {position}: {error}") from error
 
 
-def _require_same_recipe(store: DeltaStore, recipe: Recipe) -> None:
-    """Raise StoreError unless a store is this recipe's, to which tasks may be added at the end."""
-    require_folders_inside(store.path)
-    base_location = locate_base(recipe.base, recipe.revision, store.path)
-    if store.base.with_facts(base_location) != store.base:
-        _require_same_base(store, recipe)
+def _require_same_recipe(store: DeltaStore, recipe: Recipe) -> Recipe:
+    """Return the recipe of a store; raise StoreError unless it is this one, so far as it goes.
 
+    Tasks may have been added at the end.
+    """
     ignored_keys = {
         "select": _RESOURCE_SETTINGS,
         "train": _BATCH_SETTINGS,
@@ -112,7 +141,6 @@ def _require_same_recipe(store: DeltaStore, recipe: Recipe) -> None:
     before = recorded.model_dump(exclude=ignored_keys)
     after = recipe.model_dump(exclude=ignored_keys)
 
-    # tasks may have been added at the end
     num_tasks = len(before["tasks"])
     after["tasks"] = after["tasks"][:num_tasks]
     for key in before:
@@ -124,11 +152,7 @@ def _require_same_recipe(store: DeltaStore, recipe: Recipe) -> None:
                 f"{place} was {format_value(old)}, here it is {format_value(new)}; "
                 "only tasks at the end may be added: use a new store"
             )
-
-    _require_same_batch_sizes(store, recorded, recipe)
-    forget_measurements(store, recorded, recipe)
-    if distributed.is_main():
-        store.write_recipe(recipe.to_yaml())
+    return recorded
 
 
 def _iter_differences(
@@ -181,6 +205,11 @@ def _require_same_batch_sizes(
 
 def _require_same_base(store: DeltaStore, recipe: Recipe) -> None:
     """Raise BaseError unless the base has the store's weights, wherever the two lie by now."""
+    require_folders_inside(store.path)
+    base_location = locate_base(recipe.base, recipe.revision, store.path)
+    if store.base.with_facts(base_location) == store.base:
+        return
+
     dtype = trained_dtype(store.base, store.path)
     base = base_checkpoint_of(recipe, dtype)
     if base.compute_fingerprint() != store.base.fingerprint:

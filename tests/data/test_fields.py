@@ -300,3 +300,17 @@ def test_lists_side_by_side_must_be_equally_long(read_rows):
     (example,) = read_rows({"messages": turns, "image": "red.png"})
     assert [part["type"] for part in example.messages[0]["content"]] == ["image", "text"]
     assert json.dumps(example.messages[0])
+
+
+def test_mapped_columns_count_as_read_and_are_told_by_their_own_names(read_rows):
+    """A column that is read is none that nothing reads; one that is not keeps its name."""
+    row = {"q": "What is it?", "label": "a box", "photo": "red.png"}
+    columns = {"prompt": "q", "answer": "label", "image": "photo"}
+    assert read_rows(row, columns=columns).find_unread_fields() == set()
+    several = row | {"labels": ["a box", "box"]}
+    rows = read_rows(several, columns=columns | {"answers": "labels"})
+    assert rows.find_unread_fields() == set()
+
+    talk = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "x", "w": 1}]
+    rows = read_rows(row | {"talk": talk}, columns=columns | {"messages": "talk"})
+    assert rows.find_unread_fields() == {"label", "q", "talk[].w"}

@@ -124,7 +124,7 @@ def test_columns_and_the_prompt_of_rows_without_one(read_rows):
     both = LLAVA | {"text": "Which?", "answer": "red"}
     assert read_rows(both, columns={"prompt": "text"})[0].prompt == "Which?"
     assert read_rows(both)[0].prompt == "What is it?"
-    with pytest.raises(DataError, match="no row has the image column 'pictrue'"):
+    with pytest.raises(DataError, match="columns: image: no row of .* has a field 'pictrue'"):
         read_rows(PLAIN, columns={"image": "pictrue"})
 
 
@@ -176,21 +176,32 @@ def user(*content):
         (PLAIN | {"image": "no.png"}, r"image .*no\.png does not exist"),
         (PLAIN | {"image": {"size": 3}}, "an image object needs one of bytes, image"),
         (PLAIN | {"image": 3}, "an image must be a path, bytes or an object .*, not int"),
-        (PLAIN | {"image": "https://a.b/c.png"}, "lies on the network; download it first"),
+        (PLAIN | {"image": "https://a.b/c.png"}, "is a URL; images must be files here: download"),
         (PLAIN | {"image": "data:image/png;base64,#"}, "data: address is not base64"),
         (PLAIN | {"image": "data:image/png;base64,aaaa"}, "image 1 cannot be read: it is no image"),
-        (LLAVA | {"image": IMAGES[:2]}, r"2 image\(s\) but 1 <image> mark"),
+        (
+            LLAVA | {"image": IMAGES[:2]},
+            r"2 image.* but 1 <image> mark.*; each mark stands for one image",
+        ),
         (PLAIN | {"prompt": "<image> <image>?", "image": "red.png"}, "1 image.* but 2 <image>"),
-        (PLAIN | {"prompt": "a literal <image>"}, r"0 image\(s\) but 1 <image> mark"),
+        (
+            PLAIN | {"prompt": "a literal <image>"},
+            r"0 image.* but 1 <image> mark.*; give the row its images",
+        ),
         (PLAIN | {"answer": "<image>", "images": IMAGES}, r"3 image\(s\) but 1 <image> mark"),
         (user({"type": "image"}), r"0 image\(s\) but 1 <image> mark"),
         (user({"type": "image", "image": "red.png"}) | {"image": "red.png"}, "1 image.* but 0"),
+        (
+            user({"type": "text", "text": "What?"}) | {"image": "red.png"},
+            r"1 image\(s\) but 0 <image> mark\(s\) in the text; put <image> into the text where "
+            "each image belongs, or write content as parts, one of type image; a row of prompt",
+        ),
         (user({"type": "video", "video": "a.mp4"}), "videos are not supported: content of type"),
         (user({"type": "input_audio"}), "audio is not supported: content of type 'input_audio'"),
         (user({"type": "text"}), r"content \{'type': 'text'\} is no part of type text"),
         (user({"type": ["text"], "text": "x"}), "is no part of type text"),
         (user("text"), "content 'text' is no part of type text"),
-        (user({"type": "image_url", "image_url": {"url": "http://a/b"}}), "lies on the network"),
+        (user({"type": "image_url", "image_url": {"url": "http://a/b"}}), "is a URL; images"),
         (PLAIN | {"video": "a.mp4"}, "videos are not supported: the row has 'video'"),
         (PLAIN | {"audios": ["a.wav"]}, "audio is not supported: the row has 'audios'"),
         (PLAIN | {"prompt": "<video>\nWhat?"}, "videos are not supported: the text holds <video>"),

@@ -2,13 +2,14 @@
 
 import json
 import tracemalloc
+from pathlib import Path
 
 import datasets
 import pytest
 from made_up_rows import COLOURS, SAVED, data_of, labelled, meaning, read_all, write_json
 from PIL import ImageFile
 
-from mm_piece.data import iter_problems, read
+from mm_piece.data import iter_problems, open_examples, read
 from mm_piece.errors import DataError
 
 
@@ -105,11 +106,10 @@ def test_all_problems_are_told(tmp_path):
     rows[1] = {"prompt": "?"}
     (tmp_path / "4.png").write_bytes(b"")
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    told = [str(error) for error in iter_problems(str(tmp_path / "rows.json"))]
+    told = [str(error) for error in iter_problems(open_examples(str(tmp_path / "rows.json")))]
     assert len(told) == 2
     assert "row 1: no known format" in told[0]
     assert "row 4: image" in told[1]
-    assert len(list(iter_problems(str(tmp_path / "absent.json")))) == 1
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,17 @@ def test_sources_that_are_not_there(tmp_path):
     for source, message in [
         (tmp_path / "absent.json", r"cannot read .*absent\.json: it does not exist$"),
         (tmp_path / "absent-*.json", "no file has such a name"),
-        ("someone/something", r"it does not exist; .* is written hf:someone/something/SPLIT"),
+        (
+            "data/absent.json",
+            rf"cannot read data/absent\.json: {Path.cwd()}/data/absent\.json does not exist "
+            r"\(paths count from the folder that the command runs in\)$",
+        ),
+        ("data/absent-*.json", f"no file has such a name; looked for as {Path.cwd()}/data/absent-"),
+        ("someone/something", r"does not exist .*; .* is written hf:someone/something/SPLIT"),
+        (
+            "https://a.b/c.json",
+            r"cannot read https://a\.b/c\.json: it is a URL; rows must be files",
+        ),
         ("scenes:nowhere/train", "digits"),
         ("scenes:digits", "scenes:NAME/SPLIT"),
         ("hf:someone/something", r"hf:OWNER/NAME\[:CONFIG\]\[@REVISION\]/SPLIT"),

@@ -12,7 +12,7 @@ from mm_piece.errors import ModelError
 from mm_piece.evaluation.answers import generate_batch
 from mm_piece.models.base import load_base
 from mm_piece.models.generation import TOKEN_IDS, find_ignored_settings, greedy_decoding
-from mm_piece.training.preflight import check
+from mm_piece.training.recipe_check import check
 
 # A value of every generation setting that leads astray or fails, where `generate` reads it.
 ASTRAY = {

@@ -20,7 +20,7 @@ from mm_piece.recipe import parse_recipe
 from mm_piece.store import deriving, exporting
 from mm_piece.store.base_reading import reading_of
 from mm_piece.store.records import BaseRecord
-from mm_piece.training.preflight import check
+from mm_piece.training.recipe_check import check
 
 SAFE, BIN = "model.safetensors", "pytorch_model.bin"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -13,7 +13,7 @@ from mm_piece.errors import ModelError, RecipeError, StoreError
 from mm_piece.models.base import load_base
 from mm_piece.recipe import parse_recipe
 from mm_piece.recipe.base_options import ALIASES, HARMLESS, HONOURED, REFUSED
-from mm_piece.training.preflight import check
+from mm_piece.training.recipe_check import check
 
 # Of reading configurations alone: `return_unused_kwargs` and the like, or of other classes.
 ASIDE = {

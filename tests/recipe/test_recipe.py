@@ -9,7 +9,7 @@ from mm_piece import recipe
 from mm_piece.errors import RecipeError
 from mm_piece.metrics.answers import ANSWER_METRICS as SCORING
 from mm_piece.recipe import as_recipe, load_recipe, parse_bytes, parse_recipe
-from mm_piece.training.preflight import check
+from mm_piece.training.recipe_check import check
 
 GOOD = """
 base: some/base

@@ -28,7 +28,7 @@ from mm_piece.evaluation.answers import generate_batch
 from mm_piece.models.base import load_base, load_processor
 from mm_piece.recipe import Recipe, parse_recipe
 from mm_piece.training.base_parts import BaseParts
-from mm_piece.training.preflight import check
+from mm_piece.training.recipe_check import check
 
 pytestmark = pytest.mark.slow
 

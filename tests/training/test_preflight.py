@@ -10,20 +10,22 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from mm_piece.cli import main
-from mm_piece.cli.check import _format_histogram, _show_example
-from mm_piece.errors import ModelError, RecipeError
+from mm_piece.cli import check_tables, main
+from mm_piece.cli.check import _leave_out_middle, _show_example
+from mm_piece.cli.check_tables import _format_histogram
+from mm_piece.errors import DataError, ModelError, RecipeError, StoreError
 from mm_piece.evaluation.matrix import read_task_source
 from mm_piece.recipe import load_recipe
+from mm_piece.store.delta_store import DeltaStore
 from mm_piece.training.loop import train
-from mm_piece.training.preflight import check
+from mm_piece.training.recipe_check import check
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def world(base, tmp_path, monkeypatch):
-    """A recipe over four train and three test rows, one of which is trained on."""
+    """A recipe over five train and four test rows; two of these ask what is trained."""
     monkeypatch.chdir(tmp_path)
     for number in range(4):
         Image.new("RGB", (12, 8), (60 * number, 0, 0)).save(f"{number}.png")
@@ -33,7 +35,8 @@ def world(base, tmp_path, monkeypatch):
     ]
     text = {"prompt": "2 + 2? " + "well, " * 40, "answer": "4"}
     write("train.json", [*rows[:3], rows[0], text])
-    write("test.json", [rows[3], {**rows[0], "answer": "blue"}, {**rows[1], "answer": "blue"}])
+    trained = [{**row, "answer": "blue"} for row in rows[:2]]
+    write("test.json", [rows[3], *trained, {**rows[2], "prompt": "Where?", "answer": "there"}])
     recipe = tmp_path / "recipe.yaml"
     task = {"name": "colours", "train": "train.json", "test": "test.json", "max_length": 60}
     recipe.write_text(json.dumps({"base": str(base), "store": "store", "tasks": [task]}))
@@ -57,7 +60,7 @@ def test_counts_lengths_and_floor(world):
     assert len(task.train.lengths) == 5
     assert max(task.train.lengths) > 60
     assert (task.shared, task.commonest) == (2, "blue")
-    assert task.floor == pytest.approx(2 / 3)
+    assert task.floor == pytest.approx(1 / 2)
     assert [supervised for _, supervised in task.example] == [False, True]
     assert task.example[1][0] == "red<|end|>"
     assert check(world).errors == []
@@ -67,14 +70,14 @@ def test_the_floor_is_the_metrics_own(world):
     text = world.read_text().replace('"max_length"', '"metric": "edit", "max_length"')
     world.write_text(text)
     (task,) = check(world).tasks
-    assert 2 / 3 < task.floor < 1
+    assert 1 / 2 < task.floor < 1
 
 
 def test_it_prints_a_table_and_writes_nothing(world, tmp_path):
     before = sorted(tmp_path.iterdir())
     result = run(world)
     assert result.exit_code == 0
-    for part in ("colours", "2 of 3", "66.7%", "⟦red<|end|>⟧", "nothing wrong was found"):
+    for part in ("colours", "2 of 4", "50.0%", "⟦red<|end|>⟧", "nothing wrong was found"):
         assert part in result.output
     content = json.loads(run(world, "--json").stdout)
     assert content["errors"] == []
@@ -185,7 +188,7 @@ MISTAKES = {
     _silent: r"train\.json row 1: answer 1 is empty",
     _silent_before: r"train\.json row 1: answer 1 is empty",
     _pictured: r"train\.json row 1: answer 1 holds an image",
-    _columns: r"no row has 'qq'",
+    _columns: r"'colours': columns: prompt: no row of train\.json or test\.json has a field 'qq'",
 }
 
 
@@ -219,7 +222,8 @@ def test_columns_are_mapped(world):
     assert result.exit_code == 0, result.stderr
     assert "⟦red<|end|>⟧" in result.output
     (task,) = load_recipe(world).tasks
-    assert read_task_source(task, task.train).absent_columns == frozenset()
+    assert len(read_task_source(task, task.train)) == 5
+    assert check(world).notes == []
 
 
 def test_what_is_most_likely_not_meant_is_noted(world):
@@ -269,7 +273,7 @@ def test_one_source_for_both_tells_its_mistakes_once(world):
 def test_all_mistakes_are_told(world):
     with open("train.json", encoding="utf-8") as file:  # noqa: PTH123
         rows = json.load(file)
-    rows[0]["image"], rows[2]["image"] = "x.png", "y.png"
+    rows[0]["image"], rows[2]["answer"] = "x.png", ""
     write("train.json", rows)
     write("test.json", [])
     errors = check(world).errors
@@ -366,6 +370,8 @@ def test_histogram():
         ('"select": {"density": true}', r"density True is out of \(0, 1\]"),
         ('"select": {"xi": .inf}', "select.xi: must be a finite number, not inf"),
         ('"select": {"exclude": "head"}', "select.exclude: must be a list, .* not 'head'"),
+        ('"train": {"learning_rate": -1}', "learning_rate must be a number of at least 0, not -1"),
+        ('"model": {"foo": 1}', "model: unknown option 'foo'; allowed: dtype, attn_implementation"),
         ('"store": "twice"', "key 'store' stands twice"),
     ],
 )
@@ -384,11 +390,216 @@ def test_a_base_without_its_weights_is_named(world, base, tmp_path):
 
 
 def test_a_long_list_of_errors_is_cut(world):
-    write("train.json", [{"prompt": "?", "answer": "x", "image": f"no{n}.png"} for n in range(70)])
+    write("train.json", [{f"field{'x' * n}": "?"} for n in range(70)])
     assert len(check(world).errors) == 70
     stderr = run(world).stderr
     assert stderr.count("Error: ") == 50
     assert "… and 20 more" in stderr
+
+
+def test_one_mistake_in_many_rows_is_one_line(world):
+    rows = [{"prompt": "?", "answer": "x", "image": f"no{n}.png"} for n in range(1999)]
+    rows += [{"prompt": "?", "answer": "x", "image": "0.png"}, {"prompt": "?", "answer": ""}]
+    write("train.json", rows)
+    write("test.json", [{"prompt": "a?", "answer": ""}, {"prompt": "b?", "answer": "x"}])
+    result = run(world, "--json")
+    assert len(json.loads(result.stdout)["errors"]) == 2001
+    lines = result.stderr.splitlines()
+    assert len(lines) == 3
+    assert re.fullmatch(
+        r"Error: train\.json row 0: image no0\.png .* … and 1,998 more rows", lines[0]
+    )
+    assert lines[1] == "Error: train.json row 2000: answer 1 is empty"
+    assert lines[2] == "Error: test.json row 0: answer 1 is empty"
+
+
+def test_a_wrong_folder_of_images_is_one_line_for_each_source(world):
+    Path("pictures").mkdir()
+    for number in range(4):
+        Path(f"{number}.png").rename(f"pictures/{number}.png")
+    lines = run(world).stderr.splitlines()
+    rows = {"train.json": 4, "test.json": 4}
+    assert lines == [
+        f"Error: {source}: none of the images of its {number} rows is there; the first was looked "
+        f"for as {Path.cwd()}/{0 if source == 'train.json' else 3}.png, as there is no `images`; "
+        "it is there with 'images: pictures'"
+        for source, number in rows.items()
+    ]
+    with pytest.raises(DataError) as caught:
+        train(world)
+    assert f"Error: {caught.value}" == lines[0]
+
+
+def test_a_misspelt_column_is_one_line_for_the_task(world):
+    for file in ("train.json", "test.json"):
+        rows = json.loads(Path(file).read_text())
+        write(file, [{"label": row["answer"], **_without(row, "answer")} for row in rows])
+    add_key(world, '"columns": {"answer": "lable"}')
+    told = (
+        "task 'colours': columns: answer: no row of train.json or test.json has a field 'lable'; "
+        "did you mean 'label'? (the fields are 'label, prompt, image')"
+    )
+    assert check(world).errors == [told]
+    assert run(world).stderr == f"Error: {told}\n"
+    with pytest.raises(DataError) as caught:
+        train(world)
+    assert str(caught.value) == told
+
+
+def _without(row, key):
+    return {name: value for name, value in row.items() if name != key}
+
+
+def add_key(world, key):
+    """Give the recipe's task another key."""
+    world.write_text(world.read_text().replace('"max_length"', f'{key}, "max_length"'))
+
+
+def test_test_rows_that_are_trained_are_noted(world):
+    assert check(world).notes == []
+    rows = json.loads(Path("test.json").read_text())
+    write("test.json", rows[:3])
+    assert check(world).notes == [
+        "test.json: 2 of 3 rows ask what is trained: their question and images stand in "
+        "train.json too"
+    ]
+
+
+def test_answers_that_are_longer_than_the_model_may_answer_are_noted(world):
+    rows = json.loads(Path("test.json").read_text())
+    rows[0]["answer"] = "red and green and blue"
+    write("test.json", rows)
+    assert check(world).notes == []
+    add_key(world, '"max_new_tokens": 21')
+    (note,) = check(world).notes
+    assert note == (
+        "test.json: 1 of 4 rows have an answer longer than max_new_tokens 21, the longest has "
+        "22 tokens: the model is stopped before its end"
+    )
+    # the shortest of several right answers is enough
+    write("test.json", [{**rows[0], "answers": ["red", rows[0]["answer"]]}, *rows[1:]])
+    assert check(world).notes == []
+
+
+def test_a_choice_without_options_is_noted(world):
+    add_key(world, '"metric": "choice"')
+    (note,) = check(world).notes
+    assert note == (
+        "test.json: metric choice, but no answer is an option's letter or one of the options in "
+        "its row"
+    )
+    rows = json.loads(Path("test.json").read_text())
+    for options in (
+        {"answer": "B"},
+        {"choices": ["blue", "green"]},
+        {"prompt": "Which, red or green?"},
+    ):
+        write("test.json", [{**rows[0], **options}, *rows[1:]])
+        assert not any("metric choice" in note for note in check(world).notes)
+
+
+def test_a_store_that_train_would_refuse_is_named(world, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    for store, told in {
+        "train.json": "store train.json is a file; name a folder",
+        str(tmp_path): f"store {tmp_path} holds '0.png' and is no store; name another",
+    }.items():
+        world.write_text(re.sub('"store": "[^"]*"', f'"store": "{store}"', world.read_text()))
+        assert check(world).errors == [told]
+        result = run(world)
+        assert (result.exit_code, result.stderr) == (2, f"Error: {told}\n")
+        with pytest.raises(StoreError) as caught:
+            train(world)
+        assert str(caught.value) == told
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_store_of_another_recipe_is_named(world, tmp_path):
+    settings = '"select": {"samples": 2}, "train": {"max_steps": 1}'
+    world.write_text(world.read_text().replace('"tasks"', f'{settings}, "tasks"'))
+    store = train(world)
+    assert check(world).errors == []
+
+    add_key(world, '"metric": "vqa"')  # may differ: it is measured again
+    before = store.recipe
+    assert check(world).errors == []
+    assert DeltaStore.open(store.path).recipe == before
+
+    world.write_text(world.read_text().replace('"samples": 2', '"samples": 3'))
+    (told,) = check(world).errors
+    assert told.startswith("store store was made by a recipe with another 'select': select.samples")
+    with pytest.raises(StoreError) as caught:
+        train(world)
+    assert str(caught.value) == told
+
+
+def test_a_long_example_is_cut_on_a_terminal():
+    tokens = [("a" * 3000, False), ("b" * 40, True), ("c" * 1000, False), ("d" * 10, True)]
+    assert _leave_out_middle(tokens) == [
+        ("a" * 700, False),
+        ("\n… 2,850 characters left out …\n", False),
+        ("c" * 490, False),
+        ("d" * 10, True),
+    ]
+    short = [("a" * 1100, False), ("b" * 100, True)]
+    assert _leave_out_middle(short) == short
+
+
+def test_examples_are_cut_on_a_terminal_alone(monkeypatch, capsys):
+    _show_example("task", [("a" * 3000, False), ("b", True)])
+    assert "a" * 3000 in capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    _show_example("task", [("a" * 3000, False), ("b", True)])
+    assert "… 1,801 characters left out …" in capsys.readouterr().out
+
+
+LONG_NAME = "visual-commonsense-reasoning-with-rationales"
+
+
+def make_task(name, **split):
+    counts = {"rows": 120_000, "images": 120_000, "text_only": 0, "repeated": 0, "encoded": 3}
+    split = {**counts, "lengths": [410, 1280, 22000], "truncated": 1, "errors": ["x"], **split}
+    return {
+        "name": name,
+        "metric": "rouge-l",
+        "commonest": "a long answer that is the commonest of all",
+        "floor": 0.5,
+        "train": split,
+        "test": split,
+        "shared": 3,
+    }
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+def test_tables_fit_a_terminal(monkeypatch, capsys, width):
+    monkeypatch.setattr(check_tables, "_find_terminal_width", lambda: width)
+    tasks = [make_task(LONG_NAME), make_task("t2")]
+    check_tables.show_splits(tasks)
+    check_tables.show_floors(tasks)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    (header,) = [line for line in lines if "images" in line]
+    names = header.split()
+    assert names[:4] == ["task", "split", "rows", "images"]
+    assert names[-1] == "errors"
+    left_out = "  Left out at 80 columns: text only; repeated; tokens: least, median, 95 %, most"
+    assert (left_out in lines) == (width == 80)
+    named = [line.split()[0] for line in lines if line.startswith("  vis")]
+    assert len(named) == 3
+    for name in named:
+        assert name.endswith("les")
+        assert name == LONG_NAME or name.count("…") == 1
+
+
+def test_tables_are_whole_where_no_terminal_shows_them(capsys):
+    check_tables.show_splits([make_task(LONG_NAME, text_only=7)])
+    check_tables.show_floors([make_task(LONG_NAME)])
+    out = capsys.readouterr().out
+    assert out.count(LONG_NAME) == 3
+    for part in ("text only", "repeated", "tokens: least, median, 95 %, most", "█", "22000"):
+        assert part in out
+    assert "Left out" not in out
+    assert "most tokens" not in out
 
 
 def test_texts_that_a_template_leaves_out_are_noted(world, base, tmp_path):
