@@ -73,7 +73,7 @@ def sources(recipe):
 
 
 def test_nothing_is_missing():
-    tiny = {"tiny", "tiny-domains", "tiny-pictures", "tiny-texts"}
+    tiny = {"tiny", "tiny-published", "tiny-domains", "tiny-pictures", "tiny-texts", "photos"}
     assert {*PUBLISHED, "own-data", *tiny} == set(FILES)
     stages = {"zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"}
     assert {file.stem for file in DEEPSPEED} == stages
@@ -301,3 +301,12 @@ def test_captions_of_the_hub_are_read(tmp_path):
     (task,) = RECIPES["coin"].general
     (example,) = read(str(tmp_path / "test.json"), None, task.columns, task.prompt)
     assert (example.prompt, example.accepted) == (task.prompt, ["one", "two"])
+
+
+def test_the_first_recipe_is_the_published_one_with_the_penalty():
+    tiny, published = RECIPES["tiny"], RECIPES["tiny-published"]
+    changes = {"store": tiny.store, "penalty": tiny.penalty, "train": tiny.train}
+    assert published.model_copy(update=changes) == tiny
+    assert tiny.penalty > 0 == published.penalty
+    differing = {key for key in tiny.train if tiny.train[key] != published.train.get(key)}
+    assert differing == {"learning_rate"}
