@@ -36,6 +36,10 @@ HOOKS = load_hooks()
 PAGES = sorted(HOOKS.list_documents())  # README and the other documents that stand elsewhere too
 # Recipes' own test runs the blocks of their page, on data that it makes.
 RUN_ELSEWHERE = {"pipelines/README.md"}
+DECISIONS = "docs/dev/decisions/"
+# One page for each decision; the index among them leads to the others.
+DECISION_INDEX = DECISIONS + "README.md"
+DECISION_PAGES = [p for p in PAGES if p.startswith(DECISIONS) and p != DECISION_INDEX]
 
 
 @cache
@@ -215,7 +219,45 @@ def test_a_repeated_sentence_is_seen(monkeypatch):
 def test_every_page_is_in_the_navigation():
     navigation = read_page("mkdocs.yml").split("\nnav:\n")[1]
     places = re.findall(r": ([\w/-]+\.md)$", navigation, re.M)
-    assert sorted(places) == sorted(map(HOOKS.find_place, PAGES))
+    pages = set(PAGES) - set(DECISION_PAGES)  # their index is in it
+    assert sorted(places) == sorted(map(HOOKS.find_place, pages))
+
+
+def test_the_index_lists_every_decision_by_its_title():
+    listed = re.findall(r"^\* \[(.+)\]\((.+)\)$", read_page(DECISION_INDEX), re.M)
+    titled = [(read_page(page).splitlines()[0], page) for page in DECISION_PAGES]
+    assert sorted((f"# {title}", DECISIONS + file) for title, file in listed) == sorted(titled)
+
+
+def find_faults_of_a_decision(text):
+    """Return the headings of a decision that are not as all have them: parts, and their order."""
+    parts = re.findall(r"^## (.+)$", text, re.M)
+    known = [part for part in ("Decision", "Alternative", "Evidence") if part in parts]
+    return [] if parts == known and parts[:1] == ["Decision"] else parts or ["no part"]
+
+
+@pytest.mark.parametrize("page", DECISION_PAGES)
+def test_decisions_have_the_same_parts(page):
+    assert not find_faults_of_a_decision(read_page(page))
+
+
+def test_other_parts_of_a_decision_are_seen():
+    assert find_faults_of_a_decision("# A title")
+    assert find_faults_of_a_decision("## Evidence")
+    assert find_faults_of_a_decision("## Decision\n## Evidence\n## Alternative")
+    assert find_faults_of_a_decision("## Decision\n## Decision")
+    assert not find_faults_of_a_decision("## Decision\n## Evidence")
+
+
+def test_every_law_names_its_tests():
+    rows = re.findall(r"^\| (\d+)\. .+ \| (.+) \|$", read_page("docs/dev/laws.md"), re.M)
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
+    assert rows
+    for number, cell in rows:
+        files = re.findall(r"`([\w/]+\.py)`", cell)
+        assert files, number
+        for file in files:
+            assert (ROOT / "tests" / file).is_file(), file
 
 
 @pytest.mark.slow
@@ -226,8 +268,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     for page in PAGES:
-        place = HOOKS.find_place(page).removesuffix("index.md").removesuffix(".md")
-        assert (tmp_path / place / "index.html").is_file(), place
+        place = HOOKS.find_place(page)
+        folder = re.sub(r"(\b(index|README))?\.md$", "", place)
+        assert (tmp_path / folder / "index.html").is_file(), place
     shown = (tmp_path / "reference" / "recipe" / "index.html").read_text(encoding="utf-8")
     assert "What the model learns, in this order" in shown
 

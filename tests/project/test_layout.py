@@ -130,7 +130,7 @@ def test_no_modules_import_each_other_in_a_circle():
 def test_contributing_shows_the_table():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     shown, beside = {}, []
-    for line in text.split("## Layout")[1].split("## Laws")[0].splitlines():
+    for line in text.split("## Layout")[1].split("\n## ")[0].splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if len(cells) == 3 and cells[0].startswith("`"):
             alike = WORDS.get(cells[2])
