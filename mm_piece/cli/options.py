@@ -182,13 +182,13 @@ def _fit_into_width(
     longest = lengths.index(max(lengths))
     room = max(lengths[longest] - (needed - width), _SHORTEST_NAME)
 
-    fitted = []
+    shortened = []
     for row in rows:
         cells = list(row)
         if needed > width:
             cells[longest] = cut_middle(cells[longest], room)
-        fitted.append(cells)
-    return fitted
+        shortened.append(cells)
+    return shortened
 
 
 def cut_middle(text: str, length: int) -> str:

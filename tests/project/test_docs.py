@@ -82,7 +82,7 @@ def test_readme_and_the_quickstart_have_code_that_runs():
 
 def test_readme_shows_what_its_commands_print():
     """Of the commands that are instant; spaces aside, which depend on the terminal."""
-    (commands,) = [block for block in blocks("console", "README.md") if "log" in block]
+    (commands,) = [block for block in blocks("console", "README.md") if "mm-piece results" in block]
     printed = set()
     for line in commands.splitlines():
         _, name, *arguments = shlex.split(line)
