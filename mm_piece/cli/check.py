@@ -12,6 +12,7 @@ from mm_piece.cli.check_tables import show_floors, show_splits
 from mm_piece.cli.options import (
     JSON,
     PATH,
+    announce_loading,
     echo,
     echo_json,
     echo_tokens,
@@ -50,12 +51,17 @@ def check(
     Counts, images, lengths, rows that train and test share, the score of the commonest answer, and
     one example as the model sees it. Exits with status 2 if something is wrong.
     """
+    from mm_piece.recipe import load_recipe
+
+    # before torch and transformers, which take seconds to load
+    loaded = load_recipe(recipe, overrides)
+    announce_loading()
+
     from mm_piece.distributed.progress import progress_bar
     from mm_piece.training.recipe_check import check as run
 
     found = run(
-        recipe,
-        *overrides,
+        loaded,
         rows=rows,
         # a bar shows on a terminal only
         progress=lambda items, title: progress_bar(items, title, "row"),

@@ -80,6 +80,12 @@ def echo(text: str, err: bool = False) -> None:
     click.echo(make_printable(text), err=err)
 
 
+def announce_loading() -> None:
+    """Tell whoever waits at a terminal what takes the first seconds of a command."""
+    if sys.stderr.isatty():
+        echo("loading torch and transformers", err=True)
+
+
 def echo_lines(text: str) -> None:
     """Print a text and keep its line breaks."""
     click.echo(make_printable(text, lines=True))

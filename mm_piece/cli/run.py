@@ -12,6 +12,7 @@ from mm_piece.cli.options import (
     JSON,
     PATH,
     STORE,
+    announce_loading,
     echo,
     echo_lines,
     show_table,
@@ -75,6 +76,8 @@ def evaluate(
 
     On the test sets of its recipe, or on those of the named tasks.
     """
+    announce_loading()
+
     from mm_piece.distributed import is_main
     from mm_piece.evaluation.matrix import measure_divergences_at, measure_scores_at
 
@@ -188,6 +191,8 @@ def ask(
     from mm_piece.data.images import require_image
 
     require_image(image, f"image {image}")  # before a model is loaded, which may take minutes
+
+    announce_loading()
 
     from mm_piece.evaluation.answers import answer_question as answer
     from mm_piece.evaluation.answers import move_to_accelerator
