@@ -1,4 +1,4 @@
-"""Eighty small images in one folder per class, to stand in for photos of your own.
+"""Sixty small images to learn and twenty to test, in one folder per class.
 
 From the repository's root: python examples/make_photos.py
 They go to photos/train and photos/test; `pipelines/photos.yaml` learns them.

@@ -77,7 +77,10 @@ def check(
     if found.errors:
         _show_errors(found.errors)
         raise click.exceptions.Exit(2)
-    echo(f"{recipe}: nothing wrong was found", err=as_json)
+    number = len(found.notes)
+    plural = "" if number == 1 else "s"
+    notes = f"; {number} note{plural} above" if number else ""
+    echo(f"{recipe}: nothing wrong was found{notes}", err=as_json)
 
 
 def _show_errors(errors: Sequence[str]) -> None:

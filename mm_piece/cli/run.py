@@ -18,6 +18,7 @@ from mm_piece.cli.options import (
     show_table,
 )
 from mm_piece.cli.training_summary import print_summary
+from mm_piece.errors import DataError
 
 if TYPE_CHECKING:
     from mm_piece.evaluation.suites.scores import Scores
@@ -155,7 +156,7 @@ def _format_stderr(error: float | None) -> str:
 
 
 @click.command()
-@click.argument("image", type=PATH)
+@click.argument("image")
 @click.argument("question")
 @click.option(
     "--store",
@@ -178,7 +179,7 @@ def _format_stderr(error: float | None) -> str:
     type=click.IntRange(min=1),
 )
 def ask(
-    image: Path,
+    image: str,
     question: str,
     *,
     store: Path | None,
@@ -190,7 +191,10 @@ def ask(
     """Ask a QUESTION about an IMAGE."""
     from mm_piece.data.images import require_image
 
-    require_image(image, f"image {image}")  # before a model is loaded, which may take minutes
+    if "://" in image:  # as a path it would lose a slash
+        raise DataError(f"image {image} is a URL; images must be files here: download it first")
+    file = Path(image)
+    require_image(file, f"image {image}")  # before a model is loaded, which may take minutes
 
     announce_loading()
 
@@ -200,7 +204,7 @@ def ask(
 
     model, processor = load(base=base, store=store, at=at, delta=delta)
     model = move_to_accelerator(model)
-    echo_lines(answer(model, processor, image, question, max_new_tokens))
+    echo_lines(answer(model, processor, file, question, max_new_tokens))
 
 
 COMMANDS = (train, evaluate, ask)

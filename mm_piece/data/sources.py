@@ -13,6 +13,7 @@ JSON and CSV lie in memory as a whole; the other sources read or draw a row when
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -145,12 +146,27 @@ def _make_missing_error(path: Path) -> DataError:
     is_plain = not path.suffix and not path.is_absolute()
     if is_plain and len(path.parts) == 2:
         hint = f"; a data set of the Hub is written hf:{path}/SPLIT"
+    if nearest := _find_nearest_name(path):
+        hint = f"; did you mean {nearest}?"
     if path.is_absolute():
-        return DataError(f"cannot read {path}: it does not exist")
+        return DataError(f"cannot read {path}: it does not exist{hint}")
     return DataError(
         f"cannot read {path}: {path.absolute()} does not exist "
         f"(paths count from the folder that the command runs in){hint}"
     )
+
+
+def _find_nearest_name(path: Path) -> Path | None:
+    """Return what lies beside a missing file or folder and has nearly its name."""
+    try:
+        names = [neighbour.name for neighbour in path.parent.iterdir()]
+    except OSError:  # the folder is missing too
+        return None
+
+    close = get_close_matches(path.name, names, n=1, cutoff=0.75)
+    if not close:
+        return None
+    return path.parent / close[0]
 
 
 def _open_parts(files: Sequence[Path], source: str) -> SourceRows:

@@ -4,6 +4,7 @@ A row holds the mean scores of the model at that position on every task of the r
 """
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from torch import nn
@@ -198,8 +199,11 @@ def choose_tasks(
     tasks = {task.name: task for task in all_tasks}
     unknown = set(names) - set(tasks)
     if unknown:
-        known = ", ".join(tasks)
-        raise RecipeError(f"unknown task {min(unknown)!r}; the store has {known}")
+        name = min(unknown)
+        hint = f"the store has {', '.join(tasks)}"
+        if close := get_close_matches(name, tasks, n=1):
+            hint = f"did you mean {close[0]!r}?"
+        raise RecipeError(f"unknown task {name!r}; {hint}")
 
     chosen = [tasks[name] for name in names or tasks]
     return recipe, opened, chosen

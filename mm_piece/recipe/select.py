@@ -91,9 +91,10 @@ class SelectionSettings(StrictModel):
     def _known_method(cls, method: str) -> str:
         if method in RULES or "." in method:
             return method
-        raise ValueError(
-            f"unknown method {method!r}; allowed: {', '.join(RULES)}, or a dotted path"
-        )
+        hint = f"allowed: {', '.join(RULES)}, or a dotted path"
+        if close := get_close_matches(method, RULES, n=1, cutoff=0.8):
+            hint = f"{hint}; did you mean {close[0]!r}?"
+        raise ValueError(f"unknown method {method!r}; {hint}")
 
     @field_validator("density", mode="before")
     @classmethod

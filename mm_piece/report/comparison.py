@@ -108,7 +108,14 @@ def _list_differing_keys(runs: Sequence[RunSummary]) -> list[str]:
         for key in (*first, *own):
             is_different = own.get(key) != first.get(key)
             keys[key] = keys.get(key, False) or is_different
-    return [key for key, differs in keys.items() if differs]
+    differing = [key for key, differs in keys.items() if differs]
+    # of tasks, one word tells enough
+    return [*dict.fromkeys(map(_name_section, differing))]
+
+
+def _name_section(key: str) -> str:
+    section, _, _ = key.partition(".")
+    return section if section in ("tasks", "general") else key
 
 
 def _group_runs(runs: Sequence[RunSummary]) -> list[Configuration]:
@@ -294,6 +301,10 @@ def _format_title(
         value = run.settings.get(key)
         if key == "tasks":
             labels.append(" → ".join(run.tasks))
+        elif isinstance(value, list | tuple | dict):
+            # whole tasks or texts are no title; the page lists settings
+            _, _, label = key.rpartition(".")
+            labels.append(f"own {label}")
         elif value is not None:
             # the last part of a dotted key tells enough
             _, _, label = key.rpartition(".")

@@ -236,7 +236,9 @@ def iter_notes(
 def _iter_test_notes(task: TaskCheck) -> Iterator[str]:
     """Yield notes on what a task's test rows can show."""
     test = task.test
-    if task.train and task.shared * 2 > test.rows:
+    if task.train and task.train.source == test.source:
+        yield f"task {task.name!r} is tested on the rows that it is trained on"
+    elif task.train and task.shared * 2 > test.rows:
         yield (
             f"{task.shared} of {test.rows} rows ask what is trained: "
             f"their question and images stand in {task.train.source} too"

@@ -74,7 +74,8 @@ def _require_task_settings_fit(recipe: Recipe, task: Task) -> None:
         zero_config(settings, dtype_name(dtype_of(recipe)))
         arguments(without_deepspeed(settings), Path(recipe.store), recipe.seed)
     except RecipeError as error:
-        raise RecipeError(f"task {task.name!r}: {error}") from error
+        message = str(error).removeprefix("train: ")
+        raise RecipeError(f"task {task.name!r}: train_settings: {message}") from error
 
 
 def dtype_of(recipe: Recipe) -> torch.dtype:

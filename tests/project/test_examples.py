@@ -85,6 +85,9 @@ def test_photos_in_folders_are_learned(run, tmp_path):
     numbers = [int(number) for number in re.findall(r"(\d+) images", printed)]
     assert (sum(numbers), len(numbers)) == (80, 18)
 
+    (asked,) = re.findall(r"mm-piece ask (\S+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert Path(asked).is_file()
+
     recipe = ROOT / "pipelines" / "photos.yaml"
     store = mm_piece.train(recipe, f"store={tmp_path / 'store'}", "train.num_train_epochs=1")
     assert store.entries[0].entries == 156_190
