@@ -16,6 +16,8 @@ Settings = Mapping[str, object]  # dotted recipe key -> value
 # A task's cost is the time of both: one of them alone would make it look cheap.
 _TIMED_STAGES = {"select", "train"}
 
+_MOST_TASK_KEYS = 3  # in which tasks differ, that are named one by one
+
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -109,13 +111,24 @@ def _list_differing_keys(runs: Sequence[RunSummary]) -> list[str]:
             is_different = own.get(key) != first.get(key)
             keys[key] = keys.get(key, False) or is_different
     differing = [key for key, differs in keys.items() if differs]
-    # of tasks, one word tells enough
-    return [*dict.fromkeys(map(_name_section, differing))]
+    return _name_other_tasks(differing)
 
 
-def _name_section(key: str) -> str:
-    section, _, _ = key.partition(".")
-    return section if section in ("tasks", "general") else key
+def _name_other_tasks(keys: Sequence[str]) -> list[str]:
+    """Return keys with one word in place of many keys of tasks: the tasks are others."""
+    within_tasks = []
+    for key in keys:
+        if key.startswith("tasks."):
+            within_tasks.append(key)
+    if len(within_tasks) <= _MOST_TASK_KEYS:
+        return list(keys)
+
+    named = []
+    for key in keys:
+        name = "tasks" if key in within_tasks else key
+        if name not in named:
+            named.append(name)
+    return named
 
 
 def _group_runs(runs: Sequence[RunSummary]) -> list[Configuration]:
