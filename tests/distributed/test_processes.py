@@ -58,7 +58,7 @@ def test_two_processes_learn_what_one_does(recipe, tmp_path):
     process = launch(2, *arguments_for(recipe, together, 2))
     alone = mm_piece.train(recipe)
     said = done(process)
-    assert said.count("position 2") == said.count(f"store: {together}") == 1
+    assert said.count("position 2") == said.count(f"mm-piece report {together} ") == 1
     other = DeltaStore.open(together)
     other.verify()
     assert len(other) == len(alone) == 2

@@ -309,9 +309,9 @@ def test_a_penalty_holds_what_is_at_stake(recipe, base, monkeypatch):
     """By the model's own answers and the tasks before, whatever chose the mask."""
     seen, real = [], training.fit
 
-    def fit(tuning, examples, args, logs, pulls, stop):
+    def fit(tuning, examples, args, logs, pulls, *others):
         seen.append((tuning.mask, pulls))
-        return real(tuning, examples, args, logs, pulls)
+        return real(tuning, examples, args, logs, pulls, *others)
 
     monkeypatch.setattr("mm_piece.training.loop.fit", fit)
     store = mm_piece.train(recipe(tasks=2, method="random", penalty=3.0))
