@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from statistics import quantiles
 from typing import Any
 
-from mm_piece.cli.options import echo, show_rows
+from mm_piece.cli.options import cut_middle, echo, format_cell, show_rows
 
 _BARS = " ▁▂▃▄▅▆▇█"  # by height, in eighths
 _BINS = 20  # of a histogram, at most
@@ -44,7 +44,7 @@ def show_splits(tasks: Sequence[dict[str, Any]]) -> None:
         shown,
         "task",
         width,
-        _cut_middle,
+        cut_middle,
         at_least=_READABLE_LENGTH,
     )
     for name in _LEAST_NEEDED:
@@ -98,7 +98,7 @@ def _measure_width(rows: Sequence[Row], names: Sequence[str]) -> int:
 
     width = 1
     for name in names:
-        cells = [_to_text(row[name]) for row in rows]
+        cells = [format_cell(row[name]) for row in rows]
         cell_widths = map(cell_len, [name, *cells])
         width += 3 + max(cell_widths)
     return width
@@ -131,28 +131,12 @@ def _show_columns(
     width: int,
 ) -> None:
     """Print some columns of a table; names of tasks are cut where they do not fit."""
-    _fit_column(rows, names, "task", width, _cut_middle)
+    _fit_column(rows, names, "task", width, cut_middle)
     cells = []
     for row in rows:
         shown = [row[name] for name in names]
         cells.append(shown)
     show_rows(names, cells)
-
-
-def _to_text(cell: object) -> str:
-    """Return a cell as a table shows it."""
-    return f"{cell:,}" if isinstance(cell, int) else str(cell)
-
-
-def _cut_middle(name: str, length: int) -> str:
-    """Return a name of at most `length` characters: a long one without its middle."""
-    if len(name) <= length:
-        return name
-    num_shown = length - 1
-    num_at_end = num_shown // 2
-    start = name[: num_shown - num_at_end]
-    end = name[-num_at_end:]
-    return f"{start}…{end}"
 
 
 def _cut_end(text: str, length: int) -> str:

@@ -167,7 +167,7 @@ def show_rows(
     width = None if sys.stdout.isatty() else _UNLIMITED_WIDTH
     console = Console(width=width)
 
-    texts = [[_format_cell(cell) for cell in row] for row in rows]
+    texts = [[format_cell(cell) for cell in row] for row in rows]
     for row in _fit_into_width([header, *texts], console.width)[1:]:
         cells = map(_plain_text_cell, row)
         table.add_row(*cells)
@@ -211,7 +211,8 @@ def cut_middle(text: str, length: int) -> str:
     return f"{text[:num_first]}…{text[len(text) - num_last :]}"
 
 
-def _format_cell(content: object) -> str:
+def format_cell(content: object) -> str:
+    """Return a cell as a table shows it: a whole number with separators, a text on one line."""
     if isinstance(content, int):
         return f"{content:,}"
     return make_printable(str(content))

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from mm_piece import distributed
-from mm_piece.data import Example, ExampleDataset, open_examples, read
+from mm_piece.data import Example, ExampleDataset, open_examples, require_sound_rows
 from mm_piece.data.processor import Processor
 from mm_piece.distributed.progress import print_line
 from mm_piece.errors import RecipeError
@@ -36,12 +36,9 @@ AnswersByTask = dict[str, list[ScoredAnswer]]
 
 def read_task_source(task: GeneralTask, source: str) -> ExampleDataset:
     """Read the examples of a task's train or test source, as the recipe describes them."""
-    return read(
-        source,
-        task.images,
-        task.columns,
-        task.prompt,
-    )
+    rows = open_task_source(task, source)
+    require_sound_rows(rows)
+    return rows
 
 
 def open_task_source(task: GeneralTask, source: str) -> ExampleDataset:
@@ -97,11 +94,11 @@ def measure_position(
     for task in (*recipe.tasks, *recipe.general):
         examples = test[task.name]
         predictions = find_predictions(examples, recorded.get(task.name, []))
-        if predictions is None:
-            answers[task.name] = answer_task(model, processor, examples, recipe, task)
-        else:
+        if predictions is not None:
             answers[task.name] = score_predictions(processor, examples, predictions, task.metric)
+            continue
 
+        answers[task.name] = answer_task(model, processor, examples, recipe, task)
         if distributed.is_main():
             # a run that is stopped now need not answer this task again
             store.write_answers(position, {**recorded, **answers})

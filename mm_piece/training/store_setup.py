@@ -74,6 +74,8 @@ def find_store(plan: Plan) -> DeltaStore | None:
     forget_measurements(store, recorded, plan.recipe)
     if distributed.is_main():
         store.write_recipe(plan.recipe.to_yaml())
+    # the others read its results next: they must not see rows that are gone
+    distributed.barrier()
     return store
 
 
