@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,12 +19,13 @@ from mm_piece.cli.options import (
 )
 from mm_piece.cli.repeated_errors import group_errors
 
+if TYPE_CHECKING:
+    from mm_piece.training.data_check import TokenText
+
 _MAX_ERRORS = 50  # that are printed
 # Characters of an example that a terminal shows: of its start, and of its end with the answer.
 _EXAMPLE_START = 700
 _EXAMPLE_END = 500
-
-TokenText = tuple[str, bool]  # its text, and whether it is supervised
 
 
 @click.command()
@@ -106,7 +107,7 @@ def _show_check(content: dict[str, Any]) -> None:
             _show_example(task["name"], task["example"])
 
 
-def _show_example(name: str, tokens: Sequence[TokenText]) -> None:
+def _show_example(name: str, tokens: "Sequence[TokenText]") -> None:
     """Print one example as text, with supervised tokens between ⟦ and ⟧.
 
     On a terminal, the middle of a long one is left out.
@@ -124,7 +125,7 @@ def _show_example(name: str, tokens: Sequence[TokenText]) -> None:
     echo_tokens(folded)
 
 
-def _leave_out_middle(tokens: Sequence[TokenText]) -> list[TokenText]:
+def _leave_out_middle(tokens: "Sequence[TokenText]") -> "list[TokenText]":
     """Return tokens of which only the start and the end of a long text are left."""
     length = sum(len(text) for text, _ in tokens)
     num_left_out = length - _EXAMPLE_START - _EXAMPLE_END
@@ -139,10 +140,10 @@ def _leave_out_middle(tokens: Sequence[TokenText]) -> list[TokenText]:
 
 
 def _slice_tokens(
-    tokens: Sequence[TokenText],
+    tokens: "Sequence[TokenText]",
     start: int,
     stop: int,
-) -> list[TokenText]:
+) -> "list[TokenText]":
     """Return the tokens between two positions of their whole text."""
     sliced = []
     offset = 0  # of the token in the whole text

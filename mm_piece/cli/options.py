@@ -15,6 +15,8 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -76,8 +78,13 @@ def _require_absent(path: Path) -> Path:
 
 
 def echo(text: str, err: bool = False) -> None:
-    """Print a text as one line, whatever it holds."""
-    click.echo(make_printable(text), err=err)
+    """Print a text as one line, whatever it holds; a terminal breaks it between words."""
+    line = make_printable(text)
+    stream = sys.stderr if err else sys.stdout
+    if stream.isatty():
+        width = get_terminal_size().columns
+        line = fill(line, width, break_long_words=False, break_on_hyphens=False)
+    click.echo(line, err=err)
 
 
 def announce_loading() -> None:

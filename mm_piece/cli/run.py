@@ -77,14 +77,20 @@ def evaluate(
 
     On the test sets of its recipe, or on those of the named tasks.
     """
+    if suite is not None and (kl or names):
+        raise click.UsageError("--suite says what is measured: leave out --kl and --task")
+
+    # before torch and transformers, which take seconds to load
+    from mm_piece.evaluation.chosen_tasks import choose_tasks
+
+    _, opened, _ = choose_tasks(store, names)
+    opened.position(at)
     announce_loading()
 
     from mm_piece.distributed import is_main
     from mm_piece.evaluation.matrix import measure_divergences_at, measure_scores_at
 
     if suite is not None:
-        if kl or names:
-            raise click.UsageError("--suite says what is measured: leave out --kl and --task")
         _print_suite(suite, store, at, base, as_json=as_json)
         return
 
@@ -190,11 +196,15 @@ def ask(
 ) -> None:
     """Ask a QUESTION about an IMAGE."""
     from mm_piece.data.images import require_image
+    from mm_piece.store.inspection import as_store
 
     if "://" in image:  # as a path it would lose a slash
         raise DataError(f"image {image} is a URL; images must be files here: download it first")
     file = Path(image)
-    require_image(file, f"image {image}")  # before a model is loaded, which may take minutes
+    # before a model is loaded, which may take minutes
+    require_image(file, f"image {image}")
+    if store is not None:
+        as_store(store).position(at)
 
     announce_loading()
 

@@ -1,5 +1,6 @@
 """What `train` prints at its end: what was learned, what it cost, and what to do next."""
 
+from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,26 @@ def _print_scores(store: "DeltaStore") -> None:
         f"now, at {len(store)}",
     )
     show_rows(header, rows, title="scores, %")
+    _point_out_unlearned(store, matrix)
+
+
+def _point_out_unlearned(store: "DeltaStore", matrix: Sequence[Sequence[float]]) -> None:
+    """Name the tasks that score no better at their own position than just before it."""
+    unlearned = []
+    for task, entry in enumerate(store.entries):
+        before = matrix[task][task]
+        after = matrix[task + 1][task]
+        # at 100 % there was nothing to learn
+        if after <= before < 1:
+            unlearned.append(entry.task)
+
+    if unlearned:
+        names = ", ".join(unlearned)
+        echo(
+            f"Note: training did not raise the score of {names}: look at the answers in the "
+            "report; a higher train.learning_rate, more train.num_train_epochs or a higher "
+            "select.density may help"
+        )
 
 
 def _format_score(score: float) -> str:

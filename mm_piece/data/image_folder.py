@@ -1,5 +1,6 @@
 """Folders of images: a subfolder for each class, or a table `metadata` that names the files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ _FIELD_OF_COLUMN = {
     "file_names": "images",
 }
 
+_MAX_FOLDERS = 3  # that a message names
+
 
 class ClassFolderRows:
     """The images of `folder/CLASS/*`, by name; each answer is the name of the class."""
@@ -20,14 +23,19 @@ class ClassFolderRows:
     def __init__(self, folder: Path) -> None:
         """List the images; DataError if one has no class or lies in a subfolder of its class."""
         self.names: list[str] = []
-        inside = [path.relative_to(folder) for path in folder.rglob("*")]
-        for path in sorted(inside):
-            if not _is_image_file(path):
-                continue
+        images = []
+        for file in folder.rglob("*"):
+            path = file.relative_to(folder)
+            if _is_image_file(path):
+                images.append(path)
+        images.sort()
+
+        for path in images:
             if len(path.parts) != 2:
+                suggestion = _suggest_folder(folder, images)
                 raise DataError(
-                    f"image {folder / path} is not in {folder}/CLASS: name the folder whose "
-                    "subfolders are the classes, or add metadata.csv with file_name and answer"
+                    f"image {folder / path} is not in {folder}/CLASS: {suggestion}, "
+                    "or add metadata.csv with file_name and answer"
                 )
             self.names.append(str(path))
 
@@ -70,6 +78,25 @@ class MetadataRows:
 
         others = {key: value for key, value in row.items() if key not in _FIELD_OF_COLUMN}
         return {**others, **images}
+
+
+def _suggest_folder(
+    folder: Path,
+    images: Sequence[Path],
+) -> str:
+    """Return what to name in place of a folder some of whose images have no class."""
+    # folders of class folders, if all images are that deep
+    parents = set()
+    for path in images:
+        if len(path.parts) != 3:
+            return "name the folder whose subfolders are the classes"
+        parents.add(str(folder / path.parts[0]))
+
+    names = sorted(parents)
+    shown = ", ".join(names[:_MAX_FOLDERS])
+    if len(names) > _MAX_FOLDERS:
+        shown += ", …"
+    return f"its class folders are one level deeper, name {shown}"
 
 
 def _is_image_file(path: Path) -> bool:

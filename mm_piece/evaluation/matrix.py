@@ -4,7 +4,6 @@ A row holds the mean scores of the model at that position on every task of the r
 """
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
 from torch import nn
@@ -13,7 +12,6 @@ from mm_piece import distributed
 from mm_piece.data import Example, ExampleDataset, open_examples, require_sound_rows
 from mm_piece.data.processor import Processor
 from mm_piece.distributed.progress import print_line
-from mm_piece.errors import RecipeError
 from mm_piece.evaluation.answers import (
     ScoredAnswer,
     evaluate,
@@ -22,12 +20,12 @@ from mm_piece.evaluation.answers import (
     score_predictions,
     scores_by_kind,
 )
+from mm_piece.evaluation.chosen_tasks import choose_tasks
 from mm_piece.evaluation.divergence import measure_divergence
 from mm_piece.evaluation.recorded_answers import find_predictions
 from mm_piece.recipe import GeneralTask, Recipe
 from mm_piece.store.board import write_scores
 from mm_piece.store.delta_store import DeltaStore
-from mm_piece.store.inspection import as_store
 from mm_piece.store.loading import load
 from mm_piece.store.results import MeasuredRow, add_row
 
@@ -179,31 +177,6 @@ def measure_divergences(
             batch_size=recipe.train.get("per_device_eval_batch_size", 8),
         )
     return divergences
-
-
-def choose_tasks(
-    store: str | Path,
-    names: Sequence[str],
-) -> tuple[Recipe, DeltaStore, list[GeneralTask]]:
-    """Return a store's recipe, the store, and its tasks of these names (of no names: all).
-
-    Raises RecipeError for a name that no task has.
-    """
-    # a store brings its own recipe: no file of the user is read
-    opened = as_store(store)
-    recipe = opened.load_recipe()
-    all_tasks = (*recipe.tasks, *recipe.general)
-    tasks = {task.name: task for task in all_tasks}
-    unknown = set(names) - set(tasks)
-    if unknown:
-        name = min(unknown)
-        hint = f"the store has {', '.join(tasks)}"
-        if close := get_close_matches(name, tasks, n=1):
-            hint = f"did you mean {close[0]!r}?"
-        raise RecipeError(f"unknown task {name!r}; {hint}")
-
-    chosen = [tasks[name] for name in names or tasks]
-    return recipe, opened, chosen
 
 
 def count_measured_rows(store: DeltaStore, recipe: Recipe) -> int:

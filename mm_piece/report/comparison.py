@@ -17,6 +17,7 @@ Settings = Mapping[str, object]  # dotted recipe key -> value
 _TIMED_STAGES = {"select", "train"}
 
 _MOST_TASK_KEYS = 3  # in which tasks differ, that are named one by one
+_MOST_LABELS = 3  # settings in a title; the page lists all that differ
 
 
 @dataclass(frozen=True)
@@ -305,10 +306,12 @@ def _format_title(
     """Return a title: the method, the settings that set it apart, rehearsal and penalty."""
     method = run.settings["select.method"]
     labels = [str(method)]
-    keys = dict.fromkeys(differing)
+    # what protects comes first: a title that is cut must not lose it
+    keys: dict[str, None] = {}
     for key in ("rehearsal", "penalty"):
         if run.settings.get(key):
             keys[key] = None
+    keys.update(dict.fromkeys(differing))
 
     for key in keys:
         value = run.settings.get(key)
@@ -322,7 +325,13 @@ def _format_title(
             # the last part of a dotted key tells enough
             _, _, label = key.rpartition(".")
             labels.append(f"{label} {value}")
-    return ", ".join(labels)
+
+    shown = labels[: _MOST_LABELS + 1]
+    num_others = len(labels) - len(shown)
+    if num_others:
+        plural = "" if num_others == 1 else "s"
+        shown.append(f"{num_others} more setting{plural}")
+    return ", ".join(shown)
 
 
 def _mean_or_none(values: Iterable[float]) -> float | None:

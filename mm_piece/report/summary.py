@@ -1,6 +1,7 @@
 """The content of the page, as plain data: this module reads and counts, and formats nothing."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from mm_piece.report.weight_maps import (
 )
 from mm_piece.sparse.change_report import find_change_rows
 from mm_piece.store.records import BaseRecord
-from mm_piece.store.results import parse_overlaps
+from mm_piece.store.results import Answers, parse_overlaps
 
 if TYPE_CHECKING:
     from mm_piece.store.delta_store import DeltaStore
@@ -81,7 +82,8 @@ class Report:
     base: BaseRecord
     tasks: list[str]
     matrix: list[list[float]]
-    num_examples: dict[str, int]
+    num_examples: dict[str, int]  # by task, general ones included
+    num_general: dict[str, int]  # questions of base ability: in all under its name, and by kind
     ability: Curve | None
     curves: list[Curve]
     kinds: list[Curve]
@@ -191,13 +193,15 @@ def summarise_store(
         for task, rows in at_position.items():
             num_examples[task] = len(rows)
 
+    name = results["base_ability_name"]
     return Report(
         name=store.path.resolve().name,
         base=store.base,
         tasks=tasks,
         matrix=matrix,
         num_examples=num_examples,
-        ability=Curve(results["base_ability_name"], ability) if ability else None,
+        num_general=_count_general(name, results.get("general", []), answers),
+        ability=Curve(name, ability) if ability else None,
         curves=_build_curves(matrix, tasks),
         kinds=[Curve(kind, values) for kind, values in results["base_kinds"].items()],
         metrics=_build_metrics(matrix),
@@ -209,6 +213,26 @@ def summarise_store(
         recipe=store.recipe,
         stability=_build_stability(results, deltas),
     )
+
+
+def _count_general(
+    name: str,
+    tasks: Sequence[str],
+    answers: Sequence[Answers],
+) -> dict[str, int]:
+    """Count the questions of the general tasks, in all under `name` and by kind of question.
+
+    A position's test sets are the same as every other's: the last one's are counted.
+    """
+    at_last = answers[-1] if answers else {}
+    rows: list[Mapping[str, object]] = []
+    for task in tasks:
+        rows += at_last.get(task, [])
+    if not rows:
+        return {}
+
+    kinds = Counter(str(row["kind"]) for row in rows if row.get("kind"))
+    return {**kinds, name: len(rows)}
 
 
 def _require_base_facts(store: "DeltaStore") -> None:

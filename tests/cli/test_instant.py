@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from made_store import delta_for, make
+from PIL import Image
 
 from mm_piece.cli import main
 
@@ -25,17 +26,16 @@ from mm_piece.cli import main
 
 for command in json.loads(sys.argv[1]):
     result = CliRunner().invoke(main, command)
-    if result.exit_code:
+    if result.exit_code != int(sys.argv[2]):
         sys.exit(f"{command}: {result.output}")
     print(json.dumps(list(sys.modules)))
 """
 
 
-def imported_by(commands):
-    """The modules that are there after each command; none of those of the one before may be."""
-    done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps(commands)], capture_output=True, text=True
-    )
+def imported_by(commands, status=0):
+    """The modules that are there after each command, which ends with that status."""
+    program = [sys.executable, "-c", COMMANDS, json.dumps(commands), str(status)]
+    done = subprocess.run(program, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [set(json.loads(line)) for line in done.stdout.splitlines()]
 
@@ -70,6 +70,22 @@ def test_commands_import_no_more_than_they_need(tmp_path):
             assert not modules & {"numpy", "pydantic", "filelock"}, command
 
 
+@pytest.mark.slow
+def test_a_wrong_position_or_task_is_told_before_torch_is_imported(picture):
+    store = str(TINY)
+    commands = [
+        ["eval", store, "--at", "9"],
+        ["eval", store, "--kl", "--at", "-1"],
+        ["eval", store, "--suite", "general", "--at", "9"],
+        ["eval", store, "--task", "digit"],
+        ["ask", str(picture), "How many?", "--store", store, "--at", "9"],
+    ]
+    found = imported_by(commands, status=2)
+    assert len(found) == len(commands)
+    for command, modules in zip(commands, found, strict=True):
+        assert not modules & LEARNING, command
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_names_stay_whole_where_nobody_looks(tmp_path, as_json):
     name = "long" * 49
@@ -82,6 +98,14 @@ def test_names_stay_whole_where_nobody_looks(tmp_path, as_json):
         file = store.entries[0].file
         (line,) = [line for line in shown.splitlines() if name in line]
         assert line.rstrip().endswith(file)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A file with a picture."""
+    file = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8)).save(file)
+    return file
 
 
 UNREAD = [["log", "--json"], ["results"], ["show", "--at", "1"]]

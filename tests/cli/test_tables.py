@@ -57,3 +57,18 @@ def test_a_table_fits_its_terminal(monkeypatch, capsys):
     shown = [line.split()[0] for line in lines if "…" in line]
     assert len(set(shown)) == len(names)
     assert all(line.split()[1:] == ["vision", "123,456,789", "128x384"] for line in lines[3:-1])
+
+
+@pytest.mark.parametrize("stream", ["out", "err"])
+def test_a_terminal_breaks_lines_between_words(monkeypatch, capsys, stream):
+    text = "  Note: " + "a-hyphen and/a/path-of-a/file " * 8
+    options.echo(text, err=stream == "err")
+    assert getattr(capsys.readouterr(), stream) == f"{text}\n"
+
+    monkeypatch.setattr(getattr(options.sys, f"std{stream}"), "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    options.echo(text, err=stream == "err")
+    lines = getattr(capsys.readouterr(), stream).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert lines[0].startswith("  Note: ")
+    assert " ".join(lines).split() == text.split()

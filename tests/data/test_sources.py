@@ -1,6 +1,7 @@
 """Rows come from files and folders of every kind, when they are asked for and not before."""
 
 import json
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -41,6 +42,16 @@ def test_classes_are_folders(tmp_path):
     (tmp_path / "cat" / "small" / "d.png").write_bytes(data_of("red"))
     with pytest.raises(DataError, match=r"image .*d\.png is not in .*/CLASS: name the folder"):
         read(str(tmp_path), prompt="What is it?")
+
+
+def test_a_folder_of_class_folders_names_them(tmp_path):
+    for name in ("train/cat/a.png", "train/dog/b.png", "val/cat/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data_of("red"))
+    deeper = f"one level deeper, name {tmp_path / 'train'}, {tmp_path / 'val'}, or add metadata"
+    with pytest.raises(DataError, match=re.escape(deeper)):
+        read(str(tmp_path), prompt="What is it?")
+    assert len(read(str(tmp_path / "train"), prompt="What is it?")) == 2
 
 
 def test_metadata_names_one_image_or_several(tmp_path):

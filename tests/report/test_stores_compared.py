@@ -93,6 +93,21 @@ def test_a_way_that_is_held_says_so(tmp_path):
     }
 
 
+def test_a_title_has_the_first_settings_and_the_number_of_the_others(tmp_path):
+    """The page lists all of them."""
+    others = "penalty: 0.02\nmodel: {dtype: bfloat16}\ngeneral: [{name: g, test: x}]\n"
+    one = make(tmp_path / "one", "random", 1, 0.8, rate=1e-2, more=others)
+    other = make(tmp_path / "other", "random", 1, 0.2, rate=1e-3)
+    comparison = compare_stores([one, other])
+    title, _ = [configuration.title for configuration in comparison.configurations]
+    assert title.startswith("random, penalty 0.02, ")
+    assert title.count(", ") == 4 and re.search(r", \d more settings?$", title)
+    page = render_comparison(comparison)
+    for key in comparison.differing:
+        if key != "train.learning_rate":  # it has a column of its own
+            assert f'<th scope="col">{key}</th>' in page
+
+
 def test_means_and_intervals_by_hand(stores):
     comparison = compare_stores(stores)
     assert [configuration.runs[0].name for configuration in comparison.configurations] == [

@@ -18,7 +18,8 @@ from mm_piece.data.processor import tokenizer_of
 from mm_piece.distributed.progress import print_line
 from mm_piece.errors import PieceError, RecipeError, format_value
 from mm_piece.evaluation.answers import move_to_accelerator
-from mm_piece.evaluation.matrix import choose_tasks, measure_divergences
+from mm_piece.evaluation.chosen_tasks import choose_tasks
+from mm_piece.evaluation.matrix import measure_divergences
 from mm_piece.evaluation.suites.schema import SUITES, HarnessConfig, Suite, load_suite
 from mm_piece.evaluation.suites.scores import Score, Scores
 from mm_piece.store.loading import load
