@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -28,6 +29,14 @@ def folder(tmp_path_factory):
     for name, colour in zip(IMAGES, COLOURS, strict=True):
         (path / name).write_bytes(data_of(colour))
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_full_collection_before_each_training():
+    """Leave garbage to Python: accelerate collects all of it whenever a Trainer begins."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("accelerate.utils.memory.gc", SimpleNamespace(collect=lambda: 0))
+        yield
 
 
 @pytest.fixture(scope="session")

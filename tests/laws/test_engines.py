@@ -54,9 +54,16 @@ def require_same(folder, engine, atol=1e-6):
             )
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
-def test_every_engine_learns_what_one_process_does(family, family_base, write, tmp_path):
-    base = family_base(family)
+@pytest.fixture(params=["llava", "qwen3_vl"])
+def any_base(request, flat_base, family_base):
+    """The folder of a base with one layer in each part, then of one with several."""
+    if request.param == "llava":
+        return flat_base
+    return family_base(request.param)
+
+
+def test_every_engine_learns_what_one_process_does(any_base, write, tmp_path):
+    base = any_base
     recipes = {engine: write(base, engine, 2, section) for engine, section in ENGINES.items()}
     again = {"gradient_checkpointing": True}  # every layer runs twice, and is gathered thrice
     recipes["again"] = write(base, "again", 2, ENGINES["zero3"], **again)

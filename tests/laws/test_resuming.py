@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import socket
-import sys
 import time
 
 import pytest
@@ -13,7 +11,7 @@ from engines import ENGINES
 from extras import needs
 from filelock import FileLock
 from forking import launch_forks
-from launching import LIMIT, done, kill, launch, started
+from launching import LIMIT, done, launch
 
 from mm_piece.store.delta_store import DeltaStore
 
@@ -111,29 +109,18 @@ def test_one_process_is_lost(how, flat_base, write, tmp_path):
     recipe = write(
         flat_base, "lost", 2, None, num_train_epochs=2000, save_strategy="no", ddp_timeout=20
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    pair = [
-        started(
-            [sys.executable, *train(recipe)],
-            **meeting,
-            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
-            **{"LOCAL_WORLD_SIZE": "2"},
-        )
-        for rank in range(2)
-    ]
+    pair = launch_forks(2, *train(recipe))
+    waiting, lost = pair.ranks
     try:
-        wait_for(pair[0], tmp_path / "lost", "logs/0001/events*")
+        wait_for(pair, tmp_path / "lost", "logs/0001/events*")
         time.sleep(1)
-        os.killpg(pair[1].pid, how)
+        os.killpg(lost.pid, how)
         begun = time.monotonic()
-        pair[0].wait(timeout=LIMIT)
-        said = pair[0].stdout.read()
+        waiting.join(LIMIT)
+        said = pair.printed()
         assert time.monotonic() - begun < 60
-        assert pair[0].returncode == 2
+        assert waiting.exitcode == 2
         assert said.count("Error: another process ended or did not answer in time") == 1
         assert "Traceback" not in said
     finally:
-        for process in pair:
-            kill(process) if process.poll() is None else process.communicate()
+        pair.kill()

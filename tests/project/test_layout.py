@@ -223,11 +223,15 @@ def tokens_per_line(text: str) -> float:
     left_out = docstring_lines(text)
     num_tokens = 0
     lines = set()
+    fstring_depth = 0  # from Python 3.12 on, an f-string is many tokens
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        name = tokenize.tok_name[token.type]
+        fstring_depth -= name == "FSTRING_END"
         first, last = token.start[0], token.end[0]
         if token.type not in LAYOUT_TOKENS and first not in left_out:
-            num_tokens += 1
+            num_tokens += fstring_depth == 0 and name != "FSTRING_END"
             lines |= {*range(first, last + 1)}
+        fstring_depth += name == "FSTRING_START"
     return num_tokens / max(len(lines), 1)
 
 
@@ -242,6 +246,7 @@ def test_a_packed_line_is_seen():
     packed = "total, names = sum(sizes[n] for n in left), [n for n in left if n not in taken]\n"
     assert tokens_per_line(packed) > 25
     assert tokens_per_line('"""A docstring."""\n# and a comment\ntotal = 0\n') == 3
+    assert tokens_per_line("name = f\"{a + b:>{width}} {f'{c}'}\"\n") == 3, "on every Python"
 
 
 def test_what_lies_in_a_store_is_known_to_its_wing_alone():

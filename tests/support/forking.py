@@ -64,8 +64,15 @@ class Forks:
         return next((code for code in codes if code), 0)
 
     def stdout(self):
-        """Return what the processes have printed so far."""
-        return self.outputs[0].read_text(encoding="utf-8", errors="replace")
+        """Return what the processes have printed so far, without errors."""
+        return self._read_outputs()[0]
+
+    def printed(self):
+        """Return what the processes have printed so far, errors last."""
+        return "".join(self._read_outputs())
+
+    def _read_outputs(self):
+        return [file.read_text(encoding="utf-8", errors="replace") for file in self.outputs]
 
     def poll(self):
         """Return the status, None while a process runs."""
@@ -81,7 +88,7 @@ class Forks:
                 self.kill()
                 raise TimeoutExpired(self.args, timeout)
             time.sleep(0.02)
-        printed = [file.read_text(encoding="utf-8", errors="replace") for file in self.outputs]
+        printed = self._read_outputs()
         rmtree(self.folder)
         return tuple(printed)
 

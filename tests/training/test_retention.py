@@ -16,6 +16,7 @@ from mm_piece.models.base import load_base, tensors
 from mm_piece.recipe import SelectionSettings
 from mm_piece.selection import select
 from mm_piece.selection.task import select_for_task
+from mm_piece.store.delta_store import DeltaStore
 from mm_piece.training import loop as training
 from mm_piece.training import retention
 from mm_piece.training.penalty import register_penalty
@@ -115,14 +116,15 @@ def test_scores_are_what_the_task_moves_over_what_is_at_stake(world, tmp_path):
     assert len(chosen & without) < 0.9 * len(chosen)
 
 
-@pytest.fixture
-def recipe(base, tmp_path):
+def recipe_writer(base, folder):
+    """A function that writes a recipe of up to three tasks, whose store lies in `folder`."""
+
     def _recipe(store="store", tasks=3, own=0.0, penalty=0.0, train=(), **settings):
         content = {
             "base": str(base),
             "rehearsal": own,
             "penalty": penalty,
-            "store": str(tmp_path / store),
+            "store": str(folder / store),
             "tasks": [
                 {
                     "name": name,
@@ -135,10 +137,25 @@ def recipe(base, tmp_path):
             "select": {"method": "piece-r", "density": 0.05, **settings},
             "train": {"max_steps": 1, "learning_rate": 0.01, **dict(train)},
         }
-        (tmp_path / f"{store}.yaml").write_text(json.dumps(content))
-        return tmp_path / f"{store}.yaml"
+        (folder / f"{store}.yaml").write_text(json.dumps(content))
+        return folder / f"{store}.yaml"
 
     return _recipe
+
+
+@pytest.fixture
+def recipe(base, tmp_path):
+    return recipe_writer(base, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory):
+    """The folder of two stores, with three tasks and with the first two of them."""
+    folder = tmp_path_factory.mktemp("trained")
+    write = recipe_writer(base, folder)
+    mm_piece.train(write("whole"))
+    mm_piece.train(write("part", tasks=2))
+    return folder
 
 
 def bytes_of(store):
@@ -174,9 +191,8 @@ def test_another_kind_of_importance_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "other", "of another delta"])
-def test_what_is_missing_is_made_again(recipe, tmp_path, damage):
-    whole = mm_piece.train(recipe("whole"))
-    mm_piece.train(recipe("part", tasks=2))
+def test_what_is_missing_is_made_again(recipe, trained, tmp_path, damage):
+    copytree(trained / "part", tmp_path / "part")
     file = tmp_path / "part" / "kept" / "0001.safetensors"
     content, second = file.read_bytes(), file.with_name("0002.safetensors").read_bytes()
     if damage == "gone":
@@ -185,13 +201,11 @@ def test_what_is_missing_is_made_again(recipe, tmp_path, damage):
         changed = content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
         file.write_bytes({"cut": content[:-9], "other": changed}.get(damage, second))
     part = mm_piece.train(recipe("part"))
-    assert bytes_of(part) == bytes_of(whole)
+    assert bytes_of(part) == bytes_of(DeltaStore.open(trained / "whole"))
     assert not any((part.path / "work").iterdir())
 
 
-def test_a_run_that_ended_before_the_last_importance_goes_on(recipe, monkeypatch):
-    whole = mm_piece.train(recipe("whole"))
-
+def test_a_run_that_ended_before_the_last_importance_goes_on(recipe, trained, monkeypatch):
     def die(*_):
         raise KeyboardInterrupt
 
@@ -199,11 +213,11 @@ def test_a_run_that_ended_before_the_last_importance_goes_on(recipe, monkeypatch
         patch.setattr("mm_piece.training.retention_run.write_sensitivity", die)
         mm_piece.train(recipe("part"))
     part = mm_piece.train(recipe("part"))
-    assert bytes_of(part) == bytes_of(whole)
+    assert bytes_of(part) == bytes_of(DeltaStore.open(trained / "whole"))
 
 
-def test_does_not_depend_on_the_budget(recipe):
-    one = mm_piece.train(recipe("one", tasks=2))
+def test_does_not_depend_on_the_budget(recipe, trained):
+    one = DeltaStore.open(trained / "part")
     other = mm_piece.train(recipe("other", tasks=2, memory="20KiB"))
     assert bytes_of(one) == bytes_of(other)
 

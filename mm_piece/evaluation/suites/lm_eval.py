@@ -37,7 +37,7 @@ class Harness:
         """Find the tasks; raises RecipeError for one that is not known."""
         assert isinstance(config, TextHarnessConfig)
         self.config = config
-        self.tasks = TaskManager(include_path=config.include)
+        self.tasks = _find_tasks(config)
         self.allows_code = os.environ.get("HF_ALLOW_CODE_EVAL") == "1"
 
         known = self.tasks.task_index
@@ -87,6 +87,19 @@ class Harness:
                 confirm_run_unsafe_code=self.allows_code,
             )
         return parse_harness_results(found["results"])
+
+
+def _find_tasks(config: HarnessConfig) -> TaskManager:
+    """Return the tasks that lm-eval has, and those of the suite's own folder.
+
+    lm-eval reads thousands of files to know its own tasks, for seconds: they are left out where the
+    folder has all that the suite names. Members of groups and tags may be anywhere.
+    """
+    if config.include:
+        own = TaskManager(include_path=config.include, include_defaults=False)
+        if set(config.tasks) <= set(own.all_subtasks):
+            return own
+    return TaskManager(include_path=config.include)
 
 
 def _format_question(
