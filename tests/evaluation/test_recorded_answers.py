@@ -1,13 +1,17 @@
 """Changed tests and metrics are measured anew; what was answered already is not asked again."""
 
 import json
+from shutil import copytree
 
 import pytest
+from forking import launch_forks
+from launching import SUPPORT, done
 
 import mm_piece
 from mm_piece.errors import StoreError
 from mm_piece.evaluation import answers as answering
 from mm_piece.recipe import parse_recipe
+from mm_piece.store.delta_store import DeltaStore
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +33,20 @@ MORE = """\
 
 def recipe_of(base, store, text=RECIPE):
     return parse_recipe(text.format(base=base, store=store, short="max_new_tokens: 4"))
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory):
+    """The folder of a store that has learned and measured the tasks of RECIPE."""
+    folder = tmp_path_factory.mktemp("trained") / "store"
+    mm_piece.train(recipe_of(base, folder))
+    return folder
+
+
+@pytest.fixture
+def learned(trained, tmp_path):
+    """A copy of that store."""
+    return copytree(trained, tmp_path / "store")
 
 
 @pytest.fixture
@@ -64,15 +82,13 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_test_is_measured_again_and_no_other(change, base, tmp_path, asked):
+def test_a_changed_test_is_measured_again_and_no_other(change, base, learned, tmp_path, asked):
     before, after, names = CHANGES[change]
     changed = RECIPE.replace(before, after)
     assert changed != RECIPE
-    first = mm_piece.train(recipe_of(base, tmp_path / "store"))
-    deltas = [entry.sha256 for entry in first.entries]
+    deltas = [entry.sha256 for entry in DeltaStore.open(learned).entries]
 
-    asked.clear()
-    again = mm_piece.train(recipe_of(base, tmp_path / "store", changed))
+    again = mm_piece.train(recipe_of(base, learned, changed))
     assert asked == names
     assert [entry.sha256 for entry in again.entries] == deltas
 
@@ -80,20 +96,17 @@ def test_a_changed_test_is_measured_again_and_no_other(change, base, tmp_path, a
     assert measured(again) == measured(fresh)
 
 
-def test_a_further_task_is_asked_at_every_position_and_no_other(base, tmp_path, asked):
-    mm_piece.train(recipe_of(base, tmp_path / "store"))
+def test_a_further_task_is_asked_at_every_position_and_no_other(base, learned, tmp_path, asked):
     more = RECIPE.replace("general:", MORE + "general:")
 
-    asked.clear()
-    store = mm_piece.train(recipe_of(base, tmp_path / "store", more))
+    store = mm_piece.train(recipe_of(base, learned, more))
     assert asked == [*["charts"] * 3, "digits", "words", "charts", "base"]
     fresh = mm_piece.train(recipe_of(base, tmp_path / "fresh", more))
     assert measured(store) == measured(fresh)
 
 
-def test_measuring_goes_on_where_it_stopped(base, tmp_path, asked, monkeypatch):
+def test_measuring_goes_on_where_it_stopped(base, learned, tmp_path, monkeypatch):
     """Between any two tasks, at any position, also while a changed test is measured again."""
-    mm_piece.train(recipe_of(base, tmp_path / "store"))
     changed = RECIPE.replace("test[:4]", "test[4:8]")
     fresh = mm_piece.train(recipe_of(base, tmp_path / "fresh", changed))
 
@@ -113,7 +126,7 @@ def test_measuring_goes_on_where_it_stopped(base, tmp_path, asked, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(answering, "generate_answers", once)
             try:
-                store = mm_piece.train(recipe_of(base, tmp_path / "store", changed))
+                store = mm_piece.train(recipe_of(base, learned, changed))
             except Crash:
                 continue
     assert measured(store) == measured(fresh)
@@ -135,12 +148,26 @@ def test_other_rows_under_the_same_name_are_asked(base, tmp_path, asked):
     assert store.answers(0)["words"][3]["answer"] == "six"
 
 
-def test_what_was_trained_otherwise_is_still_refused(base, tmp_path):
-    mm_piece.train(recipe_of(base, tmp_path / "store"))
+def test_processes_agree_on_what_is_measured_again(base, learned, tmp_path):
+    """Though one process alone forgets outdated results, and takes its time."""
+    changed = RECIPE.replace('words/test[:4]"', 'words/test[:4]", metric: edit')
+    changed = changed.replace("per_device_train_batch_size: 4", "per_device_train_batch_size: 2")
+    recipe = tmp_path / "changed.yaml"
+    text = changed.format(base=base, store=learned, short="max_new_tokens: 4")
+    recipe.write_text(text, encoding="utf-8")
+    done(launch_forks(2, str(SUPPORT / "slow_results.py"), "train", str(recipe)))
+
+    fresh = mm_piece.train(
+        recipe_of(base, tmp_path / "fresh", changed.replace("size: 2", "size: 4"))
+    )
+    assert measured(DeltaStore.open(learned)) == measured(fresh)
+
+
+def test_what_was_trained_otherwise_is_still_refused(base, learned):
     for before, after in (
         ("digits/train[:8]", "digits/train[:7]"),
         ('words/test[:4]"', 'words/test[:4]", max_length: 99'),
         ("name: words", "name: letters"),
     ):
         with pytest.raises(StoreError, match=r"tasks\[[01]\]\.(train|max_length|name) was"):
-            mm_piece.train(recipe_of(base, tmp_path / "store", RECIPE.replace(before, after)))
+            mm_piece.train(recipe_of(base, learned, RECIPE.replace(before, after)))

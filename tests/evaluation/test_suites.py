@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from extras import needs
 from forking import start_fork
 from tiny_families import make, tokenizer_for
 
@@ -17,6 +18,7 @@ from mm_piece.errors import DataError, RecipeError
 from mm_piece.evaluation.answers import end_tokens_of, evaluate
 from mm_piece.evaluation.divergence import measure_divergence
 from mm_piece.evaluation.suites import HARNESSES, SUITES, load_suite, run_suite
+from mm_piece.evaluation.suites.schema import TextHarnessConfig
 from mm_piece.evaluation.suites.scores import parse_harness_results
 from mm_piece.models.base import load_base
 from mm_piece.store.base_record import describe_base
@@ -141,6 +143,33 @@ def said(model, processor, question, most):
             break
         new.append(token)
     return tokenizer.decode(new).strip()
+
+
+@pytest.mark.slow
+@needs("lm_eval")
+def test_own_tasks_are_found_without_lm_eval_s(folder, monkeypatch):
+    """A group's members may be lm-eval's own: then all are read."""
+    from lm_eval.tasks import TaskManager
+
+    from mm_piece.evaluation.suites import lm_eval as harness
+
+    (folder / "lm" / "group.yaml").write_text("group: toy_group\ntask: [toy_say, gsm8k]\n")
+    given = []
+
+    def note(**options):
+        given.append(options.get("include_defaults", True))
+        return TaskManager(**options)
+
+    monkeypatch.setattr(harness, "TaskManager", note)
+    for tasks, expected in (
+        (["toy_say", "toy_choice"], [False]),
+        (["toy_group"], [False, True]),
+        (["toy_say", "gsm8k"], [False, True]),
+    ):
+        given.clear()
+        config = TextHarnessConfig(tasks=tasks, include=str(folder / "lm"))
+        assert set(tasks) <= set(harness.Harness(config).tasks.all_tasks)
+        assert given == expected
 
 
 @pytest.mark.slow
