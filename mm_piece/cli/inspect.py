@@ -18,6 +18,7 @@ from mm_piece.cli.options import (
     show_rows,
     show_table,
 )
+from mm_piece.errors import StoreError
 
 # Columns of a change report that are shown -> how they are called; `--json` has all.
 _SHOWN_CHANGES = {
@@ -251,7 +252,9 @@ def verify(
     from mm_piece.deltas.arrays import DeltaArrays
     from mm_piece.store.delta_store import DeltaStore
 
-    if store.is_file() and base is None:
+    if store.is_file():
+        if base is not None:
+            raise StoreError(f"{store} is one delta file: --base checks the base of a store")
         DeltaArrays.load(store)
         _echo_verified({"deltas": 1, "ok": True}, as_json)
         return

@@ -262,6 +262,9 @@ def test_squash_export_and_extract_are_one_position(store, base, tmp_path):
     assert same_model(mm_piece.load(base, delta=again)[0], expected)
     assert "two" in run("show", one)
     assert run("verify", one) == "1 delta verified\n"
+    assert "is one delta file: --base checks the base of a store" in mistake(
+        "verify", one, "--base"
+    )
     total = json.loads(run("diff", one, f"{store}@2", "--json"))["groups"]
     assert sum(row["equal"] for row in total.values()) == Delta.load(one).entries
     assert all(row["left"] == row["different"] == 0 for row in total.values())

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import re
 import shutil
+import sys
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -36,6 +37,8 @@ from mm_piece.evaluation.answers import generate_batch
 from mm_piece.models.base import load_processor
 
 # The `test` extra brings trl, whose wheel holds published templates; only its data files are read.
+if sys.version_info < (3, 11):
+    pytest.skip("trl needs Python 3.11", allow_module_level=True)
 _TRL = importlib.util.find_spec("trl")
 assert _TRL and _TRL.origin, 'trl is absent: pip install -e ".[test]"'
 _FOLDER = Path(_TRL.origin).parent / "chat_templates"

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from mm_piece.data import IGNORE_INDEX, EncodedList, encode, read
 from mm_piece.distributed import zero_config
@@ -38,10 +39,16 @@ def test_settings_that_transformers_refuses(tmp_path, settings):
         arguments(settings, tmp_path, seed=1)
 
 
-@pytest.mark.parametrize(
-    "key", ["gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"]
-)
+CHECKPOINTING_KEYS = [
+    "gradient_checkpointing_kwargs",
+    "activation_checkpointing_kwargs",  # newer versions of transformers have both
+]
+
+
+@pytest.mark.parametrize("key", CHECKPOINTING_KEYS)
 def test_checkpointing_that_would_leave_a_tower_untrained_is_refused(tmp_path, key):
+    if key not in TrainingArguments.__dataclass_fields__:
+        pytest.skip(f"this transformers has no {key}")
     with pytest.raises(RecipeError, match="train: use_reentrant must be false"):
         arguments({"gradient_checkpointing": True, key: {"use_reentrant": True}}, tmp_path, seed=1)
 
