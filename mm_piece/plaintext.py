@@ -1,5 +1,7 @@
 """Text of others as a terminal may show it: a file, a store or a model cannot control it."""
 
+from shutil import get_terminal_size
+from textwrap import fill
 from unicodedata import category
 
 
@@ -20,6 +22,17 @@ def make_printable(text: str, lines: bool = False) -> str:
         else:
             shown.append(repr(char)[1:-1])  # the escape without its quotes
     return "".join(shown)
+
+
+def wrap_words(line: str) -> str:
+    """Return a line with breaks between words, as a terminal's width asks for."""
+    width = get_terminal_size().columns
+    return fill(
+        line,
+        width,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _is_shown(char: str, lines: bool) -> bool:

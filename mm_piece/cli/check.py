@@ -80,8 +80,8 @@ def check(
         raise click.exceptions.Exit(2)
     number = len(found.notes)
     plural = "" if number == 1 else "s"
-    notes = f"; {number} note{plural} above" if number else ""
-    echo(f"{recipe}: nothing wrong was found{notes}", err=as_json)
+    verdict = f"no errors; {number} note{plural} above" if number else "nothing wrong was found"
+    echo(f"{recipe}: {verdict}", err=as_json)
 
 
 def _show_errors(errors: Sequence[str]) -> None:

@@ -15,15 +15,13 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from shutil import get_terminal_size
-from textwrap import fill
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import click
 
 from mm_piece.errors import PieceError
-from mm_piece.plaintext import make_printable
+from mm_piece.plaintext import make_printable, wrap_words
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -79,11 +77,10 @@ def _require_absent(path: Path) -> Path:
 
 def echo(text: str, err: bool = False) -> None:
     """Print a text as one line, whatever it holds; a terminal breaks it between words."""
-    line = make_printable(text)
     stream = sys.stderr if err else sys.stdout
+    line = make_printable(text)
     if stream.isatty():
-        width = get_terminal_size().columns
-        line = fill(line, width, break_long_words=False, break_on_hyphens=False)
+        line = wrap_words(line)
     click.echo(line, err=err)
 
 
@@ -193,27 +190,38 @@ def _fit_into_width(
     lengths = [max(map(len, column)) for column in columns]
     needed = sum(lengths) + _COLUMN_PADDING * len(lengths) + _COLUMN_PADDING
     longest = lengths.index(max(lengths))
-    room = max(lengths[longest] - (needed - width), _SHORTEST_NAME)
+    names = columns[longest]
+    if needed > width:
+        room = max(lengths[longest] - (needed - width), _SHORTEST_NAME)
+        names = _cut_names(names, room)
 
     shortened = []
-    for row in rows:
+    for row, name in zip(rows, names, strict=True):
         cells = list(row)
-        if needed > width:
-            cells[longest] = cut_middle(cells[longest], room)
+        cells[longest] = name
         shortened.append(cells)
     return shortened
 
 
-def cut_middle(text: str, length: int) -> str:
+def _cut_names(names: Sequence[str], length: int) -> Sequence[str]:
+    """Cut names in the middle, so that as many as possible can still be told apart."""
+    candidates = []
+    for quarters in (1, 2, 3):
+        shortened = [cut_middle(name, length, quarters) for name in names]
+        candidates.append(shortened)
+    return max(candidates, key=lambda shortened: len(set(shortened)))
+
+
+def cut_middle(text: str, length: int, quarters: int = 1) -> str:
     """Return a text of at most `length` characters, an ellipsis in place of some in the middle.
 
-    More is kept of the end, where names of weights tell more.
+    `quarters` of four are kept of the start. The end of a weight's name tells more.
     """
     if len(text) <= length:
         return text
 
     num_kept = length - 1
-    num_first = num_kept // 4
+    num_first = num_kept * quarters // 4
     num_last = num_kept - num_first
     return f"{text[:num_first]}…{text[len(text) - num_last :]}"
 

@@ -1,12 +1,13 @@
 """Progress for people: one bar and one line at a time, from the main process alone."""
 
+import sys
 from collections.abc import Iterable
 from typing import TypeVar
 
 from tqdm.auto import tqdm
 
 from mm_piece import distributed
-from mm_piece.plaintext import make_printable
+from mm_piece.plaintext import make_printable, wrap_words
 
 Item = TypeVar("Item")
 
@@ -32,5 +33,10 @@ def progress_bar(
 
 def print_line(text: str) -> None:
     """Print a line above the bar, if there is one; control characters in it are escaped."""
-    if distributed.is_main():
-        tqdm.write(make_printable(text))
+    if not distributed.is_main():
+        return
+
+    line = make_printable(text)
+    if sys.stdout.isatty():
+        line = wrap_words(line)
+    tqdm.write(line)

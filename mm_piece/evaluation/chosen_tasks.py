@@ -26,10 +26,10 @@ def choose_tasks(
     unknown = set(names) - set(tasks)
     if unknown:
         name = min(unknown)
-        hint = f"the store has {', '.join(tasks)}"
+        hint = f"it has {', '.join(tasks)}"
         if close := get_close_matches(name, tasks, n=1):
-            hint = f"did you mean {close[0]!r}?"
-        raise RecipeError(f"unknown task {name!r}; {hint}")
+            hint = f"did you mean {close[0]!r}? {hint}"
+        raise RecipeError(f"{opened.path}: unknown task {name!r}; {hint}")
 
     chosen = [tasks[name] for name in names or tasks]
     return recipe, opened, chosen

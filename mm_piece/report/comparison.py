@@ -27,12 +27,18 @@ class RunSummary:
     name: str
     seed: int
     tasks: tuple[str, ...]
+    num_measured: int  # tasks that were learned and measured; fewer where a run was stopped
     settings: Settings  # less `seed` and `store`
     all_settings: Settings  # less `store`, and with the settings of each task
     values: dict[str, float | None]  # scores, and the cost of a task: entries, bytes, seconds
     seen: Curve  # mean score of the tasks seen so far, from position 1 on
     ability: Curve | None
     groups: dict[str, int]  # changed entries by group, over all deltas
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether its scores are over some of its tasks alone."""
+        return self.num_measured < len(self.tasks)
 
     @property
     def learning_rate(self) -> object:
@@ -184,6 +190,7 @@ def _summarise_run(store: DeltaStore, title: str) -> RunSummary:
         name=title,
         seed=recipe.seed,
         tasks=tasks,
+        num_measured=len(seen),
         settings=dict(_flatten_settings(content)),
         all_settings=_describe_settings(content, recipe.seed),
         values=_summarise_values(store, results),

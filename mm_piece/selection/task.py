@@ -65,7 +65,10 @@ class TaskSelection:
 
         *fewer, most = self.stability.items()
         examples, overlap = most
-        text += f"; {examples} examples and {examples} others agree on {overlap:.0%} of theirs"
+        text += (
+            f"; masks of {examples} examples and of {examples} others share {overlap:.0%} "
+            "of their entries"
+        )
         if not fewer:
             return text
 

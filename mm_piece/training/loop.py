@@ -82,7 +82,9 @@ def _train_recipe(recipe: Recipe, stop: GracefulStop) -> DeltaStore:
     data = read_splits(recipe)
     store = find_store(plan)
     if store is not None and is_finished(store, recipe):
-        print_line(f"all {len(recipe.tasks)} tasks are learned already")
+        number = len(recipe.tasks)
+        tasks = "the task is" if number == 1 else f"all {number} tasks are"
+        print_line(f"{tasks} learned already")
         return store
 
     with open_run(plan, data, store, stop) as run:

@@ -96,7 +96,11 @@ def check(
 
     max_positions = max_positions_of(recipe.base, recipe.revision, **files)
     notes = [*parts.notes, *base_notes]
-    return RecipeCheck(tasks, max_positions, notes, _find_store_error(plan))
+    found = RecipeCheck(tasks, max_positions, notes)
+    # a wrong path would be named twice, as one that is not the store's too
+    if not found.errors:
+        found.store_error = _find_store_error(plan)
+    return found
 
 
 def _find_store_error(plan: Plan) -> str | None:
@@ -134,6 +138,6 @@ def _iter_base_notes(plan: Plan, parts: BaseParts) -> Iterator[str]:
     ignored = find_ignored_settings(recipe.base, recipe.revision, **files)
     if ignored:
         yield (
-            "base: answers are greedy, of its generation settings nothing reads "
-            f"{', '.join(ignored)}"
+            f"{', '.join(ignored)} in the base's generation settings: without effect, answers are "
+            "greedy and end at a task's `max_new_tokens`"
         )

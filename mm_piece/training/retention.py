@@ -65,7 +65,7 @@ def generate_rehearsal(
         encoded.processor,
         questions,
         max_new_tokens=_MAX_NEW_TOKENS,
-        title="rehearsal",
+        title="what the model answers now",
     )
     return encoded.with_examples(answered)
 

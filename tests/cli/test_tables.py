@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from mm_piece.cli import main, options
 from mm_piece.cli.options import cut_middle
+from mm_piece.distributed.progress import print_line
 
 TINY = Path(__file__).parents[2] / "checkpoints" / "tiny"
 
@@ -44,6 +45,24 @@ def test_long_names_lose_their_middle():
     assert cut_middle("short", 5) == "short"
     assert cut_middle("0123456789", 7) == "0…56789"
     assert all(len(cut_middle("x" * 50, length)) == length for length in range(1, 50))
+
+
+def test_names_that_end_alike_keep_their_start(monkeypatch, capsys):
+    monkeypatch.setattr(options.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "50")
+    names = [f"000{n}-a-task.safetensors" for n in range(5)]
+    rows = [(str(n), "a" * 20, name) for n, name in enumerate(names)]
+    options.show_rows(("position", "task", "file"), rows)
+    shown = [line.split()[-1] for line in unstyle(capsys.readouterr().out).splitlines()[3:-1]]
+    assert [name[:4] for name in shown] == [name[:4] for name in names]
+
+
+def test_lines_of_a_run_are_wrapped_too(monkeypatch, capsys):
+    monkeypatch.setattr(options.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    print_line("digits: changed 16,261 entries of vision (1.60% of its norm), 8,763 of projector")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and max(map(len, lines)) <= 40
 
 
 def test_a_table_fits_its_terminal(monkeypatch, capsys):

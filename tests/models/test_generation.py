@@ -138,7 +138,7 @@ def test_a_base_that_asks_for_more(base, tmp_path, expected):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"{{base: '{folder}', store: '{tmp_path}/s', tasks: [{task}]}}")
     (note,) = check(recipe, "select.density=0.1").notes
-    assert note.startswith("base: answers are greedy, of its generation settings nothing reads do_")
+    assert note.startswith("do_sample, num_beams, top_p in the base's generation settings: without")
 
 
 def test_settings_that_transformers_refuses(base, tmp_path):

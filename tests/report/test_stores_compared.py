@@ -143,6 +143,19 @@ def test_the_page_says_what_does_not_compare(stores, tmp_path):
     assert page == render_comparison(compare_stores([stores[0], other, turned]))
 
 
+def test_a_run_that_is_not_done_is_marked(stores):
+    page = render_comparison(compare_stores(stores[:2]))
+    assert "unfinished" not in page
+
+    results = dict(stores[1].results())
+    results["matrix"] = results["matrix"][:2]
+    results["base_ability"] = results["base_ability"][:2]
+    stores[1].write_results(results)
+    page = render_comparison(compare_stores(stores[:2]))
+    assert "two has learned 1 of its 2 tasks: its scores are over these alone" in page
+    assert page.count("(unfinished)") == 2  # its configuration, and the run itself
+
+
 def test_the_page_names_learning_rates_and_what_differs(stores, tmp_path):
     comparison = compare_stores(stores)
     assert comparison.differing == ["select.method", "train.learning_rate", "seed"]

@@ -100,7 +100,7 @@ def test_few_examples_tell_less_or_nothing(selected):
 def test_it_is_said_in_one_line(selected):
     found = selected(512, 1.0, density=0.1)
     assert str(found).startswith(
-        "selected 160 of 1,600 entries (10%); 256 examples and 256 others agree on "
+        "selected 160 of 1,600 entries (10%); masks of 256 examples and of 256 others share "
     )
     assert str(found).count("%") == 4 and "\n" not in str(found)
 

@@ -532,6 +532,11 @@ def test_a_store_of_another_recipe_is_named(world, tmp_path):
         train(world)
     assert str(caught.value) == told
 
+    # a path that is wrong is not the store's either: that follows, and is no second mistake
+    world.write_text(world.read_text().replace("train.json", "trian.json"))
+    (told,) = check(world).errors
+    assert told.startswith("cannot read trian.json: ")
+
 
 def test_a_long_example_is_cut_on_a_terminal():
     tokens = [("a" * 3000, False), ("b" * 40, True), ("c" * 1000, False), ("d" * 10, True)]
