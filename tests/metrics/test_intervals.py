@@ -1,5 +1,6 @@
 """Confidence intervals: Student's quantile, and the means over seeds that tables show."""
 
+import sys
 from math import inf, pi, sqrt, tan
 
 import pytest
@@ -17,10 +18,11 @@ def test_quantiles_are_those_of_published_tables(degrees):
 
 def test_quantiles_are_those_of_scipy():
     special = pytest.importorskip("scipy.special")
+    # the last scipy for Python 3.10 is right to ten digits; the closed forms below hold everywhere
+    tolerance = 1e-10 if sys.version_info < (3, 11) else 1e-12
     for degrees in [*range(1, 100), 1000]:
         expected = float(special.stdtrit(degrees, 0.975))
-        # older versions of scipy are right to ten digits
-        assert student_quantile(degrees) == pytest.approx(expected, rel=1e-10)
+        assert student_quantile(degrees) == pytest.approx(expected, rel=tolerance)
 
 
 def test_quantiles_are_those_of_the_closed_forms():
