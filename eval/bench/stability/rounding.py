@@ -24,7 +24,7 @@ Moments = dict[str, tuple[Tensor, Tensor]]  # sums of gradients, and of their sq
 def measure_section(bench: BenchContext) -> dict[str, Any]:
     """Compare the masks of each task, method and density."""
     model, processor = load_base(BASE)
-    count = 64 if bench.quick else 1000
+    count = 16 if bench.quick else 1000
     tasks = TASKS[:1] if bench.quick else TASKS
     rows = []
     for task in tasks:

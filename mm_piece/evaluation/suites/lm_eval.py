@@ -21,6 +21,7 @@ from mm_piece.errors import DataError
 from mm_piece.evaluation.answers import end_tokens_of
 from mm_piece.evaluation.suites.schema import HarnessConfig, TextHarnessConfig
 from mm_piece.evaluation.suites.scores import Scores, parse_harness_results
+from mm_piece.evaluation.suites.task_index import find_tasks
 from mm_piece.models.generation import greedy_decoding
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -37,7 +38,7 @@ class Harness:
         """Find the tasks; raises RecipeError for one that is not known."""
         assert isinstance(config, TextHarnessConfig)
         self.config = config
-        self.tasks = _find_tasks(config)
+        self.tasks = find_tasks(TaskManager, config)
         self.allows_code = os.environ.get("HF_ALLOW_CODE_EVAL") == "1"
 
         known = self.tasks.task_index
@@ -87,19 +88,6 @@ class Harness:
                 confirm_run_unsafe_code=self.allows_code,
             )
         return parse_harness_results(found["results"])
-
-
-def _find_tasks(config: HarnessConfig) -> TaskManager:
-    """Return the tasks that lm-eval has, and those of the suite's own folder.
-
-    lm-eval reads thousands of files to know its own tasks, for seconds: they are left out where the
-    folder has all that the suite names. Members of groups and tags may be anywhere.
-    """
-    if config.include:
-        own = TaskManager(include_path=config.include, include_defaults=False)
-        if set(config.tasks) <= set(own.all_subtasks):
-            return own
-    return TaskManager(include_path=config.include)
 
 
 def _format_question(

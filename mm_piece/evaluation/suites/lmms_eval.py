@@ -18,6 +18,7 @@ from mm_piece.errors import DataError, RecipeError
 from mm_piece.evaluation.answers import generate_batch
 from mm_piece.evaluation.suites.schema import HarnessConfig
 from mm_piece.evaluation.suites.scores import Scores, parse_harness_results
+from mm_piece.evaluation.suites.task_index import find_tasks
 
 logger.disable("lmms_eval")  # a line for every file that defines no task
 _evaluate: Any = evaluator.simple_evaluate  # decorators hide the parameters from type checkers
@@ -31,7 +32,7 @@ class Harness:
     def __init__(self, config: HarnessConfig) -> None:
         """Find the tasks; raises RecipeError for one that is not known."""
         self.config = config
-        self.tasks = TaskManager(include_path=config.include)
+        self.tasks = find_tasks(TaskManager, config)
         known = self.tasks.all_tasks
         config.require_known_tasks(known, "lmms-eval", "lmms-eval tasks list")
 
