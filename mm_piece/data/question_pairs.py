@@ -29,11 +29,12 @@ def parse_pair_turns(
     answer = _parse_answer(row, accepted, location)
     if question is None or answer is None:
         lacks = "a question" if question is None else "an answer"
-        has = ", ".join(map(str, row.raw_values))
+        fields = ", ".join(map(str, row.raw_values))
+        has = format_value(fields, 200) if fields else "no field"
         raise DataError(
             f"{location}: no known format; it lacks {lacks}: expected conversations or messages, "
             "or prompt and answer (`columns` may say what they are called, `prompt` may give the "
-            f"question); it has {format_value(has, 200)}"
+            f"question); it has {has}"
         )
 
     turns = []

@@ -39,6 +39,7 @@ class SplitCheck:
 
     source: str
     asked: bool = False  # a test source: its answers do not count as tokens
+    readable: bool = True  # its file, folder or data set could be opened
     rows: int = 0
     images: int = 0
     text_only: int = 0
@@ -134,6 +135,7 @@ def _open_splits(
         try:
             opened.append((split, open_task_source(task, split.source)))
         except DataError as error:
+            split.readable = False
             split.errors.append(str(error))
 
     # a source that cannot be opened may have the column

@@ -44,6 +44,11 @@ class RecipeCheck:
         return notes
 
     @property
+    def is_readable(self) -> bool:
+        """Whether every source could be opened; rows may still be wrong."""
+        return all(split.readable for task in self.tasks for split in task.splits)
+
+    @property
     def errors(self) -> list[str]:
         """All errors, each one line that names source and row."""
         errors = []
@@ -98,7 +103,7 @@ def check(
     notes = [*parts.notes, *base_notes]
     found = RecipeCheck(tasks, max_positions, notes)
     # a wrong path would be named twice, as one that is not the store's too
-    if not found.errors:
+    if found.is_readable:
         found.store_error = _find_store_error(plan)
     return found
 

@@ -532,6 +532,15 @@ def test_a_store_of_another_recipe_is_named(world, tmp_path):
         train(world)
     assert str(caught.value) == told
 
+    # a row that is wrong says nothing of the store
+    rows = tmp_path / "train.json"
+    sound = rows.read_text()
+    rows.write_text(json.dumps([{}, *json.loads(sound)]))
+    row_error, store_error = check(world).errors
+    assert row_error.startswith("train.json row 0: ") and row_error.endswith("it has no field")
+    assert store_error == told
+    rows.write_text(sound)
+
     # a path that is wrong is not the store's either: that follows, and is no second mistake
     world.write_text(world.read_text().replace("train.json", "trian.json"))
     (told,) = check(world).errors
