@@ -48,10 +48,15 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Runs that differ in their seeds alone."""
+    """Runs that differ in their seeds alone, all of them finished or none."""
 
     title: str
     runs: list[RunSummary]
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether its runs have learned some of their tasks alone."""
+        return self.runs[0].is_unfinished
 
     def values_of(self, key: str) -> list[float]:
         """Return a value of every run; none at all if a run lacks it."""
@@ -96,8 +101,8 @@ def compare_stores(stores: Sequence[DeltaStore]) -> Comparison:
         runs.append(run)
 
     configurations = _group_runs(runs)
-    # the best first; equal ones stay in the order of the stores, also in reverse
-    configurations.sort(key=_score_configuration, reverse=True)
+    # finished ones first, of these the best; equal ones stay in the order of the stores
+    configurations.sort(key=_rank_configuration, reverse=True)
     bases = {store.base.fingerprint for store in stores}
     orders = {run.tasks for run in runs}
     return Comparison(
@@ -139,11 +144,11 @@ def _name_other_tasks(keys: Sequence[str]) -> list[str]:
 
 
 def _group_runs(runs: Sequence[RunSummary]) -> list[Configuration]:
-    """Group runs of equal settings; title each group after what sets it apart."""
+    """Group comparable runs; title each group after what sets its settings apart."""
     groups: list[list[RunSummary]] = []
     for run in runs:
         for group in groups:
-            if group[0].settings == run.settings:
+            if _are_comparable(group[0], run):
                 group.append(run)
                 break
         else:
@@ -160,10 +165,18 @@ def _group_runs(runs: Sequence[RunSummary]) -> list[Configuration]:
     return configurations
 
 
-def _score_configuration(configuration: Configuration) -> float:
-    """Return the mean overall performance of a configuration's runs, 0 if it is not known."""
+def _are_comparable(one: RunSummary, other: RunSummary) -> bool:
+    """Whether a mean over two runs says something: same settings, and none stopped on its way."""
+    return one.settings == other.settings and one.is_unfinished == other.is_unfinished
+
+
+def _rank_configuration(configuration: Configuration) -> tuple[bool, float]:
+    """Return whether a configuration's runs are finished, and their mean overall performance.
+
+    The mean is 0 if it is not known.
+    """
     scores = configuration.values_of("op")
-    return _mean_or_none(scores) or 0.0
+    return not configuration.is_unfinished, _mean_or_none(scores) or 0.0
 
 
 def _summarise_run(store: DeltaStore, title: str) -> RunSummary:

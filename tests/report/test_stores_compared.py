@@ -144,14 +144,22 @@ def test_the_page_says_what_does_not_compare(stores, tmp_path):
 
 
 def test_a_run_that_is_not_done_is_marked(stores):
-    page = render_comparison(compare_stores(stores[:2]))
+    whole = compare_stores(stores[:2])
+    page = render_comparison(whole)
     assert "unfinished" not in page
+    ((first, second),) = ([run.name for run in found.runs] for found in whole.configurations)
 
     results = dict(stores[1].results())
     results["matrix"] = results["matrix"][:2]
     results["base_ability"] = results["base_ability"][:2]
     stores[1].write_results(results)
-    page = render_comparison(compare_stores(stores[:2]))
+    comparison = compare_stores(stores[:2])
+    # no mean over a whole run and a half one, and the whole one first
+    assert [[run.name for run in found.runs] for found in comparison.configurations] == [
+        [first],
+        [second],
+    ]
+    page = render_comparison(comparison)
     assert "two has learned 1 of its 2 tasks: its scores are over these alone" in page
     assert page.count("(unfinished)") == 2  # its configuration, and the run itself
 
