@@ -31,10 +31,11 @@ _GROUP_PATTERNS: tuple[tuple[str, Group], ...] = (
     (r"(^|\.)lm_head\.", "head"),
     (r"(^|\.)embed_tokens\.", "embedding"),
     (
-        r"(^|\.)multi_modal_projector\.|(^|\.)merger\.|deepstack_merger_list|image_newline",
+        r"(^|\.)(multi_modal_projector|merger|connector|projector|aligner|mlp_AR"
+        r"|vision_projector|vision_adapter)\.|deepstack_merger_list|image_newline",
         "projector",
     ),
-    (r"(^|\.)(vision_tower|vision_model|visual)\.", "vision"),
+    (r"(^|\.)(vision_tower|vision_model|vision_encoder|visual)\.", "vision"),
     (r"", "language"),
 )
 
@@ -56,7 +57,7 @@ def parameter_location(name: str) -> tuple[str, int | None, str]:
     if name.endswith((".weight", ".bias")):
         stem = name.rsplit(".", 1)[0]
 
-    layer = re.search(r"\.(?:layers|blocks)\.(\d+)\.", name)
+    layer = re.search(r"\.(?:layers?|blocks)\.(\d+)\.", name)
     module = re.search(r"[^.]+(?:\.\d+)?$", stem)  # `mlp.0`: a number alone says nothing
     return (
         group_of(name),
@@ -84,11 +85,22 @@ def rules_of(model_type: str) -> RenamingRules:
 
 
 def make_translator(model: nn.Module) -> Callable[[str], str]:
-    """Return the function from live to published names; a plain torch module keeps its own."""
+    """Return the function from live to published names; a plain torch module keeps its own.
+
+    Raises ModelError for a family without published names, see `published_names`.
+    """
     config = getattr(model, "config", None)  # what tells a transformers model from a plain one
     if config is None:
         return lambda live: live
-    return lambda live: hub_name(live, config.model_type)
+    if config.model_type in FAMILIES or not is_transformers(model):
+        return lambda live: hub_name(live, config.model_type)
+
+    translator = _translators.get(model)
+    if translator is None:
+        from mm_piece.published_names import PublishedNames
+
+        translator = _translators[model] = PublishedNames(model)
+    return translator
 
 
 def inner_model(model: nn.Module) -> nn.Module:
@@ -156,6 +168,7 @@ def weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 _orders: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()
+_translators: WeakKeyDictionary[nn.Module, Callable[[str], str]] = WeakKeyDictionary()
 
 
 # Live name (any generation), or a name in a file, to published name, applied in order.
@@ -174,9 +187,9 @@ _QWEN2_VL: RenamingRules = (
 )
 _QWEN3_VL: RenamingRules = ((r"^(?=visual\.|language_model\.)", "model."),)
 
-# Every family that can be trained, by the `model_type` of its configuration. The names of language
-# models have never changed. Another family is one line here, and patterns above if its groups have
-# names of their own.
+# Families whose names are known for every version of transformers, by the `model_type` of their
+# configuration. The names of language models have never changed. Those of all other families come
+# from transformers, see `published_names`.
 FAMILIES: dict[str, RenamingRules] = {
     "llava": _LLAVA,
     "llava_next": _LLAVA,

@@ -64,13 +64,13 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="session")
 def family_base(tmp_path_factory):
     """A function from a family's name to the folder of its tiny base, made once."""
-    from tiny_families import make
+    from newer_families import make_any
 
     made = {}
 
     def _base(family: str) -> Path:
         if family not in made:
-            made[family] = make(family, tmp_path_factory.mktemp(family) / "base")
+            made[family] = make_any(family, tmp_path_factory.mktemp(family) / "base")
         return made[family]
 
     return _base

@@ -21,7 +21,8 @@ _TOKEN_INPUT_FILLS: dict[str, int | None] = {
     "mm_token_type_ids": 0,
     "token_type_ids": 0,
 }
-_TILED_DIM = 5  # (images, tiles, channels, height, width)
+_TILED_DIM = 5  # (images, tiles, channels, height, width), or (rows, images, …)
+_IMAGE_DIM = 4  # (images, channels, height, width)
 
 
 class EncodedExamples(Protocol):
@@ -81,7 +82,7 @@ def collate(
     for key in keys:
         if key not in _TOKEN_INPUT_FILLS:
             image_inputs = [example[key] for example in batch if key in example]
-            batch_inputs[key] = _concatenate_images(image_inputs)
+            batch_inputs[key] = _concatenate_images(key, image_inputs, "image_sizes" in keys)
             continue
 
         fill = _TOKEN_INPUT_FILLS[key]
@@ -273,16 +274,30 @@ def _pad_token_row(
     return padded(row, sides, value=fill)
 
 
-def _concatenate_images(image_inputs: Sequence[Tensor]) -> Tensor:
-    """Join image inputs along their first dimension; images in tiles get equally many of them."""
-    if image_inputs[0].dim() != _TILED_DIM:
-        return torch.cat(list(image_inputs))
+def _concatenate_images(
+    key: str,
+    image_inputs: Sequence[Tensor],
+    has_sizes: bool,
+) -> Tensor:
+    """Join image inputs along their first dimension.
 
-    max_tiles = max(image_input.shape[1] for image_input in image_inputs)
+    Rows of tiles or of several images get equally many of them. Images of unequal sizes are filled
+    up at the right and the bottom where `has_sizes`: then the model leaves the filling out.
+    """
+    dim = image_inputs[0].dim()
+    filled_dims = set()
+    if key == "pixel_attention_mask" or dim == _TILED_DIM:
+        filled_dims = {1}
+    elif key == "pixel_values" and dim == _IMAGE_DIM and has_sizes:
+        filled_dims = {2, 3}
+
     filled = []
     for image_input in image_inputs:
-        missing = max_tiles - image_input.shape[1]
-        # pairs from the last dimension on: width, height, channels, tiles
-        sides = (0, 0) * 3 + (0, missing)
+        sides: list[int] = []
+        # pairs from the last dimension on
+        for axis in reversed(range(dim)):
+            longest = max(other.shape[axis] for other in image_inputs)
+            missing = longest - image_input.shape[axis] if axis in filled_dims else 0
+            sides += [0, missing]
         filled.append(padded(image_input, sides))
     return torch.cat(filled)

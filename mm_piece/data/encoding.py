@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mm_piece.data.example import Example
+from mm_piece.data.expansion import find_text_positions
 from mm_piece.data.processor import Processor, is_text_only, tokenizer_of
 from mm_piece.data.prompts import (
     RenderedConversation,
@@ -108,44 +109,36 @@ def _make_labels(
 ) -> Tensor:
     """Return labels for the expanded ids of a question: the ids in some spans of its text.
 
-    Expansion adds image tokens only. The others are counted to find a token again. Both tensors
-    are (1, tokens).
+    Both tensors are (1, tokens).
     """
     plain_ids, char_offsets = _tokenize_with_offsets(processor, question)
+    expanded_ids = expanded[0].tolist()
     # a language model has no image token, and no token has the id -1
     image_id = -1 if is_text_only(processor) else processor.image_token_id
-    text_positions = (expanded[0] != image_id).nonzero().view(-1)  # (text tokens,)
-    text_ids = [token for token in plain_ids if token != image_id]
-    found_ids = expanded[0][text_positions].tolist()
-    if found_ids != text_ids:
-        raise _make_expansion_error(example, processor, found_ids, text_ids)
+    positions = find_text_positions(plain_ids, expanded_ids, image_id)
+    if positions is None:
+        raise _make_expansion_error(example, processor, expanded_ids, plain_ids)
 
     labels = torch.full_like(expanded, IGNORE_INDEX)
     for start, end in char_spans:
         # a token at an edge of the span counts: its characters overlap the span
-        inside = []
         for index, (low, high) in enumerate(char_offsets):
-            if high > start and low < end:
-                inside.append(index)
-
-        # from indices of plain tokens to numbers of text tokens
-        before_span = plain_ids[: inside[0]]
-        before_end = plain_ids[: inside[-1] + 1]
-        first = len(before_span) - before_span.count(image_id)
-        stop = len(before_end) - before_end.count(image_id)
-        positions = text_positions[first:stop]
-        labels[0, positions] = expanded[0, positions]
+            if high <= start or low >= end:
+                continue
+            if index not in positions:
+                raise _make_expansion_error(example, processor, expanded_ids, plain_ids)
+            labels[0, positions[index]] = plain_ids[index]
     return labels
 
 
 def _make_expansion_error(
     example: Example,
     processor: Processor,
-    found_ids: list[int],
-    text_ids: list[int],
+    expanded_ids: list[int],
+    plain_ids: list[int],
 ) -> ModelError:
     """Return the error for a processor that changed text; it names the tokens that it added."""
-    added = dict.fromkeys(token for token in found_ids if token not in text_ids)
+    added = dict.fromkeys(token for token in expanded_ids if token not in plain_ids)
     names = tokenizer_of(processor).convert_ids_to_tokens(list(added))
     listed = ", ".join(names)
     separator = ": it put " if names else ""

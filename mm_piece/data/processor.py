@@ -29,6 +29,11 @@ class Tokenizer(Protocol):
     chat_template: ChatTemplate
 
     @property
+    def special_tokens_map(self) -> Mapping[str, str]:
+        """The special tokens, by their names."""
+        ...
+
+    @property
     def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
         """The added tokens, by id."""
         ...

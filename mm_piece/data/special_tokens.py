@@ -6,12 +6,22 @@ from mm_piece.data.example import Example, all_text_of
 from mm_piece.data.processor import Processor, Tokenizer, tokenizer_of
 from mm_piece.errors import DataError
 
-# Attributes of a processor; not every one has all.
+# Attributes of a processor, and names of special tokens of its tokenizer; none has all.
 _VISUAL_ATTRIBUTES = (
     "image_token",
     "video_token",
     "vision_start_token",
     "vision_end_token",
+    "start_image_token",
+    "end_image_token",
+    "context_image_token",
+    "boi_token",
+    "eoi_token",
+    "image_break_token",
+    "image_end_token",
+    "fake_image_token",
+    "global_image_tag",
+    "global_image_token",
 )
 
 
@@ -75,11 +85,15 @@ def list_end_tokens(processor: Processor) -> list[str]:
 
 def list_visual_tokens(processor: Processor) -> list[str]:
     """Return the tokens that stand for images and videos, or around them."""
+    named = [*vars(processor).items()]
+    named += tokenizer_of(processor).special_tokens_map.items()
+
     tokens = []
-    for name, value in vars(processor).items():
+    for name, value in named:
         if name in _VISUAL_ATTRIBUTES and value:
             tokens.append(value)
-    return tokens
+    # a token may have several names
+    return list(dict.fromkeys(tokens))
 
 
 def find_leading_token(text: str, tokens: Iterable[str]) -> str:

@@ -14,6 +14,12 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as _TEXT_MODELS,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as _IMAGE_MODELS,
+)
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
@@ -23,9 +29,10 @@ from mm_piece.data.processor import tokenizer_of
 from mm_piece.distributed import is_partitioned
 from mm_piece.dtypes import as_dtype
 from mm_piece.errors import ModelError, PieceError, format_error
-from mm_piece.families import rules_of, weights
+from mm_piece.families import FAMILIES, weights
 from mm_piece.models import image_processor  # noqa: F401 - AutoProcessor finds what it registers
 from mm_piece.models.placement import require_devices, require_experts, require_values
+from mm_piece.models.structure import require_groups
 from mm_piece.recipe import require_options
 from mm_piece.recipe.base_options import READING_OPTIONS
 
@@ -63,6 +70,7 @@ def load_base(
         processor = _read_processor(source, config, revision, subfolder)
 
     require_complete_load(source, loaded)
+    require_groups(model)
     require_values(model)
     require_experts(model, options)
     return model.eval(), processor
@@ -118,7 +126,9 @@ def build_meta_model(
         config = load_family_config(source, revision, subfolder)
         auto_class = auto_class_of(config)
         with torch.device("meta"):
-            return auto_class.from_config(config, **computing).eval()
+            model = auto_class.from_config(config, **computing).eval()
+        require_groups(model)
+        return model
 
 
 def load_family_config(
@@ -126,12 +136,22 @@ def load_family_config(
     revision: str | None = None,
     subfolder: str = "",
 ) -> Any:
-    """Load the configuration of a base of a known family.
+    """Load the configuration of a base of a family that can be trained.
 
     Raises ModelError for another family, and as `load_plain_config` does.
     """
     config = load_plain_config(source, revision, subfolder)
-    rules_of(config.model_type)
+    family = config.model_type
+    if family not in FAMILIES and family not in _IMAGE_MODELS and family not in _TEXT_MODELS:
+        raise ModelError(
+            f"{source} is a model of type {family!r}, which is neither an image-text-to-text model "
+            "nor a causal language model of transformers"
+        )
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{source} is an encoder-decoder model (type {family!r}), which cannot be trained: its "
+            "answer does not continue its question"
+        )
     return config
 
 
@@ -162,7 +182,11 @@ def load_plain_config(
 
 def auto_class_of(config: Any) -> Any:
     """Return the class whose `from_pretrained` loads a base with this configuration."""
-    return AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
+    return AutoModelForImageTextToText if _sees_images(config) else AutoModelForCausalLM
+
+
+def _sees_images(config: Any) -> bool:
+    return config.model_type in _IMAGE_MODELS
 
 
 def require_complete_load(source: str, loaded: Mapping[str, Any]) -> None:
@@ -239,7 +263,7 @@ def _read_processor(
     subfolder: str,
 ) -> Any:
     """Read the processor of a base, its chat template included."""
-    auto_class = AutoProcessor if "vision_config" in config else AutoTokenizer
+    auto_class = AutoProcessor if _sees_images(config) else AutoTokenizer
     folder = find_processor_folder(source, revision, subfolder) if subfolder else ""
     processor = auto_class.from_pretrained(source, revision=revision, subfolder=folder)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from mm_piece.errors import ModelError
-from mm_piece.families import hub_name
+from mm_piece.families import FAMILIES, hub_name
 from mm_piece.files.safetensors import TensorLocation, read_tensor_locations
 from mm_piece.models.checkpoint_tensor import (
     CheckpointTensor,
@@ -69,7 +69,8 @@ def find_plain_checkpoint(
     parameters: dict[str, CheckpointTensor] = {}
     try:
         for key, location in _iter_locations(folder):
-            name = hub_name(key, family)
+            # files of other families are guessed to have published names
+            name = hub_name(key, family) if family in FAMILIES else key
             parameters[name] = _cast_tensor(key, name, location, dtype)
 
         checkpoint = PlainCheckpoint(folder, parameters)

@@ -20,7 +20,7 @@ from transformers.modeling_utils import _get_resolved_checkpoint_files, load_sta
 from transformers.utils import logging
 
 from mm_piece.errors import ModelError
-from mm_piece.families import hub_name
+from mm_piece.families import make_translator
 from mm_piece.models.base import (
     auto_class_of,
     load_family_config,
@@ -92,14 +92,18 @@ class Skeleton:
     ties: dict[str, str]
     unread: list[str]  # tensors of the files that are no weights of the model
     _rename_key: Callable[[str], tuple[str | None, bool]] = field(repr=False)
+    _translate: Callable[[str], str] = field(repr=False)
 
-    def find_live_name(self, key: str) -> tuple[str | None, bool]:
+    def find_live_name(
+        self,
+        key: str,
+    ) -> tuple[str | None, bool]:
         """Return the live name of a file's tensor, if any, and whether loading may transpose it."""
         return self._rename_key(key)
 
     def published_name_of(self, live: str) -> str:
         """Return the published name of a live one."""
-        return hub_name(live, self.family)
+        return self._translate(live)
 
 
 def load_skeleton(
@@ -141,6 +145,7 @@ def load_skeleton(
         ties=ties,
         unread=sorted(loaded["unexpected_keys"]),
         _rename_key=_make_key_renaming(model),
+        _translate=make_translator(model),
     )
 
 

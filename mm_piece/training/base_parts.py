@@ -54,7 +54,7 @@ class BaseParts:
         ids = inputs["input_ids"][0].tolist()
         self._require_embedded(example, ids)
         if has_image(inputs):
-            self._require_image_token()
+            self._require_image_token(inputs)
             self._require_features(example, inputs)
 
     @property
@@ -104,11 +104,14 @@ class BaseParts:
             f"{self.num_embeddings}: tokens were added and the embedding was not resized"
         )
 
-    def _require_image_token(self) -> None:
+    def _require_image_token(self, inputs: dict[str, Tensor]) -> None:
         """Raise ModelError unless processor and model mean the same token by an image."""
         expected = self.model.config.image_token_id
         written = self.processor.image_token_id
-        if written != expected:
+        # a processor may put other tokens for the one that stands for an image in texts
+        is_expected = inputs["input_ids"] == expected
+        has_expected = bool(is_expected.any())
+        if written != expected and not has_expected:
             raise ModelError(
                 f"{self.base}: the processor puts the token {self.processor.image_token!r} "
                 f"({written}) where an image goes, the model looks for {expected} "
@@ -117,10 +120,14 @@ class BaseParts:
 
     def _require_features(self, example: Example, inputs: dict[str, Tensor]) -> None:
         """Raise ModelError unless there are as many placeholders as image features."""
-        is_placeholder = inputs["input_ids"] == self.processor.image_token_id
+        image_token = self.model.config.image_token_id
+        is_placeholder = inputs["input_ids"] == image_token
         num_placeholders = int(is_placeholder.sum())
         num_features = self._cached_feature_count(example, inputs)
-        if num_features is None or num_features == num_placeholders:
+
+        if num_features is None:
+            return
+        if num_features == num_placeholders:
             return
 
         raise ModelError(

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-from family_steps import STEPS, World, table
+from family_steps import ALL, STEPS, World, table
 from safetensors.torch import load_file, save_file
-from tiny_families import BUILDERS
 
 import mm_piece
 
@@ -17,7 +16,7 @@ def world(request, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("world", BUILDERS, indirect=True)
+@pytest.mark.parametrize("world", ALL, indirect=True)
 def test_family(world, step):
     STEPS[step](world)
 

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny_families import BUILDERS, TEXT
+from newer_families import ALL_TEXT, NEWER
+from tiny_families import BUILDERS
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from mm_piece.families import parameter_location, weights
@@ -18,8 +19,8 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "names.txt"
 def table() -> str:
     """One line for each weight of the first layer, under its live name."""
     lines = []
-    for family, build in BUILDERS.items():
-        auto = AutoModelForCausalLM if family in TEXT else AutoModelForImageTextToText
+    for family, build in (BUILDERS | NEWER).items():
+        auto = AutoModelForCausalLM if family in ALL_TEXT else AutoModelForImageTextToText
         with torch.device("meta"):
             model = auto.from_config(build()[0])
         lines.append(f"# {family}")

@@ -51,6 +51,19 @@ _SPECIAL = {
         *("<|vision_start|>", "<|vision_end|>", "<image>", "<video>"),
     ],
     "gemma": ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"],
+    "gemma3": [
+        *("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),
+        *("<start_of_image>", "<end_of_image>", "<image_soft_token>"),
+    ],
+    "internvl": [
+        *("<|endoftext|>", "<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>"),
+        "<video>",
+    ],
+    "pixtral": ["<pad>", "</s>", "<s>", "[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"],
+    "idefics": [
+        *("<|im_end|>", "<end_of_utterance>", "<|im_start|>", "<image>", "<global-img>"),
+        *("<fake_token_around_image>", "<video>", "<row_1_col_1>"),
+    ],
     "llama": ["<|pad|>", "<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>"],
 }
 _TURNS = "{% for message in messages %}"
@@ -100,6 +113,28 @@ _TEMPLATES = {
         "{{ message.content | trim }}<end_of_turn>\n{% endfor %}"
         "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
     ),
+    "gemma3": (
+        "{{ bos_token }}" + _TURNS + "<start_of_turn>"
+        "{{ 'model' if message.role == 'assistant' else message.role }}\n"
+        + _CHATML_PARTS.replace("IMAGE", "<start_of_image>")
+        + "<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    ),
+    "internvl": _CHATML.replace("SYSTEM", "").replace("IMAGE", "<IMG_CONTEXT>\n"),
+    "pixtral": (
+        "{{ bos_token }}"
+        + _TURNS
+        + "{% if message.role == 'user' %}[INST]{% endif %}"
+        + _CHATML_PARTS.replace("IMAGE", "[IMG]")
+        + "{% if message.role == 'user' %}[/INST]{% else %}{{ eos_token }}{% endif %}{% endfor %}"
+    ),
+    "idefics": (
+        "<|im_start|>"
+        + _TURNS
+        + "{{ message.role | capitalize }}: "
+        + _CHATML_PARTS.replace("IMAGE", "<image>")
+        + "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+    ),
 }
 _SENTENCES = (
     "What is in the picture? Answer with one word. A red box, a green ball, a dog and a cat.",
@@ -133,12 +168,13 @@ def _backend(kind: str) -> str:
 def tokenizer_for(kind: str, template: str, **options: Any) -> PreTrainedTokenizerFast:
     """The tokenizer of a kind of language model, with a published chat template."""
     pad, eos, bos, *others = _SPECIAL[kind]
+    without_beginning = ("qwen", "internvl")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_backend(kind)),
         pad_token=pad,
         eos_token=eos,
-        bos_token=None if kind == "qwen" else bos,
-        extra_special_tokens=[bos, *others] if kind == "qwen" else others,
+        bos_token=None if kind in without_beginning else bos,
+        extra_special_tokens=[bos, *others] if kind in without_beginning else others,
         padding_side="left",
         **options,
     )
@@ -341,7 +377,11 @@ TEXT = ("llama", "mistral", "gemma2", "qwen2", "qwen3")  # families without a vi
 
 def make(family: str, folder: Path, seed: int = 0) -> Path:
     """Write a tiny checkpoint of a family with its processor, as transformers saves it."""
-    config, processor = BUILDERS[family]()
+    return save_tiny(*BUILDERS[family](), folder, seed)
+
+
+def save_tiny(config: Any, processor: Any, folder: Path, seed: int = 0) -> Path:
+    """Write a checkpoint with random weights of a configuration, and a processor."""
     auto = AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
     torch.manual_seed(seed)
     model = auto.from_config(config)
