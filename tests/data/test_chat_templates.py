@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from newer_families import ALL_TEXT, NEWER
 from PIL import Image
 from tiny_families import BUILDERS, TEXT
 from transformers import AutoModelForCausalLM
@@ -132,11 +133,11 @@ def image_token(template):
 
 def processor_with(template, family):
     """The processor of a tiny base with a template, and its special tokens, of its own."""
-    processor = BUILDERS[family]()[1]
+    processor = (BUILDERS | NEWER)[family]()[1]
     tokenizer = tokenizer_of(processor)
     if tokenizer.bos_token is None:
         tokenizer.bos_token = "<s>"
-    if family not in TEXT and (token := image_token(template)):
+    if family not in ALL_TEXT and (token := image_token(template)):
         template = template.replace(token, processor.image_token)
     processor.chat_template = template
     shown = render_prompt(example("a", "b"), processor)
@@ -218,9 +219,9 @@ def require_all(name, family):
             encode(example("a dog", system="Be short."), processor)
     else:
         rows += [example("a dog", system="Be short."), example("a", "b", system="Be short.")]
-    if family not in TEXT and image_token(template):
+    if family not in ALL_TEXT and image_token(template):
         rows += [example("a", "b", images=1), example("a", "b", "c", images=3)]
-    elif family not in TEXT:
+    elif family not in ALL_TEXT:
         with pytest.raises(DataError, match="chat template shows none"):
             encode(example("a", images=1), processor)
     encoded = [require_right(name, row, processor) for row in rows]
@@ -253,6 +254,24 @@ def families_of(name):
 )
 @pytest.mark.slow
 def test_published_templates(name, family):
+    require_all(name, family)
+
+
+@pytest.mark.parametrize(
+    "name, family",
+    [
+        ("gemma3", "gemma3"),
+        ("gemma3", "gemma3_text"),
+        ("idefics3", "idefics3"),
+        ("phi3", "phi3"),
+        ("phi3_5", "phi3"),
+        ("qwen3_5_nothink", "qwen3_5"),
+        ("qwen3_5_think", "qwen3_5"),
+        ("smolvlm", "smolvlm"),
+    ],
+)
+@pytest.mark.slow
+def test_published_templates_in_their_own_families(name, family):
     require_all(name, family)
 
 
