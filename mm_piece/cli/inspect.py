@@ -1,7 +1,8 @@
 """Commands that look at stores: log, show, results, diff, verify, report."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,19 +216,27 @@ def diff(
 
 def _show_overlap(overlap: "Overlap") -> None:
     """Print how many entries each two deltas share, and how many of them they set differently."""
-    tasks = overlap["tasks"]
+    tasks = _name_sides(overlap["tasks"])
 
     rows = []
-    for task, entries, conflicts in zip(
-        tasks,
-        overlap["entries"],
-        overlap["conflicts"],
-        strict=True,
-    ):
-        pairs = zip(entries, conflicts, strict=True)
-        cells = [f"{shared:,} ({different:,})" for shared, different in pairs]
-        rows.append((task, *cells))
-    show_rows(("shared entries (set differently)", *tasks), rows)
+    for first, second in combinations(range(len(tasks)), 2):
+        shared = overlap["entries"][first][second]
+        different = overlap["conflicts"][first][second]
+        rows.append((tasks[first], tasks[second], shared, different))
+    if rows:
+        show_rows(("delta", "and delta", "shared entries", "set differently"), rows)
+
+
+def _name_sides(tasks: Sequence[str]) -> list[str]:
+    """Return the tasks of both sides' deltas; of two with one name, the left side's comes first."""
+    names = []
+    for position, task in enumerate(tasks):
+        if tasks.count(task) == 1:
+            names.append(task)
+        else:
+            side = "right" if task in tasks[:position] else "left"
+            names.append(f"{task} ({side})")
+    return names
 
 
 @click.command()

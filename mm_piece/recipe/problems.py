@@ -99,6 +99,8 @@ def describe_problem(problem: ErrorDetails) -> str:
 
 def _suggest_quotes(kind: str, value: Any) -> str:
     """Return a hint for a text that YAML took for something else, such as `yes`."""
+    if kind == "string_type" and value is None:
+        return "; give one, or leave the key out"
     if kind == "string_type" and not isinstance(value, dict | list):
         return "; put it in quotes"
     return ""

@@ -180,7 +180,8 @@ def checkout(model: nn.Module, at: int) -> None:
         live = tensors(model)
         # opened anew: another process may have appended deltas since
         store = DeltaStore.open(attachment.store.path)
-        last = store.position(at)
+        # `position` takes None for the last one: where to move has to be said
+        last = store.require_position(at)
         here = len(attachment.undo_stack)
         _require_known_history(attachment, store)
         _require_dtype(live, store)

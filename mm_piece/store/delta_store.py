@@ -151,7 +151,7 @@ class DeltaStore:
 
     def data(self, position: int) -> bytes:
         """Read the file of the delta that leads to `position`; verify its size and SHA-256."""
-        number = self._require_position(position, first=1)
+        number = self.require_position(position, first=1)
         entry = self._entries[number - 1]
         data = self._read_file(entry.file)
         path = self.path / entry.file
@@ -337,19 +337,19 @@ class DeltaStore:
             self._write_file(file, text.encode())
 
     def _answers_file(self, position: int) -> str:
-        number = self._require_position(position, first=0)
+        number = self.require_position(position)
         return folder.answers_file(number)
 
     def position(self, at: int | None) -> int:
         """Return `at`, or the last position for None; PositionError outside 0…T."""
         if at is None:
             return len(self)
-        return self._require_position(at, first=0)
+        return self.require_position(at)
 
-    def _require_position(
+    def require_position(
         self,
         position: int,
-        first: int,
+        first: int = 0,
     ) -> int:
         """Return a position as an int; PositionError outside `first`…T."""
         last = len(self)

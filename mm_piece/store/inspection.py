@@ -106,11 +106,12 @@ def _read_deltas_at(source: str | Path) -> list[DeltaArrays]:
 
 def _find_position(source: str | Path) -> tuple[DeltaStore, int | None]:
     """Open the store that a source names; return it and the position, None for the last."""
-    match = re.fullmatch(r"(.+)@(\d+)", str(source))
+    match = re.fullmatch(r"(.+)@([^@/]*)", str(source))
     # a folder whose own name ends in @T is a store, not a position
     if match and not Path(source).exists():
         store = DeltaStore.open(match[1])
-        position = int(match[2])
-        return store, position
+        text = match[2]
+        position = int(text) if text.isdecimal() else text
+        return store, store.require_position(position)  # type: ignore[arg-type] - it may be a text
 
     return DeltaStore.open(source), None

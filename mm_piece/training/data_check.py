@@ -142,7 +142,8 @@ def _open_splits(
     if len(opened) == len(found.splits):
         absent_columns = find_absent_columns([examples for _, examples in opened])
         if absent_columns:
-            found.test.errors.append(f"task {task.name!r}: {absent_columns}")
+            for split in found.splits:
+                split.errors.append(f"task {task.name!r}: {absent_columns}")
             return None
     return opened
 

@@ -1,7 +1,9 @@
 """The command line: what it prints, and one line with exit status 2 for every mistake."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -288,8 +290,20 @@ def test_diff_prints_tensors_groups_and_overlap(store):
     shown = run("diff", f"{store}@1", str(store))
     for word in ("both, different", "language", "shared entries", "digits", "charts"):
         assert word in shown
+    # the second position has the first delta too: three deltas, each two of them once
+    assert len(re.findall(r"^ +(digits|words|charts) +(digits|words|charts) ", shown, re.M)) == 3
     assert "allowed: 0…3" in mistake("diff", f"{store}@1", f"{store}@9")
+    assert "position 'x'; allowed: 0…3" in mistake("diff", f"{store}@x", str(store))
     assert "not a delta store" in mistake("diff", str(store), "nowhere")
+
+
+def test_diff_tells_the_sides_apart(store, tmp_path):
+    first = DeltaStore.open(store).delta(1)
+    replaced = {name: values + 1 for name, values in first.values.items()}
+    changed = replace(first, values=replaced)
+    (tmp_path / "one.safetensors").write_bytes(changed.to_bytes())
+    shown = run("diff", f"{store}@1", str(tmp_path / "one.safetensors"))
+    assert re.search(r"^ +digits \(left\) +digits \(right\) ", shown, re.M)
 
 
 def test_verify_reads_the_base_to_the_last_bit(store, base):

@@ -10,7 +10,7 @@ import pytest
 from PIL import ImageFont
 
 from mm_piece import errors
-from mm_piece.data import scenes
+from mm_piece.data import read, scenes
 from mm_piece.data.scenes import base, canvas, wordings
 
 NAMES = tuple(scenes.TASKS)
@@ -176,3 +176,11 @@ def test_a_wrong_name_is_answered_with_the_allowed_ones(name, split, allowed):
     with pytest.raises(errors.DataError) as caught:
         scenes.make_rows(name, split)
     assert allowed in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_misspelt_task_is_named():
+    close = r"unknown task 'texture': did you mean 'textures'\? choose from base"
+    with pytest.raises(errors.DataError, match=close):
+        read("scenes:texture/test")
+    with pytest.raises(errors.DataError, match="unknown task 'nothing alike': choose from base"):
+        read("scenes:nothing alike/test")

@@ -145,6 +145,12 @@ def test_positions_out_of_range_are_refused(trained, base):
         with pytest.raises(PositionError, match="0.*3"):
             mm_piece.load(base, store=store.path, at=position)
 
+    model, _ = mm_piece.load(base, store=store.path, at=1)
+    for position in (-1, 4, None, True, 1.0):
+        with pytest.raises(PositionError, match="0.*3"):
+            mm_piece.checkout(model, position)
+    assert mm_piece.position(model) == 1
+
 
 def test_another_base_is_refused(trained, tmp_path):
     from tiny_llava import make_llava

@@ -109,6 +109,10 @@ TASK = "{name: a, train: a.json, test: b.json}"
             GOOD.replace("b.json}", "b.json, prompt: yes}"),
             "tasks.0.prompt: .* not True; put it in quotes",
         ),
+        (
+            GOOD.replace("train: a.json", "train: "),
+            "tasks.0.train: must be a text, not None; give one, or leave the key out",
+        ),
         ("base: a: b\n", "line 1, column 8: .* in quotes"),
         (GOOD + "select: {samples: many}\n", "select.samples: must be a whole number, not 'many'"),
         (GOOD + "select: {samples: 0}\n", "select.samples: must be at least 1, not 0"),

@@ -8,6 +8,7 @@ prompts and answers. Row `i` of a split depends on (name, split, i) alone.
 """
 
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from random import Random
 
 import numpy as np
@@ -103,8 +104,10 @@ def _require_known(
 ) -> None:
     """Raise DataError unless the value is one of the allowed ones."""
     if value not in allowed:
+        close = get_close_matches(value, allowed, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
         choices = ", ".join(allowed)
-        raise DataError(f"unknown {what} {value!r}: choose from {choices}")
+        raise DataError(f"unknown {what} {value!r}: {hint}choose from {choices}")
 
 
 def _make_base_row(
