@@ -8,7 +8,7 @@ dataset            `read`: the examples of a source; absent_columns, absent_imag
                    with all of its rows
 processor          what is asked of a base's processor and its tokenizer
 chat_template      the base's template; prompts: the text before and after each answer
-encoding           an example as tokens and labels; special_tokens, answers
+encoding           an example as tokens and labels; expansion, special_tokens, answers
 truncation         examples of a maximum length
 encoded_dataset    encoded examples on disk
 collation          batches

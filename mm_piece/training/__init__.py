@@ -13,6 +13,7 @@ penalty             the pull back to where a task found its entries
 trainer             `SparseTrainer`, `fit`: transformers' Trainer over compact values
 batches             which examples a process trains on in each step
 loss                the mean over the tokens of the answers
+causality           whether an answer is shown to itself
 dry_run             a step that is tried before anything is written
 callbacks, stopping, reporters, write_errors, optimizer_state
 

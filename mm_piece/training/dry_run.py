@@ -11,7 +11,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from mm_piece import distributed
 from mm_piece.data import EncodedExamples, has_image
-from mm_piece.errors import PieceError, RecipeError, format_error
+from mm_piece.errors import ModelError, PieceError, RecipeError, format_error
 from mm_piece.families import GROUPS, group_of, weights
 from mm_piece.sparse.tuning import sparse_tuning
 from mm_piece.training.arguments import arguments
@@ -31,7 +31,8 @@ def dry_run_step(
 
     The backward pass runs through all layers that the training will run it through: down to the
     first of the `trained_names` (default: all weights) that receives a gradient from the examples.
-    Raises RecipeError for settings that Trainer, the optimizer or the model trips over.
+    Raises RecipeError for settings that Trainer, the optimizer or the model trips over, and
+    ModelError for a model that changes more than weights while it trains.
     """
     named = weights(model)
     if trained_names is None:
@@ -48,8 +49,10 @@ def dry_run_step(
         values = distributed.gather_entries(named[name], entry)
         before.append((named[name], entry, values))
 
+    buffers = _copy_buffers(model)
     try:
         _train_one_step(model, examples, settings, mask)
+        _require_same_buffers(model, buffers)
     except PieceError:
         raise
     except Exception as error:  # Trainer, optimizer and model raise whatever they trip over
@@ -76,6 +79,34 @@ def _train_one_step(
             done = trainer.train()
             require_any_step(done.global_step, len(examples))
             trainer.close()
+
+
+def _copy_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of what a checkpoint of the model has besides weights."""
+    saved = model.state_dict().keys()
+    copies = {}
+    for name, buffer in model.named_buffers():
+        if name in saved:
+            copies[name] = buffer.clone()
+    return copies
+
+
+def _require_same_buffers(model: nn.Module, before: dict[str, Tensor]) -> None:
+    """Put the buffers back; raise ModelError if a step has changed one.
+
+    A delta holds weights alone: the model after a task could not be made again.
+    """
+    changed = []
+    for name, buffer in model.named_buffers():
+        if name in before and not torch.equal(buffer, before[name]):
+            buffer.copy_(before[name])
+            changed.append(name)
+
+    if changed:
+        raise ModelError(
+            f"training changes {changed[0]}, which is no weight but counts what passes, as a batch "
+            "normalisation does: deltas could not bring it back, so such models cannot be trained"
+        )
 
 
 def _find_first_trained(

@@ -47,6 +47,7 @@ from mm_piece.store.loading import load
 from mm_piece.store.manifest import require_folders_inside
 from mm_piece.training.arguments import arguments
 from mm_piece.training.base_parts import BaseParts
+from mm_piece.training.causality import require_causal
 from mm_piece.training.dry_run import dry_run_step
 from mm_piece.training.preflight import Plan, base_checkpoint_of
 from mm_piece.training.run_progress import RunProgress, count_steps
@@ -242,6 +243,7 @@ def _dry_run_recipe(
         for example in _sample_examples(examples):
             inputs, _ = encode_truncated(example, processor, task.max_length)
             parts.require_fit(example, inputs)
+            require_causal(model, inputs)
             # as many as there are: the settings may leave no step for so few
             alike = EncodedList([inputs] * len(examples), pad_token_id)
             dry_run_step(
