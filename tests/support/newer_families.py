@@ -9,7 +9,6 @@ from typing import Any
 
 import tiny_families as tiny
 from transformers import (
-    CLIPImageProcessor,
     CLIPVisionConfig,
     Gemma3Config,
     Gemma3ImageProcessor,
@@ -24,11 +23,9 @@ from transformers import (
     InternVLVideoProcessor,
     LlamaConfig,
     LlavaConfig,
-    LlavaNextImageProcessor,
     LlavaNextVideoConfig,
     LlavaNextVideoProcessor,
     LlavaNextVideoVideoProcessor,
-    LlavaProcessor,
     Mistral3Config,
     MistralConfig,
     Olmo2Config,
@@ -59,41 +56,25 @@ def _vipllava() -> tuple[Any, Any]:
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layers=[-2, -1],
     )
-    processor = LlavaProcessor(
-        CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
-        tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=tokenizer.chat_template,
-    )
-    return config, processor
+    return config, tiny.llava_processor(tokenizer)
 
 
 def _llava_next_video() -> tuple[Any, Any]:
     tokenizer = tiny.tokenizer_for("llava", "llava")
-    pinpoints = [[16, 32], [32, 16], [32, 32]]
     config = LlavaNextVideoConfig(
         vision_config=CLIPVisionConfig(**tiny._CLIP),
         text_config=LlamaConfig(**tiny._text(tokenizer)),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_index=0,
-        image_grid_pinpoints=pinpoints,
+        image_grid_pinpoints=tiny.PINPOINTS,
         vision_feature_layer=-2,
         spatial_pool_stride=1,
     )
     processor = LlavaNextVideoProcessor(
         LlavaNextVideoVideoProcessor(size={"height": 16, "width": 16}),
-        LlavaNextImageProcessor(
-            size={"shortest_edge": 16},
-            crop_size={"height": 16, "width": 16},
-            image_grid_pinpoints=pinpoints,
-        ),
+        tiny.next_images(),
         tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=tokenizer.chat_template,
+        **tiny.expansion(tokenizer),
     )
     return config, processor
 
@@ -204,6 +185,16 @@ def _llava_pixtral() -> tuple[Any, Any]:
     return config, processor
 
 
+def _idefics_config(kind: Callable[..., Any], tokenizer: Any) -> Any:
+    return kind(
+        vision_config={**_PLAIN, "image_size": 32, "patch_size": 8},
+        text_config=LlamaConfig(**tiny._text(tokenizer)),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
 def _smolvlm() -> tuple[Any, Any]:
     tokenizer = tiny.tokenizer_for("idefics", "idefics")
     size = {"longest_edge": 32}
@@ -214,14 +205,7 @@ def _smolvlm() -> tuple[Any, Any]:
         image_seq_len=4,
         chat_template=tokenizer.chat_template,
     )
-    config = SmolVLMConfig(
-        vision_config={**_PLAIN, "image_size": 32, "patch_size": 8},
-        text_config=LlamaConfig(**tiny._text(tokenizer)),
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        scale_factor=2,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return config, processor
+    return _idefics_config(SmolVLMConfig, tokenizer), processor
 
 
 def _idefics3() -> tuple[Any, Any]:
@@ -234,14 +218,7 @@ def _idefics3() -> tuple[Any, Any]:
         image_seq_len=4,
         chat_template=tokenizer.chat_template,
     )
-    config = Idefics3Config(
-        vision_config={**_PLAIN, "image_size": 32, "patch_size": 8},
-        text_config=LlamaConfig(**tiny._text(tokenizer)),
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        scale_factor=2,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return config, processor
+    return _idefics_config(Idefics3Config, tokenizer), processor
 
 
 def _qwen3_5() -> tuple[Any, Any]:

@@ -209,6 +209,34 @@ _CLIP = {
 _MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
 
 
+PINPOINTS = [[16, 32], [32, 16], [32, 32]]
+
+
+def expansion(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """How a LLaVA's processor expands an image of the tiny tower."""
+    return {
+        "patch_size": 8,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+        "chat_template": tokenizer.chat_template,
+    }
+
+
+def llava_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    """The processor of a LLaVA with the tiny tower."""
+    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    return LlavaProcessor(images, tokenizer, **expansion(tokenizer))
+
+
+def next_images() -> LlavaNextImageProcessor:
+    """The tiles of a LLaVA-NeXT with the tiny tower."""
+    return LlavaNextImageProcessor(
+        size={"shortest_edge": 16},
+        crop_size={"height": 16, "width": 16},
+        image_grid_pinpoints=PINPOINTS,
+    )
+
+
 def _llava() -> tuple[Any, Any]:
     tokenizer = tokenizer_for("llava", "llava")
     config = LlavaConfig(
@@ -217,56 +245,34 @@ def _llava() -> tuple[Any, Any]:
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-2,
     )
-    processor = LlavaProcessor(
-        CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
-        tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=tokenizer.chat_template,
-    )
-    return config, processor
+    return config, llava_processor(tokenizer)
 
 
 def _llava_next() -> tuple[Any, Any]:
     tokenizer = tokenizer_for("llava", "llava")
-    pinpoints = [[16, 32], [32, 16], [32, 32]]
     config = LlavaNextConfig(
         vision_config=CLIPVisionConfig(**_CLIP),
         text_config=LlamaConfig(**_text(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        image_grid_pinpoints=pinpoints,
+        image_grid_pinpoints=PINPOINTS,
         vision_feature_layer=-2,
     )
-    processor = LlavaNextProcessor(
-        LlavaNextImageProcessor(
-            size={"shortest_edge": 16},
-            crop_size={"height": 16, "width": 16},
-            image_grid_pinpoints=pinpoints,
-        ),
-        tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=tokenizer.chat_template,
-    )
-    return config, processor
+    return config, LlavaNextProcessor(next_images(), tokenizer, **expansion(tokenizer))
 
 
 def _llava_onevision() -> tuple[Any, Any]:
     tokenizer = tokenizer_for("qwen", "onevision")
-    pinpoints = [[16, 32], [32, 16], [32, 32]]
     config = LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(**_CLIP, vision_use_head=False),
         text_config=Qwen2Config(**_text(tokenizer, tie_word_embeddings=True)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
-        image_grid_pinpoints=pinpoints,
+        image_grid_pinpoints=PINPOINTS,
         tie_word_embeddings=True,
     )
     processor = LlavaOnevisionProcessor(
         LlavaOnevisionImageProcessor(
-            size={"height": 16, "width": 16}, image_grid_pinpoints=pinpoints
+            size={"height": 16, "width": 16}, image_grid_pinpoints=PINPOINTS
         ),
         tokenizer,
         LlavaOnevisionVideoProcessor(size={"height": 16, "width": 16}),
