@@ -35,16 +35,16 @@ def require_causal(model: nn.Module, example: dict[str, Tensor]) -> None:
     was_training = model.training
     model.eval()
     try:
-        said = _compute_logits(model, example)
+        original = _compute_logits(model, example)
         changed = _compute_logits(model, changed_example)
     finally:
         model.train(was_training)
 
     # what the last token itself leads to may differ
-    difference = said - changed
+    difference = original - changed
     before_last = difference[:, :-1]
     largest = before_last.abs().max()
-    scale = said.abs().max()
+    scale = original.abs().max()
     if largest > _TOLERANCE * scale:
         raise ModelError(
             f"model family {family!r}: what it says depends on the tokens that follow, so that an "
