@@ -62,7 +62,7 @@ def _find_parts(model: Any) -> dict[str, set[int]]:
     parts = {}
     for part, module in modules.items():
         # a getter that finds no such part returns the model that was asked
-        is_found = module is not None and (part == "language" or module not in whole)
-        if module is not None and is_found:
-            parts[part] = {id(weight) for weight in module.parameters()}
+        if module is None or (part != "language" and module in whole):
+            continue
+        parts[part] = {id(weight) for weight in module.parameters()}
     return parts

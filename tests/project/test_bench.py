@@ -106,7 +106,7 @@ def test_top_k_finds_what_torch_finds(tmp_path):
 def test_stability_stands_beside_fresh_examples(tmp_path):
     rows = run("stability", tmp_path)["sections"]["overlap"]["rows"]
     assert {row["method"] for row in rows} == {"piece-f", "piece-s"}
-    assert {row["examples"] for row in rows} == {8, 16}
+    assert {row["examples"] for row in rows} == {8, 16, 32}
     assert all(0 < row["told"] <= 1 and 0 < row["found"] <= 1 for row in rows)
 
 
@@ -155,7 +155,7 @@ def test_bytes_sent_are_this_process_s_own():
 def test_engines_stand_beside_each_other(tmp_path):
     found = run("distributed", tmp_path, "--only", "steps", "--only", "plan")["sections"]
     rows = found["steps"]["rows"]
-    assert [row["engine"] for row in rows] == ["DDP", "ZeRO-3"]
+    assert [row["engine"] for row in rows] == ["DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3"]
     for row in rows:
         ours, lora, full = (row["ways"][way]["sent_B"] for way in ("ours", "LoRA r=8", "full"))
         assert ours < lora < full

@@ -32,13 +32,11 @@ def measure_section(bench: BenchContext) -> dict[str, Any]:
     sizes = prepare_stack(bench.folder, 2, bench.quick)
     tokens, rounds = (16, 2) if bench.quick else (256, 7)
     process_counts = (2,) if bench.quick else (2, 4)
-    # the ends, between which the other stages lie
-    engines = ("DDP", "ZeRO-3") if bench.quick else STAGES
     rows = []
     for processes in process_counts:
-        for engine in engines:
+        for engine, stage in STAGES.items():
             bench.show_progress(f"{engine} on {processes} processes")
-            arguments = (STAGES[engine], str(bench.folder), tokens, rounds)
+            arguments = (stage, str(bench.folder), tokens, rounds)
             results = run_on_processes(processes, _measure_candidates, *arguments)
             rows.append(
                 {

@@ -27,7 +27,7 @@ EXCLUDED = ("embedding", "head")
 def measure_section(bench: BenchContext) -> dict[str, Any]:
     """Predict and measure the overlaps of each task and method at each density."""
     model, processor = load_base(BASE)
-    half, pairs = (32, 1) if bench.quick else (500, 3)
+    half, pairs = (64, 1) if bench.quick else (500, 3)
     tasks = TASKS[:1] if bench.quick else TASKS
     rows = []
     for task in tasks:
