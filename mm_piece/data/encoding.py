@@ -115,7 +115,8 @@ def _make_labels(
     expanded_ids = expanded[0].tolist()
     # a language model has no image token, and no token has the id -1
     image_id = -1 if is_text_only(processor) else processor.image_token_id
-    positions = find_text_positions(plain_ids, expanded_ids, image_id)
+    decode = tokenizer_of(processor).decode
+    positions = find_text_positions(plain_ids, expanded_ids, image_id, decode)
     if positions is None:
         raise _make_expansion_error(example, processor, expanded_ids, plain_ids)
 

@@ -5,25 +5,29 @@ around it or between its lines. The text before, between and after images stays 
 tokens that touch an image: its marks may merge with them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _MOST_MERGED = 2  # tokens of a text that the marks of a neighbouring image may change
 Ids = Sequence[int]
+Decode = Callable[[list[int]], str]
 
 
 def find_text_positions(
     plain: Ids,
     expanded: Ids,
     placeholder: int,
+    decode: Decode,
 ) -> dict[int, int] | None:
     """Return the position among the expanded tokens of each token of a text.
 
-    Placeholders have none, and neither have tokens that merged with an image's marks. Returns None
-    where the two do not agree: then more than images was changed.
+    Placeholders have none, and neither have tokens that merged with an image's marks: their text
+    must still be there, which `decode` tells. Returns None where the two do not agree: then more
+    than images was changed.
     """
     texts = _split_at(plain, placeholder)
     found: dict[int, int] = {}
     end = 0  # of what is found already, among the expanded tokens
+    merged_before: Ids = ()  # the last tokens of the text before
     for number, (start, stop) in enumerate(texts):
         is_first = number == 0
         is_last = number == len(texts) - 1
@@ -33,10 +37,31 @@ def find_text_positions(
             return None
 
         skipped, kept, at = place
+        image = list(expanded[end:at])
+        if not _has_texts(image, merged_before, text[:skipped], decode):
+            return None
+
         for offset in range(kept):
             found[start + skipped + offset] = at + offset
         end = at + kept
+        merged_before = text[skipped + kept :]
     return found
+
+
+def _has_texts(
+    image: list[int],
+    before: Ids,
+    after: Ids,
+    decode: Decode,
+) -> bool:
+    """Whether an image's tokens begin and end with the texts of tokens that merged with them."""
+    if not before and not after:
+        return True
+
+    written = decode(image)
+    start = decode(list(before))
+    end = decode(list(after))
+    return written.startswith(start) and written.endswith(end)
 
 
 def _split_at(ids: Ids, placeholder: int) -> list[tuple[int, int]]:
