@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import (
     TYPE_CHECKING,
+    Any,
     Literal,
     get_args,
 )
@@ -84,6 +85,17 @@ def rules_of(model_type: str) -> RenamingRules:
     return FAMILIES[model_type]
 
 
+def has_own_rules(config: Any) -> bool:
+    """Return whether `rules_of` knows the names of all parts of a model with this configuration.
+
+    LLaVA takes any vision tower of transformers; the rules know those that are published in it.
+    """
+    family = config.model_type
+    if FAMILIES.get(family) is not _LLAVA:
+        return family in FAMILIES
+    return config.vision_config.model_type in _LLAVA_TOWERS
+
+
 def make_translator(model: nn.Module) -> Callable[[str], str]:
     """Return the function from live to published names; a plain torch module keeps its own.
 
@@ -92,7 +104,7 @@ def make_translator(model: nn.Module) -> Callable[[str], str]:
     config = getattr(model, "config", None)  # what tells a transformers model from a plain one
     if config is None:
         return lambda live: live
-    if config.model_type in FAMILIES or not is_transformers(model):
+    if has_own_rules(config) or not is_transformers(model):
         return lambda live: hub_name(live, config.model_type)
 
     translator = _translators.get(model)
@@ -186,6 +198,9 @@ _QWEN2_VL: RenamingRules = (
     (r"^model\.language_model\.", "model."),
 )
 _QWEN3_VL: RenamingRules = ((r"^(?=visual\.|language_model\.)", "model."),)
+
+# Vision towers whose names `_LLAVA` knows, by the `model_type` of their configuration.
+_LLAVA_TOWERS = ("clip_vision_model", "siglip_vision_model", "pixtral")
 
 # Families whose names are known for every version of transformers, by the `model_type` of their
 # configuration. The names of language models have never changed. Those of all other families come

@@ -6,7 +6,7 @@ who knows a base's fingerprint can use them, and the fingerprint decides whether
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,18 +66,40 @@ def find_plain_checkpoint(
     if (folder / _ADAPTER).exists():
         return None  # `models.base` refuses it: transformers would add it to the weights
 
-    parameters: dict[str, CheckpointTensor] = {}
     try:
-        for key, location in _iter_locations(folder):
-            # files of other families are guessed to have published names
-            name = hub_name(key, family) if family in FAMILIES else key
-            parameters[name] = _cast_tensor(key, name, location, dtype)
-
-        checkpoint = PlainCheckpoint(folder, parameters)
-        found = checkpoint.compute_fingerprint()
+        located = dict(_iter_locations(folder))
+        for names in _guess_names(located, family):
+            checkpoint = _make_checkpoint(folder, located, names, dtype)
+            if checkpoint.compute_fingerprint() == fingerprint:
+                return checkpoint
     except _READING_ERRORS:
         return None
-    return checkpoint if found == fingerprint else None
+    return None
+
+
+def _guess_names(
+    keys: Iterable[str],
+    family: str,
+) -> Iterator[dict[str, str]]:
+    """Yield published names by the keys of files: by the family's rules, then as they stand."""
+    if family in FAMILIES:
+        yield {key: hub_name(key, family) for key in keys}
+    # other families, and known ones with a vision tower of another kind
+    yield {key: key for key in keys}
+
+
+def _make_checkpoint(
+    folder: Path,
+    located: Mapping[str, TensorLocation],
+    names: Mapping[str, str],
+    dtype: torch.dtype,
+) -> PlainCheckpoint:
+    """Return a folder's weights under the names of their keys, cast to `dtype`."""
+    parameters: dict[str, CheckpointTensor] = {}
+    for key, location in located.items():
+        name = names[key]
+        parameters[name] = _cast_tensor(key, name, location, dtype)
+    return PlainCheckpoint(folder, parameters)
 
 
 def _iter_locations(folder: Path) -> Iterator[tuple[str, TensorLocation]]:

@@ -113,7 +113,7 @@ def load_skeleton(
 ) -> Skeleton:
     """Load the skeleton of a folder; ModelError where `from_pretrained` would invent values."""
     subfolder = reading.get("subfolder") or ""
-    with raising_model_error(f"cannot load base {folder}"), _quiet_logging():
+    with raising_model_error(f"cannot load base {folder}"), quiet_logging():
         config = load_family_config(str(folder), subfolder=subfolder)
         model, loaded = auto_class_of(config).from_pretrained(
             folder,
@@ -174,7 +174,7 @@ def _make_key_renaming(model: Any) -> Callable[[str], tuple[str | None, bool]]:
 
 
 @contextmanager
-def _quiet_logging() -> Iterator[None]:
+def quiet_logging() -> Iterator[None]:
     """Keep transformers from reporting a load while the block runs.
 
     The model's own load makes that report.

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from mm_piece.errors import ModelError
-from mm_piece.families import FAMILIES, group_of, make_translator
+from mm_piece.families import group_of, has_own_rules, make_translator
 
 
 def require_groups(model: Any) -> None:
@@ -18,8 +18,7 @@ def require_groups(model: Any) -> None:
     Modules are asked for by transformers' own getters. Vision towers may have the projector inside,
     as Qwen's do: there the name decides.
     """
-    family = model.config.model_type
-    if family in FAMILIES:
+    if has_own_rules(model.config):
         return
 
     parts = _find_parts(model)
@@ -36,7 +35,7 @@ def require_groups(model: Any) -> None:
         group = group_of(name)
         if group not in expected:
             raise ModelError(
-                f"model family {family!r}: {name} would count as {group}, and is "
+                f"model family {model.config.model_type!r}: {name} would count as {group}, and is "
                 f"{' or '.join(sorted(expected))}; such families cannot be trained yet"
             )
 

@@ -20,7 +20,14 @@ from mm_piece.selection.budgets import (
     build_topk_groups,
     count_selected,
 )
-from mm_piece.selection.mask import Mask, count_units, select, select_stream, select_units
+from mm_piece.selection.mask import (
+    Mask,
+    count_units,
+    select,
+    select_all,
+    select_stream,
+    select_units,
+)
 from mm_piece.selection.topk import TopK
 
 __all__ = [
@@ -34,6 +41,7 @@ __all__ = [
     "build_topk_groups",
     "count_selected",
     "select",
+    "select_all",
     "select_stream",
     "count_units",
 ]

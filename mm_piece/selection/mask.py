@@ -109,6 +109,27 @@ def select_stream(
     return mask
 
 
+def select_all(shapes: Shapes, budgets: Budgets) -> Mask | None:
+    """Return the mask of budgets that leave no choice, whatever the scores; None for others.
+
+    Budgets leave no choice where every top-k group takes all of its units.
+    """
+    sizes, widths = count_units(shapes, budgets)
+    names: set[str] = set()
+    for group in build_topk_groups(sizes, budgets):
+        total = sum(sizes[name] for name in group.names)
+        if group.auto or group.k < total:
+            return None
+        names.update(group.names)
+
+    mask: Mask = {}
+    for name, size in sizes.items():
+        if name in names:
+            num_entries = size * widths[name]
+            mask[name] = _narrow_index(torch.arange(num_entries), num_entries)
+    return mask
+
+
 def count_units(
     shapes: Shapes,
     budgets: Budgets,

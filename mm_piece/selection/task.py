@@ -26,6 +26,7 @@ from mm_piece.selection import (
     build_topk_groups,
     cache,
     count_units,
+    select_all,
     select_stream,
 )
 from mm_piece.selection.budgets import GroupShares
@@ -94,6 +95,8 @@ def select_for_task(
 ) -> TaskSelection:
     """Return the selection for a task's examples, read from the cache where an equal one is.
 
+    No example is scored where the budgets leave no choice.
+
     folder           where the mask is cached, unless the recipe names a folder
     seeds            of the run, which samples the examples, and of the task
     cache_key        identifies the model and the data
@@ -105,6 +108,11 @@ def select_for_task(
     batches = LengthGroupedBatches(sample, select.batch_size, windowed=rule.per_example)
     shapes = _find_scorable_shapes(model, batches, select)
     sizes = {name: prod(shape) for name, shape in shapes.items()}
+
+    budgets = _drop_absent_groups(budgets_of(select), shapes)
+    whole = select_all(shapes, budgets)
+    if whole is not None:
+        return TaskSelection(whole, sizes, samples=0, stability={})
 
     facts = {
         **cache_key,

@@ -5,11 +5,13 @@ apart by an input of their own. Without it an answer would see itself, and train
 model to copy.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from mm_piece.errors import ModelError
-from mm_piece.families import FAMILIES, inner_model
+from mm_piece.families import has_own_rules, inner_model
 
 _TOLERANCE = 1e-3  # of the largest logit: shapes are the same, so that rounding hardly differs
 
@@ -21,8 +23,8 @@ def require_causal(model: nn.Module, example: dict[str, Tensor]) -> None:
     `example` is one encoded example with labels, batch dimension 1. Families with rules of our own
     are known to be causal.
     """
-    family = inner_model(model).config.model_type  # type: ignore[union-attr] - a transformers model
-    if family in FAMILIES:
+    config: Any = inner_model(model).config
+    if has_own_rules(config):
         return
 
     changed_example = dict(example)
@@ -47,8 +49,8 @@ def require_causal(model: nn.Module, example: dict[str, Tensor]) -> None:
     scale = original.abs().max()
     if largest > _TOLERANCE * scale:
         raise ModelError(
-            f"model family {family!r}: what it says depends on the tokens that follow, so that an "
-            "answer would be shown to itself; such families cannot be trained yet"
+            f"model family {config.model_type!r}: what it says depends on the tokens that follow, "
+            "so that an answer would be shown to itself; such families cannot be trained yet"
         )
 
 

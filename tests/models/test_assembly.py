@@ -29,7 +29,7 @@ from mm_piece.deltas.delta import compute_fingerprint
 from mm_piece.errors import ModelError
 from mm_piece.evaluation.answers import generate_batch
 from mm_piece.models.assembly import assemble, building
-from mm_piece.models.assembly.openclip import load_vision_encoder
+from mm_piece.models.assembly.openclip import load_visual
 from mm_piece.models.assembly.towers import convert_encoder
 from mm_piece.models.base import load_base, tensors
 from mm_piece.models.checkpoint import Checkpoint
@@ -66,7 +66,7 @@ def test_the_projector_reads_the_layer_of_the_tower(assembled, request):
     name = request.node.callspec.params["assembled"]
     model, processor = load_base(assembled)
     torch.default_generator.manual_seed(3)
-    visual = load_vision_encoder(name, "random").eval()
+    visual = load_visual(name, "random").eval()
     seen = []
     siglip = name == "tiny-SigLIP"
     layer = visual.trunk.blocks[2] if siglip else visual.transformer.resblocks[1]
@@ -169,8 +169,8 @@ def test_a_folder_of_open_clip_brings_weights_and_transform(language, tmp_path):
     whole = open_clip.create_model("tiny-SigLIP")
     whole.visual.load_state_dict(visual.state_dict())
     save_file(whole.state_dict(), source / "open_clip_model.safetensors")
-    made = assemble(f"local-dir:{source}", language, tmp_path / "base", feature_layer=1)
-    assert "SiglipVisionModel; its hidden states 1 make 16 tokens" in made.notes[0]
+    made = assemble(f"local-dir:{source}", language, tmp_path / "base", vision_layer=1)
+    assert "SiglipVisionModel for images of 32 pixels; its hidden states 1 make 16" in made.notes[0]
     model, processor = load_base(made.folder)
     found = tensors(model)
     for name, weight in convert_encoder(visual, "tiny-SigLIP")[1].items():
@@ -274,7 +274,7 @@ def test_other_mistakes(language, base, tower_file, tmp_path, monkeypatch):
     refused(f"cannot load language model {absent}", "tiny-ViT", absent, to, "random")
     refused("is a llava model and sees already", "tiny-ViT", base, to, "random")
     refused("unknown dtype 'int8'; allowed", "tiny-ViT", language, to, "random", dtype="int8")
-    refused("layer 4 is out of -4…3", "tiny-ViT", language, to, "random", feature_layer=4)
+    refused("layer 4 is out of -4…3", "tiny-ViT", language, to, "random", vision_layer=4)
     refused("cannot load tiny-SigLIP .*key", "tiny-SigLIP", language, to, str(tower_file))
     (tmp_path / "broken.pt").write_bytes(b"not a checkpoint")
     refused("cannot load tiny-ViT", "tiny-ViT", language, to, str(tmp_path / "broken.pt"))
@@ -286,7 +286,7 @@ def test_other_mistakes(language, base, tower_file, tmp_path, monkeypatch):
 
 def test_the_command(language, tmp_path):
     to = tmp_path / "base"
-    options = ["--pretrained", "random", "--feature-layer", "-1", "--dtype", "bfloat16"]
+    options = ["--pretrained", "random", "--vision-layer", "-1", "--dtype", "bfloat16"]
     result = CliRunner().invoke(command, ["tiny-ViT", str(language), str(to), *options])
     assert result.exit_code == 0, result.output
     assert "hidden states -1 make 16 tokens an image" in result.stdout

@@ -13,7 +13,7 @@ from mm_piece.families import group_of
 from mm_piece.importance import RULES, Rule, estimate
 from mm_piece.models.base import load_base
 from mm_piece.recipe import SelectionSettings
-from mm_piece.selection import select
+from mm_piece.selection import Budgets, select, select_all
 from mm_piece.selection import task as selection
 
 pytestmark = pytest.mark.slow
@@ -304,3 +304,38 @@ def test_a_delta_does_not_depend_on_the_memory(recipe):
         mm_piece.train(recipe(memory, density=0.1, memory=memory)) for memory in ("64KiB", "8GiB")
     ]
     assert stores[0].entries[0].sha256 == stores[1].entries[0].sha256
+
+
+@pytest.mark.parametrize(
+    ("select", "count"),
+    [
+        ({"density": 1.0}, 0),
+        ({"density": {"language": 1.0}}, 0),
+        ({"density": {"language": 1.0, "embedding": 0.5}, "exclude": ["head"]}, 1),
+        ({"density": {"language": 1.0}, "method": "fggm", "unit": "row", "scope": "tensor"}, 0),
+    ],
+)
+def test_no_example_is_scored_where_there_is_no_choice(recipe, estimates, select, count):
+    store = mm_piece.train(recipe(rate=0.1, **select))
+    assert len(estimates) == count
+    info = store.delta(1).info
+    assert info["samples"] == (4 if count else 0)
+    language = info["groups"]["language"]
+    assert language["selected"] == language["patchable"] > 0
+    if not count:
+        assert info["k"] == sum(group["selected"] for group in info["groups"].values())
+
+
+@pytest.mark.parametrize("unit", ["entry", "row"])
+def test_everything_is_what_a_full_density_selects_from_scores(base, unit):
+    model, _ = load_base(base)
+    scores = {name: torch.rand(weight.shape) for name, weight in model.named_parameters()}
+    shapes = {name: tuple(score.shape) for name, score in scores.items()}
+    budgets = Budgets(1.0, unit=unit)
+    whole = select_all(shapes, budgets)
+    expected = select(scores, 1.0, unit=unit)
+    assert list(whole) == list(expected)
+    for name, index in expected.items():
+        assert torch.equal(whole[name], index) and whole[name].dtype == index.dtype
+    assert select_all(shapes, Budgets(0.999, unit=unit)) is None
+    assert select_all(shapes, Budgets("auto", ceiling=1.0)) is None

@@ -1,20 +1,19 @@
 """`assemble`: a vision encoder, a projector and a language model as one LLaVA checkpoint."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedConfig,
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
@@ -22,12 +21,11 @@ from mm_piece.deltas.delta import compute_fingerprint
 from mm_piece.dtypes import as_dtype
 from mm_piece.errors import ModelError
 from mm_piece.files.atomic import creating_folder
+from mm_piece.models.assembly.alignment import ImageTextPair, align_projector
 from mm_piece.models.assembly.language import LanguageModel, load_language
-from mm_piece.models.assembly.openclip import load_vision_encoder
-from mm_piece.models.assembly.towers import VisionEncoderKind, convert_encoder, encoder_kind_of
-from mm_piece.models.base import raising_model_error
+from mm_piece.models.assembly.vision import VisionEncoder, load_vision_encoder
+from mm_piece.models.base import raising_model_error, tensors
 from mm_piece.models.checkpoint import Checkpoint
-from mm_piece.models.image_processor import PilBackend, make_image_processor
 
 _UNTRAINED_NOTE = (
     "the projector is untrained (seed {seed}): train it first, for example with "
@@ -49,16 +47,25 @@ def assemble(
     to: str | Path,
     pretrained: str | None = None,
     *,
-    feature_layer: int | None = None,
+    image_size: int | None = None,
+    vision_layer: int | Sequence[int] | None = None,
+    pairs: Iterable[ImageTextPair] | None = None,
+    chat_template: str | None = None,
     seed: int = 0,
     dtype: str | torch.dtype = "float32",
 ) -> AssembledBase:
-    """Write a LLaVA of an open_clip vision encoder, a new projector and a causal language model.
+    """Write a LLaVA of a vision encoder, a new projector and a causal language model.
 
-    `vision` and `pretrained` name the encoder as open_clip does (see `load_vision_encoder`),
-    `language` is a folder or hub id. `feature_layer` selects the hidden states of the encoder that
-    the projector reads; the default is LLaVA's -2, and for SigLIP LLaVA-OneVision's -1. The
-    projector's weights are drawn from `seed`: train it before the model can answer about images.
+    `vision` is a folder or hub id of transformers, or names a model of open_clip, whose weights are
+    `pretrained`; `image_size` is the edge of its images (see `load_vision_encoder`). `vision_layer`
+    selects the hidden states of the encoder that the projector reads, one or several side by side;
+    the default is LLaVA's -2 for CLIP, else -1. `language` is a folder, hub id or GGUF file; a
+    `chat_template` takes the place of its own.
+
+    The projector's weights are drawn from `seed`, and then it must be trained before the model can
+    answer about images. With `pairs`, images and short texts that name what they show, it starts
+    from the map that ridge regression finds (see `align_projector`).
+
     The folder `to` is written completely or not at all. Raises ModelError, also if `to` exists and
     is not empty.
     """
@@ -69,93 +76,82 @@ def assemble(
     weights_dtype = as_dtype(dtype)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
         torch.default_generator.manual_seed(seed)
-        visual: Any = load_vision_encoder(vision, pretrained)
-        kind = encoder_kind_of(visual, vision)
-        settings, encoder_weights = convert_encoder(visual, vision)
-        images = make_image_processor(visual.preprocess_cfg)
-        llm = load_language(str(language), weights_dtype)
+        encoder = load_vision_encoder(vision, pretrained, image_size)
+        llm = load_language(str(language), weights_dtype, chat_template)
 
         with raising_model_error(f"{language} and {vision} do not make a LLaVA"):
-            config = _make_llava_config(kind, settings, llm, feature_layer)
+            config = _make_llava_config(encoder, llm, vision_layer)
             # Again: the projector must not depend on what was drawn while models loaded.
             torch.default_generator.manual_seed(seed)
             projector = LlavaMultiModalProjector(config)
-            weights = _collect_weights(encoder_weights, projector, llm, weights_dtype)
-            model = _build_llava(config, llm, weights_dtype)
+            model = _build_llava(config, encoder, projector, llm)
             logit_notes = _require_same_logits(model, llm, str(language))
 
-    processor = _make_processor(settings, kind, images, llm)
-    _write_checkpoint(to, model, weights, processor)
+    processor = _make_processor(encoder, llm)
+    projector_note = _UNTRAINED_NOTE.format(seed=seed)
+    if pairs is not None:
+        projector_note = align_projector(model, processor, pairs)
+    _write_checkpoint(to, model.to(weights_dtype), processor)
 
     notes = [
-        _describe_encoder(config, kind),
+        _describe_encoder(config, encoder),
+        *encoder.notes,
         *llm.notes,
         *logit_notes,
-        _UNTRAINED_NOTE.format(seed=seed),
+        projector_note,
     ]
     return AssembledBase(to, tuple(notes))
 
 
-def _describe_encoder(config: LlavaConfig, kind: VisionEncoderKind) -> str:
+def _describe_encoder(config: LlavaConfig, encoder: VisionEncoder) -> str:
     """Return the note on the vision encoder."""
+    layers = config.vision_feature_layer
+    shown = ", ".join(map(str, layers)) if isinstance(layers, list) else layers
     return (
-        f"the tower is a {kind.name}; its hidden states {config.vision_feature_layer} "
-        f"make {config.image_seq_length} tokens an image"
+        f"the tower is a {type(encoder.model).__name__} for images of {encoder.edge} pixels; its "
+        f"hidden states {shown} make {config.image_seq_length} tokens an image"
     )
 
 
 def _make_llava_config(
-    kind: VisionEncoderKind,
-    settings: PreTrainedConfig,
+    encoder: VisionEncoder,
     llm: LanguageModel,
-    feature_layer: int | None,
+    vision_layer: int | Sequence[int] | None,
 ) -> LlavaConfig:
-    """Return the configuration of the LLaVA; ModelError for a feature layer that is not there."""
-    # depth + 1 hidden states, that of the embedding included.
-    depth = settings.num_hidden_layers
-    layer = kind.feature_layer if feature_layer is None else feature_layer
-    if not -depth - 1 <= layer <= depth:
-        raise ModelError(f"feature layer {layer} is out of {-depth - 1}…{depth}")
+    """Return the configuration of the LLaVA; ModelError for a layer that is not there."""
+    layer = encoder.default_layer if vision_layer is None else vision_layer
+    layers = [layer] if isinstance(layer, int) else list(layer)
 
-    patches_per_edge = settings.image_size // settings.patch_size
+    # depth + 1 hidden states, that of the embedding included.
+    depth = encoder.model.config.num_hidden_layers
+    wrong = [number for number in layers if not -depth - 1 <= number <= depth]
+    if wrong or not layers:
+        shown = wrong[0] if wrong else "()"
+        raise ModelError(f"vision layer {shown} is out of {-depth - 1}…{depth}")
+
     return LlavaConfig(
-        vision_config=settings,
+        vision_config=encoder.model.config,
         text_config=llm.model.config,
         image_token_index=llm.image_token_id,
-        image_seq_length=patches_per_edge**2,
-        vision_feature_layer=layer,
-        vision_feature_select_strategy=_feature_strategy_of(kind),
+        image_seq_length=encoder.num_image_tokens,
+        vision_feature_layer=layers[0] if len(layers) == 1 else layers,
+        vision_feature_select_strategy=encoder.feature_strategy,
         tie_word_embeddings=llm.is_tied,
     )
 
 
-def _feature_strategy_of(kind: VisionEncoderKind) -> Literal["default", "full"]:
-    """Return transformers' name for whether the first token is dropped."""
-    return "default" if kind.num_class_tokens else "full"
-
-
-def _collect_weights(
-    encoder_weights: Mapping[str, Tensor],
-    projector: nn.Module,
+def _build_llava(
+    config: LlavaConfig,
+    encoder: VisionEncoder,
+    projector: LlavaMultiModalProjector,
     llm: LanguageModel,
-    dtype: torch.dtype,
-) -> dict[str, Tensor]:
-    """Return all weights under published names, in the dtype to be written."""
-    named: dict[str, Tensor] = {}
-    for name, weight in encoder_weights.items():
-        named[f"vision_tower.vision_model.{name}"] = weight
-    for name, weight in projector.state_dict().items():
-        named[f"multi_modal_projector.{name}"] = weight
-    named |= llm.published_weights()
-    return {name: weight.detach().to(dtype).contiguous() for name, weight in named.items()}
-
-
-def _build_llava(config: LlavaConfig, llm: LanguageModel, dtype: torch.dtype) -> Any:
-    """Build the LLaVA around the language model; all other parts are on the meta device."""
+) -> Any:
+    """Build the LLaVA of its parts; its language model has the dtype it was loaded in."""
     with torch.device("meta"):
         model: Any = LlavaForConditionalGeneration(config)
-    model.to(dtype)
 
+    model.model.vision_tower = encoder.model
+    model.model.multi_modal_projector = projector
     model.model.language_model = llm.model.base_model
     model.lm_head = llm.model.get_output_embeddings()
     model.generation_config = GenerationConfig(
@@ -191,19 +187,14 @@ def _require_same_logits(model: Any, llm: LanguageModel, source: str) -> list[st
     return []
 
 
-def _make_processor(
-    settings: PreTrainedConfig,
-    kind: VisionEncoderKind,
-    images: PilBackend,
-    llm: LanguageModel,
-) -> LlavaProcessor:
+def _make_processor(encoder: VisionEncoder, llm: LanguageModel) -> LlavaProcessor:
     """Return the processor of the LLaVA."""
     return LlavaProcessor(
-        image_processor=images,
+        image_processor=encoder.images,
         tokenizer=llm.tokenizer,
-        patch_size=settings.patch_size,
-        vision_feature_select_strategy=_feature_strategy_of(kind),
-        num_additional_image_tokens=kind.num_class_tokens,
+        patch_size=encoder.patch_size,
+        vision_feature_select_strategy=encoder.feature_strategy,
+        num_additional_image_tokens=encoder.num_prefix_tokens,
         chat_template=llm.tokenizer.chat_template,
     )
 
@@ -211,10 +202,13 @@ def _make_processor(
 def _write_checkpoint(
     to: Path,
     model: Any,
-    weights: dict[str, Tensor],
     processor: LlavaProcessor,
 ) -> None:
     """Write everything to a folder beside `to`, read it as a base is read, and move it to `to`."""
+    weights: dict[str, Tensor] = {}
+    for name, weight in tensors(model).items():
+        weights[name] = weight.contiguous()
+
     with _reporting_write_errors(to), creating_folder(to) as folder:
         model.save_pretrained(
             folder,

@@ -20,6 +20,7 @@ from transformers.utils import logging
 from mm_piece.data.chat_template import base_template_of
 from mm_piece.data.processor import Tokenizer
 from mm_piece.errors import ModelError
+from mm_piece.models.assembly.gguf import load_gguf, split_gguf_source
 from mm_piece.models.base import load_plain_config, raising_model_error, require_complete_load
 
 IMAGE_TOKEN = "<image>"
@@ -98,18 +99,29 @@ class LanguageModel:
         return head.weight is embedding.weight
 
 
-def load_language(source: str, dtype: torch.dtype) -> LanguageModel:
-    """Load a causal language model from a folder or hub id, and prepare it for images.
+def load_language(
+    source: str,
+    dtype: torch.dtype,
+    chat_template: str | None = None,
+) -> LanguageModel:
+    """Load a causal language model from a folder, hub id or GGUF file, and prepare it for images.
 
-    Its notes list what was changed. Raises ModelError, in one line, for a model that is missing,
-    lacks weights, or has no place in LLaVA.
+    `chat_template` takes the place of its own. Its notes list what was changed. Raises ModelError,
+    in one line, for a model that is missing, lacks weights, or has no place in LLaVA.
     """
-    model, tokenizer = _load_pretrained(source, dtype)
+    gguf = split_gguf_source(source)
+    if gguf:
+        model, tokenizer, notes = load_gguf(*gguf, dtype)
+    else:
+        model, tokenizer = _load_pretrained(source, dtype)
+        notes = []
+    # The checkpoint's configuration must not contain a path of the machine that wrote it.
+    model.config.name_or_path = Path(source).name
     _require_supported_layout(model, source)
 
-    notes = _add_image_token(model, tokenizer)
+    notes += _add_image_token(model, tokenizer)
     notes += _set_pad_token(tokenizer, source)
-    notes += _set_chat_template(tokenizer)
+    notes += _set_chat_template(tokenizer, chat_template)
     return LanguageModel(model.eval(), tokenizer, tuple(notes))
 
 
@@ -132,9 +144,6 @@ def _load_pretrained(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
         )
     model, loaded = loading
     require_complete_load(source, loaded)
-
-    # The checkpoint's configuration must not contain a path of the machine that wrote it.
-    model.config.name_or_path = Path(source).name
     return model, tokenizer
 
 
@@ -199,9 +208,9 @@ def _set_pad_token(tokenizer: Tokenizer, source: str) -> list[str]:
     return [f"the tokenizer has no padding token; {tokenizer.eos_token} is used"]
 
 
-def _set_chat_template(tokenizer: Tokenizer) -> list[str]:
+def _set_chat_template(tokenizer: Tokenizer, given: str | None) -> list[str]:
     """Set a chat template that takes typed content; return a note if there was none before."""
-    own = base_template_of(tokenizer)
+    own = given or base_template_of(tokenizer)
     tokenizer.chat_template = _FLATTEN_TEMPLATE + (own or _PLAIN_TEMPLATE)
     if own:
         return []

@@ -1,14 +1,15 @@
 """The only module that imports open_clip: load a vision encoder, or say plainly why not."""
 
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from mm_piece.errors import ModelError
-from mm_piece.models.assembly.towers import SUPPORTED
 
+SUPPORTED = "supported: plain ViT towers (ViT-B-32, ViT-L-14, …) and SigLIP's (ViT-B-16-SigLIP, …)"
 RANDOM = "random"  # in place of the name of weights: untrained ones, for trials
 _SCHEMES = ("hf-hub:", "local-dir:")  # open_clip's own prefixes, of a source with weights
 
@@ -26,7 +27,26 @@ _UNSUPPORTED_SETTINGS = {
 }
 
 
-def load_vision_encoder(vision: str, pretrained: str | None) -> nn.Module:
+def is_openclip_name(vision: str) -> bool:
+    """Return whether `vision` names a model of open_clip, and not a folder or hub id."""
+    if vision.startswith(_SCHEMES):
+        return True
+    if Path(vision).is_dir():
+        return False
+    if "/" not in vision:
+        return True
+    # a hub id, or an architecture as the paper writes it
+    if find_spec("open_clip") is None:
+        return False
+    return _architecture_of(vision) in _import_open_clip().list_models()
+
+
+def _architecture_of(vision: str) -> str:
+    """Return open_clip's way to write an architecture: ViT-B-32 for the paper's ViT-B/32."""
+    return vision.replace("/", "-")
+
+
+def load_visual(vision: str, pretrained: str | None) -> nn.Module:
     """Load the vision encoder of an open_clip model, float32, with its `preprocess_cfg`.
 
     `vision` is an architecture, `hf-hub:owner/name` or `local-dir:folder`. `pretrained` is one of
@@ -34,8 +54,7 @@ def load_vision_encoder(vision: str, pretrained: str | None) -> nn.Module:
     what cannot work, before anything is downloaded.
     """
     open_clip = _import_open_clip()
-    # open_clip writes ViT-B-32 for the paper's ViT-B/32.
-    name = vision if vision.startswith(_SCHEMES) else vision.replace("/", "-")
+    name = vision if vision.startswith(_SCHEMES) else _architecture_of(vision)
     config = _read_model_config(open_clip, name)
     _require_convertible(config.get("vision_cfg", {}), name)
 
@@ -80,7 +99,7 @@ def _read_model_config(open_clip: Any, name: str) -> dict[str, Any]:
         near = close or ["ViT-B-32"]
         raise ModelError(
             f"open_clip has no architecture {name!r}; nearest: {', '.join(near)} "
-            "(others: hf-hub:owner/name, local-dir:folder)"
+            "(others: a folder or hub id of transformers, hf-hub:owner/name, local-dir:folder)"
         )
     return config
 

@@ -25,8 +25,8 @@ from transformers.activations import ACT2FN
 
 from mm_piece.errors import ModelError
 from mm_piece.families import RenamingRules
-
-SUPPORTED = "supported: plain ViT towers (ViT-B-32, ViT-L-14, …) and SigLIP's (ViT-B-16-SigLIP, …)"
+from mm_piece.models.assembly.openclip import SUPPORTED, load_visual
+from mm_piece.models.image_processor import make_image_processor
 
 # torch's MultiheadAttention calls the fused projection in_proj_weight, timm qkv.weight.
 _FUSED_PATTERN = re.compile(r"\.(?:in_proj_|qkv\.)(weight|bias)$")
@@ -42,13 +42,33 @@ class VisionEncoderKind:
     read_settings: Callable[[Any], dict[str, Any]]
     renaming_rules: RenamingRules  # from open_clip's names; all of them apply, in order
     ignored_pattern: str  # names of weights that no hidden state depends on
-    num_class_tokens: int  # before the patches
-    feature_layer: int  # the hidden states that LLaVA models of this kind read
 
     @property
     def name(self) -> str:
         """Name of the model in transformers."""
         return self.model_class.__name__
+
+
+def load_openclip_encoder(
+    vision: str,
+    pretrained: str | None,
+    image_size: int | None,
+) -> tuple[Any, Any, tuple[str, ...]]:
+    """Return one of open_clip's encoders as a model of transformers, its image processor, notes.
+
+    `vision` and `pretrained` are as for `load_visual`; the model is float32. Raises ModelError.
+    """
+    visual: Any = load_visual(vision, pretrained)
+    settings, weights = convert_encoder(visual, vision)
+    preprocessing = dict(visual.preprocess_cfg)
+    if image_size is not None:
+        preprocessing["size"] = image_size
+    images = make_image_processor(preprocessing)
+
+    model = encoder_kind_of(visual, vision).model_class(settings)
+    live_names = {key.removeprefix("vision_model."): key for key in model.state_dict()}
+    model.load_state_dict({live_names[name]: weight for name, weight in weights.items()})
+    return model.eval(), images, ()
 
 
 def encoder_kind_of(visual: nn.Module, name: str) -> VisionEncoderKind:
@@ -206,7 +226,6 @@ _SIGLIP_RULES: RenamingRules = (
 # The head pools hidden states, which LLaVA reads before that.
 _HEADLESS_SIGLIP = partial(SiglipVisionConfig, vision_use_head=False)
 
-# LLaVA-1.5 drops the class token; LLaVA-OneVision takes all of SigLIP's tokens.
 ENCODER_KINDS = {
     "VisionTransformer": VisionEncoderKind(
         model_class=CLIPVisionModel,
@@ -214,8 +233,6 @@ ENCODER_KINDS = {
         read_settings=_read_clip_settings,
         renaming_rules=_CLIP_RULES,
         ignored_pattern=r"proj$",
-        num_class_tokens=1,
-        feature_layer=-2,
     ),
     "TimmModel": VisionEncoderKind(
         model_class=SiglipVisionModel,
@@ -223,7 +240,5 @@ ENCODER_KINDS = {
         read_settings=_read_siglip_settings,
         renaming_rules=_SIGLIP_RULES,
         ignored_pattern=r"trunk\.attn_pool\.|head\.",
-        num_class_tokens=0,
-        feature_layer=-1,
     ),
 }
