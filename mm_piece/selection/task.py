@@ -109,16 +109,11 @@ def select_for_task(
     shapes = _find_scorable_shapes(model, batches, select)
     sizes = {name: prod(shape) for name, shape in shapes.items()}
 
-    budgets = _drop_absent_groups(budgets_of(select), shapes)
-    whole = select_all(shapes, budgets)
+    whole = select_all(shapes, _drop_absent_groups(budgets_of(select), shapes))
     if whole is not None:
         return TaskSelection(whole, sizes, samples=0, stability={})
 
-    facts = {
-        **cache_key,
-        "seeds": seeds,
-        "samples": len(sample),
-    }
+    facts = {**cache_key, "seeds": seeds, "samples": len(sample)}
     file = cache.locate_mask_file(select, folder, facts)
     cached = distributed.broadcast(cache.read_mask(file))
     if cached is not None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from mm_piece.errors import ModelError
 
@@ -21,8 +22,19 @@ ImageTextPair = tuple[Image.Image, str]
 
 _BATCH_SIZE = 16
 _MIN_PAIRS = 16
+_SMALLEST_SPREAD = 1e-6  # of a feature that hardly varies
 # Ridge strengths that are tried, as shares of the features' total variance.
-_RIDGES = tuple(10.0**exponent for exponent in (-5, -4.5, -4, -3.5, -3, -2.5, -2, -1.5, -1))
+_RIDGES = (
+    1e-5,
+    3e-5,
+    1e-4,
+    3e-4,
+    1e-3,
+    3e-3,
+    1e-2,
+    3e-2,
+    1e-1,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +47,8 @@ class Features:
 
     def variance_along(self, directions: Tensor) -> Tensor:
         """Return the variance of tokens along each direction; `directions` is (features, n)."""
-        return (directions * (self.covariance @ directions)).sum(0)
+        spread = self.covariance @ directions
+        return (directions * spread).sum(0)
 
 
 def align_projector(model: Any, processor: Any, pairs: Iterable[ImageTextPair]) -> str:
@@ -51,17 +64,21 @@ def align_projector(model: Any, processor: Any, pairs: Iterable[ImageTextPair]) 
     features, texts = _compute_features(model, processor, pairs)
     targets = _embed_texts(model, processor, texts)  # (images, hidden)
     mean_target = targets.mean(0)
+    centered = targets - mean_target
 
     # standardised, so that one strength suits all features
-    spread = features.covariance.diagonal().sqrt().clamp_min(1e-6)
+    variances = features.covariance.diagonal()
+    spread = variances.sqrt().clamp_min(_SMALLEST_SPREAD)
     inputs = (features.pooled - features.mean) / spread
-    weight, left_out = _solve_ridge(inputs, targets - mean_target)
-    share = _share_of_nearest(left_out + mean_target, targets, texts)
+    weight, left_out = _solve_ridge(inputs, centered)
+    share = _share_of_nearest(left_out, centered, texts)
 
     # Ridge regression shrinks what it predicts; an image's tokens vary more than their mean.
     weight = weight / spread[:, None]  # (features, hidden)
-    expected = (targets - mean_target).pow(2).sum(1).mean()
-    gain = (expected / features.variance_along(weight).sum()).sqrt()
+    wanted = centered.pow(2).sum(1)
+    given = features.variance_along(weight)
+    gain = (wanted.mean() / given.sum()).sqrt()
+
     _write_projector(model, features, weight * gain, mean_target)
     return (
         f"the projector is solved from {len(texts)} pairs: the text of a left-out image is the "
@@ -88,39 +105,46 @@ def _compute_features(
     """Return what the projector reads of the images, and the texts; ModelError for too few."""
     texts: list[str] = []
     pooled: list[Tensor] = []
-    products: list[Tensor] = []
+    products = torch.zeros(())  # grows to (features, features)
     num_tokens = 0
 
     def collect(_: Any, inputs: tuple[Tensor, ...]) -> None:
-        nonlocal num_tokens
+        nonlocal products, num_tokens
         tokens = inputs[0].double()  # (images, tokens, features)
-        pooled.append(tokens.mean(1))
         flat = tokens.flatten(0, 1)
-        products.append(flat.T @ flat)
-        products[:] = [sum(products)]
+        pooled.append(tokens.mean(1))
+        products = products + flat.T @ flat
         num_tokens += len(flat)
 
-    hook = model.model.multi_modal_projector.register_forward_pre_hook(collect)
+    projector = model.model.multi_modal_projector
+    hook = projector.register_forward_pre_hook(collect)
     dtype = model.model.vision_tower.dtype
     try:
         remaining = iter(pairs)
         while batch := list(islice(remaining, _BATCH_SIZE)):
-            images = [image for image, _ in batch]
-            texts += [text for _, text in batch]
-            pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+            images = []
+            for image, text in batch:
+                images.append(image)
+                texts.append(text)
+            inputs = processor.image_processor(images, return_tensors="pt")
+            pixels = inputs["pixel_values"]
             model.model.get_image_features(pixels.to(dtype))
     finally:
         hook.remove()
 
-    if len(texts) < _MIN_PAIRS or len(set(texts)) < 2:
+    num_texts = len(set(texts))
+    if len(texts) < _MIN_PAIRS or num_texts < 2:
         raise ModelError(
-            f"a projector cannot be solved from {len(texts)} pairs with {len(set(texts))} texts; "
+            f"a projector cannot be solved from {len(texts)} pairs with {num_texts} texts; "
             f"it takes {_MIN_PAIRS} pairs, and more than one text"
         )
+
     means = torch.cat(pooled)
     mean = means.mean(0)
-    covariance = products[0] / num_tokens - mean[:, None] * mean
-    return Features(means, mean, covariance), texts
+    covariance = products / num_tokens
+    covariance -= torch.outer(mean, mean)
+    features = Features(means, mean, covariance)
+    return features, texts
 
 
 @torch.inference_mode()
@@ -134,9 +158,15 @@ def _embed_texts(
     rows = []
     for text in texts:
         # with a space before it, as a word within a sentence
-        ids = processor.tokenizer(f" {text.strip()}", add_special_tokens=False).input_ids
-        vectors = embedding(torch.tensor(ids))  # (tokens, hidden)
-        rows.append(vectors.double().mean(0))
+        encoded = processor.tokenizer(
+            f" {text.strip()}",
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+        ids = encoded["input_ids"][0]
+        vectors = embedding(ids)  # (tokens, hidden)
+        mean = vectors.double().mean(0)
+        rows.append(mean)
     return torch.stack(rows)
 
 
@@ -151,20 +181,25 @@ def _solve_ridge(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     energy = singular**2
 
     best_error = torch.inf
-    weight = left_out = targets
+    weight = targets
+    left_out = targets
     for share in _RIDGES:
-        ridge = share * energy.sum()
-        shrinkage = energy / (energy + ridge)
+        damped = energy + share * energy.sum()
+        kept = energy / damped
+
         # what a row contributes to its own prediction; the mean was estimated from it too
-        leverage = (left**2 * shrinkage).sum(1) + 1 / len(inputs)
-        fitted = left * shrinkage @ rotated
-        residual = (targets - fitted) / (1 - leverage)[:, None]
+        leverage = (left**2 * kept).sum(1)
+        leverage += 1 / len(inputs)
+        estimated = left * kept @ rotated
+        residual = targets - estimated
+        residual /= 1 - leverage[:, None]
 
         error = residual.pow(2).mean()
         if error < best_error:
             best_error = error
             left_out = targets - residual
-            weight = right.T * (singular / (energy + ridge)) @ rotated
+            inverse = right.T * (singular / damped)
+            weight = inverse @ rotated
     return weight, left_out
 
 
@@ -173,15 +208,18 @@ def _share_of_nearest(
     targets: Tensor,
     texts: Sequence[str],
 ) -> float:
-    """Return the share of rows whose own text is nearest, by the angle to the mean."""
+    """Return the share of rows whose own text is nearest by angle; both tensors are centered."""
     distinct = sorted(set(texts))
-    rows = torch.tensor([texts.index(text) for text in distinct])
-    mean = targets.mean(0)
-    known = torch.nn.functional.normalize(targets[rows] - mean)
-    found = torch.nn.functional.normalize(predicted - mean) @ known.T  # (rows, texts)
+    number_of = {text: number for number, text in enumerate(distinct)}
+    own = torch.tensor([number_of[text] for text in texts])
 
-    own = torch.tensor([distinct.index(text) for text in texts])
-    return float((found.argmax(1) == own).double().mean())
+    first_rows = [texts.index(text) for text in distinct]
+    known = normalize(targets[first_rows])
+    found = normalize(predicted)
+    nearest = (found @ known.T).argmax(1)  # (rows,)
+
+    is_right = nearest == own
+    return float(is_right.double().mean())
 
 
 @torch.no_grad()
@@ -198,17 +236,21 @@ def _write_projector(
     left keep what they read, and write nothing.
     """
     projector = model.model.multi_modal_projector
-    half = projector.linear_1.out_features // 2
+    reader = projector.linear_1
+    writer = projector.linear_2
+    half = reader.out_features // 2
+
     directions, strengths, outputs = torch.linalg.svd(weight, full_matrices=False)
     roots = strengths[:half].sqrt()
     first = directions[:, :half] * roots  # (features, units)
     second = outputs[:half] * roots[:, None]  # (units, hidden)
     bias = features.mean @ first
+    num_units = len(second)
 
-    projector.linear_2.weight.zero_()
+    writer.weight.zero_()
     for start, sign in ((0, 1), (half, -1)):
-        units = slice(start, start + first.shape[1])
-        projector.linear_1.weight[units] = sign * first.T
-        projector.linear_1.bias[units] = -sign * bias
-        projector.linear_2.weight[:, units] = sign * second.T
-    projector.linear_2.bias.copy_(mean_target)
+        units = slice(start, start + num_units)
+        reader.weight[units] = sign * first.T
+        reader.bias[units] = -sign * bias
+        writer.weight[:, units] = sign * second.T
+    writer.bias.copy_(mean_target)

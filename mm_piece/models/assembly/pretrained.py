@@ -85,15 +85,15 @@ def _fill_unread_parts(
     loaded: dict[str, Any],
 ) -> tuple[str, ...]:
     """Set the parts that no hidden state depends on to zero where the files lack them."""
-    missing = loaded["missing_keys"]
-    unread = [name for name in missing if name.startswith(_UNREAD_PARTS)]
+    missing = set(loaded["missing_keys"])
+    unread = {name for name in missing if name.startswith(_UNREAD_PARTS)}
     if not unread:
         return ()
 
     state = model.state_dict()
     for name in unread:
         state[name].zero_()
-    loaded["missing_keys"] = set(missing) - set(unread)
+    loaded["missing_keys"] = missing - unread
     return (f"the tower has no pooler of its own; {len(unread)} weights are zero, and not used",)
 
 
@@ -104,7 +104,9 @@ def read_edge(images: Any, source: str) -> int:
     """
     shapes = set()
     for size in ((96, 64), (64, 96)):
-        pixels = images(Image.new("RGB", size), return_tensors="pt")["pixel_values"]
+        image = Image.new("RGB", size)
+        inputs = images(image, return_tensors="pt")
+        pixels = inputs["pixel_values"]
         shapes.add(tuple(pixels.shape))
 
     shape = shapes.pop()

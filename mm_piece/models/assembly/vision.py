@@ -176,9 +176,9 @@ def _resize_positions(model: Any, edge: int) -> Any | None:
 
     config = copy.deepcopy(model.config)
     config.image_size = edge
-    fitted: Any = AutoModel.from_config(config)
-    fitted.load_state_dict(weights)
-    return fitted.eval()
+    adapted: Any = AutoModel.from_config(config)
+    adapted.load_state_dict(weights)
+    return adapted.eval()
 
 
 def _interpolate_table(
