@@ -103,7 +103,7 @@ def assemble(
         vision,
         language,
         to,
-        pairs=_iter_pairs(pairs, images) if pairs else None,
+        pairs=iter_pairs(pairs, images) if pairs else None,
         chat_template=chat_template.read_text(encoding="utf-8") if chat_template else None,
         **options,
     )
@@ -112,7 +112,7 @@ def assemble(
     echo(f"made {to} (mm-piece train RECIPE, with `base: {to}`)")
 
 
-def _iter_pairs(source: str, images: str | None) -> "Iterator[ImageTextPair]":
+def iter_pairs(source: str, images: str | None) -> "Iterator[ImageTextPair]":
     """Yield the image and the answer of each row; DataError for a row without one image."""
     from mm_piece.data import read
     from mm_piece.errors import DataError
