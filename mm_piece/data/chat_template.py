@@ -24,6 +24,7 @@ PLAIN_TEMPLATE = (
 # A text that comes out unchanged only where a template writes a text: Python's and JSON's ways of
 # writing a list both escape it.
 _PROBE = '\ue000"\ue000'
+_QUESTION_PROBE = "\ue001"
 # Some templates write today's date. A row must be the same tokens on every day, so they get one
 # day: the one that Llama's own templates name where they know none.
 _FIXED_DATE = date(2024, 7, 26)
@@ -111,6 +112,32 @@ def render_messages(
         if role != "system":
             raise ModelError(f"the base's chat template leaves out the {role}'s texts")
     return prepend_bos_token(text, tokenizer)
+
+
+def find_default_system_prompt(processor: Processor) -> str:
+    """Return the system text that the template writes where a conversation has none; "" for none.
+
+    Found by probes: what stands where a system text of ours would stand.
+    """
+    tokenizer = tokenizer_of(processor)
+    template = _fix_template_date(template_of(processor))
+    user_typed = bool(_choose_content_form("user", processor, template))
+    system_typed = bool(_choose_content_form("system", processor, template))
+    question = _make_turn("user", _QUESTION_PROBE, user_typed)
+    system = _make_turn("system", _PROBE, system_typed)
+
+    without = _try_render(tokenizer, template, [question]) or ""
+    given = _try_render(tokenizer, template, [system, question]) or ""
+    start, probe, rest = given.partition(_PROBE)
+    end, question_probe, _ = rest.partition(_QUESTION_PROBE)
+    written, _, _ = without.partition(_QUESTION_PROBE)
+    if not probe or not question_probe:
+        return ""
+
+    has_both_sides = written.startswith(start) and written.endswith(end)
+    if not has_both_sides or len(written) < len(start) + len(end):
+        return ""
+    return written.removeprefix(start).removesuffix(end).strip()
 
 
 def prepend_bos_token(text: str, tokenizer: Tokenizer) -> str:

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mm_piece.errors import PieceError
+from mm_piece.data.chat_template import find_default_system_prompt
+from mm_piece.data.processor import tokenizer_of
+from mm_piece.errors import PieceError, format_value
 from mm_piece.families import weights
 from mm_piece.models.base import (
     load_processor,
@@ -138,6 +140,15 @@ def _iter_base_notes(plan: Plan, parts: BaseParts) -> Iterator[str]:
                 f"{recipe.base}: nothing reads {len(unread)} tensors of its files, "
                 f"{unread[0]} first"
             )
+
+    system_prompt = find_default_system_prompt(parts.processor)
+    if system_prompt:
+        encoded = tokenizer_of(parts.processor)(system_prompt, add_special_tokens=False)
+        num_tokens = len(encoded["input_ids"])
+        yield (
+            f"the base's chat template begins every row without a system text with one of "
+            f"{num_tokens} tokens: {format_value(system_prompt, 100)}"
+        )
 
     files = pick_reading_options(recipe.model)
     ignored = find_ignored_settings(recipe.base, recipe.revision, **files)

@@ -31,6 +31,7 @@ from mm_piece.data import (
     tokenizer_of,
 )
 from mm_piece.data.answers import extract_answer, find_omitted_texts
+from mm_piece.data.chat_template import find_default_system_prompt
 from mm_piece.data.prompts import render_prompt, turn_end_token_of, turn_end_tokens_of
 from mm_piece.data.thoughts import THOUGHT_FIELDS, split_thoughts
 from mm_piece.errors import DataError, ModelError, PieceError
@@ -643,3 +644,19 @@ if __name__ == "__main__":  # every template in every family: minutes
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 print(template, kind, repr(error)[:600], place.name, place.lineno)
     print("wrong:", bad)
+
+
+# Templates that write a system text of their own where a row has none.
+SYSTEM_PROMPTS = {
+    "muse_glimmer": "You are a helpful AI assistant.\nKnowledge cutoff: 2026-01-04.",
+    "qwen2_5": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+    "qwen2_5_vl": "You are a helpful assistant.",
+}
+
+
+@pytest.mark.parametrize("stem", PUBLISHED)
+def test_a_template_s_own_system_prompt_is_found(stem):
+    processor = processor_with((_FOLDER / f"{stem}.jinja").read_text(), "llama")
+    expected = SYSTEM_PROMPTS.get(stem.removesuffix("_training"), "")
+    found = find_default_system_prompt(processor)
+    assert found.startswith(expected) and bool(found) == bool(expected)

@@ -146,3 +146,21 @@ def test_settings_that_transformers_refuses(base, tmp_path):
     for look in (find_ignored_settings, load_base):
         with pytest.raises(ModelError, match="^cannot load base .*max_new_tokens"):
             look(folder)
+
+
+def test_check_says_what_a_template_adds_to_every_row(base, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    template = folder / "chat_template.jinja"
+    words = "{{ 'system: be brief\n' if messages[0].role != 'system' }}"
+    given = "{{ 'system: ' ~ messages[0].content[0].text ~ '\n' if messages[0].role == 'system' }}"
+    rest = template.read_text().replace(
+        "for message in messages", "for message in messages if message.role != 'system'"
+    )
+    template.write_text(words + given + rest)
+    task = "{name: t, train: 'scenes:digits/train[:1]', test: 'scenes:digits/test[:1]'}"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{{base: '{folder}', store: '{tmp_path}/s', tasks: [{task}]}}")
+    (note,) = check(recipe, "select.density=0.1").notes
+    assert note.startswith("the base's chat template begins every row without a system text with")
+    assert note.endswith("tokens: 'be brief'")
