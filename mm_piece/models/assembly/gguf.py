@@ -11,7 +11,7 @@ from transformers.utils.hub import cached_file
 
 from mm_piece.dtypes import dtype_name
 from mm_piece.errors import ModelError
-from mm_piece.models.base import raising_model_error
+from mm_piece.models.base import raising_model_error, require_complete_load
 
 _SUFFIX = ".gguf"
 _PRE_TOKENIZER_FIELD = "tokenizer.ggml.pre"
@@ -60,9 +60,7 @@ def load_gguf(
             output_loading_info=True,
         )
     model, loaded = loading
-    missing = sorted(loaded["missing_keys"])
-    if missing:
-        raise ModelError(f"{source} lacks {len(missing)} weights, {missing[0]!r} among them")
+    require_complete_load(source, loaded)
 
     _forget_quantisation(model)
     model.to(dtype)

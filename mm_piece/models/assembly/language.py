@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AddedToken,
     AutoModelForCausalLM,
@@ -81,15 +81,6 @@ class LanguageModel:
         own = self.model.generation_config.eos_token_id  # None, one id, or several
         own_ids = own if isinstance(own, list) else [own]
         return sorted({self.tokenizer.eos_token_id, *own_ids} - {None})
-
-    def published_weights(self) -> dict[str, Tensor]:
-        """Return the weights under the published names of a LLaVA; a tied head is left out."""
-        named: dict[str, Tensor] = {}
-        for name, weight in self.model.base_model.state_dict().items():
-            named[f"language_model.model.{name}"] = weight
-        if not self.is_tied:
-            named["language_model.lm_head.weight"] = self.model.get_output_embeddings().weight
-        return named
 
     @property
     def is_tied(self) -> bool:
@@ -209,7 +200,12 @@ def _set_pad_token(tokenizer: Tokenizer, source: str) -> list[str]:
 
 
 def _set_chat_template(tokenizer: Tokenizer, given: str | None) -> list[str]:
-    """Set a chat template that takes typed content; return a note if there was none before."""
+    """Set a chat template that takes typed content; return a note if there was none before.
+
+    Raises ModelError for a given one that is empty.
+    """
+    if given is not None and not given.strip():
+        raise ModelError("the chat template is empty")
     own = given or base_template_of(tokenizer)
     tokenizer.chat_template = _FLATTEN_TEMPLATE + (own or _PLAIN_TEMPLATE)
     if own:

@@ -53,8 +53,8 @@ def load_openclip_encoder(
     vision: str,
     pretrained: str | None,
     image_size: int | None,
-) -> tuple[Any, Any, tuple[str, ...]]:
-    """Return one of open_clip's encoders as a model of transformers, its image processor, notes.
+) -> tuple[Any, Any]:
+    """Return one of open_clip's encoders as a model of transformers, and its image processor.
 
     `vision` and `pretrained` are as for `load_visual`; the model is float32. Raises ModelError.
     """
@@ -68,7 +68,7 @@ def load_openclip_encoder(
     model = encoder_kind_of(visual, vision).model_class(settings)
     live_names = {key.removeprefix("vision_model."): key for key in model.state_dict()}
     model.load_state_dict({live_names[name]: weight for name, weight in weights.items()})
-    return model.eval(), images, ()
+    return model.eval(), images
 
 
 def encoder_kind_of(visual: nn.Module, name: str) -> VisionEncoderKind:

@@ -69,8 +69,9 @@ def load_vision_encoder(
     the images in pixels, by default that of the image processor. An encoder that is made for one
     size gets a table of positions for this one, by bicubic interpolation. Raises ModelError.
     """
+    notes: tuple[str, ...] = ()
     if is_openclip_name(vision):
-        model, images, notes = load_openclip_encoder(vision, pretrained, image_size)
+        model, images = load_openclip_encoder(vision, pretrained, image_size)
     elif pretrained is not None:
         raise ModelError(f"{vision} brings its own weights; leave out {pretrained!r}")
     else:
@@ -78,7 +79,7 @@ def load_vision_encoder(
 
     edge = read_edge(images, vision)
     patch = _require_patches(model, edge, vision)
-    model, num_tokens = _fit_to_edge(model, edge, vision)
+    model, num_tokens = _fit_to_edge(model, edge, patch, vision)
 
     num_patches = (edge // patch) ** 2
     num_prefix_tokens = num_tokens - num_patches
@@ -97,7 +98,7 @@ def load_vision_encoder(
         patch_size=patch,
         num_patches=num_patches,
         num_prefix_tokens=num_prefix_tokens,
-        notes=tuple(notes),
+        notes=notes,
     )
 
 
@@ -122,14 +123,19 @@ def _require_patches(model: Any, edge: int, vision: str) -> int:
     return patch
 
 
-def _fit_to_edge(model: Any, edge: int, vision: str) -> tuple[Any, int]:
+def _fit_to_edge(
+    model: Any,
+    edge: int,
+    patch: int,
+    vision: str,
+) -> tuple[Any, int]:
     """Return the encoder for images of this edge, and its number of tokens for one.
 
     Raises ModelError for an encoder that needs more than pixels, or has no tokens.
     """
     num_tokens, problem = _count_tokens(model.config, edge)
     if num_tokens is None:
-        resized = _resize_positions(model, edge)
+        resized = _resize_positions(model, edge, patch)
         if resized is not None:
             model = resized
             num_tokens, problem = _count_tokens(model.config, edge)
@@ -157,7 +163,7 @@ def _count_tokens(config: Any, edge: int) -> tuple[int | None, str]:
     return shape[1], ""
 
 
-def _resize_positions(model: Any, edge: int) -> Any | None:
+def _resize_positions(model: Any, edge: int, patch: int) -> Any | None:
     """Return an encoder with its table of positions made for another edge; None without a table."""
     weights = model.state_dict()
     names = [name for name in weights if name.endswith(_POSITION_TABLES)]
@@ -165,7 +171,6 @@ def _resize_positions(model: Any, edge: int) -> Any | None:
     if len(names) != 1 or not isinstance(own_edge, int):
         return None
 
-    patch = model.config.patch_size
     table = weights[names[0]]  # (tokens, width), or (1, tokens, width)
     resized = _interpolate_table(
         table.flatten(0, -2),
